@@ -1,0 +1,31 @@
+# Everything runs inside .venv, which is made from pyproject.toml and constraints.txt and remade when either changes.
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUNS := runs
+
+.PHONY: test lint demo clean
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p freeprune
+
+demo: .venv/ready
+	rm -rf $(RUNS)/demo $(RUNS)/digits-cnn.safetensors
+	$(BIN)/freeprune train digits:cnn --data digits --epochs 15 --seed 0 --out $(RUNS)/digits-cnn.safetensors
+	$(BIN)/freeprune prune digits:cnn --weights $(RUNS)/digits-cnn.safetensors --data digits \
+	    --granularity channel --target macs=40% --strategy evolution --trials 300 --finetune-epochs 10 --seed 0 --out $(RUNS)/demo
+
+# mypy finds the package through .venv/src, since the repository root itself is the package.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	mkdir -p .venv/src && ln -sfn ../.. .venv/src/freeprune
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
