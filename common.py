@@ -1,11 +1,19 @@
-"""What the four folders share: the error class, the look-up of names in tables, the words of the seams."""
+"""What the four folders share: the error class, names in tables, and the candidate, which backends make and metrics run."""
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.func import functional_call
 
 Entry = TypeVar("Entry")
 
@@ -41,3 +49,95 @@ def nearest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
     return f"known: {', '.join(known)}"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+Inputs = tuple[Tensor, ...]
+"""What a network's forward pass takes, in order; the first dimension of each is the batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Calibration images and their labels.
+
+    Attributes:
+        inputs: usually one tensor `(N, C, H, W)`.
+        labels: `(N,)` class indices, or None where the data has none.
+    """
+
+    inputs: Inputs
+    labels: Tensor | None = None
+
+
+class Skeleton:
+    """A private copy of the dense network for candidates to run on: eval mode, no gradients.
+
+    Attributes:
+        network: the copy.
+        tensors: its parameters and buffers, by name.
+        statistics: the names of the running statistics of batch norm among them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        self._norms = list(norms.values())
+        self.statistics = frozenset(f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var"))
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[None]:
+        """Batch norm by the statistics of the batch, and no buffer to change: without stored ones it does so in eval mode."""
+        before = [(module._buffers["running_mean"], module._buffers["running_var"]) for module in self._norms]
+        try:
+            for module in self._norms:
+                module._buffers["running_mean"] = module._buffers["running_var"] = None
+            yield
+        finally:
+            for module, (mean, var) in zip(self._norms, before, strict=True):
+                module._buffers["running_mean"], module._buffers["running_var"] = mean, var
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pruned network that exists only as tensors over a shared skeleton, so that making one costs next to nothing.
+
+    Candidates of one backend share the skeleton: run them one after the other.
+
+    Attributes:
+        skeleton: the dense network's.
+        tensors: the masked or sliced parameters and buffers, by name; those not named are the skeleton's own.
+        attributes: sizes written into modules, as `(module, attribute, value)`; set while the candidate runs.
+    """
+
+    skeleton: Skeleton
+    tensors: Mapping[str, Tensor]
+    attributes: Sequence[tuple[nn.Module, str, Any]] = ()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The output in eval mode, except that batch norm uses the statistics of this batch and keeps none."""
+        with self.skeleton.batch_statistics():
+            return self.run({n: t for n, t in self.tensors.items() if n not in self.skeleton.statistics}, *inputs)
+
+    def run(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        """The output in eval mode with these tensors instead of the candidate's."""
+        before = [module.__dict__[name] for module, name, _ in self.attributes]
+        try:
+            for module, name, value in self.attributes:
+                module.__dict__[name] = value
+            return functional_call(self.skeleton.network, dict(tensors), inputs)
+        finally:
+            for (module, name, _), value in zip(self.attributes, before, strict=True):
+                module.__dict__[name] = value

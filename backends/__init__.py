@@ -1,1 +1,19 @@
-"""TODO"""
+"""What pruning does to a network. To add a granularity: write a class here and add its line to BACKENDS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Backend, Group
+from .channel import Channel
+from .criteria import CRITERIA, importance
+from .plan import Plan
+from .surgery import apply, masked
+from .weight import Weight
+
+BACKENDS: dict[str, Any] = {
+    "channel": Channel,
+    "weight": Weight,
+}
+
+__all__ = ["BACKENDS", "CRITERIA", "Backend", "Channel", "Group", "Plan", "Weight", "apply", "importance", "masked"]

@@ -1,0 +1,55 @@
+"""What every granularity offers: its groups, their cost, a candidate and a plan for any choice of kept units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import Candidate
+from .plan import Plan
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that share one rate.
+
+    Attributes:
+        name: the layer that stands for the group, the first that makes its channels or holds its weights.
+        units: how many there are.
+        minimum: how many must stay at least.
+        tied: what goes together, as `parameter[dimension]` names; one name where nothing is coupled.
+    """
+
+    name: str
+    units: int
+    minimum: int
+    tied: tuple[str, ...]
+
+
+class Backend(Protocol):
+    """One granularity of pruning, made for one network.
+
+    Attributes:
+        groups: in the order of the network; one entry of the rate vector each.
+    """
+
+    groups: tuple[Group, ...]
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        """Each cost `(P,)` of the networks that keep `kept` `(P, L)` units of each group."""
+
+    def candidate(self, kept: Counts) -> Candidate:
+        """The pruned network, ready to be scored, for `kept` `(L,)` units of each group."""
+
+    def plan(self, kept: Counts) -> Plan:
+        """Everything that turns the dense network into the pruned one."""
+
+
+def minimum_units(units: int, max_rate: float) -> int:
+    """The fewest units of a group that must stay: at least one, and no more than `max_rate` of them removed."""
+    return max(1, int(np.ceil(units * (1.0 - max_rate) - 1e-9)))

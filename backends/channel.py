@@ -1,0 +1,149 @@
+"""Granularity `channel`: whole channels are removed, with everything that depends on them.
+
+What is coupled is found by label tracing (`trace.py`); groups are as in `coupling.py`. A candidate runs sliced, so a network
+half the size costs half as much to score.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common import Candidate, FreePruneError, Inputs, Skeleton
+from .base import Counts, Group, minimum_units
+from .cost import SumOfProducts
+from .criteria import Importance
+from .plan import Attribute, Plan, structure_of
+from .repair import attributes, pruned, settle
+from .surgery import sliced
+from .trace import Mismatch, Trace, replay, trace
+
+
+class Channel:
+    """Removal of whole channels from one network.
+
+    Args:
+        network: the dense network; left as it is.
+        inputs: an example of what it takes; the batch may be of any size.
+        importance: what orders the channels within a group.
+        max_rate: at most this fraction of a group's units is removed; at least one unit stays.
+        round_to: so many channels are one unit; a width that is no multiple loses the remainder first.
+
+    Raises:
+        FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
+    """
+
+    default_max_rate = 0.9
+
+    def __init__(
+        self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, round_to: int = 1
+    ) -> None:
+        self._network = network
+        self._inputs = tuple(x[:1].to("meta") for x in inputs)
+        self._meta = copy.deepcopy(network).eval().to("meta")
+        dense = trace(self._meta, self._inputs)
+        self._coupling, self._repairs = settle(self._meta, self._inputs, dense)
+        self._round_to = round_to
+        self._order = [self._ordered(group.roots, importance) for group in self._coupling.groups]
+        self._skeleton = Skeleton(network)
+        self.groups = tuple(
+            Group(group.name, units := -(-group.roots.size // round_to), minimum_units(units, max_rate), _names(group.members))
+            for group in self._coupling.groups
+        )
+        if not any(group.units > group.minimum for group in self.groups):
+            raise FreePruneError(nothing_to_prune(dense, round_to))
+        self._costs = self._cost_model(dense)
+
+    def _ordered(self, roots: NDArray[np.int64], importance: Importance) -> NDArray[np.int64]:
+        """The positions of a group's classes, most important first."""
+        coupling = self._coupling
+        total = np.zeros(coupling.classes + 1)
+        start = coupling.position[roots[0]]
+        for leaf in coupling.trace.leaves:
+            if leaf.name in importance.elements:
+                position = coupling.position[leaf.start : leaf.start + leaf.size]
+                if ((position >= start) & (position < start + roots.size)).any():
+                    np.add.at(total, position, importance.along(leaf.name, leaf.dim))
+        score = importance.of_class(total[start : start + roots.size])
+        order: NDArray[np.int64] = start + np.argsort(-score, kind="stable")
+        return order
+
+    def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
+        coupling, groups = self._coupling, len(self.groups)
+        products = [(p.constant, [coupling.counts(ids) for ids in p.dims]) for p in dense.products]
+        leaves: dict[str, dict[int, tuple[int, NDArray[np.int64]]]] = {}
+        for leaf in dense.leaves:
+            ids = np.arange(leaf.start, leaf.start + leaf.size)
+            leaves.setdefault(leaf.name, {})[leaf.dim] = coupling.counts(ids)
+        weights = {p.weight for p in dense.products}
+
+        def term(name: str, parameter: Tensor) -> tuple[int, list[tuple[int, NDArray[np.int64]]]]:
+            dims = leaves.get(name, {})
+            return int(np.prod([n for d, n in enumerate(parameter.shape) if d not in dims])), list(dims.values())
+
+        parameters = dict(self._network.named_parameters())
+        return {
+            "macs": SumOfProducts(products, groups),
+            "params": SumOfProducts([term(n, p) for n, p in parameters.items()], groups),
+            "nonzero": SumOfProducts([term(n, p) for n, p in parameters.items() if n in weights], groups),
+        }
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        widths = np.diff(self._coupling.offsets)
+        channels = np.minimum(np.atleast_2d(kept) * self._round_to, widths)
+        return {name: cost(channels) for name, cost in self._costs.items()}
+
+    def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
+        classes = np.zeros(self._coupling.classes, bool)
+        for order, units in zip(self._order, kept, strict=True):
+            classes[order[: units * self._round_to]] = True
+        return classes
+
+    def candidate(self, kept: Counts) -> Candidate:
+        classes = self._kept_classes(kept)
+        indices = self._coupling.kept_indices(classes)
+        tensors = {name: sliced(self._skeleton.tensors[name], dims) for name, dims in indices.items()}
+        sizes = [(self._skeleton.network.get_submodule(a.module), a.name, a.value) for a in self._attributes(classes)]
+        return Candidate(self._skeleton, tensors, sizes)
+
+    def _attributes(self, classes: NDArray[np.bool_]) -> list[Attribute]:
+        return attributes(self._network, self._coupling, classes, self._repairs)
+
+    def plan(self, kept: Counts) -> Plan:
+        """The plan, certified: the pruned network was replayed against the trace of the dense one.
+
+        Raises:
+            FreePruneError: the certificate failed; the sentence names module and line.
+        """
+        classes = self._kept_classes(kept)
+        try:
+            smaller = pruned(self._meta, self._coupling, classes, self._repairs)
+            replay(smaller, self._inputs, self._coupling.trace, self._coupling.kept_nodes(classes))
+        except Mismatch as error:
+            op = self._coupling.trace.ops[error.index]
+            raise FreePruneError(
+                f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower --max-rate"
+            ) from error
+        return Plan(
+            granularity="channel",
+            structure=structure_of(self._network),
+            rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
+            kept=self._coupling.kept_indices(classes),
+            attributes=tuple(self._attributes(classes)),
+        )
+
+
+def _names(members: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    return tuple(f"{name}[{dim}]" for name, dim in members)
+
+
+def nothing_to_prune(dense: Trace, round_to: int) -> str:
+    """Why no group is left."""
+    if not any(product.weight for product in dense.products):
+        return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
+    where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
+    hint = f" or lower --round-to {round_to}" if round_to > 1 else ""
+    return f"the network has no channel that may be removed ({where}); use --granularity weight{hint}"

@@ -1,0 +1,521 @@
+"""What each kind of operator does to labels: one function per kind, one table from operator names to functions.
+
+A rule gets the tracer and the call and returns the labels of every output. It unites nodes that must go together and freezes
+those that must stay. Operators that are not in the table and not element-wise freeze everything that reaches them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .labels import Labels, Layer, along, collapse, left_padded, on_dim, reshaped, support
+
+if TYPE_CHECKING:
+    from .trace import Tracer
+
+
+class UnknownOperator(Exception):
+    """No rule says what happens to the labels."""
+
+
+@dataclass
+class Call:
+    """One operator at work. `call["dim"]` is the argument of that name in the operator's schema, or its default."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    outputs: list[Tensor]
+
+    def __getitem__(self, name: str) -> Any:
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else None)
+        return None
+
+    @property
+    def first(self) -> Tensor:
+        return self.tensors[0]
+
+    def dim(self, name: str = "dim") -> int:
+        """A dimension of the first tensor, counted from the left."""
+        return int(self[name]) % max(self.first.dim(), 1)
+
+
+Rule = Callable[["Tracer", Call], list[Labels]]
+
+
+def rule_for(call: Call) -> Rule:
+    """The rule of an operator; element-wise ones are known by their tag.
+
+    Raises:
+        UnknownOperator: there is none.
+    """
+    name = call.name
+    base = name[:-1] if name.endswith("_") and not name.startswith("__") else name
+    if base in RULES:
+        return RULES[base]
+    if torch.Tag.pointwise in call.func.tags:
+        return elementwise
+    if base.startswith("_scaled_dot_product"):
+        return attention
+    raise UnknownOperator(name)
+
+
+def others_empty(call: Call, labels: Labels) -> list[Labels]:
+    """The first output has these labels, further ones (statistics, indices, masks) none."""
+    return [labels] + [[] for _ in call.outputs[1:]]
+
+
+def rectangular(tracer: Tracer, layer: Layer) -> Layer:
+    """Tie all dimensions that a layer varies along but the last, so that whatever is removed leaves a box."""
+    layer = collapse(layer)
+    dims = support(layer)
+    if len(dims) < 2:
+        return layer
+    first = layer
+    for d in dims[:-1]:
+        first = np.take(first, [0], axis=d)
+    tracer.unite(layer, first)
+    return first
+
+
+def freeze_all(tracer: Tracer, layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        tracer.freeze(layer)
+
+
+def contract(tracer: Tracer, a: Labels, b: Labels) -> None:
+    """A sum over a pair of dimensions: their coordinates go together; where one side has no labels the other must stay."""
+    if not a or not b:
+        freeze_all(tracer, [*a, *b])
+    for x in a:
+        for y in b:
+            tracer.unite(x, y)
+
+
+def merge(tracer: Tracer, operands: Sequence[tuple[Sequence[int], Labels]], ndim: int) -> Labels:
+    """Element-wise combination with broadcasting: labels on the same dimensions are united."""
+    padded = [([1] * (ndim - len(shape)) + list(shape), [left_padded(x, ndim) for x in layers]) for shape, layers in operands]
+    result: dict[tuple[int, ...], Layer] = {}
+    for i, (_, layers) in enumerate(padded):
+        for layer in layers:
+            dims = set(support(layer))
+            for j, (shape, others) in enumerate(padded):
+                if i == j or all(shape[d] == 1 for d in dims):
+                    continue  # broadcast along what this layer varies along: any width fits
+                partners = [x for x in others if set(support(x)) & dims]
+                if not partners:
+                    tracer.freeze(layer)  # a constant of full width
+                for partner in partners:
+                    if j > i:
+                        tracer.unite(layer, partner)
+            result.setdefault(support(layer), layer)
+    return list(result.values())
+
+
+# Data movement
+
+
+def same(tracer: Tracer, call: Call) -> list[Labels]:
+    return others_empty(call, tracer.labels(call.first))
+
+
+def nothing(tracer: Tracer, call: Call) -> list[Labels]:
+    """The output takes only a size or a type from its input."""
+    return [[] for _ in call.outputs]
+
+
+def view(tracer: Tracer, call: Call) -> list[Labels]:
+    old, new = tuple(call.first.shape), tuple(call.outputs[0].shape)
+    if old == new:
+        return [tracer.labels(call.first)]
+    result = []
+    for layer in tracer.labels(call.first):
+        moved, split = reshaped(layer, old, new)
+        result.append(rectangular(tracer, moved) if split or len(support(moved)) > 1 else moved)
+    dims = [d for layer in result for d in support(layer)]
+    if len(set(dims)) < len(dims):
+        # Dimensions were merged: a frozen layer constrains nothing there, and would freeze its live neighbour later on.
+        result = [layer for layer in result if not tracer.is_frozen(layer)]
+    return [result]
+
+
+def permute(tracer: Tracer, call: Call) -> list[Labels]:
+    order = [d % call.first.dim() for d in call["dims"]]
+    return [[layer.transpose(order) for layer in tracer.labels(call.first)]]
+
+
+def transpose(tracer: Tracer, call: Call) -> list[Labels]:
+    if call.name.rstrip("_") == "t":
+        return [[layer.T for layer in tracer.labels(call.first)]]
+    return [[np.swapaxes(layer, call.dim("dim0"), call.dim("dim1")) for layer in tracer.labels(call.first)]]
+
+
+def unsqueeze(tracer: Tracer, call: Call) -> list[Labels]:
+    d = int(call["dim"])
+    d = d if d >= 0 else d + call.first.dim() + 1
+    return [[np.expand_dims(layer, d) for layer in tracer.labels(call.first)]]
+
+
+def squeeze(tracer: Tracer, call: Call) -> list[Labels]:
+    x, given = call.first, call["dim"]
+    dims = range(x.dim()) if given is None else [given] if isinstance(given, int) else given
+    gone = tuple(d % x.dim() for d in dims if x.shape[d] == 1)
+    return [[layer.squeeze(gone) for layer in tracer.labels(x)]]
+
+
+def expand(tracer: Tracer, call: Call) -> list[Labels]:
+    return [[left_padded(layer, call.outputs[0].dim()) for layer in tracer.labels(call.first)]]
+
+
+def repeat(tracer: Tracer, call: Call) -> list[Labels]:
+    times = call["repeats"]
+    layers = [left_padded(layer, len(times)) for layer in tracer.labels(call.first)]
+    return [[np.tile(x, [k if x.shape[d] > 1 else 1 for d, k in enumerate(times)]) for x in layers]]
+
+
+def take_slice(tracer: Tracer, call: Call) -> list[Labels]:
+    d = call.dim()
+    cut = (slice(None),) * d + (slice(call["start"], call["end"], call["step"]),)
+    return [[layer if layer.shape[d] == 1 else layer[cut] for layer in tracer.labels(call.first)]]
+
+
+def select(tracer: Tracer, call: Call) -> list[Labels]:
+    d = call.dim()
+    return [[np.take(x, 0 if x.shape[d] == 1 else call["index"], axis=d) for x in tracer.labels(call.first)]]
+
+
+def unbind(tracer: Tracer, call: Call) -> list[Labels]:
+    d = call.dim()
+    layers = tracer.labels(call.first)
+    return [[np.take(x, 0 if x.shape[d] == 1 else i, axis=d) for x in layers] for i in range(len(call.outputs))]
+
+
+def split(tracer: Tracer, call: Call) -> list[Labels]:
+    d = call.dim()
+    layers = tracer.labels(call.first)
+    result, start = [], 0
+    for piece in call.outputs:
+        stop = start + piece.shape[d]
+        result.append([x if x.shape[d] == 1 else np.take(x, range(start, stop), axis=d) for x in layers])
+        start = stop
+    return result
+
+
+def cat(tracer: Tracer, call: Call) -> list[Labels]:
+    """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
+    d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
+    pieces = [t for t in call["tensors"] if not (t.dim() == 1 and t.numel() == 0)]
+    labels = [tracer.labels(t) for t in pieces]
+    shapes = [list(t.shape) for t in pieces]
+    if call.name == "stack":
+        labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
+        shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
+    ndim = len(shapes[0])
+    joined = []
+    if any(x.shape[d] > 1 for layers in labels for x in layers):
+        parts = []
+        for layers in labels:
+            here = [x for x in layers if x.shape[d] > 1]
+            if len(here) > 1:
+                freeze_all(tracer, here)
+            parts.append(here[0] if len(here) == 1 else np.zeros([1] * ndim, np.int64))
+        box = [max(part.shape[k] for part in parts) for k in range(ndim)]
+        wide = [np.broadcast_to(p, [*box[:d], shape[d], *box[d + 1 :]]) for p, shape in zip(parts, shapes, strict=True)]
+        joined = [rectangular(tracer, np.concatenate(wide, axis=d))]
+    across = [(shape, [x for x in layers if x.shape[d] == 1]) for shape, layers in zip(shapes, labels, strict=True)]
+    return [joined + merge(tracer, across, ndim)]
+
+
+def roll(tracer: Tracer, call: Call) -> list[Labels]:
+    x, shifts, dims = call.first, call["shifts"], call["dims"]
+    if not dims:
+        raise UnknownOperator(call.name)
+    moves = [(s, d % x.dim()) for s, d in zip(shifts, dims, strict=True)]
+    result = []
+    for layer in tracer.labels(x):
+        for shift, d in moves:
+            layer = np.roll(layer, shift, d) if layer.shape[d] > 1 else layer
+        result.append(layer)
+    return [result]
+
+
+def flip(tracer: Tracer, call: Call) -> list[Labels]:
+    dims = [d % call.first.dim() for d in call["dims"]]
+    return [[np.flip(x, tuple(d for d in dims if x.shape[d] > 1)) for x in tracer.labels(call.first)]]
+
+
+def pad(tracer: Tracer, call: Call) -> list[Labels]:
+    """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to."""
+    amounts, ndim = call["pad"], call.first.dim()
+    result = []
+    for layer in tracer.labels(call.first):
+        for k in range(len(amounts) // 2):
+            d, before, after = ndim - 1 - k, amounts[2 * k], amounts[2 * k + 1]
+            if layer.shape[d] == 1:
+                continue
+            if support(layer) != (d,) or before < 0 or after < 0:
+                raise UnknownOperator(call.name)
+            layer = on_dim(np.concatenate([tracer.fresh(before), layer.ravel(), tracer.fresh(after)]), d, ndim)
+        result.append(layer)
+    return [result]
+
+
+def pad_copies(tracer: Tracer, call: Call) -> list[Labels]:
+    """Padding with copies of the border: only along dimensions without labels."""
+    padded = {call.first.dim() - 1 - k for k in range(len(call["padding"]) // 2)}
+    return [along_free(tracer, call.first, padded)]
+
+
+def index(tracer: Tracer, call: Call) -> list[Labels]:
+    """Indexing by integer tensors in neighbouring places: only along dimensions without labels."""
+    x, indices = call.first, call["indices"]
+    at = [d for d, i in enumerate(indices) if i is not None]
+    if at != list(range(at[0], at[-1] + 1)) or indices[at[0]].dtype == torch.bool:
+        raise UnknownOperator(call.name)
+    new = call.outputs[0].dim() - (x.dim() - len(at))
+    layers = along_free(tracer, x, set(at))
+    return [[y.reshape([*y.shape[: at[0]], *[1] * new, *y.shape[at[-1] + 1 :]]) for y in layers]]
+
+
+def along_free(tracer: Tracer, x: Tensor, dims: set[int]) -> Labels:
+    """The labels that do not vary along `dims`; the others are frozen."""
+    free = []
+    for layer in tracer.labels(x):
+        if set(support(layer)) & dims:
+            tracer.freeze(layer)
+        else:
+            free.append(layer)
+    return free
+
+
+# Arithmetic
+
+
+def elementwise(tracer: Tracer, call: Call) -> list[Labels]:
+    ndim = call.outputs[0].dim()
+    merged = merge(tracer, [(t.shape, tracer.labels(t)) for t in call.tensors], ndim)
+    return [merged for _ in call.outputs]
+
+
+def convolution(tracer: Tracer, call: Call) -> list[Labels]:
+    """Dense, grouped, depthwise and transposed convolution of any number of dimensions.
+
+    Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
+    group, and the number of groups stays.
+    """
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    transposed, groups = call["transposed"], call["groups"]
+    out = call.outputs[0]
+    places = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
+    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], weight)
+    if not any(map(tracer.labels, call.tensors)):
+        return [[]]
+    channels = []
+    for layer in tracer.labels(x):
+        if support(layer) == (1,):
+            channels.append(layer.ravel())
+        else:
+            tracer.freeze(layer)
+    kernels = tracer.labels(weight)
+    freeze_all(tracer, [layer for layer in kernels if support(layer) not in ((0,), (1,))])
+    rows, columns = along(kernels, 0), along(kernels, 1)
+    if transposed:
+        if groups != 1:
+            raise UnknownOperator(call.name)
+        rows, columns = columns, rows
+    if groups == 1:
+        contract(tracer, channels, columns)
+    else:
+        rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
+    if bias is not None:
+        contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
+    return [[on_dim(row, 1, out.dim()) for row in rows[:1]]]
+
+
+def _grouped(
+    tracer: Tracer, channels: Labels, rows: Labels, columns: Labels, groups: int, width_in: int, width_out: int
+) -> Labels:
+    if not channels:
+        freeze_all(tracer, [*rows, *columns])
+        return []
+    for channel in channels:
+        by_group = channel.reshape(groups, width_in // groups)
+        if width_in == groups:
+            contract(tracer, [by_group], [row.reshape(groups, width_out // groups) for row in rows])
+        else:
+            contract(tracer, [by_group], [column[None, :] for column in columns])
+    if width_in != groups:
+        for row in rows:
+            positions = row.reshape(groups, width_out // groups)
+            tracer.unite(positions, positions[:1])
+    return rows
+
+
+def matmul(tracer: Tracer, call: Call) -> list[Labels]:
+    """`mm` and `addmm`."""
+    a, b = call.tensors[-2:]
+    tracer.count(1, [(a, 0), (a, 1), (b, 1)], b)
+    left, right = tracer.labels(a), tracer.labels(b)
+    if not any(map(tracer.labels, call.tensors)):
+        return [[]]
+    contract(tracer, along(left, 1), along(right, 0))
+    freeze_all(tracer, [layer for layer in [*left, *right] if len(support(layer)) > 1])
+    result = [on_dim(x, 0, 2) for x in along(left, 0)[:1]] + [on_dim(x, 1, 2) for x in along(right, 1)[:1]]
+    if len(call.tensors) == 3:
+        bias, shape = call.first, call.outputs[0].shape
+        result = merge(tracer, [(shape, result), (bias.shape, tracer.labels(bias))], 2)
+    return [result]
+
+
+def batched_matmul(tracer: Tracer, call: Call) -> list[Labels]:
+    a, b = call.tensors
+    tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)])
+    left, right = tracer.labels(a), tracer.labels(b)
+    if not left and not right:
+        return [[]]
+    contract(tracer, along(left, 2), along(right, 1))
+    contract(tracer, along(left, 0), along(right, 0))
+    freeze_all(tracer, [layer for layer in [*left, *right] if len(support(layer)) > 1])
+    return [[x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]]
+
+
+def attention(tracer: Tracer, call: Call) -> list[Labels]:
+    """Scaled dot-product attention of `(batch, heads, tokens, width)` tensors."""
+    q, k, v = call["query"], call["key"], call["value"]
+    if q.dim() != 4:
+        raise UnknownOperator(call.name)
+    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (q, 3)])
+    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(v, 1), (v, 3)])
+    labels = [tracer.labels(t) for t in (q, k, v)]
+    contract(tracer, along(labels[0], 3), along(labels[1], 3))
+    for other in labels[1:]:
+        contract(tracer, along(labels[0], 1), along(other, 1))
+    for layers in labels:
+        freeze_all(tracer, [x for x in layers if support(x) not in ((1,), (3,))])
+    for extra in call.tensors[3:]:
+        freeze_all(tracer, tracer.labels(extra))
+    if call["scale"] is None:
+        freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
+    return others_empty(call, [x for x in labels[2] if support(x) in ((1,), (3,))])
+
+
+def batch_norm(tracer: Tracer, call: Call) -> list[Labels]:
+    merged = merge(
+        tracer, _with_channel_vectors(tracer, call, "weight", "bias", "running_mean", "running_var"), call.first.dim()
+    )
+    channels = along(merged, 1)
+    statistics = [channels if t.shape == call.first.shape[1:2] else [] for t in call.outputs[1:]]
+    return [merged, *statistics]
+
+
+def _with_channel_vectors(tracer: Tracer, call: Call, *names: str) -> list[tuple[Sequence[int], Labels]]:
+    """The input and the given vectors over its channels, as operands of `merge`."""
+    x = call["input"]
+    ones = [1] * (x.dim() - 2)
+    operands: list[tuple[Sequence[int], Labels]] = [(x.shape, tracer.labels(x))]
+    for vector in (call[name] for name in names):
+        if isinstance(vector, Tensor):
+            operands.append(([1, x.shape[1], *ones], [y.reshape([1, -1, *ones]) for y in tracer.labels(vector)]))
+    return operands
+
+
+def layer_norm(tracer: Tracer, call: Call) -> list[Labels]:
+    x = call["input"]
+    operands = [(tuple(x.shape), tracer.labels(x))]
+    for name in ("weight", "bias"):
+        if isinstance(call[name], Tensor):
+            operands.append((tuple(call[name].shape), tracer.labels(call[name])))
+    return others_empty(call, merge(tracer, operands, x.dim()))
+
+
+def group_norm(tracer: Tracer, call: Call) -> list[Labels]:
+    """The same positions go in every group of channels."""
+    x, groups = call["input"], call["group"]
+    for layer in tracer.labels(x):
+        if support(layer) != (1,):
+            tracer.freeze(layer)
+        elif groups > 1:
+            positions = layer.reshape(groups, -1)
+            tracer.unite(positions, positions[:1])
+    return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
+
+
+def reduction(tracer: Tracer, call: Call) -> list[Labels]:
+    x, given = call.first, call["dim"]
+    if given is None or given == []:
+        dims = set(range(x.dim()))
+    else:
+        dims = {d % x.dim() for d in ([given] if isinstance(given, int) else given)}
+    layers = along_free(tracer, x, dims)
+    if not call["keepdim"]:
+        layers = [layer.squeeze(tuple(dims)) for layer in layers]
+    return [layers for _ in call.outputs]
+
+
+def along_one_dim(tracer: Tracer, call: Call) -> list[Labels]:
+    """Softmax, cumulative sum, sort: mixes the coordinates of one dimension."""
+    layers = along_free(tracer, call.first, {call.dim()})
+    return [layers for _ in call.outputs]
+
+
+def spatial(tracer: Tracer, call: Call) -> list[Labels]:
+    """Pooling and resampling: mixes the dimensions after batch and channels."""
+    x = call.first
+    layers = along_free(tracer, x, set(range(2, x.dim())))
+    return [layers for _ in call.outputs]
+
+
+KINDS: list[tuple[Rule, str]] = [
+    (view, "view _unsafe_view reshape view_copy _reshape_alias"),
+    (same, "clone contiguous alias detach _to_copy lift_fresh dropout native_dropout zero fill"),
+    (same, "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli"),
+    (nothing, "new_zeros new_ones new_empty new_full new_empty_strided"),
+    (permute, "permute"),
+    (transpose, "transpose t"),
+    (unsqueeze, "unsqueeze"),
+    (squeeze, "squeeze"),
+    (expand, "expand"),
+    (repeat, "repeat"),
+    (take_slice, "slice"),
+    (select, "select"),
+    (unbind, "unbind"),
+    (split, "split split_with_sizes chunk"),
+    (cat, "cat stack"),
+    (roll, "roll"),
+    (flip, "flip"),
+    (pad, "constant_pad_nd"),
+    (
+        pad_copies,
+        "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
+    ),
+    (index, "index"),
+    (elementwise, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
+    (convolution, "convolution"),
+    (matmul, "mm addmm"),
+    (batched_matmul, "bmm"),
+    (batch_norm, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"),
+    (batch_norm, "cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
+    (layer_norm, "native_layer_norm"),
+    (group_norm, "native_group_norm"),
+    (reduction, "mean sum amax amin var var_mean std std_mean linalg_vector_norm norm max min argmax logsumexp prod"),
+    (along_one_dim, "_softmax softmax _log_softmax cumsum sort topk"),
+    (spatial, "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d"),
+    (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d"),
+    (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d"),
+    (spatial, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
+    (spatial, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
+]
+RULES: dict[str, Rule] = {name: rule for rule, names in KINDS for name in names.split()}

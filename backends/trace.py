@@ -1,0 +1,466 @@
+"""Label tracing: one forward pass that finds what must be removed together.
+
+Beside every tensor of an ordinary forward pass go labels (`labels.py`) that say which parameter coordinate each of its
+coordinates comes from. Data movement moves labels, element-wise operators unite them, products consume them (`rules.py`).
+What ends up united is a *class* and is removed as a whole. An operator without a rule freezes whatever reaches it, so what is
+not understood is merely not pruned.
+
+The same rules, run on the pruned network with the original node ids, give the *certificate*: every operator must produce what
+the dense one produced, restricted to the kept coordinates.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..common import FreePruneError
+from .labels import FROZEN, Labels, Layer, Shape, keep_masks, support
+from .rules import RULES, Call, UnknownOperator, rule_for
+
+TORCH_FOLDER = str(Path(torch.__file__).parent)
+THIS_FOLDER = str(Path(__file__).parent)
+
+# The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
+SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
+# Bookkeeping of the dispatcher, repeated or not as it likes: neither labelled nor counted.
+SILENT = {"detach", "lift_fresh", "_to_copy"}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One dimension of a parameter or buffer: its coordinates are the nodes `start` to `start + size`."""
+
+    name: str
+    dim: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
+
+    `weight` names the parameter that is the whole second operand, if one is.
+    """
+
+    constant: int
+    dims: tuple[Layer, ...]
+    weight: str | None
+
+
+@dataclass(frozen=True)
+class Op:
+    """What one operator of the forward pass saw and made."""
+
+    name: str
+    module: str
+    line: str
+    inputs: list[tuple[Shape, Labels]]
+    outputs: list[tuple[Shape, Labels]]
+    fresh: list[Layer]
+    floats: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
+
+
+@dataclass
+class Trace:
+    """The couplings of a network: nodes, what unites them, and the operators in order."""
+
+    leaves: list[Leaf] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    frozen: list[tuple[Layer, str]] = field(default_factory=list)
+    nodes: int = 1
+    _left: list[Layer] = field(default_factory=list)
+    _right: list[Layer] = field(default_factory=list)
+    _roots: NDArray[np.int64] | None = None
+
+    def new_nodes(self, count: int) -> Layer:
+        ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)
+        self.nodes += count
+        self._roots = None
+        return ids
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """Record that each pair of nodes must go together; shapes are broadcast."""
+        a, b = np.broadcast_arrays(a, b)
+        self._left.append(a.ravel())
+        self._right.append(b.ravel())
+        self._roots = None
+
+    def freeze(self, layer: Layer, why: str) -> None:
+        """Record that these nodes must stay, and why."""
+        self.frozen.append((layer.ravel(), why))
+        self.unite(layer, np.zeros(1, np.int64))
+
+    @property
+    def roots(self) -> NDArray[np.int64]:
+        """`(nodes,)`: the smallest node of each node's class; 0 for the frozen."""
+        if self._roots is None:
+            left = np.concatenate(self._left) if self._left else np.zeros(0, np.int64)
+            right = np.concatenate(self._right) if self._right else np.zeros(0, np.int64)
+            graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.nodes, self.nodes))
+            _, component = connected_components(graph, directed=False)
+            smallest = np.full(component.max() + 1, self.nodes, np.int64)
+            np.minimum.at(smallest, component, np.arange(self.nodes))
+            self._roots = smallest[component]
+        return self._roots
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return not self.roots[layer].any()
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs beside a forward pass and fills a `Trace`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self._labels: dict[int, Labels] = {}
+        self._alive: list[Tensor] = []  # labels are found by id(), so a labelled tensor must not be freed
+        self._modules: list[str] = []
+        self._fresh: list[Layer] = []
+        self._where = ""
+        self._names: dict[int, tuple[str, bool]] = {}
+        self._storages: dict[int, str] = {}
+        for name, parameter in network.named_parameters():
+            self._names[id(parameter)] = (name, True)
+            self._storages[parameter.untyped_storage()._cdata] = name
+        for name, buffer in network.named_buffers():
+            self._names[id(buffer)] = (name, False)
+        self._kernels = {id(m.weight) for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+        self._hooks = []
+        for name, module in network.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
+            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+
+    def _entering(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self._modules.append(name)
+
+        return hook
+
+    def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._modules.pop()
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._alive.clear()
+
+    # What the rules call
+
+    def labels(self, tensor: Any) -> Labels:
+        """The labels of a tensor; a parameter or one-dimensional buffer gets its nodes when it is first seen."""
+        if not isinstance(tensor, Tensor):
+            return []
+        known = self._labels.get(id(tensor))
+        if known is not None:
+            return known
+        if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
+            return []
+        name, is_parameter = self._names[id(tensor)]
+        if not is_parameter and tensor.dim() > 1:
+            return []  # masks and coordinate tables: constants
+        layers = []
+        for dim, size in enumerate(tensor.shape):
+            if id(tensor) in self._kernels and dim > 1:
+                continue  # kernel positions are no channels
+            ids = self._leaf(name, dim, size)
+            if ids.size > 1:
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                layers.append(ids.reshape(shape))
+        self._labels[id(tensor)] = layers
+        return layers
+
+    def _leaf(self, name: str, dim: int, size: int) -> Layer:
+        if size == 1:
+            return np.zeros(0, np.int64)
+        ids = self.trace.new_nodes(size)
+        self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))
+        return ids
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        self.trace.unite(a, b)
+
+    def freeze(self, layer: Layer) -> None:
+        self.trace.freeze(layer, self._where)
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return self.trace.is_frozen(layer)
+
+    def fresh(self, count: int) -> Layer:
+        """Nodes for coordinates that the operator itself makes, such as padding."""
+        ids = self.trace.new_nodes(count)
+        self._fresh.append(ids)
+        return ids
+
+    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
+        """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
+        ids = []
+        for tensor, dim in dims:
+            layers = [layer.ravel() for layer in self.labels(tensor) if support(layer) == (dim,)]
+            live = [layer for layer in layers if not self.is_frozen(layer)] if len(layers) > 1 else layers
+            ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
+        self.trace.products.append(Product(constant, tuple(ids), self._parameter(weight)))
+
+    def _parameter(self, weight: Tensor | None) -> str | None:
+        """The parameter that a weight operand is the whole of, be it transposed."""
+        if weight is None:
+            return None
+        name = self._storages.get(weight.untyped_storage()._cdata)
+        whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
+        return name if whole else None
+
+    # The pass itself
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
+        module, line = self._modules[-1] if self._modules else "", _line()
+        self._where = f"operator {name} in module {module or 'at the top'!r} ({line})"
+        self._fresh = []
+        self._before(name)
+        out = func(*args, **kwargs)
+        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        made = self._apply_rule(Call(name, func, args, kwargs, tensors, outs), inputs)
+        for tensor, layers in zip(outs, made, strict=True):
+            self._put(tensor, layers)
+        if name not in SILENT:
+            floats = tuple(a for a in tree_leaves((args, kwargs)) if isinstance(a, float))
+            results = [(tuple(t.shape), self._labels.get(id(t), [])) for t in outs]
+            self._after(Op(name, module, line, inputs, results, self._fresh, floats))
+        return out
+
+    def _apply_rule(self, call: Call, inputs: list[tuple[Shape, Labels]]) -> list[Labels]:
+        layers = [layer for _, labels in inputs for layer in labels]
+        if not layers:
+            if call.name in RULES:
+                RULES[call.name](self, call)  # products are counted also where nothing is labelled
+            return [[] for _ in call.outputs]
+        try:
+            return rule_for(call)(self, call)
+        except UnknownOperator:
+            for layer in layers:
+                self.freeze(layer)
+            return [[] for _ in call.outputs]
+
+    def _put(self, tensor: Tensor, layers: Labels) -> None:
+        known = self._labels.get(id(tensor))
+        if known:
+            return  # in place: the rule has united its labels with the operands'
+        if known is not None and layers:
+            # Labelled data written into a tensor without labels, perhaps a view of another that would not learn of it.
+            for layer in layers:
+                self.freeze(layer)
+            layers = []
+        self._labels[id(tensor)] = [layer for layer in layers if layer.size > 1]
+        self._alive.append(tensor)
+
+    def _before(self, name: str) -> None:
+        """Called ahead of each operator."""
+
+    def _after(self, op: Op) -> None:
+        self.trace.ops.append(op)
+
+
+class Mismatch(Exception):
+    """The pruned network does something else than the dense one, restricted to what is kept."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(what)
+        self.index = index  # the operator of the dense trace at which it shows
+
+
+class Replay(Tracer):  # type: ignore[no-untyped-call]
+    """Runs beside the pruned network's forward pass and holds it against the dense trace, operator by operator.
+
+    The nodes keep their dense ids. If every operator gives the dense labels restricted to the kept nodes, then every
+    coordinate of the pruned network is the coordinate of the dense one that it should be.
+    """
+
+    def __init__(self, network: nn.Module, dense: Trace, kept: NDArray[np.bool_]) -> None:
+        super().__init__(network)
+        self.dense, self.kept = dense, kept
+        self.index = 0
+        self._ids = {(leaf.name, leaf.dim): leaf for leaf in dense.leaves}
+
+    def _leaf(self, name: str, dim: int, size: int) -> Layer:
+        leaf = self._ids.get((name, dim))
+        if leaf is None:
+            return np.zeros(size, np.int64)
+        ids = np.arange(leaf.start, leaf.start + leaf.size)
+        ids = ids[self.kept[ids]]
+        if ids.size != size:
+            raise Mismatch(self.index, f"{name} has size {size} on dimension {dim}, expected {ids.size}")
+        return ids
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """The dense trace holds what is united; that operands line up follows from their labels."""
+
+    def freeze(self, layer: Layer) -> None:
+        """Decided in the dense trace."""
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return self.dense.is_frozen(layer)
+
+    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
+        """Costs come from the dense trace."""
+
+    def fresh(self, count: int) -> Layer:
+        made = self.dense.ops[self.index].fresh[len(self._fresh)]
+        ids = made[self.kept[made]]
+        if ids.size != count:
+            raise Mismatch(self.index, f"it makes {count} coordinates, expected {ids.size}")
+        self._fresh.append(ids)
+        return ids
+
+    def _before(self, name: str) -> None:
+        if name in SILENT:
+            return
+        if self.index >= len(self.dense.ops):
+            raise Mismatch(len(self.dense.ops) - 1, f"the pruned network runs a further operator, {name}")
+        expected = self.dense.ops[self.index].name
+        if SYNONYMS.get(name, name) != SYNONYMS.get(expected, expected):
+            raise Mismatch(self.index, f"the pruned network runs {name} instead of {expected}")
+
+    def _after(self, op: Op) -> None:
+        dense = self.dense.ops[self.index]
+        if dense.floats != op.floats:
+            raise Mismatch(self.index, f"the number {_first_difference(dense.floats, op.floats)} is computed from a size")
+        for (shape, labels), (got_shape, got_labels) in zip(dense.outputs, op.outputs, strict=True):
+            masks = keep_masks(shape, labels, self.kept)
+            if masks is None:
+                raise Mismatch(self.index, "what is kept is not rectangular")
+            expected = tuple(int(mask.sum()) for mask in masks)
+            if got_shape != expected:
+                raise Mismatch(self.index, f"the result has shape {got_shape}, expected {expected}")
+            if self._live(_restricted(labels, masks)) != self._live(got_labels):
+                raise Mismatch(self.index, "the result holds other channels than expected")
+        self.index += 1
+
+    def _live(self, labels: Labels) -> set[tuple[Shape, bytes]]:
+        """Layers in a form that compares; frozen ones say nothing, since their nodes are always there."""
+        return {(x.shape, x.tobytes()) for x in map(np.ascontiguousarray, labels) if x.size > 1 and not self.is_frozen(x)}
+
+    def finish(self) -> None:
+        if self.index != len(self.dense.ops):
+            raise Mismatch(self.index, "the pruned network stops before this operator")
+
+
+def _first_difference(a: tuple[float, ...], b: tuple[float, ...]) -> str:
+    return next((f"{x:g} (now {y:g})" for x, y in zip(a, b, strict=False) if x != y), "of its arguments")
+
+
+def _restricted(labels: Labels, masks: list[NDArray[np.bool_]]) -> Labels:
+    result = []
+    for layer in labels:
+        for dim in support(layer):
+            layer = np.compress(masks[dim], layer, axis=dim)
+        result.append(layer)
+    return result
+
+
+def _line() -> str:
+    """The source line outside torch and the tracer from which the current operator was called."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((TORCH_FOLDER, THIS_FOLDER)):
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "torch"
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Switches off fused fast paths that hide several operators in one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
+    """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
+
+    Args:
+        network: on the meta device, so that nothing is computed, or on any other where its forward pass needs values.
+        inputs: what the forward pass takes, on the same device; the first dimension is the batch.
+
+    Raises:
+        FreePruneError: the network rejects the inputs.
+    """
+    network = copy.deepcopy(network).eval()
+    tracer = Tracer(network)
+    try:
+        with torch.no_grad(), plain_kernels(), tracer:
+            output = network(*inputs)
+    except Exception as error:
+        shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+        raise FreePruneError(
+            f"the network rejects an input of shape {shapes}: {_sentence(error)}; "
+            "give data of the shape that the network was trained on"
+        ) from error
+    finally:
+        for tensor in (t for t in tree_leaves(locals().get("output")) if isinstance(t, Tensor)):
+            tracer._where = "the network's output"
+            for layer in tracer.labels(tensor):
+                tracer.freeze(layer)
+        tracer.close()
+    return tracer.trace
+
+
+def replay(network: nn.Module, inputs: tuple[Tensor, ...], dense: Trace, kept: NDArray[np.bool_]) -> None:
+    """Certify a pruned network against the trace of the dense one.
+
+    Args:
+        network: the pruned network; left as it is.
+        inputs: as for `trace`.
+        dense: the trace of the dense network.
+        kept: `(nodes,)`: which nodes the pruned network kept.
+
+    Raises:
+        Mismatch: the first operator that does not do what the dense one did.
+    """
+    tracer = Replay(network, dense, kept)
+    try:
+        with torch.no_grad(), plain_kernels(), tracer:
+            network(*inputs)
+        tracer.finish()
+    except Mismatch:
+        raise
+    except Exception as error:
+        raise Mismatch(min(tracer.index, len(dense.ops) - 1), _sentence(error)) from error
+    finally:
+        tracer.close()
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error's text, or its class."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+__all__ = ["FROZEN", "Leaf", "Mismatch", "Op", "Product", "Trace", "replay", "trace"]

@@ -1,0 +1,50 @@
+"""Synaptic flow (Tanaka et al. 2020): a score that reads no data."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..common import Batch, Candidate
+from .base import MetricError, Reference
+
+
+def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """Synaptic flow: how much signal the kept weights let through.
+
+    `log sum_k R_k(1)`: every weight by its absolute value, an input of ones, the outputs added up.
+
+    Args:
+        candidate: the pruned network; left bit for bit unchanged.
+        dense: not read.
+        batch: only the shapes past N, the type and the device of the images are read.
+
+    Returns:
+        Log of the flow in nats. Higher is better. Comparable only between prunings of one network; `-inf` where no signal
+        gets through.
+
+    Raises:
+        MetricError: the network has no parameter of two or more dimensions.
+
+    Source: arXiv:2006.05467, eq. 3, whose sum over parameters of `dR/dw * w` equals R for each layer.
+    Differs: batch norm is folded into the weights (its factor `|scale| / deviation` stays, its shift does not), biases are
+    left out, and we take the log, since a product over depth is unhandy.
+    """
+    tensors = {**candidate.skeleton.tensors, **candidate.tensors}
+    if not any(t.dim() > 1 and isinstance(candidate.skeleton.tensors[n], nn.Parameter) for n, t in tensors.items()):
+        raise MetricError("synflow needs weights of two or more dimensions, and the network has none; use --metric freeprune")
+    linear = {name: _linearised(name, t) for name, t in tensors.items() if t.is_floating_point()}
+    ones = tuple(torch.ones_like(x[:1], dtype=torch.float64) for x in batch.inputs)
+    with torch.no_grad():
+        flow = float(candidate.run(linear, *ones).sum())
+    if not math.isfinite(flow):
+        raise MetricError("the synaptic flow is too large for a number, since the network is very deep; use --metric freeprune")
+    return math.log(flow) if flow > 0 else float("-inf")
+
+
+def _linearised(name: str, tensor: Tensor) -> Tensor:
+    """Absolute values, and no shift: with the stored variances, batch norm is then a positive factor for each channel."""
+    shift = name.rpartition(".")[2] in ("bias", "running_mean")
+    return torch.zeros_like(tensor, dtype=torch.float64) if shift else tensor.double().abs()
