@@ -1,1 +1,11 @@
-"""FreePrune."""
+"""FreePrune: automatic pruning of trained PyTorch networks.
+
+Rates are searched with a score that needs no training; the winner is pruned, fine-tuned once, exported to ONNX and verified.
+"""
+
+from .common import FreePruneError
+from .engine.folder import load
+from .engine.run import Result, prune
+from .engine.training import Recipe
+
+__all__ = ["FreePruneError", "Recipe", "Result", "load", "prune"]

@@ -259,18 +259,20 @@ def flip(tracer: Tracer, call: Call) -> list[Labels]:
 
 def pad(tracer: Tracer, call: Call) -> list[Labels]:
     """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to."""
-    amounts, ndim = call["pad"], call.first.dim()
-    result = []
-    for layer in tracer.labels(call.first):
-        for k in range(len(amounts) // 2):
-            d, before, after = ndim - 1 - k, amounts[2 * k], amounts[2 * k + 1]
-            if layer.shape[d] == 1:
-                continue
-            if support(layer) != (d,) or before < 0 or after < 0:
-                raise UnknownOperator(call.name)
-            layer = on_dim(np.concatenate([tracer.fresh(before), layer.ravel(), tracer.fresh(after)]), d, ndim)
-        result.append(layer)
-    return [result]
+    x, amounts = call.first, call["pad"]
+    layers = tracer.labels(x)
+    for k in range(len(amounts) // 2):
+        d, before, after = x.dim() - 1 - k, amounts[2 * k], amounts[2 * k + 1]
+        if not tracer.varies(x, d):
+            continue
+        here = [layer for layer in layers if d in support(layer)]
+        if before < 0 or after < 0 or any(support(layer) != (d,) for layer in here):
+            raise UnknownOperator(call.name)
+        inner = here[0].ravel() if here else np.zeros(x.shape[d], np.int64)
+        freeze_all(tracer, here[1:])
+        wide = on_dim(np.concatenate([tracer.fresh(before), inner, tracer.fresh(after)]), d, x.dim())
+        layers = [layer for layer in layers if d not in support(layer)] + [wide]
+    return [layers]
 
 
 def pad_copies(tracer: Tracer, call: Call) -> list[Labels]:
@@ -511,7 +513,7 @@ KINDS: list[tuple[Rule, str]] = [
     (layer_norm, "native_layer_norm"),
     (group_norm, "native_group_norm"),
     (reduction, "mean sum amax amin var var_mean std std_mean linalg_vector_norm norm max min argmax logsumexp prod"),
-    (along_one_dim, "_softmax softmax _log_softmax cumsum sort topk"),
+    (along_one_dim, "_softmax _safe_softmax softmax _log_softmax cumsum sort topk"),
     (spatial, "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d"),
     (spatial, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d"),
     (spatial, "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d"),

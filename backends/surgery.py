@@ -35,12 +35,16 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def masked(network: nn.Module, plan: Plan) -> nn.Module:
-    """The dense network with zeros where the plan removes something, batch-norm scale and shift included.
+    """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
     A removed channel then contributes exactly nothing, so this computes what the pruned network computes.
     """
     check_structure(network, plan)
     network = copy.deepcopy(network)
+    for path, module in list(network.named_modules()):
+        kept = plan.kept.get(f"{path}.weight", {}).get(0)
+        if kept is not None and isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            network.set_submodule(path, _KeptNorm(module, kept))
     parameters = dict(network.named_parameters())
     with torch.no_grad():
         for name, dims in plan.kept.items():
@@ -52,6 +56,27 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
         for name, mask in plan.masks.items():
             parameters[name].mul_(mask.to(parameters[name].device))
     return network
+
+
+class _KeptNorm(nn.Module):
+    """Layer or group norm with statistics over the kept coordinates alone, as the pruned network has them."""
+
+    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm, kept: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.kept = torch.from_numpy(kept)
+        self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = -1 if self.groups is None else 1
+        kept = self.kept.to(x.device)
+        weight, bias = (None if v is None else v[kept] for v in (self.weight, self.bias))
+        inner = x.index_select(dim, kept)
+        if self.groups is None:
+            inner = nn.functional.layer_norm(inner, (kept.numel(),), weight, bias, self.eps)
+        else:
+            inner = nn.functional.group_norm(inner, self.groups, weight, bias, self.eps)
+        return torch.zeros_like(x).index_copy(dim, kept, inner)
 
 
 def shrink(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> None:

@@ -207,6 +207,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
 
+    def varies(self, tensor: Tensor, dim: int) -> bool:
+        """Whether the labels of the current operator's first tensor vary along a dimension."""
+        return any(dim in support(layer) for layer in self.labels(tensor))
+
     def fresh(self, count: int) -> Layer:
         """Nodes for coordinates that the operator itself makes, such as padding."""
         ids = self.trace.new_nodes(count)
@@ -249,7 +253,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in SILENT:
             floats = tuple(a for a in tree_leaves((args, kwargs)) if isinstance(a, float))
             results = [(tuple(t.shape), self._labels.get(id(t), [])) for t in outs]
-            self._after(Op(name, module, line, inputs, results, self._fresh, floats))
+            self._after(Op(name, module, line, inputs, results, self._fresh, floats), outs)
         return out
 
     def _apply_rule(self, call: Call, inputs: list[tuple[Shape, Labels]]) -> list[Labels]:
@@ -280,7 +284,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _before(self, name: str) -> None:
         """Called ahead of each operator."""
 
-    def _after(self, op: Op) -> None:
+    def _after(self, op: Op, outs: list[Tensor]) -> None:
+        """Called behind each operator, with what it made."""
         self.trace.ops.append(op)
 
 
@@ -327,6 +332,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
         """Costs come from the dense trace."""
 
+    def varies(self, tensor: Tensor, dim: int) -> bool:
+        """In the dense network, since a dimension of size 1 does not show it."""
+        return any(dim in support(layer) for layer in self.dense.ops[self.index].inputs[0][1])
+
     def fresh(self, count: int) -> Layer:
         made = self.dense.ops[self.index].fresh[len(self._fresh)]
         ids = made[self.kept[made]]
@@ -344,28 +353,55 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         if SYNONYMS.get(name, name) != SYNONYMS.get(expected, expected):
             raise Mismatch(self.index, f"the pruned network runs {name} instead of {expected}")
 
-    def _after(self, op: Op) -> None:
+    def _after(self, op: Op, outs: list[Tensor]) -> None:
         dense = self.dense.ops[self.index]
         if dense.floats != op.floats:
             raise Mismatch(self.index, f"the number {_first_difference(dense.floats, op.floats)} is computed from a size")
-        for (shape, labels), (got_shape, got_labels) in zip(dense.outputs, op.outputs, strict=True):
+        narrow = any(self._narrowed(shape, labels) for shape, labels in [*dense.inputs, *dense.outputs])
+        for tensor, (shape, labels), (got_shape, got) in zip(outs, dense.outputs, op.outputs, strict=True):
             masks = keep_masks(shape, labels, self.kept)
             if masks is None:
                 raise Mismatch(self.index, "what is kept is not rectangular")
-            expected = tuple(int(mask.sum()) for mask in masks)
-            if got_shape != expected:
-                raise Mismatch(self.index, f"the result has shape {got_shape}, expected {expected}")
-            if self._live(_restricted(labels, masks)) != self._live(got_labels):
+            sizes = tuple(int(mask.sum()) for mask in masks)
+            if got_shape != sizes:
+                raise Mismatch(self.index, f"the result has shape {got_shape}, expected {sizes}")
+            expected = self._live(_restricted(labels, masks))
+            if not _agree(expected, self._live(got), narrow):
                 raise Mismatch(self.index, "the result holds other channels than expected")
+            self._labels[id(tensor)] = expected
         self.index += 1
 
-    def _live(self, labels: Labels) -> set[tuple[Shape, bytes]]:
-        """Layers in a form that compares; frozen ones say nothing, since their nodes are always there."""
-        return {(x.shape, x.tobytes()) for x in map(np.ascontiguousarray, labels) if x.size > 1 and not self.is_frozen(x)}
+    def _narrowed(self, shape: Shape, labels: Labels) -> bool:
+        """Whether a labelled dimension has shrunk to size 1, where labels no longer show what varies."""
+        masks = keep_masks(shape, labels, self.kept)
+        return masks is not None and any(masks[d].sum() == 1 for layer in labels for d in support(layer))
+
+    def _live(self, labels: Labels) -> Labels:
+        """Without the frozen layers, which say nothing: their nodes are always there."""
+        return [layer for layer in labels if layer.size > 1 and not self.is_frozen(layer)]
 
     def finish(self) -> None:
         if self.index != len(self.dense.ops):
             raise Mismatch(self.index, "the pruned network stops before this operator")
+
+
+def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:
+    """Whether labels are the same.
+
+    After a dimension of size 1 (`narrow`) layers may be missing and ids unknown (0): one coordinate cannot be misplaced. What
+    is known must still agree.
+    """
+    if not narrow and len(expected) != len(got):
+        return False
+    by_shape = {layer.shape: layer for layer in expected}
+    for layer in got:
+        other = by_shape.get(layer.shape)
+        if other is None:
+            if not narrow:
+                return False
+        elif not ((layer == other) | (narrow & (layer == FROZEN))).all():
+            return False
+    return True
 
 
 def _first_difference(a: tuple[float, ...], b: tuple[float, ...]) -> str:

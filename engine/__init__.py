@@ -1,1 +1,1 @@
-"""TODO"""
+"""A run, from model to result: what a user calls. Knows `search`, `metrics` and `backends`, which do not know each other."""

@@ -1,0 +1,208 @@
+"""The command line: options in, tables out, errors as one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..common import FreePruneError, nearest
+
+
+class OneSentence(click.Group):
+    """Errors go to stderr as one line, with exit status 2 and no traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as request:
+            sys.exit(request.exit_code)
+        except click.ClickException as error:
+            _fail(" ".join(error.format_message().split()))
+        except FreePruneError as error:
+            _fail(str(error))
+        except (KeyboardInterrupt, click.Abort):
+            print("freeprune: interrupted; every finished trial is kept, go on with --resume", file=sys.stderr)  # noqa: T201
+            sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print(f"freeprune: error: {sentence}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+@click.group(cls=OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="freeprune")
+def main() -> None:
+    """Make a trained PyTorch network smaller: rates searched without training, real surgery, verified ONNX."""
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `train` and `prune` share."""
+    for option in reversed(
+        [
+            click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, digits, or package.module:callable."),
+            click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .pt or .pth file to start from."),
+            click.option("--mean", help="Mean per channel, such as 0.485,0.456,0.406."),
+            click.option("--std", help="Standard deviation per channel."),
+            click.option("--image-size", type=int, help="Scale and crop the images of a folder to this many pixels."),
+            click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn."),
+            click.option("--threads", type=int, help="Threads that torch computes with."),
+            click.option("--learning-rate", type=float, help="Of the training; has a sensible default."),
+            click.option("--batch-size", type=int, help="Of the training; has a sensible default."),
+            click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("model")
+@_training_options
+@click.option("--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k.")
+@click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit.")
+@click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
+@click.option("--metric", default="freeprune", show_default=True, help="What scores them.")
+@click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer: l1, l2, taylor.")
+@click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored.")
+@click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
+@click.option("--round-to", default=1, show_default=True, help="Remove channels in steps of so many.")
+@click.option("--calibration-images", default=256, show_default=True, help="Training images that scores are computed on.")
+@click.option("--finetune-epochs", type=float, help="Passes over the training images; 0 skips fine-tuning.  [default: 1]")
+@click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
+@click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
+@click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1.")
+@click.option("--latency-batch", default=32, show_default=True, help="Images at a time in the latency measurement.")
+@click.option("--latency-threads", default=1, show_default=True, help="Threads of the latency measurement.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for everything the run writes.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+def prune(model: str, **options: Any) -> None:
+    """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
+
+    MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
+    path/to/file.py:callable.
+    """
+    from . import display, run
+    from .models import resolve
+
+    _set_threads(options["threads"])
+    data = _load_data(options)
+    finetune: Any = _recipe(options, options["finetune_epochs"], options["finetune_images"])
+    if options["function"] is not None:
+        finetune = resolve(options["function"])
+    passed = ("granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "calibration_images",
+              "latency_batch", "latency_threads", "weights", "out", "resume", "force")  # fmt: skip
+    with display.bars(quiet=options["as_json"]) as progress:
+        result = run.prune(
+            model,
+            data,
+            target=options["targets"],
+            finetune=finetune,
+            progress=progress,
+            **{name: options[name] for name in passed},
+        )
+    if options["as_json"]:
+        click.echo(json.dumps(result.summary))
+    else:
+        display.print_result(result)
+
+
+@main.command()
+@click.argument("model")
+@_training_options
+@click.option("--epochs", default=10.0, show_default=True, help="Passes over the training images.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to write.")
+def train(model: str, **options: Any) -> None:
+    """Train MODEL, or adapt it with --weights, and save its weights."""
+    from . import display, training
+    from .folder import save_weights
+    from .models import load_model, load_weights
+
+    out: Path = options["out"]
+    if out.suffix != ".safetensors":
+        raise FreePruneError(f"--out {out} must end in .safetensors")
+    _set_threads(options["threads"])
+    network = load_model(model)
+    if options["weights"] is not None:
+        network = load_weights(network, options["weights"])
+    data = _load_data(options)
+    recipe = _recipe(options, options["epochs"], None, augment=data.augment)
+    with display.bars(quiet=options["as_json"]) as progress:
+        trained = training.train(
+            network,
+            data.train,
+            recipe,
+            seed=options["seed"],
+            collate=data.collate,
+            progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
+        )
+    accuracy = training.accuracy(trained, data.test, collate=data.collate)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(trained, out)
+    summary = {"accuracy": accuracy, "weights": str(out)}
+    click.echo(json.dumps(summary) if options["as_json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
+
+
+@main.command("list")
+@click.argument("what", metavar="metrics|strategies|granularities|criteria")
+def list_(what: str) -> None:
+    """Say what there is, one line each, the name first."""
+    from ..backends import BACKENDS, CRITERIA
+    from ..metrics import METRICS
+    from ..search import STRATEGIES
+
+    tables: dict[str, dict[str, Any]] = {
+        "metrics": dict(METRICS),
+        "strategies": dict(STRATEGIES),
+        "granularities": dict(BACKENDS),
+        "criteria": dict(CRITERIA),
+    }
+    if what not in tables:
+        raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(tables))}")
+    width = max(map(len, tables[what]))
+    for name, entry in tables[what].items():
+        click.echo(f"{name:<{width}}  {(entry.__doc__ or '').strip().splitlines()[0]}")
+
+
+def _load_data(options: dict[str, Any]) -> Any:
+    from .data import load_data
+
+    mean, std = (_numbers(options[name], name) for name in ("mean", "std"))
+    return load_data(options["data"], mean=mean, std=std, image_size=options["image_size"])
+
+
+def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FreePruneError(f"--{name} {text!r} is no list of numbers; write it as 0.5 or 0.485,0.456,0.406") from None
+
+
+def _recipe(options: dict[str, Any], epochs: float | None, images: int | None, **more: Any) -> Any:
+    """The training recipe from the options that were given; None where nothing is to be trained."""
+    from .training import Recipe
+
+    if epochs is not None and images is not None:
+        raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
+    if epochs == 0 or images == 0:
+        return None
+    given = {"epochs": epochs, "images": images, "distill": options.get("distill")}
+    given |= {name: options[name] for name in ("learning_rate", "batch_size")}
+    return Recipe(**{name: value for name, value in given.items() if value is not None}, **more)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        if threads < 1:
+            raise FreePruneError(f"--threads is {threads}; give 1 or more")
+        torch.set_num_threads(threads)

@@ -1,0 +1,96 @@
+"""What a person sees in the terminal: progress bars on stderr, the result as a table on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..search.space import amount
+
+if TYPE_CHECKING:
+    from .run import Progress as Report
+    from .run import Result
+
+LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights"}
+
+
+@contextmanager
+def bars(quiet: bool = False) -> Iterator[Report]:
+    """A reporter that draws one bar for each stage; draws nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, note=note)
+            progress.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield report
+
+
+def print_result(result: Result) -> None:
+    """The result of a run as a table."""
+    summary = result.summary
+    table = Table(title=f"{result.plan.granularity} pruning, {summary['trials']} trials", title_justify="left")
+    for name in ("", "dense", "pruned", "remains"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, cost in summary["cost"].items():
+        if cost is not None:
+            target = f" (target {cost['target'] / cost['dense']:.1%})" if cost["target"] is not None else ""
+            remains = f"{cost['pruned'] / cost['dense']:.1%}{target}"
+            table.add_row(LABELS[name], amount(cost["dense"]), amount(cost["pruned"]), remains)
+    onnx = summary["onnx"]
+    latency = onnx["latency_ms"]
+    table.add_row(
+        f"ONNX latency, batch {onnx['latency_batch']}, {onnx['latency_threads']} thread(s)",
+        f"{latency['dense']:.2f} ms",
+        f"{latency['pruned']:.2f} ms",
+        f"{latency['pruned'] / latency['dense']:.1%}",
+    )
+    dense, pruned = onnx["dense_bytes"], onnx["bytes"]
+    table.add_row("ONNX file", f"{dense / 1024:.0f} KiB", f"{pruned / 1024:.0f} KiB", f"{pruned / dense:.1%}")
+    accuracy = summary["accuracy"]
+    table.add_row("test accuracy before fine-tuning", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
+    if accuracy["finetuned"] is not None:
+        table.add_row("test accuracy after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
+    console = Console(soft_wrap=not Console().is_terminal)
+    console.print(table)
+    score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]
+    console.print(
+        f"score {_number(score['best'])} (equal rates {_number(score['uniform'])}); "
+        f"masked against compact {agreement['masked_vs_compact']:.1e}, compact against ONNX {agreement['compact_vs_onnx']:.1e}"
+    )
+    console.print(
+        f"{seconds['search']:.0f} s search ({seconds['per_trial'] * 1000:.0f} ms a trial), {seconds['finetune']:.0f} s "
+        f"fine-tuning, {seconds['export']:.0f} s export; everything is in {result.folder}"
+    )
+    for warning in onnx["warnings"]:
+        console.print(f"warning: {warning}")
+
+
+def _number(score: float | None) -> str:
+    return "none" if score is None else f"{score:.4f}"

@@ -1,0 +1,124 @@
+"""The run folder: what a run leaves behind, and whether a new one may use a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_tensors
+from safetensors.torch import save_model
+from torch import nn
+
+from ..backends import Plan, apply
+from ..common import FreePruneError, write_atomically
+
+CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
+WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
+FILES = (CONFIG, LEDGER, PLAN, MASKS, WEIGHTS, ONNX, SUMMARY)
+
+
+def check_folder(folder: Path, resume: bool, force: bool) -> None:
+    """Whether a run may write into a folder; changes nothing.
+
+    Raises:
+        FreePruneError: it already holds a run and neither `resume` nor `force` was given, it holds none to resume, or it is
+            no folder.
+    """
+    if resume and force:
+        raise FreePruneError(
+            "both --resume and --force were given; --resume goes on with a run, --force starts again: give one"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another --out")
+    holds_run = (folder / CONFIG).exists()
+    if resume and not holds_run:
+        raise FreePruneError(f"{folder} holds no run to resume; leave out --resume to start one")
+    if holds_run and not resume and not force:
+        raise FreePruneError(
+            f"{folder} already holds a run; go on with --resume, start again with --force, or give another --out"
+        )
+
+
+def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool) -> None:
+    """Make the folder ready: what a forced run replaces is removed, what a resumed run was asked is compared.
+
+    Raises:
+        FreePruneError: the run to resume was asked something else; the first difference is named.
+    """
+    check_folder(folder, resume, force)
+    if resume:
+        _compare(_read_json(folder / CONFIG), config, folder)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG, config)
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for name in now:
+        if before.get(name) != now[name]:
+            raise FreePruneError(
+                f"the run in {folder} was started with {name} = {before.get(name)!r}, not {now[name]!r}; "
+                "resume it with the same options, or start again with --force"
+            )
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FreePruneError(f"{path} cannot be read ({error}); start again with --force") from None
+    if not isinstance(document, dict):
+        raise FreePruneError(f"{path} is no record of a run; start again with --force")
+    return document
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What a finished run reported; None where it has not finished."""
+    return _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors; shared ones once."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save_model(network, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(folder: str | Path, network: nn.Module) -> nn.Module:
+    """The pruned, fine-tuned network of a finished run.
+
+    Args:
+        folder: the run folder; `plan.json`, `masks.safetensors` (if the run has one) and `model.safetensors` are read.
+        network: the dense network as its code makes it, with any weights; left as it is.
+
+    Returns:
+        A new network in eval mode.
+
+    Raises:
+        FreePruneError: a file is missing or damaged, or the network is not the one that was pruned.
+    """
+    folder = Path(folder)
+    smaller = apply(network, Plan.load(folder))
+    path = folder / WEIGHTS
+    try:
+        load_tensors(smaller, path, strict=True)
+    except FileNotFoundError:
+        raise FreePruneError(f"{path} is missing; finish the run with --resume") from None
+    except (RuntimeError, SafetensorError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FreePruneError(f"{path} does not hold the pruned network's weights ({reason}); run the pruning again") from None
+    return smaller.eval()

@@ -1,0 +1,379 @@
+"""A run: from a trained network and data to a smaller, fine-tuned, exported and verified one."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..backends import BACKENDS, Backend, Plan, apply, importance, masked
+from ..backends.criteria import CRITERIA
+from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
+from ..common import Batch, FreePruneError, find
+from ..metrics import METRICS, Metric, reference
+from ..search import STRATEGIES, Space
+from . import folder as files
+from .calibration import draw, recalibrated
+from .data import Data, load_data, split
+from .ledger import Ledger
+from .models import load_model, load_weights
+from .searching import Found, search
+from .targets import Target, parse_targets, resolve
+from .training import Recipe, accuracy, train
+
+Finetune = Callable[[nn.Module, Data], nn.Module]
+
+
+class Progress(Protocol):
+    """Is told how far each stage of a run is."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None: ...
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked, apart from the network and the data; `prune` says what each means."""
+
+    target: tuple[Target, ...]
+    granularity: str
+    strategy: str
+    metric: str
+    criterion: str
+    trials: int
+    seed: int
+    max_rate: float | None
+    round_to: int
+    calibration_images: int
+    latency_batch: int
+    latency_threads: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        network: the pruned, fine-tuned network, in eval mode on the CPU.
+        plan: what was removed.
+        summary: costs, accuracies, scores, agreements, latency, seconds; as in `summary.json`.
+        folder: the run folder.
+    """
+
+    network: nn.Module
+    plan: Plan
+    summary: dict[str, Any]
+    folder: Path
+
+
+def prune(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    target: Mapping[str, float | str] | Iterable[str],
+    out: str | Path,
+    granularity: str = "channel",
+    strategy: str = "evolution",
+    metric: str = "freeprune",
+    criterion: str = "l2",
+    trials: int = 300,
+    seed: int = 0,
+    max_rate: float | None = None,
+    round_to: int = 1,
+    calibration_images: int = 256,
+    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    latency_batch: int = 32,
+    latency_threads: int = 1,
+    weights: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Prune a trained network: search rates, remove, fine-tune the winner once, export, verify.
+
+    Args:
+        model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
+            as it is.
+        data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders.
+        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k"]`; what remains of the dense
+            network, as a fraction or an absolute number.
+        out: the folder for everything the run writes.
+        granularity: what is removed as one unit: `channel` or `weight`.
+        strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
+        metric: what scores them: `freeprune`, `synflow`.
+        criterion: what orders units within a group: `l2`, `l1`, `taylor`.
+        trials: how many rate vectors are scored.
+        seed: decides everything that is drawn.
+        max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 for weights.
+        round_to: so many channels are one unit.
+        calibration_images: how many training images the scores are computed on.
+        finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
+        latency_batch: images at a time in the latency measurement.
+        latency_threads: threads of it.
+        weights: a file for the dense network's weights.
+        resume: go on with the run in `out`.
+        force: replace the run in `out`.
+        progress: is told how far the run is.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    settings = Settings(
+        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, calibration_images,
+        latency_batch, latency_threads,
+    )  # fmt: skip
+    folder = Path(out)
+    files.check_folder(folder, resume, force)
+    job = _prepare(model, weights, data, settings, finetune)
+    files.open_folder(folder, job.config, resume, force)
+    finished = files.read_summary(folder)
+    if finished is not None:
+        return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
+    found = _search(job, folder, progress)
+    plan = job.backend.plan(found.kept)
+    plan.save(folder)
+    return _finish(job, found, plan, folder, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything checked and at hand; nothing written yet."""
+
+    network: nn.Module
+    data: Data
+    train: Any
+    batch: Batch
+    settings: Settings
+    finetune: Recipe | Finetune | None
+    backend: Backend
+    space: Space
+    metric: Metric
+    config: dict[str, Any]
+    trace_seconds: float
+
+    def dense_costs(self) -> dict[str, float]:
+        return _one(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
+
+
+def _prepare(
+    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
+) -> _Job:
+    backend_class = find(BACKENDS, settings.granularity, "granularity")
+    metric = find(METRICS, settings.metric, "metric")
+    find(STRATEGIES, settings.strategy, "strategy")
+    find(CRITERIA, settings.criterion, "criterion")
+    _check_numbers(settings)
+    network = load_model(model) if isinstance(model, str) else model
+    if weights is not None:
+        network = load_weights(network, weights)
+    data = load_data(source)
+    training, _ = split(data, settings.seed)
+    batch = draw(training, data, settings.calibration_images, settings.seed)
+    start = time.perf_counter()
+    options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
+    if settings.round_to > 1:
+        if settings.granularity != "channel":
+            raise FreePruneError(
+                f"--round-to {settings.round_to} rounds channels, but the granularity is {settings.granularity}"
+            )
+        options["round_to"] = settings.round_to
+    backend: Backend = backend_class(network, batch.inputs, importance(settings.criterion, network, batch), **options)
+    seconds = time.perf_counter() - start
+    dense = _one(backend.costs(np.array([[group.units for group in backend.groups]])))
+    limits = resolve(settings.target, dense, settings.granularity)
+    units, minimum = (np.array([getattr(g, name) for g in backend.groups], np.int64) for name in ("units", "minimum"))
+    config = {
+        "freeprune": version("freeprune"),
+        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "weights": None if weights is None else str(weights),
+        "data": data.source,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        **{name: value for name, value in asdict(settings).items() if name != "target"},
+        "target": [str(target) for target in settings.target],
+        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
+    }
+    return _Job(
+        network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
+        config, seconds,
+    )  # fmt: skip
+
+
+def _check_numbers(settings: Settings) -> None:
+    for name in ("trials", "round_to", "latency_batch", "latency_threads"):
+        value = getattr(settings, name)
+        if value < 1:
+            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+    if settings.max_rate is not None and not 0 < settings.max_rate < 1:
+        raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
+
+
+def _search(job: _Job, folder: Path, progress: Progress) -> Found:
+    dense = reference(job.network, job.batch)
+    strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
+
+    def score(kept: NDArray[np.int64]) -> float:
+        return job.metric(job.backend.candidate(kept), dense, job.batch)
+
+    def tell(done: int, total: int, best: float) -> None:
+        progress("search", done, total, f"best score {best:.4f}")
+
+    return search(job.space, strategy, score, Ledger(folder / files.LEDGER), job.settings.trials, tell)
+
+
+def _finish(job: _Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
+    """Everything after the search: surgery, checks, fine-tuning, export, summary."""
+    compact = apply(job.network, plan).eval()
+    images = job.batch.inputs
+    masked_vs_compact = relative_difference(_outputs(masked(job.network, plan), images), _outputs(compact, images))
+    if not masked_vs_compact < 1e-3:
+        raise FreePruneError(
+            f"the pruned network computes something else than the masked one (difference {masked_vs_compact:.1e}), and was "
+            "not kept; please report the network"
+        )
+    compact = recalibrated(compact, job.batch)
+    accuracies = {
+        "dense": _accuracy(job.network, job, progress, "dense"),
+        "pruned": _accuracy(compact, job, progress, "pruned"),
+    }
+    start = time.perf_counter()
+    final = _finetuned(compact, plan, job, progress)
+    finetune_seconds = time.perf_counter() - start
+    accuracies["finetuned"] = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
+    files.save_weights(final, folder / files.WEIGHTS)
+    start = time.perf_counter()
+    progress("export", 0, 1, "")
+    onnx = _export(job, final, plan, found, folder)
+    progress("export", 1, 1, "")
+    summary = {
+        "cost": _cost_table(job, found),
+        "accuracy": accuracies,
+        "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
+        "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
+        "onnx": onnx,
+        "seconds": {
+            "trace": job.trace_seconds,
+            "search": found.seconds,
+            "per_trial": found.seconds / job.settings.trials,
+            "finetune": finetune_seconds,
+            "export": time.perf_counter() - start,
+        },
+        "groups": [
+            {"name": g.name, "units": g.units, "kept": int(k)} for g, k in zip(job.backend.groups, found.kept, strict=True)
+        ],
+        "trials": job.settings.trials,
+        "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
+        "seed": job.settings.seed,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")},
+        },
+    }
+    files.write_json(folder / files.SUMMARY, summary)
+    return Result(final, plan, summary, folder)
+
+
+def _finetuned(compact: nn.Module, plan: Plan, job: _Job, progress: Progress) -> nn.Module:
+    if job.finetune is None:
+        return compact
+    if not isinstance(job.finetune, Recipe):
+        return _with_zeros(job.finetune(compact, job.data), plan).eval()
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        progress("fine-tune", step, steps, f"loss {loss:.3f}")
+
+    return train(
+        compact,
+        job.train,
+        replace(job.finetune, augment=job.finetune.augment or job.data.augment),
+        seed=job.settings.seed,
+        masks=plan.masks,
+        teacher=job.network if job.finetune.distill else None,
+        collate=job.data.collate,
+        progress=tell,
+    )
+
+
+def _with_zeros(network: nn.Module, plan: Plan) -> nn.Module:
+    """The user's fine-tuned network, with pruned weights held at zero."""
+    if not isinstance(network, nn.Module):
+        raise FreePruneError(f"the fine-tuning function returned {type(network).__name__}; return the trained network")
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, mask in plan.masks.items():
+            parameters[name].mul_(mask.to(parameters[name].device))
+    return network
+
+
+def _export(job: _Job, final: nn.Module, plan: Plan, found: Found, folder: Path) -> dict[str, Any]:
+    """Write the ONNX file, hold it against the network, and time it against the dense network's."""
+    images = job.batch.inputs
+    metadata = {"freeprune": version("freeprune"), "granularity": plan.granularity, "score": repr(found.score)}
+    exported = export_onnx(final, images, folder / files.ONNX, metadata)
+    agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
+    timed = tuple(torch.cat([x] * -(-job.settings.latency_batch // len(x)))[: job.settings.latency_batch] for x in images)
+    with tempfile.TemporaryDirectory() as scratch:
+        dense = export_onnx(job.network, images, Path(scratch) / "dense.onnx", {})
+        latency = latency_ms({"dense": dense.path, "pruned": exported.path}, timed, threads=job.settings.latency_threads)
+        dense_bytes = dense.bytes
+    return {
+        "bytes": exported.bytes,
+        "dense_bytes": dense_bytes,
+        "dynamic_batch": exported.dynamic_batch,
+        "warnings": list(exported.warnings),
+        "latency_ms": latency,
+        "latency_batch": job.settings.latency_batch,
+        "latency_threads": job.settings.latency_threads,
+        "agreement": agreement,
+    }
+
+
+def _cost_table(job: _Job, found: Found) -> dict[str, Any]:
+    dense, pruned = job.dense_costs(), _one(job.backend.costs(found.kept[None]))
+    return {
+        name: {"dense": dense[name], "pruned": pruned[name], "target": job.space.targets.get(name)} if name in dense else None
+        for name in ("macs", "params", "nonzero")
+    }
+
+
+def _accuracy(network: nn.Module, job: _Job, progress: Progress, which: str) -> float:
+    progress("test", 0, 1, f"accuracy of the {which} network")
+    return accuracy(network, job.data.test, collate=job.data.collate)
+
+
+def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[NDArray[Any], ...]:
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(*inputs)
+    finally:
+        network.train(training)
+    tensors = output if isinstance(output, tuple | list) else (output,)
+    return tuple(t.cpu().numpy() for t in tensors)
+
+
+def _one(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in costs.items()}
+
+
+def _finite(score: float) -> float | None:
+    return score if np.isfinite(score) else None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,0 +1,108 @@
+"""Targets: what a user allows the pruned network to cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..common import FreePruneError, nearest
+
+COSTS = ("macs", "params", "nonzero")
+FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+FORM = "write it as NAME=50% or NAME=60M, with NAME one of " + ", ".join(COSTS)
+NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]?)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The most that a cost may be: a fraction of the dense network's, or an absolute amount."""
+
+    cost: str
+    value: float
+    relative: bool
+
+    def __str__(self) -> str:
+        return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}"
+
+    def resolve(self, dense: float) -> float:
+        """The whole number of multiplications, parameters or entries that may stay."""
+        return float(math.floor(self.value * dense + 1e-9)) if self.relative else float(math.floor(self.value))
+
+
+def parse_target(text: str) -> Target:
+    """`macs=50%`, `params=0.5`, `macs=60M`.
+
+    Raises:
+        FreePruneError: the text has another form, or the value is not above 0 and at most 100%.
+    """
+    cost, equals, value = text.partition("=")
+    number = NUMBER.fullmatch(value.strip())
+    if not equals or number is None:
+        raise FreePruneError(f"target {text!r} is malformed; {FORM}")
+    amount, unit = float(number[1]), number[2]
+    if unit == "%":
+        return _target(cost.strip(), amount / 100, True, text)
+    absolute = amount * FACTORS[unit]
+    return _target(cost.strip(), absolute, absolute <= 1 and not unit, text)
+
+
+def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[Target, ...]:
+    """Targets from the command line, or from a mapping such as `{"macs": 0.5, "params": "300k"}`.
+
+    A number up to 1 is a fraction of the dense network's cost, a larger one an absolute amount.
+
+    Raises:
+        FreePruneError: a target is malformed, impossible or given twice, or there is none.
+    """
+    if isinstance(targets, Mapping):
+        found = [
+            parse_target(f"{name}={value}") if isinstance(value, str) else _number(name, value)
+            for name, value in targets.items()
+        ]
+    else:
+        found = [parse_target(text) for text in targets]
+    if not found:
+        raise FreePruneError(f"no target was given; {FORM}")
+    names = [target.cost for target in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FreePruneError(f"two targets were given for {twice}; give the tighter one only")
+    return tuple(found)
+
+
+def _number(cost: str, value: float) -> Target:
+    return _target(cost, float(value), value <= 1, f"{cost}={value:g}")
+
+
+def _target(cost: str, value: float, relative: bool, text: str) -> Target:
+    if cost not in COSTS:
+        raise FreePruneError(f"target {text!r} limits an unknown cost; {nearest(cost, list(COSTS))}")
+    if not value > 0:
+        raise FreePruneError(f"target {text!r} leaves nothing; give more than 0%")
+    if (relative and value > 1) or not math.isfinite(value):
+        raise FreePruneError(f"target {text!r} is more than the dense network has; give at most 100%")
+    return Target(cost, value, relative)
+
+
+def resolve(targets: Iterable[Target], dense: Mapping[str, float], granularity: str) -> dict[str, float]:
+    """The targets in absolute amounts.
+
+    Raises:
+        FreePruneError: the granularity does not change that cost, or the target is above the dense network's.
+    """
+    result = {}
+    for target in targets:
+        if target.cost not in dense:
+            raise FreePruneError(
+                f"target {target} means nothing at granularity {granularity}, where tensors keep their sizes; "
+                f"limit {' or '.join(sorted(dense))} instead, or use --granularity channel"
+            )
+        amount = target.resolve(dense[target.cost])
+        if amount > dense[target.cost]:
+            raise FreePruneError(
+                f"target {target} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
+            )
+        result[target.cost] = amount
+    return result
