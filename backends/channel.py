@@ -6,8 +6,6 @@ half the size costs half as much to score.
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ from .criteria import Importance
 from .plan import Attribute, Plan, structure_of
 from .repair import attributes, pruned, settle
 from .surgery import sliced
-from .trace import Mismatch, Trace, replay, trace
+from .trace import Mismatch, Trace, replay, trace_example
 
 
 class Channel:
@@ -42,10 +40,8 @@ class Channel:
         self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, round_to: int = 1
     ) -> None:
         self._network = network
-        self._inputs = tuple(x[:1].to("meta") for x in inputs)
-        self._meta = copy.deepcopy(network).eval().to("meta")
-        dense = trace(self._meta, self._inputs)
-        self._coupling, self._repairs = settle(self._meta, self._inputs, dense)
+        self._traced, self._inputs, dense = trace_example(network, inputs)
+        self._coupling, self._repairs = settle(self._traced, self._inputs, dense)
         self._round_to = round_to
         self._order = [self._ordered(group.roots, importance) for group in self._coupling.groups]
         self._skeleton = Skeleton(network)
@@ -120,7 +116,7 @@ class Channel:
         """
         classes = self._kept_classes(kept)
         try:
-            smaller = pruned(self._meta, self._coupling, classes, self._repairs)
+            smaller = pruned(self._traced, self._coupling, classes, self._repairs)
             replay(smaller, self._inputs, self._coupling.trace, self._coupling.kept_nodes(classes))
         except Mismatch as error:
             op = self._coupling.trace.ops[error.index]

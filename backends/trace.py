@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..common import FreePruneError
+from ..common import FreePruneError, Inputs
 from .labels import FROZEN, Labels, Layer, Shape, keep_masks, support
 from .rules import RULES, Call, UnknownOperator, rule_for
 
@@ -37,8 +37,8 @@ THIS_FOLDER = str(Path(__file__).parent)
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
-# Bookkeeping of the dispatcher, repeated or not as it likes: neither labelled nor counted.
-SILENT = {"detach", "lift_fresh", "_to_copy"}
+# Copies, made or not as strides, sizes and the dispatcher will have it: labelled, but not counted.
+SILENT = {"detach", "lift_fresh", "_to_copy", "clone"}
 
 
 @dataclass(frozen=True)
@@ -439,7 +439,7 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
+def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
     Args:
@@ -469,7 +469,37 @@ def trace(network: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
     return tracer.trace
 
 
-def replay(network: nn.Module, inputs: tuple[Tensor, ...], dense: Trace, kept: NDArray[np.bool_]) -> None:
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy in eval mode without values. Unlike `to("meta")` it keeps shared tensors shared."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(t): _without_values(t) for t in tensors}).eval()
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:
+    """Trace a copy of a network on one example: on the meta device, or on the CPU where the forward pass needs values.
+
+    Returns:
+        The copy in eval mode and the example, both on the device that the trace was made on, and the trace.
+
+    Raises:
+        FreePruneError: the network rejects the inputs.
+    """
+    try:
+        example = tuple(x[:1].to("meta") for x in inputs)
+        copied = on_meta(network)
+        return copied, example, trace(copied, example)
+    except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
+        example = tuple(x[:1].cpu() for x in inputs)
+        copied = copy.deepcopy(network).eval().cpu()
+        return copied, example, trace(copied, example)
+
+
+def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bool_]) -> None:
     """Certify a pruned network against the trace of the dense one.
 
     Args:
@@ -499,4 +529,4 @@ def _sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-__all__ = ["FROZEN", "Leaf", "Mismatch", "Op", "Product", "Trace", "replay", "trace"]
+__all__ = ["FROZEN", "Leaf", "Mismatch", "Op", "Product", "Trace", "replay", "trace", "trace_example"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +11,7 @@ from ..common import Candidate, FreePruneError, Inputs, Skeleton
 from .base import Counts, Group, minimum_units
 from .criteria import Importance
 from .plan import Plan, structure_of
-from .trace import Product, trace
+from .trace import Product, trace_example
 
 
 class Weight:
@@ -33,8 +31,7 @@ class Weight:
 
     def __init__(self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.99) -> None:
         self._network = network
-        meta = copy.deepcopy(network).to("meta")
-        products = trace(meta, tuple(x[:1].to("meta") for x in inputs)).products
+        products = trace_example(network, inputs)[2].products
         self._skeleton = Skeleton(network)
         parameters = dict(self._skeleton.network.named_parameters())
         used = {p.weight for p in products if p.weight is not None}

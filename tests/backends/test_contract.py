@@ -1,0 +1,196 @@
+"""What every granularity must hold, on every kind of network."""
+
+import copy
+
+import networks
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from freeprune.backends import BACKENDS, apply, importance, masked
+from freeprune.common import FreePruneError
+from freeprune.search import Space
+
+CASES = [(granularity, name) for granularity in sorted(BACKENDS) for name in sorted(networks.NETWORKS)]
+
+
+def backend_of(granularity, name, **options):
+    network = networks.build(name)
+    return network, BACKENDS[granularity](network, (networks.images(2),), importance("l2", network), **options)
+
+
+def choices(backend, count=4):
+    """Kept units: all, the fewest, and some at random."""
+    units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
+    rng = np.random.default_rng(0)
+    return [units, fewest, *(rng.integers(fewest, units + 1) for _ in range(count))]
+
+
+def relative(a, b):
+    return float((a - b).abs().max() / a.abs().max())
+
+
+def with_batch_statistics(network):
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+    return network
+
+
+@pytest.mark.parametrize(("granularity", "name"), CASES)
+@torch.no_grad()
+def test_masked_compacted_and_candidate_agree(granularity, name):
+    network, backend = backend_of(granularity, name)
+    before = copy.deepcopy(network.state_dict())
+    images = networks.images()
+    for kept in choices(backend):
+        plan = backend.plan(kept)
+        compact = apply(network, plan)
+        assert relative(masked(network, plan)(images), compact(images)) < 1e-5
+        assert relative(with_batch_statistics(compact)(images), backend.candidate(kept)(images)) < 1e-5
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("granularity", "name"), CASES)
+def test_counted_costs_are_those_of_the_pruned_network(granularity, name):
+    network, backend = backend_of(granularity, name)
+    rows = choices(backend)
+    costs = backend.costs(np.array(rows))
+    for i, kept in enumerate(rows):
+        pruned = apply(network, backend.plan(kept))
+        if "params" in costs:
+            assert costs["params"][i] == sum(p.numel() for p in pruned.parameters())
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                pruned.to("meta")(networks.images(1).to("meta"))
+            assert 2 * costs["macs"][i] == counter.get_total_flops()
+        else:
+            weights = [m.weight for m in pruned.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            assert costs["nonzero"][i] == sum(int((w != 0).sum()) for w in weights)
+
+
+@pytest.mark.parametrize("granularity", sorted(BACKENDS))
+def test_a_dense_choice_changes_nothing(granularity):
+    _, backend = backend_of(granularity, "resnet_a")
+    kept = choices(backend)[0]
+    plan = backend.plan(kept)
+    assert not plan.kept
+    assert not plan.masks
+    assert set(plan.rates.values()) == {0.0}
+    assert backend.candidate(kept).tensors == {}
+
+
+@pytest.mark.parametrize("granularity", sorted(BACKENDS))
+def test_the_least_important_go_first(granularity):
+    network, backend = backend_of(granularity, "vgg")
+    first = network[0].weight
+    with torch.no_grad():
+        first[5] = 0
+        network[0].bias[5] = 0
+        network[3].weight[:, 5] = 0
+    backend = BACKENDS[granularity](network, (networks.images(2),), importance("l2", network))
+    kept = choices(backend)[0]
+    kept[0] -= 1 if granularity == "channel" else 27
+    pruned = masked(network, backend.plan(kept))
+    assert torch.equal(pruned[0].weight, first)
+
+
+BACKENDS_MADE = {case: backend_of(*case)[1] for case in [(g, n) for g in sorted(BACKENDS) for n in ("resnet_a", "densenet")]}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    case=st.sampled_from(sorted(BACKENDS_MADE)),
+    fraction=st.floats(0.3, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+    two=st.booleans(),
+)
+def test_projections_meet_all_targets_and_are_maximal(case, fraction, seed, two):
+    backend = BACKENDS_MADE[case]
+    units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
+    dense = backend.costs(units[None])
+    second = "params" if "params" in dense else "nonzero"
+    targets = {"macs": float(dense["macs"][0] * fraction)}
+    if two:
+        targets[second] = float(dense[second][0] * np.sqrt(fraction))
+    try:
+        space = Space(units, fewest, backend.costs, targets)
+    except FreePruneError:
+        assert any(backend.costs(fewest[None])[name][0] > target for name, target in targets.items())
+        return
+    kept = space.project(np.random.default_rng(seed).random((3, len(units))))
+    for row in kept:
+        assert all(backend.costs(row[None])[name][0] <= target for name, target in targets.items())
+        for group in np.flatnonzero(row < units):
+            more = row.copy()
+            more[group] += 1
+            assert any(backend.costs(more[None])[name][0] > target for name, target in targets.items())
+
+
+def test_single_weights_meet_a_target_exactly():
+    _, backend = backend_of("weight", "resnet_a")
+    units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
+    total = int(units.sum())
+    space = Space(units, fewest, backend.costs, {"nonzero": float(total // 5)})
+    kept = space.project(np.random.default_rng(0).random((5, len(units))))
+    assert (kept.sum(axis=1) == total // 5).all()
+
+
+def test_rounding_makes_widths_multiples_and_removes_the_remainder_first():
+    network, backend = backend_of("channel", "vgg", round_to=8)
+    assert [(g.name, g.units, g.minimum) for g in backend.groups] == [("0", 1, 1), ("3", 2, 1), ("8", 3, 1)]
+    pruned = apply(network, backend.plan(np.array([1, 1, 2])))
+    assert (pruned[0].out_channels, pruned[3].out_channels, pruned[8].out_features) == (8, 8, 16)
+
+
+def test_sizes_in_modules_follow():
+    network, backend = backend_of("channel", "mobilenet_v2")
+    kept = np.array([max(g.minimum, g.units // 2) for g in backend.groups])
+    pruned = apply(network, backend.plan(kept))
+    for module in pruned.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == module.weight.numel()
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+
+
+@pytest.mark.parametrize("granularity", sorted(BACKENDS))
+def test_a_network_with_nothing_to_prune_is_a_sentence(granularity):
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768))
+    with pytest.raises(FreePruneError, match="nothing to prune: no convolution or linear layer was found"):
+        BACKENDS[granularity](network, (networks.images(2),), importance("l2", network))
+
+
+def test_a_network_whose_widths_are_all_fixed_says_why():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+    with pytest.raises(FreePruneError, match="no channel that may be removed"):
+        BACKENDS["channel"](network, (networks.images(2),), importance("l2", network))
+
+
+def test_shared_weights_are_sliced_once_and_stay_shared():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            self.also, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+            self.also.weight = self.again.weight
+
+        def forward(self, x):
+            return self.last(torch.relu(self.also(torch.relu(self.again(self.first(x))))))
+
+    network = Twice().eval()
+    backend = BACKENDS["channel"](network, (networks.images(2),), importance("l1", network))
+    kept = np.array([g.minimum for g in backend.groups])
+    plan = backend.plan(kept)
+    pruned = apply(network, plan)
+    assert pruned.also.weight is pruned.again.weight
+    assert pruned.also.out_channels == pruned.also.weight.shape[0] < 6
+    with torch.no_grad():
+        assert relative(masked(network, plan)(networks.images()), pruned(networks.images())) < 1e-5
+        assert relative(pruned(networks.images()), backend.candidate(kept)(networks.images())) < 1e-5
