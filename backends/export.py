@@ -68,8 +68,7 @@ def export_onnx(
     network = copy.deepcopy(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
     try:
-        # torch.export writes a batch of one into the graph, so one row is doubled.
-        model = _traced(network, inputs if len(inputs[0]) > 1 else _rows(inputs, 2), dynamic=True)
+        model = _traced(network, inputs, dynamic=True)
         for batch in CHECKED_BATCHES:
             _check(model, network, _rows(inputs, batch), follows=True)
         dynamic = True
@@ -169,7 +168,6 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) ->
             network,
             inputs,
             dynamo=True,
-            external_data=False,
             verbose=False,
             dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
         )

@@ -66,7 +66,7 @@ def print_result(result: Result) -> None:
     onnx = summary["onnx"]
     latency = onnx["latency_ms"]
     table.add_row(
-        f"ONNX latency, batch {onnx['latency_batch']}, {onnx['latency_threads']} thread(s)",
+        f"latency, batch {onnx['latency_batch']}, threads {onnx['latency_threads']}",
         f"{latency['dense']:.2f} ms",
         f"{latency['pruned']:.2f} ms",
         f"{latency['pruned'] / latency['dense']:.1%}",
@@ -74,9 +74,9 @@ def print_result(result: Result) -> None:
     dense, pruned = onnx["dense_bytes"], onnx["bytes"]
     table.add_row("ONNX file", f"{dense / 1024:.0f} KiB", f"{pruned / 1024:.0f} KiB", f"{pruned / dense:.1%}")
     accuracy = summary["accuracy"]
-    table.add_row("test accuracy before fine-tuning", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
+    table.add_row("test accuracy", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
     if accuracy["finetuned"] is not None:
-        table.add_row("test accuracy after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
+        table.add_row("  after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
     console = Console(soft_wrap=not Console().is_terminal)
     console.print(table)
     score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]

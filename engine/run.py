@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..backends import BACKENDS, Backend, Plan, apply, importance, masked
 from ..backends.criteria import CRITERIA
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
 from ..common import Batch, FreePruneError, find
-from ..metrics import METRICS, Metric, reference
+from ..metrics import METRICS, Metric, Reference, reference
 from ..search import STRATEGIES, Space
 from . import folder as files
 from .calibration import draw, recalibrated
@@ -161,6 +162,7 @@ class _Job:
     backend: Backend
     space: Space
     metric: Metric
+    dense: Reference
     config: dict[str, Any]
     trace_seconds: float
 
@@ -179,6 +181,7 @@ def _prepare(
     network = load_model(model) if isinstance(model, str) else model
     if weights is not None:
         network = load_weights(network, weights)
+    _check_network(network)
     data = load_data(source)
     training, _ = split(data, settings.seed)
     batch = draw(training, data, settings.calibration_images, settings.seed)
@@ -192,6 +195,8 @@ def _prepare(
         options["round_to"] = settings.round_to
     backend: Backend = backend_class(network, batch.inputs, importance(settings.criterion, network, batch), **options)
     seconds = time.perf_counter() - start
+    output = reference(network, batch)
+    _check_classes(output, batch.labels, data)
     dense = _one(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, settings.granularity)
     units, minimum = (np.array([getattr(g, name) for g in backend.groups], np.int64) for name in ("units", "minimum"))
@@ -208,7 +213,7 @@ def _prepare(
     }
     return _Job(
         network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
-        config, seconds,
+        output, config, seconds,
     )  # fmt: skip
 
 
@@ -221,12 +226,29 @@ def _check_numbers(settings: Settings) -> None:
         raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
 
 
+def _check_network(network: nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
+        if not torch.isfinite(parameter).all():
+            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
+
+
+def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
+    """Whether the network has an output for every class."""
+    outputs = dense.output.shape[1] if dense.output.dim() > 1 else 1
+    classes = max(len(data.classes), 0 if labels is None else int(labels.max()) + 1)
+    if outputs < classes:
+        raise FreePruneError(
+            f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
+        )
+
+
 def _search(job: _Job, folder: Path, progress: Progress) -> Found:
-    dense = reference(job.network, job.batch)
     strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
 
     def score(kept: NDArray[np.int64]) -> float:
-        return job.metric(job.backend.candidate(kept), dense, job.batch)
+        return job.metric(job.backend.candidate(kept), job.dense, job.batch)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")

@@ -1,0 +1,20 @@
+"""Random search: the control that every other strategy has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RandomSearch:
+    """Rates drawn uniformly and independently; learns nothing."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self._generator = np.random.default_rng(seed)
+
+    def ask(self, n: int) -> NDArray[np.float64]:
+        return self._generator.random((n, self.size))
+
+    def tell(self, rates: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+        """Scores change nothing."""

@@ -1,0 +1,164 @@
+"""The networks that a search may propose: bounds, budget, and the projection into both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import FreePruneError
+
+# Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
+CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
+
+# Halvings of the shift's interval [-1, 1]: 2**-49 in the end, less than a unit of any group of up to 10**14 units.
+BISECTIONS = 50
+# Kept units are floored this much late, so that 1 - 3/10 of ten units is seven units.
+ROUNDING = 1e-9
+
+
+class Space:
+    """All vectors of kept units between `minimum` and `units` whose costs meet the targets.
+
+    Args:
+        units: `(L,)`, the units of each group in the dense network.
+        minimum: `(L,)`, the fewest units of each group that may stay, at least 1.
+        costs: the cost model.
+        targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
+
+    Raises:
+        FreePruneError: there is no group, a target names a cost that the model does not give, or even `minimum` exceeds
+            a target.
+        ValueError: `units` and `minimum` do not fit together.
+    """
+
+    def __init__(
+        self,
+        units: NDArray[np.int64],
+        minimum: NDArray[np.int64],
+        costs: CostModel,
+        targets: Mapping[str, float],
+    ) -> None:
+        self.units = np.array(units, dtype=np.int64)
+        self.minimum = np.array(minimum, dtype=np.int64)
+        self.costs = costs
+        self.targets = dict(targets)
+        self.size = self.units.size
+        if self.size == 0:
+            raise FreePruneError(
+                "there is nothing to search: the network has no group of units that may be removed; "
+                "choose another granularity, or freeze fewer layers"
+            )
+        if self.units.ndim != 1 or self.minimum.shape != self.units.shape:
+            raise ValueError(f"units {self.units.shape} and minimum {self.minimum.shape} must be vectors of one length")
+        if (self.minimum < 1).any() or (self.minimum > self.units).any():
+            raise ValueError("each group must keep at least 1 and at most all of its units")
+        self._max_rates = 1 - self.minimum / self.units
+        self._check_targets()
+
+    def project(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The allowed network next to each proposal, as kept units.
+
+        A coordinate u stands for the rate u * (1 - minimum / units). All rates of a proposal are shifted by one common
+        amount, up or down and clipped at their bounds, to where the budget is just met in whole units; what rounding
+        left over is then given back unit by unit, largest remainder first, while all targets hold. The result is
+        maximal: one more unit of any group would exceed a target.
+
+        Args:
+            proposals: `(P, L)` in [0, 1].
+
+        Returns:
+            `(P, L)` kept units; every row depends on its own proposal alone.
+        """
+        proposals = np.asarray(proposals, dtype=np.float64)
+        if proposals.ndim != 2 or proposals.shape[1] != self.size:
+            raise ValueError(f"proposals must have the shape (P, {self.size}), not {proposals.shape}")
+        if not ((proposals >= 0) & (proposals <= 1)).all():
+            raise ValueError("proposals must lie in [0, 1]")
+        rates = proposals * self._max_rates
+        enough = np.ones(len(rates))  # this shift removes all that may be removed,
+        little = -enough  # this one nothing
+        for _ in range(BISECTIONS):
+            middle = (enough + little) / 2
+            fits = self._fits(self._floor(self._kept(rates, middle)))
+            enough = np.where(fits, middle, enough)
+            little = np.where(fits, little, middle)
+        kept = self._kept(rates, enough)
+        return self._fill(self._floor(kept), kept)
+
+    def uniform(self) -> NDArray[np.int64]:
+        """Kept units `(L,)` of the network with the same rate everywhere, as far as the bounds allow."""
+        kept: NDArray[np.int64] = self.project(np.zeros((1, self.size)))[0]
+        return kept
+
+    def _kept(self, rates: NDArray[np.float64], shifts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Kept units before rounding, `(P, L)`."""
+        kept: NDArray[np.float64] = self.units * (1 - np.clip(rates + shifts[:, None], 0, self._max_rates))
+        return kept
+
+    def _floor(self, kept: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.maximum(np.floor(kept + ROUNDING).astype(np.int64), self.minimum)
+
+    def _fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows meet all targets, `(P,)`."""
+        costs = self.costs(kept)
+        fits = np.ones(len(kept), dtype=np.bool_)
+        for name, target in self.targets.items():
+            fits &= costs[name] <= target
+        return fits
+
+    def _fill(self, kept: NDArray[np.int64], real: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Give units back to feasible rows, largest remainder first, until none fits.
+
+        A unit given lowers its group's remainder by one, so that all groups have their turn before the first has its
+        second, and the order is the same in every round. Costs being monotone, two things follow. A group that was
+        refused once can be left out for good. And when the state after many turns fits, so does everything on the way
+        to it: turns are taken in strides, with the result of taking them singly.
+        """
+        kept = kept.copy()
+        order = np.argsort(np.minimum(kept - real, 0), axis=1, kind="stable")
+        place = np.argsort(order, axis=1)  # a group has the turns place, place + L, place + 2L ...
+        refused = np.zeros(kept.shape, dtype=np.bool_)
+        turn = np.zeros(len(kept), dtype=np.int64)
+        stride = np.ones(len(kept), dtype=np.int64)
+        while True:
+            rows = np.flatnonzero((~refused & (kept < self.units)).any(axis=1))
+            if rows.size == 0:
+                return kept
+            past = -(turn[rows, None] - place[rows]) // self.size
+            ahead = -(turn[rows, None] + stride[rows, None] - place[rows]) // self.size
+            given = np.where(refused[rows], 0, past - ahead)
+            trial = np.minimum(kept[rows] + given, self.units)
+            fits = self._fits(trial)
+            taken, failed = rows[fits], rows[~fits]
+            kept[taken] = trial[fits]
+            turn[taken] += stride[taken]
+            stride[taken] *= 2
+            single = failed[stride[failed] == 1]
+            refused[single, order[single, turn[single] % self.size]] = True
+            turn[single] += 1
+            stride[failed] = np.maximum(stride[failed] // 4, 1)
+
+    def _check_targets(self) -> None:
+        smallest, dense = self.costs(self.minimum[None]), self.costs(self.units[None])
+        for name, target in self.targets.items():
+            if name not in dense:
+                raise FreePruneError(
+                    f"there is no cost {name!r} to set a target for at this granularity; known: {', '.join(sorted(dense))}"
+                )
+            least, most = float(smallest[name][0]), float(dense[name][0])
+            if least > target:
+                raise FreePruneError(
+                    f"target {name}={amount(target)} ({target / most:.1%} of dense) cannot be met: the smallest network "
+                    f"allowed has {least / most:.1%} of the dense {name} ({amount(least)} of {amount(most)}); "
+                    "raise the target or --max-rate"
+                )
+
+
+def amount(value: float) -> str:
+    """A cost as people write it: 17.9M, 126.0M, 42."""
+    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.1f}{suffix}"
+    return f"{value:g}"

@@ -1,0 +1,168 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from freeprune.backends import BACKENDS
+from freeprune.engine import run as run_module
+from freeprune.engine.cli import main
+from freeprune.metrics import METRICS
+from freeprune.search import STRATEGIES
+
+FAST = [
+    "--trials",
+    "4",
+    "--strategy",
+    "random",
+    "--calibration-images",
+    "64",
+    "--finetune-images",
+    "64",
+    "--target",
+    "macs=60%",
+]
+
+
+def call(*arguments):
+    """Exit status, stdout, stderr."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    status, output, _ = call("train", "digits:cnn", "--data", "digits", "--epochs", "1", "--out", path)
+    assert status == 0
+    assert "test accuracy" in output
+    return path
+
+
+def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
+    out = tmp_path / "out"
+    status, output, errors = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
+    assert status == 0
+    assert errors == ""
+    for word in ("MACs", "target 60.0%", "after fine-tuning", "compact against ONNX"):
+        assert word in output
+    names = {"config.json", "trials.jsonl", "plan.json", "model.safetensors", "model.onnx", "summary.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert json.loads((out / "config.json").read_text())["target"] == ["macs=60%"]
+
+
+def test_json_is_the_summary(weights, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out, "--json"]
+    status, output, _ = call(*arguments)
+    assert status == 0
+    assert json.loads(output) == json.loads((out / "summary.json").read_text())
+    assert call(*arguments, "--resume")[1] == output
+
+
+def test_a_function_of_ones_own_fine_tunes(weights, tmp_path):
+    (tmp_path / "mine.py").write_text("def leave(network, data):\n    return network\n")
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST[:-4], "--target", "macs=60%"]
+    status, output, _ = call(*arguments, "--finetune", f"{tmp_path / 'mine.py'}:leave", "--out", tmp_path / "out", "--json")
+    assert status == 0
+    accuracy = json.loads(output)["accuracy"]
+    assert accuracy["finetuned"] == accuracy["pruned"]
+
+
+@pytest.mark.parametrize(("what", "table"), [("metrics", METRICS), ("strategies", STRATEGIES), ("granularities", BACKENDS)])
+def test_lists_have_a_line_each_with_the_name_first(what, table):
+    status, output, _ = call("list", what)
+    assert status == 0
+    assert [line.split()[0] for line in output.splitlines()] == list(table)
+    assert all(len(line.split()) > 2 for line in output.splitlines())
+
+
+GIVEN = ["prune", "digits:cnn", "--data", "digits", "--target", "macs=50%", "--out", "OUT"]
+
+
+def replaced(**changes):
+    """The arguments of a run with some changed; None leaves one out."""
+    arguments = list(GIVEN)
+    for name, value in changes.items():
+        option = "--" + name.replace("_", "-")
+        if option in arguments:
+            at = arguments.index(option)
+            arguments[at : at + 2] = [option, value] if value is not None else []
+        else:
+            arguments += [option, value]
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (replaced(target="macs=0"), "leaves nothing"),
+        (replaced(target="fast"), "malformed"),
+        (replaced(target=None), "Missing option '--target'"),
+        (replaced(data="digit"), "there is no data 'digit'; did you mean 'digits'"),
+        (replaced(data="imagefolder:nowhere"), "nowhere"),
+        (replaced(weights="nowhere.pt"), "nowhere.pt"),
+        (replaced(trials="many"), "'many' is not a valid integer"),
+        (replaced(mean="a,b"), "--mean 'a,b' is no list of numbers"),
+        (replaced(threads="0"), "--threads is 0"),
+        (replaced(finetune="nowhere.py:f"), "nowhere.py"),
+        ([*replaced(finetune_epochs="1"), "--finetune-images", "5"], "give one"),
+        (["prune", "resnet", *GIVEN[2:]], "resnet"),
+        (["prnue"], "No such command 'prnue'"),
+        (["list", "metric"], "did you mean 'metrics'"),
+        (["train", "digits:cnn", "--data", "digits", "--out", "weights.pt"], "must end in .safetensors"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output, errors = call(*arguments)
+    assert status == 2
+    assert output == ""
+    assert errors.startswith("freeprune: error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_image_stops_the_run_before_the_search(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    bad = tmp_path / "data" / "train" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    out = tmp_path / "out"
+    arguments = ["prune", "cifar:resnet20", "--data", f"imagefolder:{tmp_path / 'data'}", "--target", "macs=50%", "--out", out]
+    status, _, errors = call(*arguments)
+    assert status == 2
+    assert str(bad) in errors
+    assert not out.exists()
+
+
+def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "_finish", interrupted)
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", tmp_path / "out"]
+    status, _, errors = call(*arguments)
+    assert status == 130
+    assert "--resume" in errors
+    monkeypatch.undo()
+    assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 5
+    assert call(*arguments, "--resume")[0] == 0
+
+
+def test_help_and_version_need_no_heavy_import():
+    code = "import sys, freeprune.engine.cli as c; c.main(['--version'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stdout.startswith("freeprune, version") or "version" in result.stdout

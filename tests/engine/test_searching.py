@@ -1,0 +1,113 @@
+import json
+
+import numpy as np
+import pytest
+
+from freeprune.common import FreePruneError
+from freeprune.engine.ledger import Ledger
+from freeprune.engine.searching import search
+from freeprune.search import STRATEGIES, Space
+
+UNITS = np.array([10, 20, 30, 40])
+
+
+def space():
+    return Space(UNITS, np.ones(4, np.int64), lambda kept: {"size": kept.sum(axis=1).astype(float)}, {"size": 50.0})
+
+
+def score(kept):
+    return float(-np.abs(kept - np.array([10, 15, 15, 10])).sum())
+
+
+def found_by(path, trials, name="evolution", score=score, **more):
+    return search(space(), STRATEGIES[name](4, 3), score, Ledger(path), trials, **more)
+
+
+def lines(path):
+    """The ledger without times."""
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("cut", [0, 1, 10, 17, 34])
+def test_a_search_cut_anywhere_ends_as_if_it_was_not(name, cut, tmp_path):
+    whole, other = tmp_path / "whole.jsonl", tmp_path / "other.jsonl"
+    expected = found_by(whole, 35, name)
+    content = whole.read_bytes().splitlines(keepends=True)
+    torn = content[cut + 1][: len(content[cut + 1]) // 2]
+    other.write_bytes(b"".join(content[: cut + 1]) + torn)
+    resumed = found_by(other, 35, name)
+    assert lines(other) == lines(whole)
+    assert np.array_equal(resumed.kept, expected.kept)
+    assert resumed.score == expected.score
+
+
+def test_recorded_trials_are_not_scored_again(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    found_by(path, 20)
+    scored = []
+    found_by(path, 25, score=lambda kept: scored.append(kept) or score(kept))
+    assert 1 <= len(scored) <= 6  # the uniform vector, and those trials that are new
+
+
+def test_every_trial_is_on_disk_when_the_next_is_scored(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    seen = []
+
+    def counting(kept):
+        seen.append(len(lines(path)) - 1 if path.exists() else 0)
+        return score(kept)
+
+    found_by(path, 30, "random", score=counting)
+    assert seen == [0, *range(30)]
+
+
+def test_the_best_of_all_is_found_and_equal_rates_are_its_rival(tmp_path):
+    found = found_by(tmp_path / "a", 40)
+    assert found.score == max(entry["score"] for entry in lines(tmp_path / "a")[1:])
+    assert found.uniform == score(space().uniform())
+    uniform = found_by(tmp_path / "b", 10, "random", score=lambda kept: float(np.array_equal(kept, space().uniform())))
+    assert np.array_equal(uniform.kept, space().uniform())
+
+
+def test_scores_that_are_no_numbers_never_win(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    found = found_by(path, 20, score=lambda kept: score(kept) if kept[0] > 5 else float("nan"))
+    assert found.kept[0] > 5
+    assert any(entry["score"] is None for entry in lines(path)[1:])
+    with pytest.raises(FreePruneError, match="not finite"):
+        found_by(tmp_path / "none.jsonl", 10, score=lambda kept: float("nan"))
+
+
+def test_another_search_is_not_continued(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    found_by(path, 10, "random")
+    with pytest.raises(FreePruneError, match="comes from another search"):
+        found_by(path, 20, "tpe")
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "message"),
+    [
+        (2, b"not json", "line 3 .* is damaged"),
+        (2, b'{"trial": 1}', "line 3 .* is damaged"),
+        (0, b'{"freeprune_ledger": 99}', "another version"),
+        (0, b"[]", "line 1 .* is damaged"),
+    ],
+)
+def test_a_damaged_ledger_is_a_sentence(line, content, message, tmp_path):
+    path = tmp_path / "trials.jsonl"
+    found_by(path, 5, "random")
+    rows = path.read_bytes().splitlines()
+    rows[line] = content
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    with pytest.raises(FreePruneError, match=message):
+        Ledger(path)
+
+
+def test_progress_counts_every_trial(tmp_path):
+    calls = []
+    found = found_by(tmp_path / "trials.jsonl", 12, progress=lambda *call: calls.append(call))
+    assert [done for done, _, _ in calls] == list(range(1, 13))
+    assert calls[-1][2] == found.score
