@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -419,12 +420,12 @@ def _restricted(labels: Labels, masks: list[NDArray[np.bool_]]) -> Labels:
 
 def _line() -> str:
     """The source line outside torch and the tracer from which the current operator was called."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith((TORCH_FOLDER, THIS_FOLDER)):
             return f"{Path(file).name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "torch"
 
 

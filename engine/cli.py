@@ -194,7 +194,7 @@ def _recipe(options: dict[str, Any], epochs: float | None, images: int | None, *
         raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
     if epochs == 0 or images == 0:
         return None
-    given = {"epochs": epochs, "images": images, "distill": options.get("distill")}
+    given: dict[str, Any] = {"epochs": epochs, "images": images, "distill": options.get("distill")}
     given |= {name: options[name] for name in ("learning_rate", "batch_size")}
     return Recipe(**{name: value for name, value in given.items() if value is not None}, **more)
 

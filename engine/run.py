@@ -267,7 +267,7 @@ def _finish(job: _Job, found: Found, plan: Plan, folder: Path, progress: Progres
             "not kept; please report the network"
         )
     compact = recalibrated(compact, job.batch)
-    accuracies = {
+    accuracies: dict[str, float | None] = {
         "dense": _accuracy(job.network, job, progress, "dense"),
         "pruned": _accuracy(compact, job, progress, "pruned"),
     }
