@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..common import Candidate, FreePruneError, Inputs, Skeleton
 from .base import Counts, Group, minimum_units
+from .certificate import Mismatch, replay
 from .cost import SumOfProducts
 from .criteria import Importance
 from .plan import Attribute, Plan, structure_of
 from .repair import attributes, pruned, settle
 from .surgery import sliced
-from .trace import Mismatch, Trace, replay, trace_example
+from .trace import Trace, trace_example
 
 
 class Channel:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common import Inputs
+from .certificate import Mismatch, replay
 from .coupling import Coupling
 from .labels import Labels, Layer, Shape, support
 from .plan import Attribute
 from .surgery import layer_attributes, shrink
-from .trace import Mismatch, Op, Trace, replay
+from .trace import Op, Trace
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code

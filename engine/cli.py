@@ -69,7 +69,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
 @click.option("--metric", default="freeprune", show_default=True, help="What scores them.")
 @click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer: l1, l2, taylor.")
-@click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored.")
+@click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
 @click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
 @click.option("--round-to", default=1, show_default=True, help="Remove channels in steps of so many.")
 @click.option("--calibration-images", default=256, show_default=True, help="Training images that scores are computed on.")

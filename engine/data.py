@@ -147,7 +147,7 @@ def load_data(
             "a mean or std was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
         )
     if isinstance(source, str):
-        return replace(_given(call(source)), source=source)
+        return replace(_given(call(source, FORMS)), source=source)
     return _given(source)
 
 

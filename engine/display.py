@@ -84,8 +84,9 @@ def print_result(result: Result) -> None:
         f"score {_number(score['best'])} (equal rates {_number(score['uniform'])}); "
         f"masked against compact {agreement['masked_vs_compact']:.1e}, compact against ONNX {agreement['compact_vs_onnx']:.1e}"
     )
+    trial = f" ({seconds['per_trial'] * 1000:.0f} ms a trial)" if seconds["per_trial"] is not None else ""
     console.print(
-        f"{seconds['search']:.0f} s search ({seconds['per_trial'] * 1000:.0f} ms a trial), {seconds['finetune']:.0f} s "
+        f"{seconds['search']:.0f} s search{trial}, {seconds['finetune']:.0f} s "
         f"fine-tuning, {seconds['export']:.0f} s export; everything is in {result.folder}"
     )
     for warning in onnx["warnings"]:

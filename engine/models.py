@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -53,7 +53,7 @@ def load_model(spec: str) -> nn.Module:
             f"timm:NAME or a built-in one; {nearest(spec, sorted(NETWORKS))}"
         )
     else:
-        network = call(spec)
+        network = call(spec, [*sorted(NETWORKS), *(f"{library}:NAME" for library in LIBRARIES)])
     if not isinstance(network, nn.Module):
         raise FreePruneError(f"{spec!r} returned {_kind(network)}; expected a torch.nn.Module")
     return network
@@ -108,13 +108,13 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def call(spec: str) -> object:
-    """What the callable that `spec` names returns; it takes no argument.
+def call(spec: str, others: Sequence[str] = ()) -> object:
+    """What the callable that `spec` names returns; it takes no argument. `others` is as for `resolve`.
 
     Raises:
         FreePruneError: as for `resolve`; it needs arguments; calling it failed.
     """
-    function = resolve(spec)
+    function = resolve(spec, others)
     _check_no_arguments(spec, function)
     with _importable(_folders(spec)):
         try:
@@ -125,13 +125,14 @@ def call(spec: str) -> object:
             raise FreePruneError(f"{spec!r} failed when called ({cause(error)}); mend it or name another") from error
 
 
-def resolve(spec: str) -> Callable[..., object]:
+def resolve(spec: str, others: Sequence[str] = ()) -> Callable[..., object]:
     """The callable that `spec` names.
 
     The working directory, and the folder of a file, can be imported from meanwhile; `sys.path` is put back.
 
     Args:
         spec: `package.module:callable` or `path/to/file.py:callable`.
+        others: what else may stand where `spec` does, for the sentence about a module that does not exist.
 
     Raises:
         FreePruneError: no such module, file or callable; importing it failed.
@@ -145,9 +146,11 @@ def resolve(spec: str) -> Callable[..., object]:
         except FreePruneError:
             raise
         except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
+            absent = isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]
+            hint = f"; {nearest(spec, list(others))}" if absent and others else ""
             raise FreePruneError(
                 f"{spec!r} cannot be used, since importing {place!r} failed ({cause(error)}); name an importable module "
-                "or an existing file.py"
+                f"or an existing file.py{hint}"
             ) from error
     function: Callable[..., object] | None = getattr(module, name, None)
     if not callable(function):

@@ -116,7 +116,7 @@ def prune(
         strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
         metric: what scores them: `freeprune`, `synflow`.
         criterion: what orders units within a group: `l2`, `l1`, `taylor`.
-        trials: how many rate vectors are scored.
+        trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         seed: decides everything that is drawn.
         max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 for weights.
         round_to: so many channels are one unit.
@@ -218,10 +218,10 @@ def _prepare(
 
 
 def _check_numbers(settings: Settings) -> None:
-    for name in ("trials", "round_to", "latency_batch", "latency_threads"):
+    for name, least in (("trials", 0), ("round_to", 1), ("latency_batch", 1), ("latency_threads", 1)):
         value = getattr(settings, name)
-        if value < 1:
-            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+        if value < least:
+            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
     if settings.max_rate is not None and not 0 < settings.max_rate < 1:
         raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
 
@@ -289,7 +289,7 @@ def _finish(job: _Job, found: Found, plan: Plan, folder: Path, progress: Progres
         "seconds": {
             "trace": job.trace_seconds,
             "search": found.seconds,
-            "per_trial": found.seconds / job.settings.trials,
+            "per_trial": found.seconds / job.settings.trials if job.settings.trials else None,
             "finetune": finetune_seconds,
             "export": time.perf_counter() - start,
         },

@@ -1,13 +1,12 @@
 import networks
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from freeprune.backends import trace as trace_module
 from freeprune.backends.coupling import Coupling
-from freeprune.backends.repair import pruned, settle
-from freeprune.backends.trace import Mismatch, replay, trace, trace_example
+from freeprune.backends.repair import settle
+from freeprune.backends.trace import trace, trace_example
 from freeprune.common import FreePruneError
 
 
@@ -137,45 +136,3 @@ def test_a_forward_pass_that_reads_values_is_traced_on_the_cpu():
     network, inputs, dense = trace_example(Reads(), (networks.images(2),))
     assert inputs[0].device.type == "cpu"
     assert [g.name for g in settle(network, inputs, dense)[0].groups] == ["first"]
-
-
-class Offset(nn.Module):
-    """Takes four channels from a written-in place: of the right number, whatever lies there."""
-
-    start = 2
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(2, 2, 1)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(x[:, self.start : self.start + 2])
-
-
-def test_the_certificate_sees_right_sizes_at_wrong_places():
-    network, inputs = on_meta(Offset())
-    dense = trace(network, inputs)
-    coupling = Coupling(dense, network)
-    classes = np.ones(coupling.classes, bool)
-    free = next(g for g in coupling.groups if g.roots.size == 4)  # channels that nothing reads
-    classes[coupling.position[free.roots[0]]] = False
-    smaller = pruned(network, coupling, classes, [])
-    with pytest.raises(Mismatch, match="other channels"):
-        replay(smaller, inputs, dense, coupling.kept_nodes(classes))
-
-
-def test_the_certificate_sees_a_number_computed_from_a_size():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x):
-            x = self.first(x)
-            return self.last(x * (x.shape[1] ** -0.5))
-
-    network, inputs = on_meta(Scaled())
-    coupling, _ = settle(network, inputs, trace(network, inputs))
-    assert coupling.groups == []
-    assert any("computed from a size" in why for _, why in coupling.trace.frozen)

@@ -52,7 +52,7 @@ def test_built_in(name):
     [
         ("cifar:resnet57", "no model 'cifar:resnet57'.*did you mean 'cifar:resnet56'"),
         ("digits:cmm", "did you mean 'digits:cnn'"),
-        ("cfar:resnet20", "no module 'cfar'.*did you mean 'cifar:resnet20'"),
+        ("cfar:resnet20", "importing 'cfar' failed.*did you mean 'cifar:resnet20'"),
         ("resnet20", "give package.module:callable.*did you mean 'cifar:resnet20'"),
         ("", "give package.module:callable"),
         ("torch.nn:", "names no callable"),
@@ -150,7 +150,7 @@ def test_a_file_that_fails_leaves_no_module_behind(write):
 def test_a_module_whose_own_import_fails(write, monkeypatch):
     path = write("import no_such_module_at_all", "imports_what_is_not.py")
     monkeypatch.chdir(path.parent)
-    with pytest.raises(FreePruneError, match="importing 'imports_what_is_not' failed .*'no_such_module_at_all'"):
+    with pytest.raises(FreePruneError, match=r"importing 'imports_what_is_not' failed .*'no_such_module_at_all'"):
         load_model("imports_what_is_not:make")
 
 
@@ -178,7 +178,7 @@ def test_network_of_a_library(monkeypatch, library):
     assert isinstance(load_model(f"{library}:resnet18"), nn.Identity)
     with pytest.raises(FreePruneError, match=f"no model '{library}:resnet81'.*did you mean 'resnet18'"):
         load_model(f"{library}:resnet81")
-    with pytest.raises(FreePruneError, match="building it failed .TypeError"):
+    with pytest.raises(FreePruneError, match=r"building it failed .TypeError"):
         load_model(f"{library}:broken")
 
 
@@ -278,7 +278,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
     before = network[0].weight.clone()
     state["1.running_var"][2] = value
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(FreePruneError, match="tensor '1.running_var' .* NaN or infinite"):
+    with pytest.raises(FreePruneError, match=r"tensor '1.running_var' .* NaN or infinite"):
         load_weights(network, tmp_path / "w.safetensors")
     assert torch.equal(network[0].weight, before)
 

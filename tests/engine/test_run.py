@@ -157,6 +157,13 @@ def test_a_folder_with_a_run_is_kept_unless_told(tmp_path):
         prune(out / "notes.txt")
 
 
+def test_no_trials_mean_equal_rates(tmp_path):
+    result = prune(tmp_path / "out", "weight", trials=0, finetune=None)
+    assert result.summary["score"]["best"] == result.summary["score"]["uniform"]
+    assert result.summary["seconds"]["per_trial"] is None
+    assert np.ptp(list(result.plan.rates.values())) < 0.02
+
+
 def test_no_fine_tuning_is_reported_as_none(tmp_path):
     result = prune(tmp_path / "out", trials=2, finetune=None)
     assert result.summary["accuracy"]["finetuned"] is None
@@ -192,7 +199,7 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"metric": "freprune"}, "there is no metric 'freprune'; did you mean 'freeprune'"),
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
         ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
-        ({"trials": 0}, "--trials is 0; give 1 or more"),
+        ({"trials": -1}, "--trials is -1; give 0 or more"),
         ({"max_rate": 1.0}, "--max-rate is 1"),
         ({"target": {"macs": 0.001}}, "cannot be met: the smallest network allowed has"),
         ({"target": {"macs": 0}}, "leaves nothing"),
