@@ -18,6 +18,9 @@ from torch.func import functional_call
 Entry = TypeVar("Entry")
 
 
+PLURALS = {"metric": "metrics", "strategy": "strategies", "granularity": "backends", "criterion": "criteria"}
+
+
 class FreePruneError(Exception):
     """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do."""
 
@@ -28,14 +31,14 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     Args:
         table: the built-in entries.
         name: what the user asked for.
-        kind: what the table holds, in the singular ("metric"); the entry points are searched in `freeprune.{kind}s`.
+        kind: what the table holds, in the singular ("metric"); entry points are looked up in the group `freeprune.` + plural.
 
     Raises:
         FreePruneError: there is no such entry; the sentence names the nearest one.
     """
     if name in table:
         return table[name]
-    plugins = {point.name: point for point in entry_points(group=f"freeprune.{kind}s")}
+    plugins = {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}
     if name in plugins:
         loaded: Entry = plugins[name].load()
         return loaded

@@ -1,0 +1,139 @@
+"""The main job on real input: what a search costs and what it brings, measured in one process.
+
+    python benchmarks/main_job.py --data DIR --weights DIR [--images 15000] [--only r56 r56-round8 ...]
+
+DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights the pretrained networks. Writes one JSON per job to
+`benchmarks/results/`; jobs whose file is there are skipped, so a stopped measurement is resumed by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import freeprune
+from freeprune.backends import BACKENDS, apply, importance
+from freeprune.common import Batch
+from freeprune.engine.calibration import draw
+from freeprune.engine.data import load_data, split
+from freeprune.engine.ledger import Ledger
+from freeprune.engine.models import load_model, load_weights
+from freeprune.engine.searching import search
+from freeprune.metrics import METRICS, reference
+from freeprune.search import STRATEGIES, Space
+
+RESULTS = Path(__file__).parent / "results"
+CHANNEL = {"target": {"macs": 0.5}}
+# name: (network, options of prune)
+JOBS = {
+    "r56": ("resnet56", CHANNEL),
+    "r56-uniform": ("resnet56", {**CHANNEL, "trials": 0}),
+    "r56-round8": ("resnet56", {**CHANNEL, "round_to": 8}),
+    "r20-weight": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight"}),
+    "r20-weight-uniform": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight", "trials": 0}),
+}
+SEEDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, type=Path)
+    parser.add_argument("--images", type=int, default=15000, help="of fine-tuning")
+    parser.add_argument("--only", nargs="*", default=[*JOBS, "strategies"])
+    options = parser.parse_args()
+    data = load_data(f"imagefolder:{options.data}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in options.only:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            continue
+        result = strategies(data, options.weights) if name == "strategies" else job(name, data, options)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(name, json.dumps(result)[:400], flush=True)  # noqa: T201
+
+
+def job(name: str, data, options) -> dict:
+    network, settings = JOBS[name]
+    weights = options.weights / f"{network}-cifar10.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        result = freeprune.prune(
+            f"cifar:{network}", data, weights=weights, out=Path(folder) / "run", seed=0,
+            finetune=freeprune.Recipe(images=options.images), **settings,
+        )  # fmt: skip
+    summary = result.summary
+    summary["finetune_images"] = options.images
+    if settings.get("granularity", "channel") == "channel":
+        summary["trial_over_forward"] = trial_over_forward(network, weights, data, summary)
+    weights_now = [m.weight for m in result.network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    summary["nonzero_weights_after_finetuning"] = sum(int(torch.count_nonzero(w)) for w in weights_now)
+    return summary
+
+
+def trial_over_forward(network: str, weights: Path, data, summary: dict) -> dict:
+    """One trial against the plain forward of the pruned network: both in turn, medians of 15."""
+    dense, backend, batch = prepared(network, weights, data, "channel")
+    kept = np.array([group["kept"] * 1 for group in summary["groups"]])
+    if sum(g.units for g in backend.groups) != sum(g["units"] for g in summary["groups"]):
+        return {}  # another unit (--round-to): the same trial, counted otherwise
+    plain = apply(dense, backend.plan(kept))
+    for module in plain.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean = module.running_var = None
+    score, against = METRICS["freeprune"], reference(dense, batch)
+    seconds: dict[str, list[float]] = {"trial": [], "forward": []}
+    with torch.no_grad():
+        for _ in range(15):
+            start = time.perf_counter()
+            score(backend.candidate(kept), against, batch)
+            middle = time.perf_counter()
+            plain(*batch.inputs)
+            seconds["trial"].append(middle - start)
+            seconds["forward"].append(time.perf_counter() - middle)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "ratio": medians["trial"] / medians["forward"], "threads": torch.get_num_threads()}
+
+
+def prepared(network: str, weights: Path, data, granularity: str) -> tuple[torch.nn.Module, object, Batch]:
+    dense = load_weights(load_model(f"cifar:{network}"), weights).eval()
+    training, _ = split(data, 0)
+    batch = draw(training, data, 256, 0)
+    return dense, BACKENDS[granularity](dense, batch.inputs, importance("l2", dense)), batch
+
+
+def strategies(data, folder: Path, trials: int = 300) -> dict:
+    """Best scores of each strategy at equal trials, over seeds: ResNet-56, channel, macs=50%."""
+    dense, backend, batch = prepared("resnet56", folder / "resnet56-cifar10.safetensors", data, "channel")
+    units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
+    macs = float(backend.costs(units[None])["macs"][0])
+    against = reference(dense, batch)
+    result: dict = {"trials": trials}
+    for name in STRATEGIES:
+        found = []
+        for seed in range(SEEDS):
+            space = Space(units, fewest, backend.costs, {"macs": macs // 2})
+            with tempfile.TemporaryDirectory() as scratch:
+                found.append(
+                    search(
+                        space,
+                        STRATEGIES[name](space.size, seed),
+                        lambda kept: METRICS["freeprune"](backend.candidate(kept), against, batch),
+                        Ledger(Path(scratch) / "trials.jsonl"),
+                        trials,
+                    )
+                )
+            print(name, seed, found[-1].score, found[-1].seconds, flush=True)  # noqa: T201
+        result[name] = {"best": [f.score for f in found], "seconds": [f.seconds for f in found]}
+        result["uniform"] = found[0].uniform
+    return result
+
+
+if __name__ == "__main__":
+    main()
