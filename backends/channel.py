@@ -6,6 +6,8 @@ half the size costs half as much to score.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -35,6 +37,7 @@ class Channel:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
     """
 
+    options = ("round_to",)
     default_max_rate = 0.9
 
     def __init__(
@@ -43,8 +46,10 @@ class Channel:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense)
+        if round_to < 1:
+            raise FreePruneError(f"--round-to is {round_to}; give 1 or more")
         self._round_to = round_to
-        self._order = [self._ordered(group.roots, importance) for group in self._coupling.groups]
+        self._order = self._ordered(importance)
         self._skeleton = Skeleton(network)
         self.groups = tuple(
             Group(group.name, units := -(-group.roots.size // round_to), minimum_units(units, max_rate), _names(group.members))
@@ -54,19 +59,15 @@ class Channel:
             raise FreePruneError(nothing_to_prune(dense, round_to))
         self._costs = self._cost_model(dense)
 
-    def _ordered(self, roots: NDArray[np.int64], importance: Importance) -> NDArray[np.int64]:
-        """The positions of a group's classes, most important first."""
+    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
+        """For each group the positions of its classes, most important first."""
         coupling = self._coupling
         total = np.zeros(coupling.classes + 1)
-        start = coupling.position[roots[0]]
-        for leaf in coupling.trace.leaves:
-            if leaf.name in importance.elements:
-                position = coupling.position[leaf.start : leaf.start + leaf.size]
-                if ((position >= start) & (position < start + roots.size)).any():
-                    np.add.at(total, position, importance.along(leaf.name, leaf.dim))
-        score = importance.of_class(total[start : start + roots.size])
-        order: NDArray[np.int64] = start + np.argsort(-score, kind="stable")
-        return order
+        for name, dim, position in coupling.slices:
+            if name in importance.elements:
+                np.add.at(total, position, importance.along(name, dim))
+        spans = itertools.pairwise(coupling.offsets)
+        return [start + np.argsort(-total[start:stop], kind="stable") for start, stop in spans]
 
     def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
         coupling, groups = self._coupling, len(self.groups)

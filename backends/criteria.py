@@ -3,79 +3,162 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common import Batch, FreePruneError, find
+from ..common import Batch, FreePruneError, Inputs, find
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance of every parameter element, and how the elements of one unit add up.
+    """The importance of every parameter element, and how the elements of one unit add up.
 
     Attributes:
-        elements: for each parameter, a value for each element, of its shape; a unit's are summed.
-        of_class: the importance of units from these sums; larger stays longer.
+        elements: for each parameter, a value for each element, of its shape; those of a unit are summed.
+        total: the importance of a unit from such a sum; larger stays longer.
+        slices: instead of that, the importance of each slice of a tensor along a dimension, from the tensor's elements; for
+            criteria that are about channels as a whole and say nothing of single weights.
     """
 
-    elements: Mapping[str, NDArray[np.float64]]
-    of_class: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    elements: Mapping[str, Values]
+    total: Callable[[Values], Values] = field(default=lambda sums: sums)
+    slices: Callable[[Values], Values] | None = None
 
-    def along(self, name: str, dim: int) -> NDArray[np.float64]:
-        """The sums over everything but one dimension."""
-        values = self.elements[name]
-        result: NDArray[np.float64] = values.sum(axis=tuple(d for d in range(values.ndim) if d != dim))
-        return result
-
-
-Criterion = Callable[[nn.Module, Batch | None], Importance]
-
-
-def l1(network: nn.Module, batch: Batch | None) -> Importance:
-    """Sum of absolute values (Li et al. 2017, arXiv:1608.08710), over all weights of the coupled class."""
-    return Importance(_each(network, lambda w: np.abs(w)), lambda total: total)
+    def along(self, name: str, dim: int) -> Values:
+        """The importance of a parameter's slices along a dimension, `(size,)`, with mean 1, so that layers are comparable."""
+        rows = np.moveaxis(self.elements[name], dim, 0)
+        rows = rows.reshape(len(rows), -1)
+        values = self.slices(rows) if self.slices is not None else self.total(rows.sum(axis=1))
+        mean = float(values.mean())
+        return values / mean if mean > 0 else values
 
 
-def l2(network: nn.Module, batch: Batch | None) -> Importance:
-    """Euclidean norm over all weights of the coupled class."""
-    return Importance(_each(network, lambda w: w * w), np.sqrt)
+Criterion = Callable[[nn.Module, Batch | None, int], Importance]
 
 
-def taylor(network: nn.Module, batch: Batch | None) -> Importance:
-    """First-order change of the loss: |sum of gradient times weight| (Molchanov et al. 2019, arXiv:1906.10771, eq. 8).
+def l1(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Sum of absolute values (Li et al. 2017, arXiv:1608.08710)."""
+    return Importance(_each(network, np.abs))
+
+
+def l2(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Euclidean norm."""
+    return Importance(_each(network, np.square), np.sqrt)
+
+
+def taylor(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """First-order change of the loss, |sum of gradient times weight| (Molchanov et al. 2019, arXiv:1906.10771, eq. 8).
 
     Differs: one batch instead of an average over many, the absolute value instead of the square (the order is the same), and
-    the gradient of the network in eval mode. Needs a labelled batch.
+    the gradient of the network in eval mode. Needs labels.
     """
+    gradients = _gradients(network, batch, "taylor")
+    return Importance({name: w * gradients[name] for name, w in _each(network).items()}, np.abs)
+
+
+def fisher(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Second-order change of the loss by the empirical Fisher information, sum of (gradient times weight) squared.
+
+    Source: Theis et al. 2018, arXiv:1801.05787, eq. 10, and Liu et al. 2021, arXiv:2108.00708, for coupled channels. Differs:
+    the gradient is that of the mean loss over 16 parts of the batch instead of over single images. Needs labels.
+    """
+    inputs, labels = _labelled(batch, "fisher")
+    weights = _each(network)
+    sums = {name: np.zeros_like(w) for name, w in weights.items()}
+    images = inputs[0].shape[0]
+    for part in np.array_split(np.arange(images), min(16, images)):
+        some = Batch(tuple(x[part] for x in inputs), labels[part])
+        for name, gradient in _gradients(network, some, "fisher").items():
+            sums[name] += np.square(gradient * weights[name])
+    return Importance(sums)
+
+
+def fpgm(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Distance to the other channels of the layer: what the others can replace goes (He et al. 2019, arXiv:1811.00250, eq. 4).
+
+    Orders whole channels only.
+    """
+
+    def distances(rows: Values) -> Values:
+        squares = np.square(rows).sum(axis=1)
+        result: Values = np.sqrt(np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)).sum(axis=1)
+        return result
+
+    return Importance(_each(network), slices=distances)
+
+
+def bnscale(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Absolute scale of the batch norm behind a channel (Liu et al. 2017, arXiv:1708.06519). Orders whole channels only."""
+    scales = {f"{path}.weight".lstrip(".") for path, m in network.named_modules() if isinstance(m, _BatchNorm)}
+    elements = {name: np.abs(w) if name in scales else np.zeros_like(w) for name, w in _each(network).items()}
+    if not any(elements[name].any() for name in scales if name in elements):
+        raise FreePruneError(
+            "criterion 'bnscale' reads the scales of batch norms, and the network has none; use --criterion l2"
+        )
+    return Importance(elements, slices=lambda rows: rows.sum(axis=1))
+
+
+def lamp(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """Square over the sum of all squares at least as large in the layer (Lee et al. 2021, arXiv:2010.07611, eq. 4).
+
+    Within a layer the order of single weights is that of l2; summed over blocks, kernels and coupled channels it is not.
+    """
+    return Importance(_each(network, _lamp))
+
+
+def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """No order at all, drawn by the seed: the control for the others."""
+    rng = np.random.default_rng([seed, 2])
+    return Importance(_each(network, lambda w: rng.random(w.shape)))
+
+
+def _lamp(weight: Values) -> Values:
+    squares = np.square(weight).ravel()
+    order = np.argsort(squares, kind="stable")
+    at_least = np.cumsum(squares[order][::-1])[::-1]  # sum of the squares from each place on
+    result = np.empty_like(squares)
+    result[order] = squares[order] / np.maximum(at_least, np.finfo(float).tiny)
+    return result.reshape(weight.shape)
+
+
+def _labelled(batch: Batch | None, criterion: str) -> tuple[Inputs, Tensor]:
     if batch is None or batch.labels is None:
-        raise FreePruneError("criterion 'taylor' needs labelled data; give --data with labels or use --criterion l2")
-    training = network.training
-    parameters = dict(network.named_parameters())
+        raise FreePruneError(f"criterion {criterion!r} needs labelled data; give --data with labels or use --criterion l2")
+    return batch.inputs, batch.labels
+
+
+def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[str, Values]:
+    """The gradient of the mean cross entropy with respect to every parameter, in eval mode."""
+    inputs, labels = _labelled(batch, criterion)
+    training = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with torch.enable_grad():
-            values = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-            output = torch.func.functional_call(network, values, batch.inputs)
-            loss = nn.functional.cross_entropy(output, batch.labels)
+            values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+            output = torch.func.functional_call(network, values, inputs)
+            loss = nn.functional.cross_entropy(output, labels)
             gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     finally:
-        network.train(training)
-    elements = {
-        name: _numpy(p * g) if g is not None else np.zeros(tuple(p.shape))
-        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+        for module, mode in training.items():
+            module.training = mode
+    return {
+        name: np.zeros(tuple(p.shape)) if g is None else _numpy(g)
+        for (name, p), g in zip(values.items(), gradients, strict=True)
     }
-    return Importance(elements, np.abs)
 
 
-def _each(network: nn.Module, value: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -> dict[str, Values]:
     return {name: value(_numpy(parameter)) for name, parameter in network.named_parameters()}
 
 
-def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+def _numpy(tensor: Tensor) -> Values:
     return tensor.detach().cpu().double().numpy()
 
 
@@ -83,13 +166,18 @@ CRITERIA: dict[str, Criterion] = {
     "l1": l1,
     "l2": l2,
     "taylor": taylor,
+    "fisher": fisher,
+    "fpgm": fpgm,
+    "bnscale": bnscale,
+    "lamp": lamp,
+    "random": random,
 }
 
 
-def importance(criterion: str, network: nn.Module, batch: Batch | None = None) -> Importance:
+def importance(criterion: str, network: nn.Module, batch: Batch | None = None, seed: int = 0) -> Importance:
     """The importance of every parameter element of a network, which is left as it is.
 
     Raises:
-        FreePruneError: there is no such criterion, or it needs labels that the batch lacks.
+        FreePruneError: there is no such criterion, it needs labels that the batch lacks, or the network has nothing it reads.
     """
-    return find(CRITERIA, criterion, "criterion")(network, batch)
+    return find(CRITERIA, criterion, "criterion")(network, batch, seed)

@@ -68,10 +68,12 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit.")
 @click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
 @click.option("--metric", default="freeprune", show_default=True, help="What scores them.")
-@click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer: l1, l2, taylor.")
+@click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer.")
 @click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
 @click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
-@click.option("--round-to", default=1, show_default=True, help="Remove channels in steps of so many.")
+@click.option("--round-to", type=int, help="With channel: remove channels in steps of so many.  [default: 1]")
+@click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
+@click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
 @click.option("--calibration-images", default=256, show_default=True, help="Training images that scores are computed on.")
 @click.option("--finetune-epochs", type=float, help="Passes over the training images; 0 skips fine-tuning.  [default: 1]")
 @click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
@@ -96,8 +98,8 @@ def prune(model: str, **options: Any) -> None:
     finetune: Any = _recipe(options, options["finetune_epochs"], options["finetune_images"])
     if options["function"] is not None:
         finetune = resolve(options["function"])
-    passed = ("granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "calibration_images",
-              "latency_batch", "latency_threads", "weights", "out", "resume", "force")  # fmt: skip
+    passed = ("granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "nm", "block",
+              "calibration_images", "latency_batch", "latency_threads", "weights", "out", "resume", "force")  # fmt: skip
     with display.bars(quiet=options["as_json"]) as progress:
         result = run.prune(
             model,

@@ -32,6 +32,9 @@ from .searching import Found, search
 from .targets import Target, parse_targets, resolve
 from .training import Recipe, accuracy, train
 
+# What belongs to one granularity; each says in `options` which it takes.
+LAYOUT_OPTIONS = ("round_to", "nm", "block")
+
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
 
@@ -57,7 +60,9 @@ class Settings:
     trials: int
     seed: int
     max_rate: float | None
-    round_to: int
+    round_to: int | None
+    nm: str | None
+    block: str | None
     calibration_images: int
     latency_batch: int
     latency_threads: int
@@ -93,7 +98,9 @@ def prune(
     trials: int = 300,
     seed: int = 0,
     max_rate: float | None = None,
-    round_to: int = 1,
+    round_to: int | None = None,
+    nm: str | None = None,
+    block: str | None = None,
     calibration_images: int = 256,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     latency_batch: int = 32,
@@ -112,14 +119,16 @@ def prune(
         target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k"]`; what remains of the dense
             network, as a fraction or an absolute number.
         out: the folder for everything the run writes.
-        granularity: what is removed as one unit: `channel` or `weight`.
+        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`.
         strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
         metric: what scores them: `freeprune`, `synflow`.
-        criterion: what orders units within a group: `l2`, `l1`, `taylor`.
+        criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         seed: decides everything that is drawn.
-        max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 for weights.
-        round_to: so many channels are one unit.
+        max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
+        round_to: with `channel`, so many channels are one unit. Default: 1.
+        nm: with `nm`, `2:4` for two of four, or `4` for any number of four. Default: 2:4.
+        block: with `block`, `1x4` along the inputs, `4x1` along the outputs. Default: 1x4.
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
         latency_batch: images at a time in the latency measurement.
@@ -133,8 +142,8 @@ def prune(
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
     settings = Settings(
-        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, calibration_images,
-        latency_batch, latency_threads,
+        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, nm, block,
+        calibration_images, latency_batch, latency_threads,
     )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
@@ -187,13 +196,17 @@ def _prepare(
     batch = draw(training, data, settings.calibration_images, settings.seed)
     start = time.perf_counter()
     options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
-    if settings.round_to > 1:
-        if settings.granularity != "channel":
-            raise FreePruneError(
-                f"--round-to {settings.round_to} rounds channels, but the granularity is {settings.granularity}"
-            )
-        options["round_to"] = settings.round_to
-    backend: Backend = backend_class(network, batch.inputs, importance(settings.criterion, network, batch), **options)
+    for name in LAYOUT_OPTIONS:
+        value = getattr(settings, name)
+        if value is not None:
+            if name not in backend_class.options:
+                raise FreePruneError(
+                    f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
+                )
+            options[name] = value
+    backend: Backend = backend_class(
+        network, batch.inputs, importance(settings.criterion, network, batch, settings.seed), **options
+    )
     seconds = time.perf_counter() - start
     output = reference(network, batch)
     _check_classes(output, batch.labels, data)
@@ -218,7 +231,7 @@ def _prepare(
 
 
 def _check_numbers(settings: Settings) -> None:
-    for name, least in (("trials", 0), ("round_to", 1), ("latency_batch", 1), ("latency_threads", 1)):
+    for name, least in (("trials", 0), ("latency_batch", 1), ("latency_threads", 1)):
         value = getattr(settings, name)
         if value < least:
             raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune.backends import CRITERIA, importance
+from freeprune.backends import BACKENDS, CRITERIA, importance
 from freeprune.common import Batch, FreePruneError
 
 
@@ -18,23 +18,71 @@ def two_layers():
     return network
 
 
-@pytest.mark.parametrize(("criterion", "expected"), [("l1", [3.0, 3.5]), ("l2", [5**0.5, 9.25**0.5])])
-def test_norms_by_hand(criterion, expected):
-    values = importance(criterion, two_layers())
-    assert np.allclose(values.of_class(values.along("0.weight", 0)), expected)
+# the rows (1, -2) and (3, 0.5) of the first layer
+BY_HAND = {
+    "l1": [3, 3.5],
+    "l2": [5**0.5, 9.25**0.5],
+    "fpgm": [10.25**0.5, 10.25**0.5],  # the rows differ by (2, 2.5)
+    # squares 0.25, 1, 4, 9: each over the sum of those at least as large
+    "lamp": [1 / 14 + 4 / 13, 1 + 0.25 / 14.25],
+}
 
 
-def test_taylor_by_hand():
+@pytest.mark.parametrize("criterion", sorted(BY_HAND))
+def test_slices_by_hand_with_mean_one(criterion):
+    expected = np.array(BY_HAND[criterion])
+    assert np.allclose(importance(criterion, two_layers()).along("0.weight", 0), expected / expected.mean())
+
+
+def test_gradients_by_hand():
     # x = (1, 0): h = (1, 3), logits (1, -3), label 0; dL/dlogit = p - onehot = (-q, q) with q = 1 / (1 + e^4)
     q = 1 / (1 + np.exp(4.0))
-    values = importance("taylor", two_layers(), Batch((torch.tensor([[1.0, 0.0]]),), torch.tensor([0])))
-    # g . w of the first layer's rows: dL/dh0 = -q and w00 = 1; dL/dh1 = -q and w10 = 3
-    assert np.allclose(values.of_class(values.along("0.weight", 0)), [q, 3 * q])
+    batch = Batch((torch.tensor([[1.0, 0.0]]),), torch.tensor([0]))
+    # g . w of the first layer's rows: dL/dh0 = -q and w00 = 1; dL/dh1 = -q, since w11 = -1, and w10 = 3
+    taylor = importance("taylor", two_layers(), batch)
+    assert np.allclose(taylor.elements["0.weight"], [[-q, 0], [-3 * q, 0]])
+    assert np.allclose(taylor.along("0.weight", 0), [0.5, 1.5])
+    fisher = importance("fisher", two_layers(), batch)
+    assert np.allclose(fisher.elements["0.weight"], [[q * q, 0], [9 * q * q, 0]])
 
 
-def test_taylor_needs_labels():
+def test_fisher_squares_before_it_sums():
+    """Two images whose gradients cancel still matter."""
+    batch = Batch((torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),), torch.tensor([0, 1]))
+    network = two_layers()
+    with torch.no_grad():
+        network[0].weight.zero_()[0, 0] = 1e-3
+    assert importance("fisher", network, batch).elements["0.weight"][0, 0] > 0
+
+
+def test_bnscale_reads_the_norm_behind_a_channel():
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([1.0, -4.0, 1.0]))
+    values = importance("bnscale", network)
+    assert np.allclose(values.along("1.weight", 0), [0.5, 2, 0.5])
+    assert not values.along("0.weight", 0).any()
+    with pytest.raises(FreePruneError, match="the network has none"):
+        importance("bnscale", two_layers())
+
+
+def test_random_is_drawn_by_the_seed():
+    first, same, other = (importance("random", two_layers(), None, seed).elements["0.weight"] for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("criterion", ["fpgm", "bnscale"])
+def test_channel_criteria_refuse_single_weights(criterion):
+    network = networks.build("resnet_a")
+    with pytest.raises(FreePruneError, match="orders whole channels only"):
+        BACKENDS["weight"](network, (networks.images(2),), importance(criterion, network))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_gradients_need_labels(criterion):
     with pytest.raises(FreePruneError, match="needs labelled data"):
-        importance("taylor", two_layers(), Batch((torch.ones(2, 2),)))
+        importance(criterion, two_layers(), Batch((torch.ones(2, 2),)))
 
 
 def test_an_unknown_criterion_names_the_nearest():

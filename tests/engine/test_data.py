@@ -143,12 +143,12 @@ def test_what_does_not_fit_into_memory_is_decoded_on_access(folder, monkeypatch)
     assert isinstance(load_data(f"imagefolder:{folder}").train.pixels, torch.Tensor)
 
 
-@pytest.mark.parametrize("limit", [0, 10**9])
-def test_threads_change_nothing(folder, monkeypatch, limit):
-    expected = load_data(f"imagefolder:{folder}").train.pixels
-    monkeypatch.setattr(data_module, "THREADS_FROM", limit)
-    monkeypatch.setattr(data_module, "FILES_PER_TASK", 3)
-    assert torch.equal(load_data(f"imagefolder:{folder}").train.pixels, expected)
+@pytest.mark.parametrize("files", [1, 3, 100])
+def test_images_keep_their_order_however_the_work_is_divided(folder, monkeypatch, files):
+    monkeypatch.setattr(data_module, "FILES_PER_TASK", files)
+    read = load_data(f"imagefolder:{folder}").train.pixels
+    written = np.stack([pixels(seed).transpose(2, 0, 1) for seed in (0, 1, 2, 10, 11, 12)])
+    assert np.array_equal(read.numpy(), written)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
@@ -285,6 +285,7 @@ IMAGES = arrays()["x_train"]
         ({"y_test": np.zeros((3, 1), np.int64)}, r"y_test is int64 \(3, 1\); expected integers"),
         ({"y_train": np.arange(12) % 3 + 1}, r"3 different labels from 1 to 3, .*expected classes 0 to K-1"),
         ({"y_train": np.arange(12) % 3 - 1}, "3 different labels from -1 to 1"),
+        ({"y_train": np.arange(12) % 2 * 2 - 1, "y_test": np.ones(3, np.int64)}, "2 different labels from -1 to 1"),
         ({"y_train": np.arange(12) % 3 * 2}, "3 different labels from 0 to 4"),
         ({"y_train": np.zeros(12, np.int64), "y_test": np.zeros(3, np.int64)}, "1 different labels from 0 to 0"),
         ({"y_test": np.array([0, 1, 3])}, "y_test labels from 0 to 3"),

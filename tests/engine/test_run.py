@@ -200,6 +200,7 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
         ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
         ({"trials": -1}, "--trials is -1; give 0 or more"),
+        ({"round_to": 0}, "--round-to is 0"),
         ({"max_rate": 1.0}, "--max-rate is 1"),
         ({"target": {"macs": 0.001}}, "cannot be met: the smallest network allowed has"),
         ({"target": {"macs": 0}}, "leaves nothing"),
@@ -223,7 +224,7 @@ def test_what_a_granularity_does_not_do_is_a_sentence(tmp_path):
         freeprune.prune(network(), pair(), target={"macs": 0.5}, granularity="chanel", out=tmp_path / "out")
     with pytest.raises(freeprune.FreePruneError, match="params=50% means nothing at granularity weight"):
         prune(tmp_path / "out", "weight", target={"params": 0.5})
-    with pytest.raises(freeprune.FreePruneError, match="rounds channels, but the granularity is weight"):
+    with pytest.raises(freeprune.FreePruneError, match="--round-to 8 does not apply to granularity weight"):
         prune(tmp_path / "out", "weight", round_to=8)
 
 

@@ -1,0 +1,146 @@
+"""What all granularities that set weights to zero share: layers, ranks, masks, cost.
+
+Each of them lays out the weights of every layer in units and ranks the units; the mask for k kept units is `rank < k`, so
+nothing but the ranks has to be remembered.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common import Candidate, FreePruneError, Inputs, Skeleton
+from .base import Counts, Group
+from .criteria import Importance
+from .plan import Plan, structure_of
+from .trace import Product, trace_example
+
+Scores = NDArray[np.float64]
+Ranks = NDArray[np.int64]
+
+
+class Masked(ABC):
+    """Removal of weights that stay in place as zeros.
+
+    Args:
+        network: the dense network; left as it is.
+        inputs: an example of what it takes; the batch may be of any size.
+        importance: what orders the units within a layer.
+        max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
+
+    Attributes:
+        dense: why a layer is left as it is, by its name.
+
+    Raises:
+        FreePruneError: no layer can be treated, or the network rejects the inputs.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    default_max_rate = 0.99
+
+    def __init__(self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.99) -> None:
+        if importance.slices is not None:
+            raise FreePruneError("this criterion orders whole channels only; use --criterion l2 or --granularity channel")
+        self._network = network
+        products = trace_example(network, inputs)[2].products
+        self._skeleton = Skeleton(network)
+        used = {p.weight for p in products if p.weight is not None}
+        weights = {name: p for name, p in self._skeleton.network.named_parameters() if name in used}
+        layouts, self.dense = self._layouts(weights, importance)
+        self._weights = {name: weights[name] for name in layouts}
+        if not self._weights:
+            reasons = "; ".join(dict.fromkeys(self.dense.values())) or "no convolution or linear layer was found"
+            raise FreePruneError(f"the network has nothing to prune: {reasons}; give another network or --granularity")
+        device = next(iter(self._weights.values())).device
+        self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in layouts.items()}
+        self._kept_weights = [_kept_weights(ranks) for ranks in layouts.values()]
+        self.groups = tuple(
+            Group(name.removesuffix(".weight"), len(kept) - 1, _fewest(kept, max_rate), (name,))
+            for name, kept in zip(layouts, self._kept_weights, strict=True)
+        )
+        macs = {name: sum(_size(p) for p in products if p.weight == name) for name in weights}
+        self._macs_per_weight = np.array([macs[name] // weights[name].numel() for name in layouts], np.float64)
+        self._other_macs = float(sum(_size(p) for p in products) - sum(macs[name] for name in layouts))
+        self._other_weights = float(sum(weights[name].numel() for name in self.dense))
+
+    def _layouts(self, weights: Mapping[str, Tensor], importance: Importance) -> tuple[dict[str, Ranks], dict[str, str]]:
+        transposed = {id(m.weight) for m in self._skeleton.network.modules() if _is_transposed(m)}
+        scores: dict[str, Scores] = {}
+        dense: dict[str, str] = {}
+        for name, weight in weights.items():
+            reason = self.refusal(tuple(weight.shape), id(weight) in transposed)
+            if reason is None:
+                scores[name] = importance.elements[name]
+            else:
+                dense[name] = f"{name.removesuffix('.weight')}: {reason}"
+        return self.ranks(scores, importance) if scores else {}, dense
+
+    def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
+        """Why a layer with a weight of this shape must stay dense; None if it need not."""
+        return None
+
+    @abstractmethod
+    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        """For every layer the place of each weight's unit, 0 for the unit that stays longest.
+
+        Args:
+            scores: the importance of every weight, of the weight's shape.
+            importance: how the scores of a unit's weights add up.
+        """
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        columns = zip(self._kept_weights, np.atleast_2d(kept).T, strict=True)
+        weights = np.array([table[column] for table, column in columns], np.float64)
+        return {
+            "macs": self._macs_per_weight @ weights + self._other_macs,
+            "nonzero": weights.sum(axis=0) + self._other_weights,
+        }
+
+    def _masks(self, kept: Counts) -> dict[str, Tensor]:
+        """The elements that stay, for each weight that loses some."""
+        layers = zip(self._ranks.items(), self.groups, kept, strict=True)
+        return {name: ranks < int(k) for (name, ranks), group, k in layers if k < group.units}
+
+    def candidate(self, kept: Counts) -> Candidate:
+        return Candidate(self._skeleton, {name: self._weights[name] * mask for name, mask in self._masks(kept).items()})
+
+    def plan(self, kept: Counts) -> Plan:
+        return Plan(
+            granularity=self.name,
+            structure=structure_of(self._network),
+            rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
+            masks={name: mask.cpu() for name, mask in self._masks(kept).items()},
+        )
+
+
+def ranked(scores: Scores) -> Ranks:
+    """The place of each entry in descending order, of the same shape; ties by position."""
+    order = np.argsort(-scores.ravel(), kind="stable")
+    ranks = np.empty(order.size, np.int64)
+    ranks[order] = np.arange(order.size)
+    return ranks.reshape(scores.shape)
+
+
+def _kept_weights(ranks: Ranks) -> NDArray[np.int64]:
+    """`(units + 1,)`: how many weights stay with 0, 1, ... all units."""
+    return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel()))])
+
+
+def _fewest(kept: NDArray[np.int64], max_rate: float) -> int:
+    """The fewest units that leave at least `1 - max_rate` of the weights, one at least."""
+    return max(1, int(np.searchsorted(kept, kept[-1] * (1 - max_rate) - 1e-6)))
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd) and module.transposed
+
+
+def _size(product: Product) -> int:
+    """The multiplications of a product in the dense network."""
+    return product.constant * int(np.prod([ids.size for ids in product.dims], dtype=np.int64))

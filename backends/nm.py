@@ -1,0 +1,51 @@
+"""Granularity `nm`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..common import FreePruneError
+from .criteria import Importance
+from .mask import Masked, Ranks, Scores
+
+
+class NM(Masked):
+    """N of M neighbouring input channels stay at each kernel position, as sparse tensor cores want it.
+
+    Source: Mishra et al. 2021, arXiv:2104.08378, for 2:4.
+
+    Args:
+        nm: `2:4`: a layer is 2:4 or dense. `4`: a layer takes any N from 1 to 4 (4 being dense).
+    """
+
+    name = "nm"
+    options = ("nm",)
+
+    def __init__(self, *args: Any, nm: str = "2:4", **more: Any) -> None:
+        form = re.fullmatch(r"(?:(\d+):)?(\d+)", nm)
+        n, m = (int(form[1] or 0), int(form[2])) if form else (0, 0)
+        if m < 2 or n >= m or (form and form[1] and n < 1):
+            raise FreePruneError(f"--nm {nm!r} is no pattern; write 2:4 for two of four, or 4 for any number of four")
+        self._n, self._m = n, m
+        super().__init__(*args, **more)
+
+    def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
+        if transposed:
+            return "a transposed convolution has its inputs elsewhere"
+        if shape[1] % self._m:
+            return f"{shape[1]} inputs are no multiple of {self._m}"
+        return None
+
+    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: self._layer(importance.total(values)) for name, values in scores.items()}
+
+    def _layer(self, scores: Scores) -> Ranks:
+        outputs, inputs = scores.shape[:2]
+        grouped = scores.reshape(outputs, inputs // self._m, self._m, -1)
+        places = np.argsort(np.argsort(-grouped, axis=2, kind="stable"), axis=2, kind="stable")
+        ranks: Ranks = (places >= self._n).astype(np.int64) if self._n else places
+        return ranks.reshape(scores.shape)
