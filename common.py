@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -82,6 +83,9 @@ class Batch:
 
     inputs: Inputs
     labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(tuple(x.to(device) for x in self.inputs), None if self.labels is None else self.labels.to(device))
 
 
 class Skeleton:

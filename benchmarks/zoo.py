@@ -198,7 +198,9 @@ def works(line: dict[str, Any], rate: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = [f"{'network':34}{'groups':>7}{'MACs':>6}{'seconds':>9}" + "".join(f"{rate:>12}" for rate in RATES) + f"{'peer':>16}"]
+    rows = [
+        f"{'network':34}{'groups':>7}{'MACs':>6}{'seconds':>9}" + "".join(f"{rate:>12}" for rate in RATES) + f"{'peer':>16}"
+    ]
     for line in lines:
         found, other = line["ours"], line.get("peer", {})
         ratio = found.get("50%", {}).get("macs", float("nan"))

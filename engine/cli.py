@@ -113,6 +113,8 @@ def prune(model: str, **options: Any) -> None:
         click.echo(json.dumps(result.summary))
     else:
         display.print_result(result)
+        if options["weights"] is None:
+            click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
 
 
 @main.command()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from ..common import FreePruneError, nearest
+from .image_files import Files, list_images, read_images
 from .models import call, cause
 
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "package.module:callable", "path/to/file.py:callable"]
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of an .npz file
-# Decoded images are kept in memory up to here; past it each access decodes its file again.
-MEMORY_LIMIT = 2 * 1024**3  # bytes
-# The side of an image whose folder holds several sizes, unless one is asked for: what ImageNet networks take.
-DEFAULT_SIZE = 224  # pixels
-# One task of the reading threads: enough files that handing out tasks costs nothing.
-FILES_PER_TASK = 128
-# More threads than cores, since files that the system has not cached are waited for: 60,000 small ones, read cold on two
-# cores, took 18 s with one thread, 14 s with two, 10 s with eight; once cached the number made no difference.
-THREADS_PER_CORE = 4
 # Crop-and-flip says nothing about images smaller than this.
 AUGMENT_FROM = 24  # pixels of height
 
@@ -60,18 +48,6 @@ class Data:
     source: str
     augment: bool
     collate: Callable[[list[Any]], Any] | None = None
-
-
-class Files:
-    """Image files, decoded on access; indexed like a tensor `(N, 3, H, W)` by a list of numbers."""
-
-    def __init__(self, paths: list[str], size: int | None) -> None:
-        self.paths = paths
-        self.size = size
-
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        """uint8 `(len(indices), 3, H, W)`."""
-        return torch.from_numpy(np.stack([_decode(self.paths[i], self.size) for i in indices]))
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -235,7 +211,7 @@ def _image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[floa
             f"the image folder {str(folder)!r} lacks {'test/ (or val/)' if train_folder.is_dir() else 'train/'}; expected "
             "train/ and test/, with a folder for each class in both"
         )
-    train, test = _list_images(train_folder), _list_images(test_folder)
+    train, test = list_images(train_folder), list_images(test_folder)
     if train.keys() != test.keys():
         odd = sorted(train.keys() ^ test.keys())
         raise FreePruneError(
@@ -244,7 +220,7 @@ def _image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[floa
         )
     files = [[path for paths in part.values() for path in paths] for part in (train, test)]
     labels = [torch.tensor([label for label, paths in enumerate(part.values()) for _ in paths]) for part in (train, test)]
-    pixels = _read_images(files[0] + files[1], image_size)
+    pixels = read_images(files[0] + files[1], image_size)
     if isinstance(pixels, Files):
         parts: list[Tensor | Files] = [Files(paths, pixels.size) for paths in files]
     else:
@@ -258,80 +234,6 @@ def _image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[floa
         source=f"imagefolder:{folder}",
         augment=True,
     )
-
-
-def _list_images(folder: Path) -> dict[str, list[str]]:
-    """The image files of each class, in sorted order."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
-        found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
-        raise FreePruneError(f"{str(folder)!r} holds {found}; expected a folder for each of at least two classes")
-    images = {
-        name: sorted(
-            os.path.join(parent, file)
-            for parent, _, files in os.walk(folder / name)
-            for file in files
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
-        )
-        for name in classes
-    }
-    for name, paths in images.items():
-        if not paths:
-            raise FreePruneError(
-                f"the class folder {str(folder / name)!r} holds no image; expected files that end in "
-                f"{', '.join(sorted(SUFFIXES))}"
-            )
-    return images
-
-
-def _read_images(paths: list[str], size: int | None) -> Tensor | Files:
-    """Decodes every image once, so that an unreadable one is known before anything else happens.
-
-    Returns:
-        uint8 `(N, 3, H, W)`, or the files to be decoded on access if their sizes differ or they fill too much memory.
-    """
-    shape = _decode(paths[0], size).shape
-    pixels = np.empty((len(paths), *shape), np.uint8) if len(paths) * np.prod(shape) <= MEMORY_LIMIT else None
-    failures: dict[str, FreePruneError] = {}
-    several_sizes = False
-
-    def read(start: int) -> None:
-        nonlocal several_sizes
-        for i in range(start, min(start + FILES_PER_TASK, len(paths))):
-            try:
-                image = _decode(paths[i], size)
-            except FreePruneError as error:
-                failures[paths[i]] = error
-                continue
-            if image.shape != shape:
-                several_sizes = True
-            elif pixels is not None:
-                pixels[i] = image
-
-    with ThreadPoolExecutor(min(THREADS_PER_CORE * (os.cpu_count() or 1), 32)) as pool:
-        list(pool.map(read, range(0, len(paths), FILES_PER_TASK)))
-    if failures:
-        first = min(failures)
-        more = f" ({len(failures) - 1} more cannot be read either)" if len(failures) > 1 else ""
-        raise FreePruneError(f"{failures[first]}{more}") from failures[first]
-    if several_sizes:
-        return Files(paths, DEFAULT_SIZE)
-    return Files(paths, size) if pixels is None else torch.from_numpy(pixels)
-
-
-def _decode(path: str, size: int | None) -> npt.NDArray[np.uint8]:
-    """An image as RGB, uint8 `(3, H, W)`; with `size`, its shorter side scaled to that and the centre square cut out."""
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                raise ValueError(f"pixels of mode {file.mode}, more than 8 bits a channel")
-            file.load()
-            image = file if file.mode == "RGB" else file.convert("RGB")
-            if size is not None:
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise FreePruneError(f"the image {path!r} cannot be read ({cause(error)}); mend it or take it out") from error
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import tempfile
 import time
@@ -187,7 +188,7 @@ def _prepare(
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
     _check_numbers(settings)
-    network = load_model(model) if isinstance(model, str) else model
+    network = _built(model, settings.seed) if isinstance(model, str) else model
     if weights is not None:
         network = load_weights(network, weights)
     _check_network(network)
@@ -204,11 +205,13 @@ def _prepare(
                     f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
                 )
             options[name] = value
-    backend: Backend = backend_class(
-        network, batch.inputs, importance(settings.criterion, network, batch, settings.seed), **options
-    )
+    # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scored, images = copy.deepcopy(network).to(device), batch.to(device)
+    order = importance(settings.criterion, scored, images, settings.seed)
+    backend: Backend = backend_class(scored, images.inputs, order, **options)
     seconds = time.perf_counter() - start
-    output = reference(network, batch)
+    output = reference(scored, images)
     _check_classes(output, batch.labels, data)
     dense = _one(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, settings.granularity)
@@ -228,6 +231,13 @@ def _prepare(
         network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
         output, config, seconds,
     )  # fmt: skip
+
+
+def _built(spec: str, seed: int) -> nn.Module:
+    """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_model(spec)
 
 
 def _check_numbers(settings: Settings) -> None:
@@ -258,10 +268,11 @@ def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
 
 
 def _search(job: _Job, folder: Path, progress: Progress) -> Found:
+    images = job.batch.to(job.dense.output.device)
     strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
 
     def score(kept: NDArray[np.int64]) -> float:
-        return job.metric(job.backend.candidate(kept), job.dense, job.batch)
+        return job.metric(job.backend.candidate(kept), job.dense, images)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")

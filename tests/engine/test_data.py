@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from freeprune.common import FreePruneError
-from freeprune.engine import data as data_module
+from freeprune.engine import image_files
 from freeprune.engine.data import Data, Files, load_data, split, stack
 
 
@@ -132,20 +132,20 @@ def test_several_sizes_are_scaled_on_access(folder):
 
 def test_what_does_not_fit_into_memory_is_decoded_on_access(folder, monkeypatch):
     in_memory = load_data(f"imagefolder:{folder}")
-    monkeypatch.setattr(data_module, "MEMORY_LIMIT", 8 * 6 * 8 * 3 - 1)
+    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3 - 1)
     on_access = load_data(f"imagefolder:{folder}")
     assert isinstance(on_access.train.pixels, Files)
     for part in ("train", "test"):
         for (image, label), (again, same) in zip(getattr(in_memory, part), getattr(on_access, part), strict=True):
             assert torch.equal(image, again)
             assert label == same
-    monkeypatch.setattr(data_module, "MEMORY_LIMIT", 8 * 6 * 8 * 3)
+    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3)
     assert isinstance(load_data(f"imagefolder:{folder}").train.pixels, torch.Tensor)
 
 
 @pytest.mark.parametrize("files", [1, 3, 100])
 def test_images_keep_their_order_however_the_work_is_divided(folder, monkeypatch, files):
-    monkeypatch.setattr(data_module, "FILES_PER_TASK", files)
+    monkeypatch.setattr(image_files, "FILES_PER_TASK", files)
     read = load_data(f"imagefolder:{folder}").train.pixels
     written = np.stack([pixels(seed).transpose(2, 0, 1) for seed in (0, 1, 2, 10, 11, 12)])
     assert np.array_equal(read.numpy(), written)
