@@ -14,8 +14,6 @@ CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 # Halvings of the shift's interval [-1, 1]: 2**-49 in the end, less than a unit of any group of up to 10**14 units.
 BISECTIONS = 50
-# Kept units are floored this much late, so that 1 - 3/10 of ten units is seven units.
-ROUNDING = 1e-9
 
 
 class Space:
@@ -98,7 +96,8 @@ class Space:
         return kept
 
     def _floor(self, kept: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.maximum(np.floor(kept + ROUNDING).astype(np.int64), self.minimum)
+        """Whole kept units; one lost to the last bit of a float has the largest remainder, and comes back first."""
+        return np.maximum(np.floor(kept).astype(np.int64), self.minimum)
 
     def _fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows meet all targets, `(P,)`."""

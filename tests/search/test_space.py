@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeprune.common import FreePruneError
-from freeprune.search.space import BISECTIONS, ROUNDING, Space, amount
+from freeprune.search.space import BISECTIONS, Space, amount
 
 
 @dataclass
@@ -61,7 +61,7 @@ def slowly(space, proposal):
         return space.units * (1 - np.clip(rates + shift, 0, limits))
 
     def rounded(values):
-        return [max(math.floor(v + ROUNDING), low) for v, low in zip(values, space.minimum, strict=True)]
+        return [max(math.floor(v), low) for v, low in zip(values, space.minimum, strict=True)]
 
     high, low = 1.0, -1.0
     for _ in range(BISECTIONS):
