@@ -16,6 +16,7 @@ from ..common import Candidate, FreePruneError, Inputs, Skeleton
 from .base import Counts, Group, minimum_units
 from .certificate import Mismatch, replay
 from .cost import SumOfProducts
+from .coupling import ClassGroup
 from .criteria import Importance
 from .plan import Attribute, Plan, structure_of
 from .repair import attributes, pruned, settle
@@ -31,33 +32,51 @@ class Channel:
         inputs: an example of what it takes; the batch may be of any size.
         importance: what orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
-        round_to: so many channels are one unit; a width that is no multiple loses the remainder first.
+        round_to: so many channels are one unit; a width that is no multiple loses the remainder first. Text sets it by the
+            kind of layer that makes the channels: `8`, or `conv=8,linear=4`.
+        min_width: at least so many channels of a group stay, where it has as many.
 
     Raises:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
     """
 
-    options = ("round_to",)
+    options = ("round_to", "min_width")
     default_max_rate = 0.9
 
     def __init__(
-        self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, round_to: int = 1
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        importance: Importance,
+        *,
+        max_rate: float = 0.9,
+        round_to: int | str = 1,
+        min_width: int = 1,
     ) -> None:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense)
-        if round_to < 1:
-            raise FreePruneError(f"--round-to is {round_to}; give 1 or more")
-        self._round_to = round_to
+        if min_width < 1:
+            raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
+        steps = _steps(round_to)
+        self._steps = np.array([steps[self._kind(group)] for group in self._coupling.groups], np.int64)
         self._order = self._ordered(importance)
         self._skeleton = Skeleton(network)
         self.groups = tuple(
-            Group(group.name, units := -(-group.roots.size // round_to), minimum_units(units, max_rate), _names(group.members))
-            for group in self._coupling.groups
+            _group(group, int(step), max_rate, min_width)
+            for group, step in zip(self._coupling.groups, self._steps, strict=True)
         )
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
         self._costs = self._cost_model(dense)
+
+    def _kind(self, group: ClassGroup) -> str:
+        """The kind of layer that makes a group's channels, as `--round-to` names it."""
+        parameters = dict(self._network.named_parameters())
+        makers = [
+            parameters[name] for name, dim in group.members if dim == 0 and name in parameters and parameters[name].dim() > 1
+        ]
+        return "linear" if makers and makers[0].dim() == 2 else "conv"
 
     def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
         """For each group the positions of its classes, most important first."""
@@ -91,13 +110,13 @@ class Channel:
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         widths = np.diff(self._coupling.offsets)
-        channels = np.minimum(np.atleast_2d(kept) * self._round_to, widths)
+        channels = np.minimum(np.atleast_2d(kept) * self._steps, widths)
         return {name: cost(channels) for name, cost in self._costs.items()}
 
     def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
         classes = np.zeros(self._coupling.classes, bool)
-        for order, units in zip(self._order, kept, strict=True):
-            classes[order[: units * self._round_to]] = True
+        for order, channels in zip(self._order, kept * self._steps, strict=True):
+            classes[order[:channels]] = True
         return classes
 
     def candidate(self, kept: Counts) -> Candidate:
@@ -134,14 +153,27 @@ class Channel:
         )
 
 
-def _names(members: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
-    return tuple(f"{name}[{dim}]" for name, dim in members)
+def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Group:
+    units = -(-group.roots.size // step)
+    fewest = max(minimum_units(units, max_rate), min(-(-min_width // step), units))
+    return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
 
 
-def nothing_to_prune(dense: Trace, round_to: int) -> str:
+def _steps(round_to: int | str) -> dict[str, int]:
+    """How many channels are one unit, by kind of layer: `8`, or `conv=8,linear=4`."""
+    steps = {"conv": 1, "linear": 1}
+    for part in str(round_to).split(","):
+        kind, _, number = part.rpartition("=")
+        if kind not in ("", *steps) or not number.isdecimal() or int(number) < 1:
+            raise FreePruneError(f"--round-to {round_to} is no number of channels; write 8, or conv=8,linear=4")
+        steps.update(dict.fromkeys([kind] if kind else steps, int(number)))
+    return steps
+
+
+def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
     """Why no group is left."""
     if not any(product.weight for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
-    hint = f" or lower --round-to {round_to}" if round_to > 1 else ""
+    hint = f" or lower --round-to {round_to}" if round_to != 1 else ""
     return f"the network has no channel that may be removed ({where}); use --granularity weight{hint}"

@@ -13,6 +13,13 @@ import click
 from ..common import FreePruneError, nearest
 
 
+# Options of `prune` that the Python function takes by the same name
+PASSED_ON = [
+    *["granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "min_width", "nm", "block"],
+    *["only", "ignore", "calibration_images", "latency_batch", "latency_threads", "weights", "out", "resume", "force"],
+]
+
+
 class OneSentence(click.Group):
     """Errors go to stderr as one line, with exit status 2 and no traceback."""
 
@@ -71,9 +78,12 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer.")
 @click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
 @click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
-@click.option("--round-to", type=int, help="With channel: remove channels in steps of so many.  [default: 1]")
+@click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]")
+@click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer.")
 @click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
 @click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
+@click.option("--only", multiple=True, help="Prune only groups named like this pattern, such as 'layer3.*'.")
+@click.option("--ignore", multiple=True, help="Leave alone what touches layers named like this pattern.")
 @click.option("--calibration-images", default=256, show_default=True, help="Training images that scores are computed on.")
 @click.option("--finetune-epochs", type=float, help="Passes over the training images; 0 skips fine-tuning.  [default: 1]")
 @click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
@@ -98,8 +108,6 @@ def prune(model: str, **options: Any) -> None:
     finetune: Any = _recipe(options, options["finetune_epochs"], options["finetune_images"])
     if options["function"] is not None:
         finetune = resolve(options["function"])
-    passed = ("granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "nm", "block",
-              "calibration_images", "latency_batch", "latency_threads", "weights", "out", "resume", "force")  # fmt: skip
     with display.bars(quiet=options["as_json"]) as progress:
         result = run.prune(
             model,
@@ -107,7 +115,7 @@ def prune(model: str, **options: Any) -> None:
             target=options["targets"],
             finetune=finetune,
             progress=progress,
-            **{name: options[name] for name in passed},
+            **{name: options[name] for name in PASSED_ON},
         )
     if options["as_json"]:
         click.echo(json.dumps(result.summary))

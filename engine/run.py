@@ -30,11 +30,12 @@ from .data import Data, load_data, split
 from .ledger import Ledger
 from .models import load_model, load_weights
 from .searching import Found, search
+from .selection import fewest_units
 from .targets import Target, parse_targets, resolve
 from .training import Recipe, accuracy, train
 
 # What belongs to one granularity; each says in `options` which it takes.
-LAYOUT_OPTIONS = ("round_to", "nm", "block")
+LAYOUT_OPTIONS = ("round_to", "min_width", "nm", "block")
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
@@ -61,9 +62,12 @@ class Settings:
     trials: int
     seed: int
     max_rate: float | None
-    round_to: int | None
+    round_to: int | str | None
+    min_width: int | None
     nm: str | None
     block: str | None
+    only: tuple[str, ...]
+    ignore: tuple[str, ...]
     calibration_images: int
     latency_batch: int
     latency_threads: int
@@ -99,9 +103,12 @@ def prune(
     trials: int = 300,
     seed: int = 0,
     max_rate: float | None = None,
-    round_to: int | None = None,
+    round_to: int | str | None = None,
+    min_width: int | None = None,
     nm: str | None = None,
     block: str | None = None,
+    only: Iterable[str] = (),
+    ignore: Iterable[str] = (),
     calibration_images: int = 256,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     latency_batch: int = 32,
@@ -127,9 +134,12 @@ def prune(
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         seed: decides everything that is drawn.
         max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
-        round_to: with `channel`, so many channels are one unit. Default: 1.
+        round_to: with `channel`, so many channels are one unit; `"conv=8,linear=4"` by kind of layer. Default: 1.
+        min_width: with `channel`, at least so many channels of a layer stay.
         nm: with `nm`, `2:4` for two of four, or `4` for any number of four. Default: 2:4.
         block: with `block`, `1x4` along the inputs, `4x1` along the outputs. Default: 1x4.
+        only: prune only groups named like one of these patterns (`layer3.*`).
+        ignore: leave groups as they are that touch a layer named like one of these patterns.
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
         latency_batch: images at a time in the latency measurement.
@@ -143,8 +153,8 @@ def prune(
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
     settings = Settings(
-        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, nm, block,
-        calibration_images, latency_batch, latency_threads,
+        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, min_width, nm, block,
+        tuple(only), tuple(ignore), calibration_images, latency_batch, latency_threads,
     )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
@@ -215,7 +225,8 @@ def _prepare(
     _check_classes(output, batch.labels, data)
     dense = _one(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, settings.granularity)
-    units, minimum = (np.array([getattr(g, name) for g in backend.groups], np.int64) for name in ("units", "minimum"))
+    units = np.array([group.units for group in backend.groups], np.int64)
+    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
     config = {
         "freeprune": version("freeprune"),
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
@@ -223,7 +234,7 @@ def _prepare(
         "data": data.source,
         "mean": list(data.mean),
         "std": list(data.std),
-        **{name: value for name, value in asdict(settings).items() if name != "target"},
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
         "target": [str(target) for target in settings.target],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
     }

@@ -151,6 +151,15 @@ def test_rounding_makes_widths_multiples_and_removes_the_remainder_first():
     assert (pruned[0].out_channels, pruned[3].out_channels, pruned[8].out_features) == (8, 8, 16)
 
 
+def test_rounding_by_kind_of_layer_and_a_least_width():
+    _, backend = backend_of("channel", "vgg", round_to="conv=4,linear=5", min_width=6)
+    assert [(g.name, g.units, g.minimum) for g in backend.groups] == [("0", 2, 2), ("3", 3, 2), ("8", 4, 2)]
+    with pytest.raises(FreePruneError, match="--round-to dense=4 is no number of channels"):
+        backend_of("channel", "vgg", round_to="dense=4")
+    with pytest.raises(FreePruneError, match="--min-width is 0"):
+        backend_of("channel", "vgg", min_width=0)
+
+
 def test_sizes_in_modules_follow():
     network, backend = backend_of("channel", "mobilenet_v2")
     kept = np.array([max(g.minimum, g.units // 2) for g in backend.groups])

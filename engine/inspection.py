@@ -1,0 +1,347 @@
+"""What could be pruned, before anything is: the groups of a network, what is tied together, what is locked and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..backends import BACKENDS, Backend
+from ..backends.channel import Channel
+from ..backends.coupling import Coupling
+from ..backends.criteria import Importance
+from ..backends.trace import Leaf, Product, Trace, on_meta, plain_kernels, sentence
+from ..common import FreePruneError, Inputs, find
+from ..search.space import amount
+from .display import LABELS
+from .models import load_model
+
+SHOWN = 3  # names in one cell of a table; the JSON has all
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """Units that share one rate.
+
+    Attributes:
+        name: as in plans and results.
+        width: its channels; for other granularities than `channel`, its units.
+        step: so many of them go at a time.
+        least: how many stay at least.
+        layers: the layers that make these channels or hold these weights, in the network's order.
+        tied: all that goes together, as `parameter[dimension]`.
+        saves: for each cost the share of the dense network's that goes when this group alone shrinks to `least`. The shares of
+            two groups that meet in one layer overlap, so they do not add up.
+    """
+
+    name: str
+    width: int
+    step: int
+    least: int
+    layers: tuple[str, ...]
+    tied: tuple[str, ...]
+    saves: dict[str, float]
+
+    @property
+    def widths(self) -> str:
+        """The legal widths in words: `7..64`, or `8, 16, .. 64`."""
+        if self.least == self.width:
+            return f"{self.width} only"
+        if self.step == 1:
+            return f"{self.least}..{self.width}"
+        legal = [*range(self.least, self.width, self.step), self.width]
+        return ", ".join(map(str, legal)) if len(legal) < 5 else f"{legal[0]}, {legal[1]}, .. {legal[-1]}"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A convolution or linear layer, named by its weight.
+
+    Attributes:
+        outputs: its output channels.
+        makes: how many of them each group has.
+        reads: how many of its inputs each group has; empty for other granularities than `channel`.
+        locked: why outputs that belong to no group stay, or why the layer stays dense; None where nothing is locked.
+    """
+
+    name: str
+    outputs: int
+    makes: dict[str, int]
+    reads: dict[str, int]
+    locked: str | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """A cost of the dense network, and of the smallest that can be reached, with every group at its least."""
+
+    dense: float
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a granularity could do to a network.
+
+    Attributes:
+        groups: in the order of the rate vector.
+        layers: in the order in which the network runs them; for other granularities than `channel`, of its parameters.
+        costs: the reachable range of each cost.
+        needs_values: why the forward pass could not be traced on the meta device, without values; None where it could.
+    """
+
+    granularity: str
+    groups: tuple[GroupInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    costs: dict[str, Range]
+    needs_values: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return asdict(self)
+
+
+def inspect(
+    model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any
+) -> Inspection:
+    """What could be pruned from a network, and what not, and why. Nothing is pruned, and no weight is looked at.
+
+    Args:
+        model: the network, left as it is, or a spec as for `prune`.
+        inputs: an example of what it takes, with a batch dimension.
+        granularity: as for `prune`.
+        options: `max_rate`, and what belongs to the granularity: `round_to`, `nm`, `block`.
+
+    Raises:
+        FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
+    """
+    backend_class = find(BACKENDS, granularity, "granularity")
+    _check_options(granularity, backend_class.options, options)
+    network = _built(model) if isinstance(model, str) else model
+    examples = (inputs,) if isinstance(inputs, Tensor) else inputs
+    lazy = next((name for name, parameter in network.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise FreePruneError(f"parameter {lazy!r} has no size yet; run the network once before it is inspected")
+    # Which units go first does not matter here: all weights are equally important, at no cost in memory.
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
+    backend: Backend = backend_class(network, examples, equal, **options)
+    if isinstance(backend, Channel):
+        layers = _channel_layers(network, backend.coupling)
+        widths = [group.roots.size for group in backend.coupling.groups]
+    else:
+        layers = _masked_layers(backend, shapes)
+        widths = [group.units for group in backend.groups]
+    costs, saves = _costs(backend)
+    step = options.get("round_to", 1)
+    groups = tuple(
+        GroupInfo(
+            name=group.name,
+            width=width,
+            step=step,
+            least=min(group.minimum * step, width),
+            layers=tuple(layer.name for layer in layers if group.name in layer.makes),
+            tied=group.tied,
+            saves={cost: float(shares[index]) for cost, shares in saves.items()},
+        )
+        for index, (group, width) in enumerate(zip(backend.groups, widths, strict=True))
+    )
+    return Inspection(granularity, groups, layers, costs, _needs_values(network, examples), options)
+
+
+def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in {"max_rate", *known}:
+            raise FreePruneError(
+                f"--{name.replace('_', '-')} {value} does not apply to granularity {granularity}; leave it out"
+            )
+    if not 0 < options.get("max_rate", 0.5) < 1:
+        raise FreePruneError(f"--max-rate is {options['max_rate']:g}; give a fraction between 0 and 1, such as 0.9")
+
+
+def _built(spec: str) -> nn.Module:
+    with torch.random.fork_rng():
+        return load_model(spec)
+
+
+def _costs(backend: Backend) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
+    """The range of each cost, and what share of it each group alone can save `(L,)`."""
+    units, least = (np.array([getattr(group, name) for group in backend.groups]) for name in ("units", "minimum"))
+    alone = np.where(np.eye(units.size, dtype=bool), least, units)
+    costs = backend.costs(np.stack([units, least, *alone]))
+    ranges = {name: Range(float(values[0]), float(values[1])) for name, values in costs.items()}
+    return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
+
+
+def _masked_layers(backend: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
+    """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
+    group_of = {group.tied[0]: group.name for group in backend.groups}
+    layers = []
+    for name, shape in shapes.items():
+        layer = _layer(name)
+        if name in group_of:
+            layers.append(LayerInfo(layer, shape[0], {group_of[name]: shape[0]}, {}, None))
+        elif name in backend.dense:
+            layers.append(LayerInfo(layer, shape[0], {}, {}, backend.dense[name].removeprefix(f"{layer}: ")))
+    return tuple(layers)
+
+
+def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, ...]:
+    """The layers that have a weight of their own, in the order of the forward pass."""
+    leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
+    transposed = {
+        f"{name}.weight".lstrip(".")
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and module.transposed
+    }
+    reasons = _Reasons(coupling.trace)
+    layers: dict[str, LayerInfo] = {}
+    for product in coupling.trace.products:
+        name = product.weight
+        if name is None or name in layers:
+            continue
+        dim = 1 if name in transposed else _made_dim(product, leaves.get((name, 1)))
+        made, read = leaves.get((name, dim)), leaves.get((name, 1 - dim))
+        makes = _members(coupling, made)
+        outputs = 1 if made is None else made.size
+        if made is None:
+            locked: str | None = "it has a single output"
+        else:
+            locked = reasons.of(made) if sum(makes.values()) < outputs else None
+        layers[name] = LayerInfo(_layer(name), outputs, makes, _members(coupling, read), locked)
+    return tuple(layers.values())
+
+
+def _made_dim(product: Product, second: Leaf | None) -> int:
+    """The dimension of a weight that makes channels: 1 where the network multiplies by it as it lies, without transposing."""
+    if len(product.dims) < 3 or second is None:
+        return 0
+    made = product.dims[-1]
+    return int(made.size == second.size and second.start <= made[0] < second.start + second.size)
+
+
+def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
+    """How many coordinates of a tensor dimension each group has."""
+    if leaf is None:
+        return {}
+    position = coupling.position[leaf.start : leaf.start + leaf.size]
+    group = np.searchsorted(coupling.offsets, position[position < coupling.classes], side="right") - 1
+    found, counts = np.unique(group, return_counts=True)
+    return {coupling.groups[i].name: int(count) for i, count in zip(found, counts, strict=True)}
+
+
+class _Reasons:
+    """Why channels are frozen: the first reason among all that is tied to them, other than by being frozen too."""
+
+    def __init__(self, trace: Trace) -> None:
+        left = np.concatenate([np.zeros(0, np.int64), *trace._left])
+        right = np.concatenate([np.zeros(0, np.int64), *trace._right])
+        live = (left > 0) & (right > 0)
+        graph = coo_array((np.ones(live.sum(), np.int8), (left[live], right[live])), shape=(trace.nodes, trace.nodes))
+        _, self._part = connected_components(graph, directed=False)
+        self._first: dict[int, int] = {}
+        for number, (nodes, _) in enumerate(trace.frozen):
+            for part in np.unique(self._part[nodes[nodes > 0]]).tolist():
+                self._first.setdefault(part, number)
+        self._trace = trace
+
+    def of(self, leaf: Leaf) -> str:
+        numbers = [self._first[part] for part in self._part[leaf.start : leaf.start + leaf.size] if part in self._first]
+        if not numbers:
+            return "it is combined with values that no layer makes, such as the network's input"
+        return self._trace.frozen[min(numbers)][1]
+
+
+def _needs_values(network: nn.Module, inputs: Inputs) -> str | None:
+    """Why a forward pass cannot do without values, and was traced on the CPU."""
+    try:
+        with torch.no_grad(), plain_kernels():
+            on_meta(network)(*(x[:1].to("meta") for x in inputs))
+    except Exception as error:
+        return sentence(error)
+    return None
+
+
+def _layer(weight: str) -> str:
+    return weight.removesuffix(".weight")
+
+
+def example(shape: str) -> Tensor:
+    """Random values of a shape as written on the command line, `3x224x224`, with a batch dimension of 1 in front.
+
+    Raises:
+        FreePruneError: the text is no shape, or no tensor can be so large.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise FreePruneError(f"--input {shape!r} is no shape; write it without the batch dimension, such as 3x224x224")
+    try:
+        return torch.randn(1, *map(int, shape.split("x")), generator=torch.Generator().manual_seed(0))
+    except (RuntimeError, TypeError, OverflowError):
+        raise FreePruneError(f"--input {shape!r} does not fit into memory; give a smaller shape") from None
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The groups, what is locked, and the reachable costs, as tables."""
+    console = Console(soft_wrap=not Console().is_terminal)
+    for table in (_group_table(inspection), _locked_table(inspection), _cost_table(inspection)):
+        if table.row_count:
+            console.print(table)
+    if inspection.needs_values is not None:
+        console.print(
+            f"the forward pass reads values, so it was traced on the CPU, for this example alone "
+            f"({inspection.needs_values})", markup=False
+        )
+
+
+def _group_table(inspection: Inspection) -> Table:
+    title = f"{inspection.granularity}: {len(inspection.groups)} groups in {len(inspection.layers)} layers"
+    table = Table(title=title, title_justify="left", caption="%: what goes when the group alone is pruned to its least")
+    table.caption_justify = "left"
+    unit = "channels" if inspection.granularity == "channel" else "units"
+    for name in ("group", unit, "may stay", "tied with"):
+        table.add_column(name, justify="right" if name == unit else "left")
+    for cost in inspection.costs:
+        table.add_column(LABELS[cost], justify="right")
+    for group in inspection.groups:
+        others = [layer for layer in group.layers if layer != group.name] if group.layers else list(group.tied)
+        shares = [f"{share:.1%}" for share in group.saves.values()]
+        table.add_row(escape(group.name), str(group.width), group.widths, escape(_shortened(others)), *shares)
+    return table
+
+
+def _locked_table(inspection: Inspection) -> Table:
+    table = Table(title="locked", title_justify="left")
+    for name in ("layer", "outputs", "why"):
+        table.add_column(name)
+    for layer in inspection.layers:
+        if layer.locked is not None:
+            free = sum(layer.makes.values())
+            outputs = f"{layer.outputs - free} of {layer.outputs}" if free else str(layer.outputs)
+            table.add_row(escape(layer.name), outputs, escape(layer.locked))
+    return table
+
+
+def _cost_table(inspection: Inspection) -> Table:
+    table = Table(title="reachable", title_justify="left")
+    for name in ("", "dense", "smallest", "remains"):
+        table.add_column(name, justify="left" if not name else "right")
+    for cost, span in inspection.costs.items():
+        table.add_row(LABELS[cost], amount(span.dense), amount(span.smallest), f"{span.smallest / span.dense:.1%}")
+    return table
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
