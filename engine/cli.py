@@ -12,7 +12,6 @@ import click
 
 from ..common import FreePruneError, nearest
 
-
 # Options of `prune` that the Python function takes by the same name
 PASSED_ON = [
     *["granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "min_width", "nm", "block"],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..backends import BACKENDS, Backend
+from ..backends.base import Counts
 from ..backends.channel import Channel
 from ..backends.coupling import Coupling
 from ..backends.criteria import Importance
@@ -114,9 +115,7 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(
-    model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any
-) -> Inspection:
+def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any) -> Inspection:
     """What could be pruned from a network, and what not, and why. Nothing is pruned, and no weight is looked at.
 
     Args:
@@ -139,25 +138,26 @@ def inspect(
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
     backend: Backend = backend_class(network, examples, equal, **options)
+    units = np.array([group.units for group in backend.groups], np.int64)
+    least = np.array([group.minimum for group in backend.groups], np.int64)
+    sizes = np.stack([units, least, np.ones_like(units)])
     if isinstance(backend, Channel):
+        sizes = backend.channels(sizes)
         layers = _channel_layers(network, backend.coupling)
-        widths = [group.roots.size for group in backend.coupling.groups]
     else:
         layers = _masked_layers(backend, shapes)
-        widths = [group.units for group in backend.groups]
-    costs, saves = _costs(backend)
-    step = options.get("round_to", 1)
+    costs, saves = _costs(backend, units, least)
     groups = tuple(
         GroupInfo(
             name=group.name,
             width=width,
             step=step,
-            least=min(group.minimum * step, width),
+            least=least_width,
             layers=tuple(layer.name for layer in layers if group.name in layer.makes),
             tied=group.tied,
             saves={cost: float(shares[index]) for cost, shares in saves.items()},
         )
-        for index, (group, width) in enumerate(zip(backend.groups, widths, strict=True))
+        for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
     )
     return Inspection(granularity, groups, layers, costs, _needs_values(network, examples), options)
 
@@ -177,9 +177,8 @@ def _built(spec: str) -> nn.Module:
         return load_model(spec)
 
 
-def _costs(backend: Backend) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
+def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
     """The range of each cost, and what share of it each group alone can save `(L,)`."""
-    units, least = (np.array([getattr(group, name) for group in backend.groups]) for name in ("units", "minimum"))
     alone = np.where(np.eye(units.size, dtype=bool), least, units)
     costs = backend.costs(np.stack([units, least, *alone]))
     ranges = {name: Range(float(values[0]), float(values[1])) for name, values in costs.items()}
@@ -301,8 +300,8 @@ def print_inspection(inspection: Inspection) -> None:
             console.print(table)
     if inspection.needs_values is not None:
         console.print(
-            f"the forward pass reads values, so it was traced on the CPU, for this example alone "
-            f"({inspection.needs_values})", markup=False
+            f"the forward pass reads values, so it was traced on the CPU, for this example alone ({inspection.needs_values})",
+            markup=False,
         )
 
 
