@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common import FreePruneError, find
 from .base import Backend, Group
 from .block import Block
 from .channel import Channel
+from .composed import Composed
 from .criteria import CRITERIA, importance
 from .kernel import Kernel
+from .mask import Masked
 from .nm import NM
 from .pattern import Pattern
 from .plan import Plan
@@ -24,4 +27,21 @@ BACKENDS: dict[str, Any] = {
     "pattern": Pattern,
 }
 
-__all__ = ["BACKENDS", "CRITERIA", "Backend", "Group", "Plan", "apply", "importance", "masked"]
+
+def find_backend(granularity: str) -> Any:
+    """The class of a granularity, or of `channel` composed with another, as in `channel+nm`.
+
+    Raises:
+        FreePruneError: there is no such granularity, or these two do not compose.
+    """
+    first, plus, second = granularity.partition("+")
+    if not plus:
+        return find(BACKENDS, granularity, "granularity")
+    classes = find(BACKENDS, first, "granularity"), find(BACKENDS, second, "granularity")
+    if classes[0] is not Channel or not issubclass(classes[1], Masked):
+        masking = ", ".join(name for name, backend in BACKENDS.items() if issubclass(backend, Masked))
+        raise FreePruneError(f"{granularity} cannot be composed; write channel+ one of {masking}")
+    return Composed.of(classes[1])
+
+
+__all__ = ["BACKENDS", "CRITERIA", "Backend", "Group", "Plan", "apply", "find_backend", "importance", "masked"]

@@ -13,6 +13,9 @@ from .criteria import Importance
 from .mask import Masked, Ranks, Scores, ranked
 
 
+DEFAULT = "1x4"
+
+
 class Block(Masked):
     """Vectors of B neighbouring weights become zero: `1xB` along the inputs, `Bx1` along the outputs, at one kernel position.
 
@@ -23,13 +26,18 @@ class Block(Masked):
     name = "block"
     options = ("block",)
 
-    def __init__(self, *args: Any, block: str = "1x4", **more: Any) -> None:
+    def __init__(self, *args: Any, block: str = DEFAULT, **more: Any) -> None:
+        self._dim, self._length = self.span(block=block)
+        super().__init__(*args, **more)
+
+    @classmethod
+    def span(cls, **options: Any) -> tuple[int, int]:
+        block = options.get("block", DEFAULT)
         form = re.fullmatch(r"(\d+)x(\d+)", block)
         sizes = [int(n) for n in form.groups()] if form else []
         if sorted(sizes)[:1] != [1] or sizes == [1, 1]:
             raise FreePruneError(f"--block {block!r} is no vector; write 1x4 for four inputs or 4x1 for four outputs")
-        self._dim, self._length = (1, sizes[1]) if sizes[0] == 1 else (0, sizes[0])
-        super().__init__(*args, **more)
+        return (1, sizes[1]) if sizes[0] == 1 else (0, sizes[0])
 
     def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         return {name: self._layer(values, importance) for name, values in scores.items()}

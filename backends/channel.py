@@ -16,7 +16,7 @@ from ..common import Candidate, FreePruneError, Inputs, Skeleton
 from .base import Counts, Group, minimum_units
 from .certificate import Mismatch, replay
 from .cost import SumOfProducts
-from .coupling import ClassGroup
+from .coupling import ClassGroup, Coupling
 from .criteria import Importance
 from .plan import Attribute, Plan, structure_of
 from .repair import attributes, pruned, settle
@@ -61,14 +61,13 @@ class Channel:
         steps = _steps(round_to)
         self._steps = np.array([steps[self._kind(group)] for group in self._coupling.groups], np.int64)
         self._order = self._ordered(importance)
-        self._skeleton = Skeleton(network)
         self.groups = tuple(
             _group(group, int(step), max_rate, min_width)
             for group, step in zip(self._coupling.groups, self._steps, strict=True)
         )
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
-        self._costs = self._cost_model(dense)
+        self._costs, self._entries = self._cost_model(dense)
 
     def _kind(self, group: ClassGroup) -> str:
         """The kind of layer that makes a group's channels, as `--round-to` names it."""
@@ -88,7 +87,8 @@ class Channel:
         spans = itertools.pairwise(coupling.offsets)
         return [start + np.argsort(-total[start:stop], kind="stable") for start, stop in spans]
 
-    def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
+    def _cost_model(self, dense: Trace) -> tuple[dict[str, SumOfProducts], dict[str, SumOfProducts]]:
+        """Each cost, and the number of entries of each weight."""
         coupling, groups = self._coupling, len(self.groups)
         products = [(p.constant, [coupling.counts(ids) for ids in p.dims]) for p in dense.products]
         leaves: dict[str, dict[int, tuple[int, NDArray[np.int64]]]] = {}
@@ -106,18 +106,49 @@ class Channel:
             "macs": SumOfProducts(products, groups),
             "params": SumOfProducts([term(n, p) for n, p in parameters.items()], groups),
             "nonzero": SumOfProducts([term(n, p) for n, p in parameters.items() if n in weights], groups),
-        }
+        }, {n: SumOfProducts([term(n, p)], groups) for n, p in parameters.items() if n in weights}
+
+    @property
+    def coupling(self) -> Coupling:
+        """What goes together, with the trace that says so."""
+        return self._coupling
+
+    def channels(self, kept: Counts) -> Counts:
+        """How many channels stay, `(P, L)`, with `kept` `(P, L)` units of each group."""
+        widths = np.diff(self._coupling.offsets).astype(np.int64)
+        result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, widths)
+        return result
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
-        widths = np.diff(self._coupling.offsets)
-        channels = np.minimum(np.atleast_2d(kept) * self._steps, widths)
+        channels = self.channels(kept)
         return {name: cost(channels) for name, cost in self._costs.items()}
+
+    def entries(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        """How many entries each convolution and linear weight keeps, `(P,)`, with `kept` `(P, L)` units of each group."""
+        channels = self.channels(kept)
+        return {name: count(channels) for name, count in self._entries.items()}
+
+    def ragged(self, dim: int, span: int) -> dict[str, int]:
+        """The parameters with a dimension whose parts do not divide by `span`, each with the width of such a part."""
+        found = {name: p.shape[dim] for name, p in self._network.named_parameters() if p.dim() > dim and p.shape[dim] % span}
+        for group in self._coupling.groups:
+            if group.roots.size % span:
+                found.update({name: group.roots.size for name, where in group.members if where == dim})
+        return found
+
+    def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
+        """The coordinates that stay, for each tensor dimension that loses some."""
+        return self._coupling.kept_indices(self._kept_classes(kept))
 
     def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
         classes = np.zeros(self._coupling.classes, bool)
         for order, channels in zip(self._order, kept * self._steps, strict=True):
             classes[order[:channels]] = True
         return classes
+
+    @cached_property
+    def _skeleton(self) -> Skeleton:
+        return Skeleton(self._network)
 
     def candidate(self, kept: Counts) -> Candidate:
         classes = self._kept_classes(kept)

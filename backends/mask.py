@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +34,11 @@ class Masked(ABC):
         inputs: an example of what it takes; the batch may be of any size.
         importance: what orders the units within a layer.
         max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
+        leave: weights to leave dense, with the reason.
 
     Attributes:
         dense: why a layer is left as it is, by its name.
+        positions: for each layer that is treated, how often each weight is multiplied in a forward pass of one image.
 
     Raises:
         FreePruneError: no layer can be treated, or the network rejects the inputs.
@@ -42,9 +46,18 @@ class Masked(ABC):
 
     name: str
     options: tuple[str, ...] = ()
+    scales = True  # whether a smaller layer has fewer units, or as many smaller ones
     default_max_rate = 0.99
 
-    def __init__(self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.99) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        importance: Importance,
+        *,
+        max_rate: float = 0.99,
+        leave: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         if importance.slices is not None:
             raise FreePruneError("this criterion orders whole channels only; use --criterion l2 or --granularity channel")
         self._network = network
@@ -52,7 +65,7 @@ class Masked(ABC):
         self._skeleton = Skeleton(network)
         used = {p.weight for p in products if p.weight is not None}
         weights = {name: p for name, p in self._skeleton.network.named_parameters() if name in used}
-        layouts, self.dense = self._layouts(weights, importance)
+        layouts, self.dense = self._layouts(weights, importance, leave)
         self._weights = {name: weights[name] for name in layouts}
         if not self._weights:
             reasons = "; ".join(dict.fromkeys(self.dense.values())) or "no convolution or linear layer was found"
@@ -65,21 +78,28 @@ class Masked(ABC):
             for name, kept in zip(layouts, self._kept_weights, strict=True)
         )
         macs = {name: sum(_size(p) for p in products if p.weight == name) for name in weights}
-        self._macs_per_weight = np.array([macs[name] // weights[name].numel() for name in layouts], np.float64)
+        self.positions = {name: macs[name] // weights[name].numel() for name in layouts}
         self._other_macs = float(sum(_size(p) for p in products) - sum(macs[name] for name in layouts))
         self._other_weights = float(sum(weights[name].numel() for name in self.dense))
 
-    def _layouts(self, weights: Mapping[str, Tensor], importance: Importance) -> tuple[dict[str, Ranks], dict[str, str]]:
+    def _layouts(
+        self, weights: Mapping[str, Tensor], importance: Importance, leave: Mapping[str, str]
+    ) -> tuple[dict[str, Ranks], dict[str, str]]:
         transposed = {id(m.weight) for m in self._skeleton.network.modules() if _is_transposed(m)}
         scores: dict[str, Scores] = {}
         dense: dict[str, str] = {}
         for name, weight in weights.items():
-            reason = self.refusal(tuple(weight.shape), id(weight) in transposed)
+            reason = leave.get(name) or self.refusal(tuple(weight.shape), id(weight) in transposed)
             if reason is None:
                 scores[name] = importance.elements[name]
             else:
                 dense[name] = f"{name.removesuffix('.weight')}: {reason}"
         return self.ranks(scores, importance) if scores else {}, dense
+
+    @classmethod
+    def span(cls, **options: Any) -> tuple[int, int]:
+        """Along which dimension of a weight a unit takes several channels, and how many; the same for all layers."""
+        return 1, 1
 
     def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
         """Why a layer with a weight of this shape must stay dense; None if it need not."""
@@ -98,9 +118,24 @@ class Masked(ABC):
         columns = zip(self._kept_weights, np.atleast_2d(kept).T, strict=True)
         weights = np.array([table[column] for table, column in columns], np.float64)
         return {
-            "macs": self._macs_per_weight @ weights + self._other_macs,
+            "macs": np.array(list(self.positions.values()), np.float64) @ weights + self._other_macs,
             "nonzero": weights.sum(axis=0) + self._other_weights,
         }
+
+    def units_left(self, layer: int, kept: Any, entries: Any) -> Any:
+        """The units that stay in a layer of so many weights when `kept` would stay in the dense one."""
+        if not self.scales:
+            return kept
+        return np.maximum(kept * entries // self._kept_weights[layer][-1], 1)
+
+    def weights_left(self, layer: int, kept: Any, entries: Any) -> Any:
+        """The weights of these units. Units have at most two sizes, the larger ones ranked last."""
+        sizes = np.diff(self._kept_weights[layer])
+        if not self.scales:
+            return kept * entries // sizes.size
+        units = self.units_left(layer, kept, entries)
+        first = (sizes == sizes[0]).sum() * entries // sizes.sum()
+        return sizes[0] * np.minimum(units, first) + sizes[-1] * np.maximum(units - first, 0)
 
     def _masks(self, kept: Counts) -> dict[str, Tensor]:
         """The elements that stay, for each weight that loses some."""

@@ -13,6 +13,9 @@ from .criteria import Importance
 from .mask import Masked, Ranks, Scores
 
 
+DEFAULT = "2:4"
+
+
 class NM(Masked):
     """N of M neighbouring input channels stay at each kernel position, as sparse tensor cores want it.
 
@@ -24,14 +27,15 @@ class NM(Masked):
 
     name = "nm"
     options = ("nm",)
+    scales = False
 
-    def __init__(self, *args: Any, nm: str = "2:4", **more: Any) -> None:
-        form = re.fullmatch(r"(?:(\d+):)?(\d+)", nm)
-        n, m = (int(form[1] or 0), int(form[2])) if form else (0, 0)
-        if m < 2 or n >= m or (form and form[1] and n < 1):
-            raise FreePruneError(f"--nm {nm!r} is no pattern; write 2:4 for two of four, or 4 for any number of four")
-        self._n, self._m = n, m
+    def __init__(self, *args: Any, nm: str = DEFAULT, **more: Any) -> None:
+        self._n, self._m = _parse(nm)
         super().__init__(*args, **more)
+
+    @classmethod
+    def span(cls, **options: Any) -> tuple[int, int]:
+        return 1, _parse(options.get("nm", DEFAULT))[1]
 
     def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
         if transposed:
@@ -49,3 +53,12 @@ class NM(Masked):
         places = np.argsort(np.argsort(-grouped, axis=2, kind="stable"), axis=2, kind="stable")
         ranks: Ranks = (places >= self._n).astype(np.int64) if self._n else places
         return ranks.reshape(scores.shape)
+
+
+def _parse(nm: str) -> tuple[int, int]:
+    """N and M; N is 0 where it is free."""
+    form = re.fullmatch(r"(?:(\d+):)?(\d+)", nm)
+    n, m = (int(form[1] or 0), int(form[2])) if form else (0, 0)
+    if m < 2 or n >= m or (form and form[1] and n < 1):
+        raise FreePruneError(f"--nm {nm!r} is no pattern; write 2:4 for two of four, or 4 for any number of four")
+    return n, m

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .kept_statistics import watch
 from .plan import Attribute, Plan, check_structure
 
 Size = int | tuple[int, ...]
@@ -23,8 +24,7 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
         FreePruneError: the plan was made for another network; the first difference is named.
     """
     check_structure(network, plan)
-    network = copy.deepcopy(network)
-    shrink(network, plan.kept)
+    network = shrunk(network, plan.kept)
     for attribute in plan.attributes:
         setattr(network.get_submodule(attribute.module), attribute.name, attribute.value)
     parameters = dict(network.named_parameters())
@@ -37,14 +37,11 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
 def masked(network: nn.Module, plan: Plan) -> nn.Module:
     """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
-    A removed channel then contributes exactly nothing, so this computes what the pruned network computes.
+    A removed channel then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group
+    norm and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
     """
     check_structure(network, plan)
     network = copy.deepcopy(network)
-    for path, module in list(network.named_modules()):
-        kept = plan.kept.get(f"{path}.weight", {}).get(0)
-        if kept is not None and isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            network.set_submodule(path, _KeptNorm(module, kept))
     parameters = dict(network.named_parameters())
     with torch.no_grad():
         for name, dims in plan.kept.items():
@@ -54,41 +51,25 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
                 gone = np.setdiff1d(np.arange(parameters[name].shape[dim]), kept)
                 parameters[name].index_fill_(dim, torch.from_numpy(gone).to(parameters[name].device), 0.0)
         for name, mask in plan.masks.items():
-            parameters[name].mul_(mask.to(parameters[name].device))
+            dense = torch.zeros(parameters[name].shape, dtype=torch.bool)
+            left = [plan.kept.get(name, {}).get(d, np.arange(size)) for d, size in enumerate(dense.shape)]
+            dense[np.ix_(*left)] = mask.cpu()  # a mask has the shape that is left after whole channels are gone
+            parameters[name].mul_(dense.to(parameters[name].device))
+    if plan.kept:
+        watch(network, plan.kept)
     return network
 
 
-class _KeptNorm(nn.Module):
-    """Layer or group norm with statistics over the kept coordinates alone, as the pruned network has them."""
-
-    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm, kept: NDArray[np.int64]) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.kept = torch.from_numpy(kept)
-        self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        dim = -1 if self.groups is None else 1
-        kept = self.kept.to(x.device)
-        weight, bias = (None if v is None else v[kept] for v in (self.weight, self.bias))
-        inner = x.index_select(dim, kept)
-        if self.groups is None:
-            inner = nn.functional.layer_norm(inner, (kept.numel(),), weight, bias, self.eps)
-        else:
-            inner = nn.functional.group_norm(inner, self.groups, weight, bias, self.eps)
-        return torch.zeros_like(x).index_copy(dim, kept, inner)
-
-
-def shrink(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> None:
-    """Slice parameters and buffers of a network in place. Tensors shared by several modules stay shared."""
+def shrunk(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> nn.Module:
+    """A copy with sliced parameters and buffers. Tensors shared by several modules stay shared; nothing is copied whole first."""
+    smaller: dict[int, Any] = {}
     for name, owners in shared_tensors(network).items():
         if name in kept:
             module, key = owners[0]
-            smaller = sliced(getattr(module, key), kept[name])
-            if isinstance(getattr(module, key), nn.Parameter):
-                smaller = nn.Parameter(smaller, requires_grad=getattr(module, key).requires_grad)
-            for module, key in owners:
-                setattr(module, key, smaller)
+            tensor = getattr(module, key)
+            part = sliced(tensor, kept[name])
+            smaller[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+    return copy.deepcopy(network, smaller)
 
 
 def shared_tensors(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
@@ -142,6 +123,10 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
         yield "normalized_shape", tuple(shape("weight"))
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         yield "num_channels", shape("weight")[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        width = shape("in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight")[1]
+        keys, values = (shape(f"{n}_proj_weight")[1] if module.in_proj_weight is None else width for n in "kv")
+        yield from (("embed_dim", width), ("kdim", keys), ("vdim", values), ("num_heads", width // module.head_dim))
     elif isinstance(module, nn.Embedding):
         yield "embedding_dim", shape("weight")[1]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..backends import BACKENDS, Backend, Plan, apply, importance, masked
+from ..backends import Backend, Plan, apply, find_backend, importance, masked
 from ..backends.criteria import CRITERIA
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
 from ..common import Batch, FreePruneError, find
@@ -127,7 +127,8 @@ def prune(
         target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k"]`; what remains of the dense
             network, as a fraction or an absolute number.
         out: the folder for everything the run writes.
-        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`.
+        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
+            or channels and one of the others, as in `channel+nm`.
         strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
         metric: what scores them: `freeprune`, `synflow`.
         criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
@@ -193,7 +194,7 @@ class _Job:
 def _prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
 ) -> _Job:
-    backend_class = find(BACKENDS, settings.granularity, "granularity")
+    backend_class = find_backend(settings.granularity)
     metric = find(METRICS, settings.metric, "metric")
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")

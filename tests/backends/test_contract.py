@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from freeprune.backends import BACKENDS, apply, importance, masked
+from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
 from freeprune.common import FreePruneError
 from freeprune.search import Space
 
+COMPOSED = ["channel+block", "channel+kernel", "channel+nm", "channel+pattern", "channel+weight"]
 CASES = [(granularity, name) for granularity in sorted(BACKENDS) for name in sorted(networks.NETWORKS)]
+# These have layers that every granularity can treat.
+CASES += [(granularity, name) for granularity in COMPOSED for name in ("resnet_a", "mobilenet_v2", "densenet")]
 
 
 def backend_of(granularity, name, **options):
     network = networks.build(name)
-    return network, BACKENDS[granularity](network, (networks.images(2),), importance("l2", network), **options)
+    return network, find_backend(granularity)(network, (networks.images(2),), importance("l2", network), **options)
 
 
 def choices(backend, count=4):
@@ -103,7 +106,9 @@ def test_the_least_important_go_first(granularity):
     assert torch.equal(pruned[0].weight, first)
 
 
-BACKENDS_MADE = {case: backend_of(*case)[1] for case in [(g, n) for g in sorted(BACKENDS) for n in ("resnet_a", "densenet")]}
+BACKENDS_MADE = {
+    case: backend_of(*case)[1] for case in [(g, n) for g in [*sorted(BACKENDS), "channel+nm"] for n in ("resnet_a", "densenet")]
+}
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

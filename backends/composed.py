@@ -1,0 +1,107 @@
+"""Two granularities at once: channels are removed, and what is left is masked (`channel+nm`, `channel+weight`, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..common import Candidate, FreePruneError, Inputs
+from .base import Counts, Group
+from .channel import Channel
+from .criteria import Importance
+from .mask import Masked, Scores
+from .plan import Plan
+
+
+class Composed:
+    """Removal of whole channels, then of smaller units among what they leave.
+
+    Both rates of every layer stand in one vector: first those of the channel groups, then those of the masked layers. The
+    second granularity's units are laid out anew on the kept channels, and the same fraction of them stays as in the dense
+    layer, rounded down.
+
+    Args:
+        network, inputs, importance, max_rate: as for both.
+        options: of both. Where a unit of the second spans several channels, `round_to` defaults to that span and must be a
+            multiple of it, so that every smaller layer divides into whole units; layers where it would not stay unmasked.
+    """
+
+    second: type[Masked]
+    name: str
+    options: tuple[str, ...]
+
+    @staticmethod
+    def of(second: type[Masked]) -> type[Composed]:
+        """The composition of `channel` with a masking granularity."""
+        name = f"channel+{second.name}"
+        members = {"second": second, "name": name, "options": Channel.options + second.options, "__doc__": second.__doc__}
+        return type(name, (Composed,), members)
+
+    def __init__(
+        self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, **options: Any
+    ) -> None:
+        own = {name: options.pop(name) for name in self.second.options if name in options}
+        dim, span = self.second.span(**own)
+        step = str(options.setdefault("round_to", span))
+        if not step.isdecimal() or int(step) % span:
+            raise FreePruneError(
+                f"--round-to {step} leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
+            )
+        self._channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
+        leave = {
+            name: f"its channels come in groups of {width}, no multiple of {span}"
+            for name, width in self._channel.ragged(dim, span).items()
+        }
+        self._mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
+        self._importance = importance
+        self._split = len(self._channel.groups)
+        layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self._mask.groups]
+        self.groups = (*self._channel.groups, *layers)
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        rows = np.atleast_2d(kept)
+        costs = self._channel.costs(rows[:, : self._split])
+        entries = self._channel.entries(rows[:, : self._split])
+        macs, nonzero = costs["macs"], costs["nonzero"]
+        for layer, (name, positions) in enumerate(self._mask.positions.items()):
+            gone = entries[name] - self._mask.weights_left(layer, rows[:, self._split + layer], entries[name])
+            macs = macs - gone * positions
+            nonzero = nonzero - gone
+        return {"macs": macs, "nonzero": nonzero}
+
+    def candidate(self, kept: Counts) -> Candidate:
+        channels = self._channel.candidate(kept[: self._split])
+        masks = self._masks(kept, self._channel.kept_indices(kept[: self._split]))
+        dense = channels.skeleton.tensors
+        weights = {name: channels.tensors.get(name, dense[name]) for name in masks}
+        return replace(channels, tensors={**channels.tensors, **{n: w * masks[n].to(w.device) for n, w in weights.items()}})
+
+    def plan(self, kept: Counts) -> Plan:
+        """The plan, its channels certified as `Channel.plan` does."""
+        channels = self._channel.plan(kept[: self._split])
+        layers = zip(self.groups[self._split :], kept[self._split :], strict=True)
+        rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
+        return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
+
+    def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
+        """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
+        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self._mask.positions}
+        ranks = self._mask.ranks(scores, self._importance)
+        masks = {}
+        for layer, (name, places) in enumerate(ranks.items()):
+            units = self._mask.units_left(layer, int(kept[self._split + layer]), places.size)
+            mask = places < units
+            if not mask.all():
+                masks[name] = torch.from_numpy(np.ascontiguousarray(mask))
+        return masks
+
+
+def _sliced(scores: Scores, kept: Any) -> Scores:
+    for dim, ids in kept.items():
+        scores = np.take(scores, ids, axis=dim)
+    return scores
