@@ -47,6 +47,12 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     raise FreePruneError(f"there is no {kind} {name!r}; {nearest(name, known)}")
 
 
+def entries(table: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
+    """A table and what other packages add to it."""
+    points = entry_points(group=f"freeprune.{PLURALS[kind]}")
+    return {**{point.name: point.load() for point in points}, **table}
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The end of a sentence about an unknown name: the closest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

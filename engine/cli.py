@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..common import FreePruneError, nearest
+from ..common import FreePruneError, entries, nearest
 
 # Options of `prune` that the Python function takes by the same name
 PASSED_ON = [
@@ -160,6 +160,78 @@ def train(model: str, **options: Any) -> None:
     click.echo(json.dumps(summary) if options["as_json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
 
 
+@main.command()
+@click.argument("model")
+@click.option(
+    "--input", "shapes", multiple=True, help="Shape of an input without the batch, 3x224x224; again for a second one."
+)
+@click.option("--data", help="Take an example from the data instead; as for prune.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .pt or .pth file to start from.")
+@click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit.")
+@click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
+@click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]")
+@click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer.")
+@click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
+@click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--graph", type=click.Path(path_type=Path), help="An .svg file to draw the coupling into.")
+def inspect(
+    model: str,
+    shapes: tuple[str, ...],
+    data: str | None,
+    weights: Path | None,
+    granularity: str,
+    as_json: bool,
+    graph: Path | None,
+    **options: Any,
+) -> None:
+    """Say what could be pruned from MODEL, what goes together, and what is locked and why; prune nothing."""
+    from . import inspection
+    from .graph import save
+    from .models import load_model, load_weights
+
+    if graph is not None and graph.suffix != ".svg":
+        raise FreePruneError(f"--graph {graph} must end in .svg")
+    inputs = inspection.example(shapes, data)
+    network = model if weights is None else load_weights(load_model(model), weights)
+    given = {name: value for name, value in options.items() if value is not None}
+    found = inspection.inspect(network, inputs, granularity, **given)
+    if graph is not None:
+        save(found, graph)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        inspection.print_inspection(found)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--weights", required=True, type=click.Path(path_type=Path), help="The dense network's weights.")
+@click.option(
+    "--plan", "plan_path", required=True, type=click.Path(path_type=Path), help="A plan.json, or the folder it is in."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write the pruned network to.")
+@click.option("--force", is_flag=True, help="Replace what is in --out.")
+def apply(model: str, weights: Path, plan_path: Path, out: Path, force: bool) -> None:
+    """Apply a plan to MODEL, without search or fine-tuning: plan and weights of the pruned network go to --out."""
+    from ..backends import Plan
+    from ..backends import apply as prune_by
+    from . import folder
+    from .models import load_model, load_weights
+
+    plan = Plan.load(plan_path.parent if plan_path.name == folder.PLAN else plan_path)
+    network = load_weights(load_model(model), weights)
+    smaller = prune_by(network, plan)
+    folder.check_folder(out, resume=False, force=force)
+    if (out / folder.WEIGHTS).exists() and not force:
+        raise FreePruneError(f"{out} already holds a pruned network; give another --out, or replace it with --force")
+    out.mkdir(parents=True, exist_ok=True)
+    plan.save(out)
+    folder.save_weights(smaller, out / folder.WEIGHTS)
+    before, after = (sum(p.numel() for p in n.parameters()) for n in (network, smaller))
+    click.echo(f"{plan.granularity}: {after:,} of {before:,} parameters in tensors; the pruned network is in {out}")
+
+
 @main.command("list")
 @click.argument("what", metavar="metrics|strategies|granularities|criteria")
 def list_(what: str) -> None:
@@ -168,16 +240,17 @@ def list_(what: str) -> None:
     from ..metrics import METRICS
     from ..search import STRATEGIES
 
-    tables: dict[str, dict[str, Any]] = {
-        "metrics": dict(METRICS),
-        "strategies": dict(STRATEGIES),
-        "granularities": dict(BACKENDS),
-        "criteria": dict(CRITERIA),
+    tables: dict[str, tuple[dict[str, Any], str]] = {
+        "metrics": (METRICS, "metric"),
+        "strategies": (dict(STRATEGIES), "strategy"),
+        "granularities": (BACKENDS, "granularity"),
+        "criteria": (CRITERIA, "criterion"),
     }
     if what not in tables:
         raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(tables))}")
-    width = max(map(len, tables[what]))
-    for name, entry in tables[what].items():
+    found = entries(*tables[what])
+    width = max(map(len, found))
+    for name, entry in found.items():
         click.echo(f"{name:<{width}}  {(entry.__doc__ or '').strip().splitlines()[0]}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..backends.criteria import Importance
 from ..backends.trace import Leaf, Product, Trace, on_meta, plain_kernels, sentence
 from ..common import FreePruneError, Inputs, find
 from ..search.space import amount
+from .data import load_data, stack
 from .display import LABELS
 from .models import load_model
 
@@ -122,7 +123,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         model: the network, left as it is, or a spec as for `prune`.
         inputs: an example of what it takes, with a batch dimension.
         granularity: as for `prune`.
-        options: `max_rate`, and what belongs to the granularity: `round_to`, `nm`, `block`.
+        options: `max_rate`, and what belongs to the granularity: `round_to`, `min_width`, `nm`, `block`.
 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
@@ -145,7 +146,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         sizes = backend.channels(sizes)
         layers = _channel_layers(network, backend.coupling)
     else:
-        layers = _masked_layers(backend, shapes)
+        layers = _masked_layers(backend, shapes, _transposed(network))
     costs, saves = _costs(backend, units, least)
     groups = tuple(
         GroupInfo(
@@ -185,27 +186,23 @@ def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Ra
     return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
 
 
-def _masked_layers(backend: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
+def _masked_layers(backend: Any, shapes: Mapping[str, tuple[int, ...]], transposed: set[str]) -> tuple[LayerInfo, ...]:
     """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
     group_of = {group.tied[0]: group.name for group in backend.groups}
     layers = []
     for name, shape in shapes.items():
-        layer = _layer(name)
+        layer, outputs = _layer(name), shape[1] if name in transposed else shape[0]
         if name in group_of:
-            layers.append(LayerInfo(layer, shape[0], {group_of[name]: shape[0]}, {}, None))
+            layers.append(LayerInfo(layer, outputs, {group_of[name]: outputs}, {}, None))
         elif name in backend.dense:
-            layers.append(LayerInfo(layer, shape[0], {}, {}, backend.dense[name].removeprefix(f"{layer}: ")))
+            layers.append(LayerInfo(layer, outputs, {}, {}, backend.dense[name].removeprefix(f"{layer}: ")))
     return tuple(layers)
 
 
 def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, ...]:
     """The layers that have a weight of their own, in the order of the forward pass."""
     leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
-    transposed = {
-        f"{name}.weight".lstrip(".")
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and module.transposed
-    }
+    transposed = _transposed(network)
     reasons = _Reasons(coupling.trace)
     layers: dict[str, LayerInfo] = {}
     for product in coupling.trace.products:
@@ -222,6 +219,12 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
             locked = reasons.of(made) if sum(makes.values()) < outputs else None
         layers[name] = LayerInfo(_layer(name), outputs, makes, _members(coupling, read), locked)
     return tuple(layers.values())
+
+
+def _transposed(network: nn.Module) -> set[str]:
+    """The weights of transposed convolutions, which have their outputs on dimension 1."""
+    convolutions = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m.transposed}
+    return {f"{name}.weight".lstrip(".") for name in convolutions}
 
 
 def _made_dim(product: Product, second: Leaf | None) -> int:
@@ -278,53 +281,79 @@ def _layer(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def example(shape: str) -> Tensor:
-    """Random values of a shape as written on the command line, `3x224x224`, with a batch dimension of 1 in front.
+def example(shapes: Sequence[str], data: str | None) -> Inputs:
+    """What a network takes, with a batch of one: random values of shapes such as `3x224x224`, or the first training image.
 
     Raises:
-        FreePruneError: the text is no shape, or no tensor can be so large.
+        FreePruneError: both or neither were given, a text is no shape, no tensor can be so large, or the data cannot be had.
     """
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+    if data is not None:
+        if shapes:
+            raise FreePruneError("both --input and --data were given; give one of them")
+        images = load_data(data)
+        return stack(images.train, [0], images.collate)[0]
+    if not shapes:
+        raise FreePruneError("no input was given; give its shape with --input 3x224x224, or take an example from --data")
+    generator = torch.Generator().manual_seed(0)
+    return tuple(_random(shape, generator) for shape in shapes)
+
+
+def _random(shape: str, generator: torch.Generator) -> Tensor:
+    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
         raise FreePruneError(f"--input {shape!r} is no shape; write it without the batch dimension, such as 3x224x224")
     try:
-        return torch.randn(1, *map(int, shape.split("x")), generator=torch.Generator().manual_seed(0))
-    except (RuntimeError, TypeError, OverflowError):
+        return torch.randn(1, *map(int, shape.split("x")), generator=generator)
+    except (RuntimeError, TypeError):  # torch's ways to say that a tensor is too large, or a size beyond 64 bits
         raise FreePruneError(f"--input {shape!r} does not fit into memory; give a smaller shape") from None
 
 
 def print_inspection(inspection: Inspection) -> None:
     """The groups, what is locked, and the reachable costs, as tables."""
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file need not be as narrow as a terminal
     for table in (_group_table(inspection), _locked_table(inspection), _cost_table(inspection)):
         if table.row_count:
             console.print(table)
     if inspection.needs_values is not None:
         console.print(
-            f"the forward pass reads values, so it was traced on the CPU, for this example alone ({inspection.needs_values})",
+            "the forward pass reads values, so it was traced on the CPU and for an example's values alone "
+            f"({inspection.needs_values})",
             markup=False,
         )
 
 
 def _group_table(inspection: Inspection) -> Table:
-    title = f"{inspection.granularity}: {len(inspection.groups)} groups in {len(inspection.layers)} layers"
-    table = Table(title=title, title_justify="left", caption="%: what goes when the group alone is pruned to its least")
-    table.caption_justify = "left"
-    unit = "channels" if inspection.granularity == "channel" else "units"
-    for name in ("group", unit, "may stay", "tied with"):
-        table.add_column(name, justify="right" if name == unit else "left")
-    for cost in inspection.costs:
+    coupled = inspection.granularity == "channel"
+    # Where there are parameters to count, the non-zero weights say the same once more.
+    costs = [cost for cost in inspection.costs if cost != "nonzero" or "params" not in inspection.costs]
+    table = Table(
+        title=f"{inspection.granularity}: {len(inspection.groups)} groups in {len(inspection.layers)} layers",
+        caption=f"{', '.join(LABELS[cost] for cost in costs)}: what goes when the group alone shrinks to its least",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("group", overflow="fold", no_wrap=True)
+    table.add_column("channels" if coupled else "units", justify="right")
+    table.add_column("may stay")
+    if coupled:
+        table.add_column("tied with", overflow="fold")
+    for cost in costs:
         table.add_column(LABELS[cost], justify="right")
     for group in inspection.groups:
         others = [layer for layer in group.layers if layer != group.name] if group.layers else list(group.tied)
-        shares = [f"{share:.1%}" for share in group.saves.values()]
-        table.add_row(escape(group.name), str(group.width), group.widths, escape(_shortened(others)), *shares)
+        tied = [escape(_shortened(others))] if coupled else []
+        table.add_row(
+            escape(group.name), str(group.width), group.widths, *tied, *(f"{group.saves[cost]:.1%}" for cost in costs)
+        )
     return table
 
 
 def _locked_table(inspection: Inspection) -> Table:
-    table = Table(title="locked", title_justify="left")
-    for name in ("layer", "outputs", "why"):
-        table.add_column(name)
+    table = Table(title="locked" if inspection.granularity == "channel" else "stay dense", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("outputs", justify="right")
+    table.add_column("why", overflow="fold")
     for layer in inspection.layers:
         if layer.locked is not None:
             free = sum(layer.makes.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import platform
 import tempfile
 import time
@@ -211,7 +212,7 @@ def _prepare(
     for name in LAYOUT_OPTIONS:
         value = getattr(settings, name)
         if value is not None:
-            if name not in backend_class.options:
+            if name not in getattr(backend_class, "options", ()):
                 raise FreePruneError(
                     f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
                 )
@@ -380,7 +381,13 @@ def _with_zeros(network: nn.Module, plan: Plan) -> nn.Module:
 def _export(job: _Job, final: nn.Module, plan: Plan, found: Found, folder: Path) -> dict[str, Any]:
     """Write the ONNX file, hold it against the network, and time it against the dense network's."""
     images = job.batch.inputs
-    metadata = {"freeprune": version("freeprune"), "granularity": plan.granularity, "score": repr(found.score)}
+    channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in plan.kept.items()}
+    metadata = {
+        "freeprune": version("freeprune"),
+        "granularity": plan.granularity,
+        "score": repr(found.score),
+        "channels": json.dumps(channels, separators=(",", ":")),  # the dense network's indices of what is left
+    }
     exported = export_onnx(final, images, folder / files.ONNX, metadata)
     agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
     timed = tuple(torch.cat([x] * -(-job.settings.latency_batch // len(x)))[: job.settings.latency_batch] for x in images)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -166,3 +167,30 @@ def test_help_and_version_need_no_heavy_import():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert result.stdout.startswith("freeprune, version") or "version" in result.stdout
+
+
+def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", "--target", "macs=60%", "--trials", "0"]
+    call(*arguments, "--finetune-epochs", "0", "--calibration-images", "64", "--out", tmp_path / "run")
+    again = ["apply", "digits:cnn", "--weights", weights, "--plan", tmp_path / "run" / "plan.json", "--out"]
+    for name in ("a", "b"):
+        status, output, _ = call(*again, tmp_path / name)
+        assert status == 0
+        assert "parameters" in output
+    for file in ("plan.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
+    assert "already holds a pruned network" in call(*again, tmp_path / "a")[2]
+    assert call(*again, tmp_path / "a", "--force")[0] == 0
+    assert "already holds a run" in call(*again, tmp_path / "run")[2]
+    other = ["apply", "cifar:resnet20", "--weights", weights, "--plan", tmp_path / "run", "--out", tmp_path / "c"]
+    assert call(*other)[0] == 2
+
+
+def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", tmp_path / "out"]
+    call(*arguments)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert json.loads(metadata["channels"]) == plan["kept"]
+    assert metadata["granularity"] == "channel"
