@@ -263,6 +263,16 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def _check_network(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
+            )
+        if "quantized" in type(module).__module__:
+            raise FreePruneError(f"module {name!r} is quantised; prune the network before it is quantised")
+    devices = {str(parameter.device) for parameter in network.parameters()}
+    if len(devices) > 1:
+        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
     for name, parameter in network.named_parameters():
         if is_lazy(parameter):
             raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")

@@ -237,6 +237,46 @@ def test_a_network_with_fewer_outputs_than_classes_is_refused_before_the_search(
     assert not (tmp_path / "out").exists()
 
 
+class Needs(nn.Module):
+    """A forward pass that takes more than images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x, labels):
+        return self.conv(x).mean((2, 3))
+
+
+def mixed():
+    dense = network()
+    dense[3].to("meta")
+    return dense
+
+
+def spoilt():
+    dense = network()
+    with torch.no_grad():
+        dense[3].weight[0, 0] = float("nan")
+    return dense
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Needs, "rejects an input of shape 1x1x8x8: .*missing 1 required positional argument: 'labels'"),
+        (lambda: torch.jit.script(network()), "'the network' is scripted"),
+        (mixed, "lie on cpu and meta; move it to one device"),
+        (spoilt, "'3.weight' holds values that are not finite"),
+    ],
+)
+def test_networks_that_cannot_be_pruned_are_sentences(make, message, tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match=message):
+        prune(tmp_path / "out", model=make())
+    assert not (tmp_path / "out").exists()
+
+
 def test_load_refuses_what_is_not_the_run(finished, tmp_path):
     with pytest.raises(freeprune.FreePruneError, match="another network"):
         freeprune.load(finished.folder, NETWORKS["digits:cnn"]())
