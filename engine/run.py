@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,28 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..backends import Backend, Plan, apply, find_backend, importance, masked
-from ..backends.criteria import CRITERIA
+from ..backends import Plan, apply, masked
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
-from ..common import Batch, FreePruneError, find
-from ..metrics import METRICS, Metric, Reference, reference
-from ..search import STRATEGIES, Space
+from ..common import FreePruneError, find
+from ..search import STRATEGIES
 from . import folder as files
-from .calibration import draw, recalibrated
-from .data import Data, load_data, split
+from .calibration import recalibrated
+from .job import Finetune, Job, Settings, prepare, single
 from .ledger import Ledger
-from .models import load_model, load_weights
 from .searching import Found, search
-from .selection import fewest_units
-from .targets import Target, parse_targets, resolve
+from .targets import parse_targets
 from .training import Recipe, accuracy, train
-
-# What belongs to one granularity; each says in `options` which it takes.
-LAYOUT_OPTIONS = ("round_to", "min_width", "nm", "block")
-
-Finetune = Callable[[nn.Module, Data], nn.Module]
 
 
 class Progress(Protocol):
@@ -49,29 +38,6 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Tells nobody."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run was asked, apart from the network and the data; `prune` says what each means."""
-
-    target: tuple[Target, ...]
-    granularity: str
-    strategy: str
-    metric: str
-    criterion: str
-    trials: int
-    seed: int
-    max_rate: float | None
-    round_to: int | str | None
-    min_width: int | None
-    nm: str | None
-    block: str | None
-    only: tuple[str, ...]
-    ignore: tuple[str, ...]
-    calibration_images: int
-    latency_batch: int
-    latency_threads: int
 
 
 @dataclass(frozen=True)
@@ -160,7 +126,7 @@ def prune(
     )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = _prepare(model, weights, data, settings, finetune)
+    job = prepare(model, weights, data, settings, finetune)
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
@@ -171,126 +137,7 @@ def prune(
     return _finish(job, found, plan, folder, progress)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything checked and at hand; nothing written yet."""
-
-    network: nn.Module
-    data: Data
-    train: Any
-    batch: Batch
-    settings: Settings
-    finetune: Recipe | Finetune | None
-    backend: Backend
-    space: Space
-    metric: Metric
-    dense: Reference
-    config: dict[str, Any]
-    trace_seconds: float
-
-    def dense_costs(self) -> dict[str, float]:
-        return _one(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
-
-
-def _prepare(
-    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
-) -> _Job:
-    backend_class = find_backend(settings.granularity)
-    metric = find(METRICS, settings.metric, "metric")
-    find(STRATEGIES, settings.strategy, "strategy")
-    find(CRITERIA, settings.criterion, "criterion")
-    _check_numbers(settings)
-    network = _built(model, settings.seed) if isinstance(model, str) else model
-    if weights is not None:
-        network = load_weights(network, weights)
-    _check_network(network)
-    data = load_data(source)
-    training, _ = split(data, settings.seed)
-    batch = draw(training, data, settings.calibration_images, settings.seed)
-    start = time.perf_counter()
-    options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
-    for name in LAYOUT_OPTIONS:
-        value = getattr(settings, name)
-        if value is not None:
-            if name not in getattr(backend_class, "options", ()):
-                raise FreePruneError(
-                    f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
-                )
-            options[name] = value
-    # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored, images = copy.deepcopy(network).to(device), batch.to(device)
-    order = importance(settings.criterion, scored, images, settings.seed)
-    backend: Backend = backend_class(scored, images.inputs, order, **options)
-    seconds = time.perf_counter() - start
-    output = reference(scored, images)
-    _check_classes(output, batch.labels, data)
-    dense = _one(backend.costs(np.array([[group.units for group in backend.groups]])))
-    limits = resolve(settings.target, dense, settings.granularity)
-    units = np.array([group.units for group in backend.groups], np.int64)
-    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
-    config = {
-        "freeprune": version("freeprune"),
-        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
-        "weights": None if weights is None else str(weights),
-        "data": data.source,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
-        "target": [str(target) for target in settings.target],
-        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
-    }
-    return _Job(
-        network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
-        output, config, seconds,
-    )  # fmt: skip
-
-
-def _built(spec: str, seed: int) -> nn.Module:
-    """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return load_model(spec)
-
-
-def _check_numbers(settings: Settings) -> None:
-    for name, least in (("trials", 0), ("latency_batch", 1), ("latency_threads", 1)):
-        value = getattr(settings, name)
-        if value < least:
-            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
-    if settings.max_rate is not None and not 0 < settings.max_rate < 1:
-        raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
-
-
-def _check_network(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
-            )
-        if "quantized" in type(module).__module__:
-            raise FreePruneError(f"module {name!r} is quantised; prune the network before it is quantised")
-    devices = {str(parameter.device) for parameter in network.parameters()}
-    if len(devices) > 1:
-        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
-    for name, parameter in network.named_parameters():
-        if is_lazy(parameter):
-            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
-        if not torch.isfinite(parameter).all():
-            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
-
-
-def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
-    """Whether the network has an output for every class."""
-    outputs = dense.output.shape[1] if dense.output.dim() > 1 else 1
-    classes = max(len(data.classes), 0 if labels is None else int(labels.max()) + 1)
-    if outputs < classes:
-        raise FreePruneError(
-            f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
-        )
-
-
-def _search(job: _Job, folder: Path, progress: Progress) -> Found:
+def _search(job: Job, folder: Path, progress: Progress) -> Found:
     images = job.batch.to(job.dense.output.device)
     strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
 
@@ -303,7 +150,7 @@ def _search(job: _Job, folder: Path, progress: Progress) -> Found:
     return search(job.space, strategy, score, Ledger(folder / files.LEDGER), job.settings.trials, tell)
 
 
-def _finish(job: _Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
+def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact = apply(job.network, plan).eval()
     images = job.batch.inputs
@@ -356,7 +203,7 @@ def _finish(job: _Job, found: Found, plan: Plan, folder: Path, progress: Progres
     return Result(final, plan, summary, folder)
 
 
-def _finetuned(compact: nn.Module, plan: Plan, job: _Job, progress: Progress) -> nn.Module:
+def _finetuned(compact: nn.Module, plan: Plan, job: Job, progress: Progress) -> nn.Module:
     if job.finetune is None:
         return compact
     if not isinstance(job.finetune, Recipe):
@@ -388,7 +235,7 @@ def _with_zeros(network: nn.Module, plan: Plan) -> nn.Module:
     return network
 
 
-def _export(job: _Job, final: nn.Module, plan: Plan, found: Found, folder: Path) -> dict[str, Any]:
+def _export(job: Job, final: nn.Module, plan: Plan, found: Found, folder: Path) -> dict[str, Any]:
     """Write the ONNX file, hold it against the network, and time it against the dense network's."""
     images = job.batch.inputs
     channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in plan.kept.items()}
@@ -417,15 +264,15 @@ def _export(job: _Job, final: nn.Module, plan: Plan, found: Found, folder: Path)
     }
 
 
-def _cost_table(job: _Job, found: Found) -> dict[str, Any]:
-    dense, pruned = job.dense_costs(), _one(job.backend.costs(found.kept[None]))
+def _cost_table(job: Job, found: Found) -> dict[str, Any]:
+    dense, pruned = job.dense_costs(), single(job.backend.costs(found.kept[None]))
     return {
         name: {"dense": dense[name], "pruned": pruned[name], "target": job.space.targets.get(name)} if name in dense else None
         for name in ("macs", "params", "nonzero")
     }
 
 
-def _accuracy(network: nn.Module, job: _Job, progress: Progress, which: str) -> float:
+def _accuracy(network: nn.Module, job: Job, progress: Progress, which: str) -> float:
     progress("test", 0, 1, f"accuracy of the {which} network")
     return accuracy(network, job.data.test, collate=job.data.collate)
 
@@ -442,13 +289,5 @@ def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[NDArray[An
     return tuple(t.cpu().numpy() for t in tensors)
 
 
-def _one(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    return {name: float(values[0]) for name, values in costs.items()}
-
-
 def _finite(score: float) -> float | None:
     return score if np.isfinite(score) else None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,0 +1,185 @@
+"""The job: everything a run needs, checked and at hand before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..backends import Backend, find_backend, importance
+from ..backends.criteria import CRITERIA
+from ..common import Batch, FreePruneError, find
+from ..metrics import METRICS, Metric, Reference, reference
+from ..search import STRATEGIES, Space
+from .calibration import draw
+from .data import Data, load_data, split
+from .models import load_model, load_weights
+from .selection import fewest_units
+from .targets import Target, resolve
+from .training import Recipe
+
+# What belongs to one granularity; each says in `options` which it takes.
+LAYOUT_OPTIONS = ("round_to", "min_width", "nm", "block")
+
+Finetune = Callable[[nn.Module, Data], nn.Module]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked, apart from the network and the data; `prune` says what each means."""
+
+    target: tuple[Target, ...]
+    granularity: str
+    strategy: str
+    metric: str
+    criterion: str
+    trials: int
+    seed: int
+    max_rate: float | None
+    round_to: int | str | None
+    min_width: int | None
+    nm: str | None
+    block: str | None
+    only: tuple[str, ...]
+    ignore: tuple[str, ...]
+    calibration_images: int
+    latency_batch: int
+    latency_threads: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything checked and at hand; nothing written yet."""
+
+    network: nn.Module
+    data: Data
+    train: Any
+    batch: Batch
+    settings: Settings
+    finetune: Recipe | Finetune | None
+    backend: Backend
+    space: Space
+    metric: Metric
+    dense: Reference
+    config: dict[str, Any]
+    trace_seconds: float
+
+    def dense_costs(self) -> dict[str, float]:
+        return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
+
+
+def prepare(
+    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
+) -> Job:
+    backend_class = find_backend(settings.granularity)
+    metric = find(METRICS, settings.metric, "metric")
+    find(STRATEGIES, settings.strategy, "strategy")
+    find(CRITERIA, settings.criterion, "criterion")
+    _check_numbers(settings)
+    network = _built(model, settings.seed) if isinstance(model, str) else model
+    if weights is not None:
+        network = load_weights(network, weights)
+    _check_network(network)
+    data = load_data(source)
+    training, _ = split(data, settings.seed)
+    batch = draw(training, data, settings.calibration_images, settings.seed)
+    start = time.perf_counter()
+    options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
+    for name in LAYOUT_OPTIONS:
+        value = getattr(settings, name)
+        if value is not None:
+            if name not in getattr(backend_class, "options", ()):
+                raise FreePruneError(
+                    f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
+                )
+            options[name] = value
+    # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scored, images = copy.deepcopy(network).to(device), batch.to(device)
+    order = importance(settings.criterion, scored, images, settings.seed)
+    backend: Backend = backend_class(scored, images.inputs, order, **options)
+    seconds = time.perf_counter() - start
+    output = reference(scored, images)
+    _check_classes(output, batch.labels, data)
+    dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
+    limits = resolve(settings.target, dense, settings.granularity)
+    units = np.array([group.units for group in backend.groups], np.int64)
+    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
+    config = {
+        "freeprune": version("freeprune"),
+        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "weights": None if weights is None else str(weights),
+        "data": data.source,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
+        "target": [str(target) for target in settings.target],
+        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
+    }
+    return Job(
+        network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
+        output, config, seconds,
+    )  # fmt: skip
+
+
+def _built(spec: str, seed: int) -> nn.Module:
+    """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_model(spec)
+
+
+def _check_numbers(settings: Settings) -> None:
+    for name, least in (("trials", 0), ("latency_batch", 1), ("latency_threads", 1)):
+        value = getattr(settings, name)
+        if value < least:
+            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
+    if settings.max_rate is not None and not 0 < settings.max_rate < 1:
+        raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
+
+
+def _check_network(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
+            )
+        if "quantized" in type(module).__module__:
+            raise FreePruneError(f"module {name!r} is quantised; prune the network before it is quantised")
+    devices = {str(parameter.device) for parameter in network.parameters()}
+    if len(devices) > 1:
+        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
+    for name, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
+        if not torch.isfinite(parameter).all():
+            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
+
+
+def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
+    """Whether the network has an output for every class."""
+    outputs = dense.output.shape[1] if dense.output.dim() > 1 else 1
+    classes = max(len(data.classes), 0 if labels is None else int(labels.max()) + 1)
+    if outputs < classes:
+        raise FreePruneError(
+            f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
+        )
+
+
+def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """The costs of the only row."""
+    return {name: float(values[0]) for name, values in costs.items()}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
