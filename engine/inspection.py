@@ -16,19 +16,18 @@ from rich.table import Table
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..backends import BACKENDS, Backend
+from ..backends import Backend, find_backend
 from ..backends.base import Counts
 from ..backends.channel import Channel
 from ..backends.coupling import Coupling
 from ..backends.criteria import Importance
 from ..backends.trace import Leaf, Product, Trace, on_meta, plain_kernels, sentence
-from ..common import FreePruneError, Inputs, find
+from ..common import FreePruneError, Inputs
 from ..search.space import amount
 from .data import load_data, stack
 from .display import LABELS
-from .models import load_model
+from .job import built, check_network
 
 SHOWN = 3  # names in one cell of a table; the JSON has all
 
@@ -117,7 +116,7 @@ class Inspection:
 
 
 def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any) -> Inspection:
-    """What could be pruned from a network, and what not, and why. Nothing is pruned, and no weight is looked at.
+    """What could be pruned from a network, and what not, and why. Nothing is pruned.
 
     Args:
         model: the network, left as it is, or a spec as for `prune`.
@@ -128,13 +127,14 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
     """
-    backend_class = find(BACKENDS, granularity, "granularity")
-    _check_options(granularity, backend_class.options, options)
-    network = _built(model) if isinstance(model, str) else model
+    backend_class = find_backend(granularity)
+    if "+" in granularity:
+        parts = " and ".join(granularity.split("+"))
+        raise FreePruneError(f"{granularity} composes two granularities, which are inspected one by one; give {parts} in turn")
+    _check_options(granularity, getattr(backend_class, "options", ()), options)
+    network = built(model, seed=0) if isinstance(model, str) else model
+    check_network(network)
     examples = (inputs,) if isinstance(inputs, Tensor) else inputs
-    lazy = next((name for name, parameter in network.named_parameters() if is_lazy(parameter)), None)
-    if lazy is not None:
-        raise FreePruneError(f"parameter {lazy!r} has no size yet; run the network once before it is inspected")
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
@@ -173,11 +173,6 @@ def _check_options(granularity: str, known: Iterable[str], options: Mapping[str,
         raise FreePruneError(f"--max-rate is {options['max_rate']:g}; give a fraction between 0 and 1, such as 0.9")
 
 
-def _built(spec: str) -> nn.Module:
-    with torch.random.fork_rng():
-        return load_model(spec)
-
-
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
     """The range of each cost, and what share of it each group alone can save `(L,)`."""
     alone = np.where(np.eye(units.size, dtype=bool), least, units)
@@ -186,16 +181,17 @@ def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Ra
     return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
 
 
-def _masked_layers(backend: Any, shapes: Mapping[str, tuple[int, ...]], transposed: set[str]) -> tuple[LayerInfo, ...]:
+def _masked_layers(backend: Backend, shapes: Mapping[str, tuple[int, ...]], transposed: set[str]) -> tuple[LayerInfo, ...]:
     """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
-    group_of = {group.tied[0]: group.name for group in backend.groups}
+    group_of = {name: group.name for group in backend.groups for name in group.tied}
+    dense: Mapping[str, str] = getattr(backend, "dense", {})
     layers = []
     for name, shape in shapes.items():
         layer, outputs = _layer(name), shape[1] if name in transposed else shape[0]
         if name in group_of:
             layers.append(LayerInfo(layer, outputs, {group_of[name]: outputs}, {}, None))
-        elif name in backend.dense:
-            layers.append(LayerInfo(layer, outputs, {}, {}, backend.dense[name].removeprefix(f"{layer}: ")))
+        elif name in dense:
+            layers.append(LayerInfo(layer, outputs, {}, {}, dense[name].removeprefix(f"{layer}: ")))
     return tuple(layers)
 
 

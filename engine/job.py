@@ -86,10 +86,10 @@ def prepare(
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
     _check_numbers(settings)
-    network = _built(model, settings.seed) if isinstance(model, str) else model
+    network = built(model, settings.seed) if isinstance(model, str) else model
     if weights is not None:
         network = load_weights(network, weights)
-    _check_network(network)
+    check_network(network)
     data = load_data(source)
     training, _ = split(data, settings.seed)
     batch = draw(training, data, settings.calibration_images, settings.seed)
@@ -132,7 +132,7 @@ def prepare(
     )  # fmt: skip
 
 
-def _built(spec: str, seed: int) -> nn.Module:
+def built(spec: str, seed: int) -> nn.Module:
     """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -148,7 +148,7 @@ def _check_numbers(settings: Settings) -> None:
         raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
 
 
-def _check_network(network: nn.Module) -> None:
+def check_network(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise FreePruneError(

@@ -103,6 +103,26 @@ def test_a_reason_names_operator_module_and_line_and_reaches_what_is_tied():
     assert layer(found, "fc").locked == "the network's output"
 
 
+def test_of_several_reasons_the_first_is_given():
+    def forward(net, x):
+        x = net.first(x)
+        y = net.last(x.cumsum(1) + x.cumprod(1))
+        return net.fc(y.mean((2, 3)))
+
+    found = looked_at(Net(forward, first=conv(3, 8), last=conv(8, 8), fc=nn.Linear(8, 5)))
+    assert layer(found, "first").locked.startswith("operator cumsum ")
+
+
+def test_a_layer_that_runs_twice_is_listed_once():
+    def forward(net, x):
+        x = net.again(net.again(net.first(x)))
+        return net.fc(x.mean((2, 3)))
+
+    found = looked_at(Net(forward, first=conv(3, 8), again=conv(8, 8), fc=nn.Linear(8, 5)))
+    assert [row.name for row in found.layers] == ["first", "again", "fc"]
+    assert layer(found, "again").makes == layer(found, "again").reads == {"first": 8}
+
+
 def test_channels_added_to_the_input_stay_and_the_others_do_not():
     def forward(net, x):
         return net.fc((torch.cat([x, net.first(x)], 1) + net.second(x)).relu().mean((2, 3)))
@@ -214,6 +234,7 @@ def test_rounding_sets_the_widths():
     ("granularity", "options", "message"),
     [
         ("channels", {}, "did you mean 'channel'"),
+        ("channel+nm", {}, "give channel and nm in turn"),
         ("channel", {"block": "1x4"}, "--block 1x4 does not apply to granularity channel"),
         ("weight", {"round_to": 8}, "--round-to 8 does not apply to granularity weight"),
         ("channel", {"max_rate": 1.0}, "--max-rate is 1; give a fraction"),
@@ -222,6 +243,12 @@ def test_rounding_sets_the_widths():
 def test_options_that_do_not_fit(granularity, options, message):
     with pytest.raises(FreePruneError, match=message):
         looked_at("vgg", granularity, **options)
+
+
+def test_a_network_by_its_name_leaves_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    assert inspect("digits:cnn", example(["1x8x8"], None)).groups[0].name == "conv1"
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_parameters_without_a_size():
