@@ -36,10 +36,10 @@ JOBS = {
     "r56": ("resnet56", CHANNEL),
     "r56-uniform": ("resnet56", {**CHANNEL, "trials": 0}),
     "r56-round8": ("resnet56", {**CHANNEL, "round_to": 8}),
-    "r56-round16": ("resnet56", {**CHANNEL, "round_to": 16}),
     "r20-weight": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight"}),
     "r20-weight-uniform": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight", "trials": 0}),
 }
+STRATEGY_JOBS = {f"strategy-{name}": name for name in ("random", "evolution", "tpe")}
 SEEDS = 5
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--images", type=int, default=15000, help="of fine-tuning")
-    parser.add_argument("--only", nargs="*", default=[*JOBS, "strategies"])
+    parser.add_argument("--only", nargs="*", default=[*JOBS, *STRATEGY_JOBS])
     options = parser.parse_args()
     data = load_data(f"imagefolder:{options.data}")
     RESULTS.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             continue
-        result = strategies(data, options.weights) if name == "strategies" else job(name, data, options)
+        result = strategy(STRATEGY_JOBS[name], data, options.weights) if name in STRATEGY_JOBS else job(name, data, options)
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(name, json.dumps(result)[:400], flush=True)  # noqa: T201
 
@@ -107,32 +107,25 @@ def prepared(network: str, weights: Path, data, granularity: str) -> tuple[torch
     return dense, BACKENDS[granularity](dense, batch.inputs, importance("l2", dense)), batch
 
 
-def strategies(data, folder: Path, trials: int = 300) -> dict:
-    """Best scores of each strategy at equal trials, over seeds: ResNet-56, channel, macs=50%."""
+def strategy(name: str, data, folder: Path, trials: int = 300) -> dict:
+    """The best scores that a strategy finds over seeds, beside that of equal rates: ResNet-56, channel, macs=50%."""
     dense, backend, batch = prepared("resnet56", folder / "resnet56-cifar10.safetensors", data, "channel")
     units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
-    macs = float(backend.costs(units[None])["macs"][0])
+    space = Space(units, fewest, backend.costs, {"macs": float(backend.costs(units[None])["macs"][0]) // 2})
     against = reference(dense, batch)
-    uniform = Space(units, fewest, backend.costs, {"macs": macs // 2}).uniform()
-    result: dict = {"trials": trials, "uniform": METRICS["freeprune"](backend.candidate(uniform), against, batch)}
-    for name in ("random", "evolution", "tpe"):
-        best, seconds = [], []
-        for seed in range(SEEDS):
-            space = Space(units, fewest, backend.costs, {"macs": macs // 2})
-            with tempfile.TemporaryDirectory() as scratch:
-                ledger = Ledger(Path(scratch) / "trials.jsonl")
-                found = search(
-                    space,
-                    STRATEGIES[name](space.size, seed),
-                    lambda kept: METRICS["freeprune"](backend.candidate(kept), against, batch),
-                    ledger,
-                    trials,
-                )
-            best.append(max(trial.score for trial in ledger.trials))  # of the trials alone, equal rates left out
-            seconds.append(found.seconds)
-            print(name, seed, best[-1], seconds[-1], flush=True)  # noqa: T201
-        result[name] = {"best": best, "seconds": seconds}
-    return result
+
+    def score(kept: np.ndarray) -> float:
+        return METRICS["freeprune"](backend.candidate(kept), against, batch)
+
+    best, seconds = [], []
+    for seed in range(SEEDS):
+        with tempfile.TemporaryDirectory() as scratch:
+            ledger = Ledger(Path(scratch) / "trials.jsonl")
+            found = search(space, STRATEGIES[name](space.size, seed), score, ledger, trials)
+        best.append(max(trial.score for trial in ledger.trials))  # of the trials alone, equal rates left out
+        seconds.append(found.seconds)
+        print(name, seed, best[-1], seconds[-1], flush=True)  # noqa: T201
+    return {"trials": trials, "best": best, "seconds": seconds, "uniform": score(space.uniform())}
 
 
 if __name__ == "__main__":
