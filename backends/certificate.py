@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..common import Inputs
 from .labels import FROZEN, Labels, Layer, Shape, keep_masks, support
-from .trace import SILENT, Op, Trace, Tracer, plain_kernels, sentence
+from .trace import SILENT, Op, Trace, Tracer, plain_kernels, sentence, training_branches
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
@@ -62,6 +62,9 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
 
+    def box(self, layer: Layer) -> None:
+        """Decided in the dense trace."""
+
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
         """Costs come from the dense trace."""
 
@@ -90,7 +93,6 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         dense = self.dense.ops[self.index]
         if dense.floats != op.floats:
             raise Mismatch(self.index, f"the number {_first_difference(dense.floats, op.floats)} is computed from a size")
-        narrow = any(self._narrowed(shape, labels) for shape, labels in [*dense.inputs, *dense.outputs])
         for tensor, (shape, labels), (got_shape, got) in zip(outs, dense.outputs, op.outputs, strict=True):
             masks = keep_masks(shape, labels, self.kept)
             if masks is None:
@@ -98,11 +100,14 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             sizes = tuple(int(mask.sum()) for mask in masks)
             if got_shape != sizes:
                 raise Mismatch(self.index, f"the result has shape {got_shape}, expected {sizes}")
-            expected = self._live(_restricted(labels, masks))
-            if not _agree(expected, self._live(got), narrow):
+            expected, found = self._live(_restricted(labels, masks)), self._live(got)
+            if not _agree(expected, found, False) and not (self._narrow(dense) and _agree(expected, found, True)):
                 raise Mismatch(self.index, "the result holds other channels than expected")
-            self._labels[id(tensor)] = expected
+            self._labels[tensor] = expected
         self.index += 1
+
+    def _narrow(self, op: Op) -> bool:
+        return any(self._narrowed(shape, labels) for shape, labels in [*op.inputs, *op.outputs])
 
     def _narrowed(self, shape: Shape, labels: Labels) -> bool:
         """Whether a labelled dimension has shrunk to size 1, where labels no longer show what varies."""
@@ -166,6 +171,9 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
     try:
         with torch.no_grad(), plain_kernels(), tracer:
             network(*inputs)
+            if dense.branches:
+                with training_branches(network):
+                    network(*inputs)
         tracer.finish()
     except Mismatch:
         raise

@@ -7,6 +7,7 @@ half the size costs half as much to score.
 from __future__ import annotations
 
 import itertools
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray

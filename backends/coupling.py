@@ -7,6 +7,7 @@ block's inner width.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,25 +94,28 @@ def _groups(trace: Trace, parameters: set[str]) -> list[ClassGroup]:
 
     The dimensions of products count as well, so that within a group every class costs the same.
     """
-    roots = trace.roots
     dims = [(leaf.name, leaf.dim, np.arange(leaf.start, leaf.start + leaf.size)) for leaf in trace.leaves]
-    products = [("", i, ids) for i, ids in enumerate(ids for p in trace.products for ids in p.dims)]
-    signatures: dict[int, list[tuple[str, int, int]]] = {}
-    for name, dim, ids in [*dims, *products]:
-        found, counts = np.unique(roots[ids], return_counts=True)
-        for root, count in zip(found.tolist(), counts.tolist(), strict=True):
-            if root != FROZEN:
-                signatures.setdefault(root, []).append((name, dim, count))
-    by_signature: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
-    for root, found_in in signatures.items():
-        if any(name in parameters for name, _, _ in found_in):
-            by_signature.setdefault(tuple(found_in), []).append(root)
+    dims += [("", i, ids) for i, ids in enumerate(ids for p in trace.products for ids in p.dims)]
+    of_parameter = np.array([name in parameters for name, _, _ in dims], bool)
+    owner = np.repeat(np.arange(len(dims)), [ids.size for _, _, ids in dims])
+    root = trace.roots[np.concatenate([ids for _, _, ids in dims])] if dims else owner
+    pairs, counts = np.unique(root[root != FROZEN] * len(dims) + owner[root != FROZEN], return_counts=True)
+    found, where = np.divmod(pairs, max(len(dims), 1))
+    if not found.size:
+        return []
+    starts = np.flatnonzero(np.diff(found, prepend=-1))
+    numbers = np.random.default_rng(0).integers(1, 2**63 - 1, len(dims))  # a signature is summed up in 64 bits
+    real = np.logical_or.reduceat(of_parameter[where], starts)
+    signatures, firsts = np.add.reduceat(numbers[where] * counts, starts)[real], starts[real]
+    _, representative, group = np.unique(signatures, return_index=True, return_inverse=True)
+    stops = dict(itertools.pairwise([*starts.tolist(), found.size]))
     taken: Counter[str] = Counter()
     result = []
-    for signature, members in by_signature.items():
-        pairs = tuple((name, dim) for name, dim, _ in signature if name)
-        name = _unique(_maker(pairs), taken)
-        result.append(ClassGroup(name, np.array(sorted(members)), pairs))
+    for index in np.argsort(representative):
+        start = int(firsts[representative[index]])
+        tied = tuple((name, dim) for name, dim, _ in (dims[i] for i in where[start : stops[start]]) if name)
+        name = _unique(_maker(tied), taken)
+        result.append(ClassGroup(name, found[firsts[group == index]], tied))
     return result
 
 

@@ -101,8 +101,7 @@ def keep_masks(shape: Shape, layers: Iterable[Layer], kept: NDArray[np.bool_]) -
         kept: `(nodes,)`, indexed by node id.
 
     Returns:
-        One mask for each dimension, or None where a layer varies along several dimensions and loses some of its nodes, so
-        that what is left is not a box.
+        One mask for each dimension, or None where what is left of a layer is not a box.
     """
     masks = [np.ones(size, bool) for size in shape]
     for layer in layers:
@@ -111,5 +110,11 @@ def keep_masks(shape: Shape, layers: Iterable[Layer], kept: NDArray[np.bool_]) -
         if len(dims) == 1:
             masks[dims[0]] &= stays.ravel()
         elif not stays.all():
-            return None
+            box = np.ones_like(stays)
+            for d in dims:
+                side = stays.any(axis=tuple(other for other in dims if other != d), keepdims=True)
+                masks[d] &= side.ravel()
+                box &= side
+            if (box != stays).any():
+                return None
     return masks

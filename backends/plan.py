@@ -47,6 +47,7 @@ class Plan:
         kept: for each tensor that shrinks, by dimension, the indices that stay, ascending.
         attributes: the sizes to set after shrinking.
         masks: for each parameter with removed elements, which stay; of the shape after shrinking.
+        biases: layers that have no bias in the dense network and get one, of zeros until weights are loaded.
     """
 
     granularity: str
@@ -55,9 +56,10 @@ class Plan:
     kept: Mapping[str, Mapping[int, NDArray[np.int64]]] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] = ()
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
 
-    def save(self, folder: Path) -> None:
-        """Write `plan.json`, and `masks.safetensors` if there are masks; the same plan gives the same bytes."""
+    def save(self, folder: Path, name: str = "plan.json") -> None:
+        """Write the plan, and `masks.safetensors` if there are masks; the same plan gives the same bytes."""
         masks = {}
         if self.masks:
             packed = {name: np.packbits(mask.cpu().numpy()) for name, mask in sorted(self.masks.items())}
@@ -80,21 +82,22 @@ class Plan:
                 [a.module, a.name, list(a.value) if isinstance(a.value, tuple) else a.value] for a in self.attributes
             ],
             "masks": masks,
+            "biases": list(self.biases),
         }
-        write_atomically(folder / "plan.json", (json.dumps(document, separators=(",", ":")) + "\n").encode())
+        write_atomically(folder / name, (json.dumps(document, separators=(",", ":")) + "\n").encode())
 
     @staticmethod
-    def load(folder: Path) -> Plan:
+    def load(folder: Path, name: str = "plan.json") -> Plan:
         """Read a plan back.
 
         Raises:
             FreePruneError: there is none, it was made by another version, or it is damaged.
         """
-        path = folder / "plan.json"
+        path = folder / name
         try:
             document = json.loads(path.read_text())
         except FileNotFoundError:
-            raise FreePruneError(f"there is no plan.json in {folder}; give the folder of a finished run") from None
+            raise FreePruneError(f"there is no {name} in {folder}; give the folder of a finished run") from None
         except (ValueError, OSError) as error:
             raise FreePruneError(f"{path} cannot be read as a plan ({error}); run the pruning again") from None
         if not isinstance(document, dict) or document.get("version") != VERSION:
@@ -122,6 +125,7 @@ def _parse(document: dict[str, Any], folder: Path) -> Plan:
             for module, name, value in document["attributes"]
         ),
         masks=_load_masks(document["masks"], folder),
+        biases=tuple(str(layer) for layer in document["biases"]),
     )
 
 

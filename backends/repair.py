@@ -7,28 +7,33 @@ pieces of a split are tied, and as the last resort everything that the operator 
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import Inputs
+from ..common import FreePruneError, Inputs
 from .certificate import Mismatch, replay
 from .coupling import Coupling
-from .labels import Labels, Layer, Shape, support
+from .labels import Labels, Layer, collapse, support
 from .plan import Attribute
-from .surgery import layer_attributes, shrink
-from .trace import Op, Trace
+from .surgery import layer_attributes, shared_tensors, shrunk, shrunk_tensor
+from .trace import Op, Trace, undisturbed
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
-MAX_ROUNDS = 200
+MAX_TIES = 4  # pairs of widths tied at one line of the code
+MAX_ROUNDS = 300
 
 Place = tuple[str, str]
+Key = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,66 +43,214 @@ class Repair:
     Attributes:
         position: which entry of a tuple; None for a plain int.
         nodes: the nodes whose number it follows.
+        key: where at its line of code the size was found, so that sister modules can be repaired alike.
     """
 
     module: str
     name: str
     position: int | None
     nodes: Layer
-    factor: int = 1
-    divisor: int = 1
+    factor: int
+    divisor: int
+    key: Key
 
     def value(self, kept: NDArray[np.bool_]) -> int:
         return int(kept[self.nodes].sum()) * self.factor // self.divisor
 
 
 def settle(network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0) -> tuple[Coupling, list[Repair]]:
-    """Trial prunings until the replay agrees everywhere.
+    """Trial prunings until the replay agrees everywhere: one, more where dimensions are split or attributes repaired.
 
     Args:
-        network: the dense network in eval mode, on the device of the inputs; left as it is.
+        network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
         inputs: as for `trace`.
         trace: its trace; what cannot be repaired is frozen in it.
 
     Returns:
         The final groups, and the repairs that a pruned network needs.
+
+    Raises:
+        FreePruneError: no pruning of the network runs as predicted.
     """
-    places: dict[Place, Iterator[tuple[Repair, ...]]] = {}
-    repairs: dict[Place, tuple[Repair, ...]] = {}
+    fixes = _Fixes(network, trace)
+    coupling = Coupling(trace, network)
+    untested = list(range(len(TRIAL_RATES)))
+    splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     for _ in range(MAX_ROUNDS):
-        coupling = Coupling(trace, network)
-        mismatch = None
-        for number, rate in enumerate(TRIAL_RATES):
-            classes = _trial(coupling, rate, np.random.default_rng([seed, number]))
-            kept = coupling.kept_nodes(classes)
-            flat = [repair for found in repairs.values() for repair in found]
-            try:
-                replay(pruned(network, coupling, classes, flat), inputs, trace, kept)
-            except Mismatch as error:
-                mismatch = error
-                break
-        if mismatch is None:
-            return coupling, [repair for found in repairs.values() for repair in found]
-        op = trace.ops[mismatch.index]
-        place = (op.module, op.line)
-        here = [other for other in trace.ops if (other.module, other.line) == place]
-        if place not in places:
-            places[place] = itertools.islice(_hypotheses(network, op.module, here, kept), MAX_HYPOTHESES)
-        found = next(places[place], None)
-        if found is not None:
-            repairs[place] = found
+        number = untested[0]
+        classes = _trial(coupling, number, np.random.default_rng([seed, number]))
+        kept = coupling.kept_nodes(classes)
+        try:
+            with slimmed(network, coupling, classes, fixes.repairs):
+                replay(network, inputs, trace, kept)
+        except Mismatch as error:
+            fixes.fix(error, kept)
+            coupling = Coupling(trace, network)
+            untested = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)]
         else:
-            repairs.pop(place, None)
-            _give_up(trace, mismatch, here, kept)
-    raise Mismatch(mismatch.index if mismatch else 0, "no consistent pruning was found")
+            untested.pop(0)
+            needed = len(TRIAL_RATES) if fixes.repairs else 2 if splits else 1
+            if len(TRIAL_RATES) - len(untested) >= needed:
+                return coupling, fixes.repairs
+    raise FreePruneError(
+        f"no pruning of this network runs as predicted (after {MAX_ROUNDS} attempts to follow the sizes in its code); "
+        "use --granularity weight"
+    )
+
+
+class _Fixes:
+    """What was done about the sizes in a network's code so far.
+
+    At the place of a mismatch (a module and a line) hypotheses about the module's attributes are tried one after the other.
+    Then equal pieces of a split are tied, then widths that the code takes for one; as the last resort everything that the
+    line touches stays.
+    """
+
+    def __init__(self, network: nn.Module, trace: Trace) -> None:
+        self._network, self._trace = network, trace
+        self._accepted: dict[Place, tuple[Repair, ...]] = {}
+        self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
+        self._ties: dict[str, Iterator[None]] = {}
+        self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
+        for op in trace.ops:
+            self._at.setdefault(op.line, {}).setdefault(op.module, []).append(op)
+
+    @property
+    def repairs(self) -> list[Repair]:
+        return [repair for found in self._accepted.values() for repair in found]
+
+    def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
+        """Do the next thing that may mend a mismatch."""
+        op = self._trace.ops[mismatch.index]
+        place = (op.module, op.line)
+        modules = self._at[op.line]
+        if place not in self._untried:
+            hypotheses = _hypotheses(self._network, op.module, self._sizes(place, kept), kept)
+            self._untried[place] = itertools.islice(hypotheses, MAX_HYPOTHESES)
+        found = next(self._untried[place], None)
+        if found is not None:
+            self._accepted[place] = found
+            for module in modules:
+                sister = (module, op.line)
+                if sister not in self._untried:  # it was never at fault itself
+                    self._accepted[sister] = self._likewise(found, module, self._sizes(sister, kept))
+            return
+        ties = self._ties.setdefault(op.line, self._tied(op.line))
+        if next(ties, "none") != "none":
+            for module in modules:  # the attributes may follow other sizes now
+                self._accepted.pop((module, op.line), None)
+                self._untried.pop((module, op.line), None)
+            return
+        self._accepted.pop(place, None)
+        self._give_up(mismatch, op.line, kept)
+
+    def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
+        """The nodes behind every size at a place that changed: what is made, then the results, then the inputs."""
+        module, line = place
+        found: dict[Key, Layer] = {}
+        ops = self._at[line][module]
+        for kind in range(3):
+            for number, op in enumerate(ops):
+                tensors = [op.fresh] if kind == 0 else [layers for _, layers in (op.outputs if kind == 1 else op.inputs)]
+                for position, layers in enumerate(tensors):
+                    for index, layer in enumerate(layers):
+                        if not kept[layer].all():
+                            nodes = collapse(self._trace.roots[layer])
+                            if len(support(nodes)) == 1:
+                                found[kind, number, position, index] = nodes.ravel()
+        return found
+
+    def _likewise(self, repairs: Sequence[Repair], module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
+        """The same repairs in another module that runs the same line, where the sizes there explain its attributes."""
+        result = []
+        values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(module))}
+        for repair in repairs:
+            nodes = sizes.get(repair.key)
+            value = values.get((repair.name, repair.position), 0)
+            if nodes is not None and value * repair.divisor == nodes.size * repair.factor:
+                result.append(replace(repair, module=module, nodes=nodes))
+        return tuple(result)
+
+    def _tied(self, line: str) -> Iterator[None]:
+        """Tie what the code at a line takes for one, a step at a time; all but the first are undone when they did not help."""
+        trace, modules = self._trace, self._at[line]
+        before = trace.pairs
+        for op in itertools.chain(*modules.values()):
+            if op.name.startswith(("split", "chunk")):
+                for first, *others in zip(*(layers for _, layers in op.outputs), strict=False):
+                    for other in others:
+                        if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
+                            trace.unite(first, other)
+        if trace.pairs > before:
+            trace.settle_boxes()
+            yield
+        for choice in range(MAX_TIES):
+            before = trace.pairs
+            for module, ops in modules.items():
+                tie = next(itertools.islice(self._equal_widths(module, ops), choice, None), None)
+                if tie is not None:
+                    trace.unite(*tie)
+            if trace.pairs == before:
+                return
+            trace.settle_boxes()
+            after = trace.pairs
+            yield
+            trace.forget(before, after)
+
+    def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
+        """What a line makes, in pieces as wide as its last dimensions together, and equal widths inside its module."""
+        roots = self._trace.roots
+        widths: dict[bytes, Layer] = {}
+        for op in self._trace.ops:
+            if op.module == module or op.module.startswith(module + "."):
+                for _, layers in [*op.inputs, *op.outputs]:
+                    for layer in layers:
+                        if len(support(layer)) == 1 and roots[layer].all():
+                            widths.setdefault(roots[layer].tobytes(), layer.ravel())
+        for op in ops:
+            for made in itertools.chain(*(layers for _, layers in op.outputs)):
+                sizes = [size for size in made.shape if size > 1]
+                whole = {int(np.prod(sizes[first:])) for first in range(max(1, len(sizes) - 1))}
+                for width in widths.values():
+                    if width.size in whole and (roots[made.reshape(-1, width.size)] != roots[width]).any():
+                        yield made.reshape(-1, width.size), width[None]
+
+    def _give_up(self, mismatch: Mismatch, line: str, kept: NDArray[np.bool_]) -> None:
+        """Freeze what the operators of a line touch, in all modules where nothing better was found."""
+        trace = self._trace
+        here = [op for module, ops in self._at[line].items() if not self._accepted.get((module, line)) for op in ops]
+        touched, index = _live(here, kept), mismatch.index
+        while not touched and index >= 0:  # the operator that made the size may lie further up
+            touched = _live([trace.ops[index]], kept)
+            index -= 1
+        if not touched:
+            raise FreePruneError(f"this network cannot be pruned: at {trace.ops[mismatch.index]} {mismatch}")
+        for layer in touched:
+            trace.freeze(
+                layer, f"{trace.ops[max(index, 0)] if not _live(here, kept) else trace.ops[mismatch.index]}: {mismatch}"
+            )
+
+
+@contextmanager
+def slimmed(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> Iterator[None]:
+    """Makes a network keep these classes, sizes set, for as long as the context lasts: cheaper than `pruned`."""
+    kept = coupling.kept_indices(classes)
+    with undisturbed(network):
+        for size in attributes(network, coupling, classes, repairs):
+            setattr(network.get_submodule(size.module), size.name, size.value)
+        for name, owners in shared_tensors(network).items():
+            if name in kept:
+                part = shrunk_tensor(getattr(*owners[0]), kept[name])
+                for module, key in owners:
+                    setattr(module, key, part)
+        yield
 
 
 def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> nn.Module:
     """A copy that keeps these classes, sizes set."""
-    smaller = copy.deepcopy(network)
+    smaller = shrunk(network, coupling.kept_indices(classes))
     for attribute in attributes(network, coupling, classes, repairs):
         setattr(smaller.get_submodule(attribute.module), attribute.name, attribute.value)
-    shrink(smaller, coupling.kept_indices(classes))
     return smaller
 
 
@@ -121,28 +274,42 @@ def attributes(
     return result
 
 
-def _trial(coupling: Coupling, rate: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A random choice of kept classes; irregular, so that no two sizes agree by accident. `(classes,)`"""
+def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random choice of kept classes, so that no two sizes agree by accident. `(classes,)`
+
+    Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
+    other is larger.
+    """
     classes = np.ones(coupling.classes, bool)
-    for start, stop in itertools.pairwise(coupling.offsets):
+    seen: Counter[int] = Counter()
+    for start, stop in itertools.pairwise(coupling.offsets.tolist()):
         size = stop - start
-        least = min(2, size)  # a dimension of size 1 may take other operators, which proves nothing
-        gone = int(np.clip(round(size * rate + rng.uniform(-0.1, 0.1) * size), min(1, size - least), size - least))
+        least = 2 if size > 2 else 1  # a dimension of size 1 may take other operators, which proves little
+        spread = max(1, size // 8)
+        options = range(-spread, spread + 1)
+        high, low = divmod(seen[size], len(options))
+        digit = low if number % 2 == 0 else (high - low) % len(options)
+        seen[size] += 1
+        gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], min(1, size - least), size - least))
         classes[start + rng.permutation(size)[:gone]] = False
     return classes
 
 
-def _hypotheses(network: nn.Module, module: str, here: Sequence[Op], kept: NDArray[np.bool_]) -> Iterator[tuple[Repair, ...]]:
+def _hypotheses(
+    network: nn.Module, module: str, sizes: dict[Key, Layer], kept: NDArray[np.bool_]
+) -> Iterator[tuple[Repair, ...]]:
     """Assignments of explained sizes to the integer attributes of a module, likelier ones first."""
-    sizes = _shrunk_sizes(here, kept)
+    distinct: dict[bytes, tuple[Key, Layer]] = {}
+    for key, nodes in sizes.items():
+        distinct.setdefault(nodes.tobytes(), (key, nodes))
     choices: list[list[Repair | None]] = []
     for name, position, value in _integers(network.get_submodule(module)):
         options: list[Repair | None] = []
-        for factor, nodes in itertools.product((1, 2, 3, 4), sizes):
-            if value * factor == nodes.size and (factor == 1 or kept[nodes].sum() % factor == 0):
-                options.append(Repair(module, name, position, nodes, 1, factor))
+        for factor, (key, nodes) in itertools.product((1, 2, 3, 4), distinct.values()):
+            if value * factor == nodes.size and kept[nodes].sum() % factor == 0:
+                options.append(Repair(module, name, position, nodes, 1, factor, key))
             elif factor > 1 and value == nodes.size * factor:
-                options.append(Repair(module, name, position, nodes, factor, 1))
+                options.append(Repair(module, name, position, nodes, factor, 1, key))
         if options:
             choices.append([*options, None])
     # First every attribute by its likeliest size, then the last ones varied first; the empty assignment proves nothing.
@@ -153,9 +320,11 @@ def _hypotheses(network: nn.Module, module: str, here: Sequence[Op], kept: NDArr
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The plain integers above 1 that a module holds, alone or in a tuple."""
+    """The plain integers above 1 that a module holds, alone or in a tuple, and reads after it was made."""
+    kind: Any = type(module)
+    read = _read(kind)
     for name, value in vars(module).items():
-        if name.startswith("_"):
+        if name.startswith("_") or name not in read:
             continue
         if type(value) is int and value > 1:
             yield name, None, value
@@ -165,52 +334,11 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
                     yield name, position, entry
 
 
-def _shrunk_sizes(ops: Sequence[Op], kept: NDArray[np.bool_]) -> list[Layer]:
-    """The nodes behind every size at these operators that changed: what they make, then their results, then their inputs."""
-    found: list[Layer] = []
-
-    def note(nodes: Layer) -> None:
-        if not kept[nodes].all() and not any(np.array_equal(nodes, other) for other in found):
-            found.append(nodes)
-
-    for op in ops:
-        for nodes in op.fresh:
-            note(nodes)
-    for tensors in ([op.outputs for op in ops], [op.inputs for op in ops]):
-        for shape, layers in itertools.chain(*tensors):
-            for nodes in _per_dim(shape, layers):
-                note(nodes)
-    return found
-
-
-def _per_dim(shape: Shape, layers: Labels) -> Iterator[Layer]:
-    for layer in layers:
-        if len(support(layer)) == 1:
-            yield layer.ravel()
-
-
-def _give_up(trace: Trace, mismatch: Mismatch, here: Sequence[Op], kept: NDArray[np.bool_]) -> None:
-    """No attribute explains the size: tie the equal pieces of a split, or freeze what the operators touch."""
-    tied = False
-    for op in here:
-        if op.name.startswith(("split", "chunk")):
-            for first, *others in zip(*(layers for _, layers in op.outputs), strict=False):
-                for other in others:
-                    if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
-                        trace.unite(first, other)
-                        tied = True
-    if tied:
-        return
-    index = mismatch.index
-    touched = _live(here, kept)
-    while not touched and index >= 0:  # the operator that made the size may lie further up
-        touched = _live([trace.ops[index]], kept)
-        index -= 1
-    if not touched:
-        raise mismatch
-    op = trace.ops[index + 1] if index + 1 < len(trace.ops) and not _live(here, kept) else trace.ops[mismatch.index]
-    for layer in touched:
-        trace.freeze(layer, f"{op}: {mismatch}")
+@functools.cache
+def _read(kind: Any) -> set[str]:
+    """The names that occur in the methods of a class, those of its making left out."""
+    methods = [m for c in kind.__mro__ for name, m in vars(c).items() if name != "__init__" and c is not nn.Module]
+    return {name for method in methods if hasattr(method, "__code__") for name in method.__code__.co_names}
 
 
 def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:

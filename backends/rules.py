@@ -7,13 +7,13 @@ those that must stay. Operators that are not in the table and not element-wise f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .labels import Labels, Layer, along, collapse, left_padded, on_dim, reshaped, support
 
@@ -78,17 +78,41 @@ def others_empty(call: Call, labels: Labels) -> list[Labels]:
     return [labels] + [[] for _ in call.outputs[1:]]
 
 
-def rectangular(tracer: Tracer, layer: Layer) -> Layer:
-    """Tie all dimensions that a layer varies along but the last, so that whatever is removed leaves a box."""
+def boxed(tracer: Tracer, layer: Layer) -> Layer:
+    """A layer that may vary along several dimensions: whatever is removed from it must leave a box.
+
+    Which of them shrinks is decided by what reads it, or in the end (`Trace.settle_boxes`).
+    """
     layer = collapse(layer)
-    dims = support(layer)
-    if len(dims) < 2:
+    if len(support(layer)) > 1:
+        tracer.box(layer)
+    return layer
+
+
+def without(tracer: Tracer, layer: Layer, dims: Iterable[int]) -> Layer | None:
+    """A layer that may not shrink along these dimensions: what lies along them stays or goes together.
+
+    Returns:
+        The layer without these dimensions, or None where it varies along nothing else: it is frozen then.
+    """
+    varying = support(layer)
+    inside = set(dims) & set(varying)
+    if not inside:
         return layer
+    if inside == set(varying):
+        tracer.freeze(layer)
+        return None
     first = layer
-    for d in dims[:-1]:
+    for d in inside:
         first = np.take(first, [0], axis=d)
     tracer.unite(layer, first)
     return first
+
+
+def all_without(tracer: Tracer, layers: Labels, dims: Iterable[int]) -> Labels:
+    dims = set(dims)
+    found = (without(tracer, layer, dims) for layer in layers)
+    return [layer for layer in found if layer is not None]
 
 
 def freeze_all(tracer: Tracer, layers: Sequence[Layer]) -> None:
@@ -106,23 +130,36 @@ def contract(tracer: Tracer, a: Labels, b: Labels) -> None:
 
 
 def merge(tracer: Tracer, operands: Sequence[tuple[Sequence[int], Labels]], ndim: int) -> Labels:
-    """Element-wise combination with broadcasting: labels on the same dimensions are united."""
+    """Element-wise combination with broadcasting: labels on the same dimensions are united.
+
+    What meets a constant of its full width is frozen and not handed on. Of united layers the one that varies along the fewest
+    dimensions says all.
+    """
     padded = [([1] * (ndim - len(shape)) + list(shape), [left_padded(x, ndim) for x in layers]) for shape, layers in operands]
     result: dict[tuple[int, ...], Layer] = {}
     for i, (_, layers) in enumerate(padded):
         for layer in layers:
             dims = set(support(layer))
+            constant = False
             for j, (shape, others) in enumerate(padded):
                 if i == j or all(shape[d] == 1 for d in dims):
                     continue  # broadcast along what this layer varies along: any width fits
                 partners = [x for x in others if set(support(x)) & dims]
-                if not partners:
-                    tracer.freeze(layer)  # a constant of full width
+                constant |= not partners
                 for partner in partners:
                     if j > i:
                         tracer.unite(layer, partner)
-            result.setdefault(support(layer), layer)
-    return list(result.values())
+            if constant:
+                tracer.freeze(layer)
+            else:
+                result.setdefault(support(layer), layer)
+    taken: set[int] = set()
+    narrowest = []
+    for varying in sorted(result, key=len):
+        if not taken & set(varying):
+            taken |= set(varying)
+            narrowest.append(result[varying])
+    return narrowest
 
 
 # Data movement
@@ -130,6 +167,13 @@ def merge(tracer: Tracer, operands: Sequence[tuple[Sequence[int], Labels]], ndim
 
 def same(tracer: Tracer, call: Call) -> list[Labels]:
     return others_empty(call, tracer.labels(call.first))
+
+
+def restride(tracer: Tracer, call: Call) -> list[Labels]:
+    """Another layout in memory."""
+    if call.outputs[0].shape != call.first.shape or not call.name.endswith("_"):
+        raise UnknownOperator(call.name)
+    return same(tracer, call)
 
 
 def nothing(tracer: Tracer, call: Call) -> list[Labels]:
@@ -144,7 +188,7 @@ def view(tracer: Tracer, call: Call) -> list[Labels]:
     result = []
     for layer in tracer.labels(call.first):
         moved, split = reshaped(layer, old, new)
-        result.append(rectangular(tracer, moved) if split or len(support(moved)) > 1 else moved)
+        result.append(boxed(tracer, moved) if split or len(support(moved)) > 1 else moved)
     dims = [d for layer in result for d in support(layer)]
     if len(set(dims)) < len(dims):
         # Dimensions were merged: a frozen layer constrains nothing there, and would freeze its live neighbour later on.
@@ -234,7 +278,7 @@ def cat(tracer: Tracer, call: Call) -> list[Labels]:
             parts.append(here[0] if len(here) == 1 else np.zeros([1] * ndim, np.int64))
         box = [max(part.shape[k] for part in parts) for k in range(ndim)]
         wide = [np.broadcast_to(p, [*box[:d], shape[d], *box[d + 1 :]]) for p, shape in zip(parts, shapes, strict=True)]
-        joined = [rectangular(tracer, np.concatenate(wide, axis=d))]
+        joined = [boxed(tracer, np.concatenate(wide, axis=d))]
     across = [(shape, [x for x in layers if x.shape[d] == 1]) for shape, layers in zip(shapes, labels, strict=True)]
     return [joined + merge(tracer, across, ndim)]
 
@@ -293,14 +337,8 @@ def index(tracer: Tracer, call: Call) -> list[Labels]:
 
 
 def along_free(tracer: Tracer, x: Tensor, dims: set[int]) -> Labels:
-    """The labels that do not vary along `dims`; the others are frozen."""
-    free = []
-    for layer in tracer.labels(x):
-        if set(support(layer)) & dims:
-            tracer.freeze(layer)
-        else:
-            free.append(layer)
-    return free
+    """The labels of a tensor of which nothing may go along `dims`."""
+    return all_without(tracer, tracer.labels(x), dims)
 
 
 # Arithmetic
@@ -325,14 +363,8 @@ def convolution(tracer: Tracer, call: Call) -> list[Labels]:
     tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], weight)
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
-    channels = []
-    for layer in tracer.labels(x):
-        if support(layer) == (1,):
-            channels.append(layer.ravel())
-        else:
-            tracer.freeze(layer)
-    kernels = tracer.labels(weight)
-    freeze_all(tracer, [layer for layer in kernels if support(layer) not in ((0,), (1,))])
+    channels = along(all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}), 1)
+    kernels = all_without(tracer, tracer.labels(weight), range(2, weight.dim()))
     rows, columns = along(kernels, 0), along(kernels, 1)
     if transposed:
         if groups != 1:
@@ -373,8 +405,9 @@ def matmul(tracer: Tracer, call: Call) -> list[Labels]:
     left, right = tracer.labels(a), tracer.labels(b)
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
+    left = [x for y in left if (x := without(tracer, y, {0} if support(y) == (0, 1) else ())) is not None]
+    right = [x for y in right if (x := without(tracer, y, {1} if support(y) == (0, 1) else ())) is not None]
     contract(tracer, along(left, 1), along(right, 0))
-    freeze_all(tracer, [layer for layer in [*left, *right] if len(support(layer)) > 1])
     result = [on_dim(x, 0, 2) for x in along(left, 0)[:1]] + [on_dim(x, 1, 2) for x in along(right, 1)[:1]]
     if len(call.tensors) == 3:
         bias, shape = call.first, call.outputs[0].shape
@@ -383,15 +416,26 @@ def matmul(tracer: Tracer, call: Call) -> list[Labels]:
 
 
 def batched_matmul(tracer: Tracer, call: Call) -> list[Labels]:
-    a, b = call.tensors
+    """`bmm` and `baddbmm`: where the matrices themselves are labelled (heads of attention), they go as a whole."""
+    a, b = call.tensors[-2:]
+    left, right = (whole_heads(tracer, t, 0) for t in (a, b))
     tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)])
-    left, right = tracer.labels(a), tracer.labels(b)
-    if not left and not right:
-        return [[]]
     contract(tracer, along(left, 2), along(right, 1))
     contract(tracer, along(left, 0), along(right, 0))
-    freeze_all(tracer, [layer for layer in [*left, *right] if len(support(layer)) > 1])
-    return [[x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]]
+    result = [x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]
+    if len(call.tensors) == 3:
+        result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 3)
+    return [result]
+
+
+def whole_heads(tracer: Tracer, tensor: Tensor, heads: int) -> Labels:
+    """The labels of an operand of attention: along the heads where they vary along them, else along one dimension alone."""
+    layers = []
+    for layer in tracer.labels(tensor):
+        dims = support(layer)
+        keep = heads if heads in dims else dims[-1]
+        layers.append(without(tracer, layer, set(dims) - {keep}))
+    return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
 
 
 def attention(tracer: Tracer, call: Call) -> list[Labels]:
@@ -399,19 +443,23 @@ def attention(tracer: Tracer, call: Call) -> list[Labels]:
     q, k, v = call["query"], call["key"], call["value"]
     if q.dim() != 4:
         raise UnknownOperator(call.name)
+    labels = [all_without(tracer, whole_heads(tracer, t, 1), (0, 2)) for t in (q, k, v)]
     tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (q, 3)])
     tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(v, 1), (v, 3)])
-    labels = [tracer.labels(t) for t in (q, k, v)]
     contract(tracer, along(labels[0], 3), along(labels[1], 3))
     for other in labels[1:]:
         contract(tracer, along(labels[0], 1), along(other, 1))
-    for layers in labels:
-        freeze_all(tracer, [x for x in layers if support(x) not in ((1,), (3,))])
-    for extra in call.tensors[3:]:
-        freeze_all(tracer, tracer.labels(extra))
+    for mask in call.tensors[3:]:
+        scores = [*q.shape[:3], k.shape[2]]
+        heads = [on_dim(x, 1, 4) for x in along(labels[0], 1)]
+        merge(
+            tracer,
+            [(scores, heads), (mask.shape, all_without(tracer, tracer.labels(mask), (mask.dim() - 2, mask.dim() - 1)))],
+            4,
+        )
     if call["scale"] is None:
         freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
-    return others_empty(call, [x for x in labels[2] if support(x) in ((1,), (3,))])
+    return others_empty(call, labels[2])
 
 
 def batch_norm(tracer: Tracer, call: Call) -> list[Labels]:
@@ -436,7 +484,10 @@ def _with_channel_vectors(tracer: Tracer, call: Call, *names: str) -> list[tuple
 
 def layer_norm(tracer: Tracer, call: Call) -> list[Labels]:
     x = call["input"]
-    operands = [(tuple(x.shape), tracer.labels(x))]
+    inner = set(range(x.dim() - len(call["normalized_shape"]), x.dim()))
+    layers = [y for y in tracer.labels(x) if set(support(y)) <= inner]
+    layers += all_without(tracer, [y for y in tracer.labels(x) if not set(support(y)) <= inner], inner)  # norms of each head
+    operands = [(tuple(x.shape), layers)]
     for name in ("weight", "bias"):
         if isinstance(call[name], Tensor):
             operands.append((tuple(call[name].shape), tracer.labels(call[name])))
@@ -446,12 +497,10 @@ def layer_norm(tracer: Tracer, call: Call) -> list[Labels]:
 def group_norm(tracer: Tracer, call: Call) -> list[Labels]:
     """The same positions go in every group of channels."""
     x, groups = call["input"], call["group"]
-    for layer in tracer.labels(x):
-        if support(layer) != (1,):
-            tracer.freeze(layer)
-        elif groups > 1:
-            positions = layer.reshape(groups, -1)
-            tracer.unite(positions, positions[:1])
+    channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
+    for layer in channels if groups > 1 else []:
+        positions = layer.reshape(groups, -1)
+        tracer.unite(positions, positions[:1])
     return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
 
 
@@ -480,10 +529,25 @@ def spatial(tracer: Tracer, call: Call) -> list[Labels]:
     return [layers for _ in call.outputs]
 
 
+def multihead_attention(tracer: Tracer, module: nn.MultiheadAttention) -> None:
+    """torch's own attention takes the width of all heads from that of the embedding: they lose the same coordinates."""
+    if module._qkv_same_embed_dim:
+        rows = along(tracer.labels(module.in_proj_weight), 0)
+        columns = along(tracer.labels(module.in_proj_weight), 1)
+    else:
+        rows = [
+            x for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) for x in along(tracer.labels(w), 0)
+        ]
+        columns = along(tracer.labels(module.q_proj_weight), 1)
+    for row in rows:
+        tracer.unite(row.reshape(-1, module.embed_dim), columns[0][None])
+
+
 KINDS: list[tuple[Rule, str]] = [
     (view, "view _unsafe_view reshape view_copy _reshape_alias"),
     (same, "clone contiguous alias detach _to_copy lift_fresh dropout native_dropout zero fill"),
     (same, "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli"),
+    (restride, "as_strided"),
     (nothing, "new_zeros new_ones new_empty new_full new_empty_strided"),
     (permute, "permute"),
     (transpose, "transpose t"),
@@ -507,7 +571,7 @@ KINDS: list[tuple[Rule, str]] = [
     (elementwise, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
     (convolution, "convolution"),
     (matmul, "mm addmm"),
-    (batched_matmul, "bmm"),
+    (batched_matmul, "bmm baddbmm"),
     (batch_norm, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"),
     (batch_norm, "cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
     (layer_norm, "native_layer_norm"),

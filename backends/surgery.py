@@ -61,15 +61,19 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def shrunk(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> nn.Module:
-    """A copy with sliced parameters and buffers. Tensors shared by several modules stay shared; nothing is copied whole first."""
+    """A copy with sliced parameters and buffers. Shared tensors stay shared; what is sliced is never copied whole."""
     smaller: dict[int, Any] = {}
     for name, owners in shared_tensors(network).items():
         if name in kept:
-            module, key = owners[0]
-            tensor = getattr(module, key)
-            part = sliced(tensor, kept[name])
-            smaller[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+            tensor = getattr(*owners[0])
+            smaller[id(tensor)] = shrunk_tensor(tensor, kept[name])
     return copy.deepcopy(network, smaller)
+
+
+def shrunk_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
+    """The kept coordinates of a parameter as a parameter, of a buffer as a tensor."""
+    part = sliced(tensor, kept)
+    return nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
 
 
 def shared_tensors(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
@@ -124,8 +128,8 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         yield "num_channels", shape("weight")[0]
     elif isinstance(module, nn.MultiheadAttention):
-        width = shape("in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight")[1]
-        keys, values = (shape(f"{n}_proj_weight")[1] if module.in_proj_weight is None else width for n in "kv")
+        width = shape("in_proj_weight" if module._qkv_same_embed_dim else "q_proj_weight")[1]
+        keys, values = (width if module._qkv_same_embed_dim else shape(f"{n}_proj_weight")[1] for n in "kv")
         yield from (("embed_dim", width), ("kdim", keys), ("vdim", values), ("num_heads", width // module.head_dim))
     elif isinstance(module, nn.Embedding):
         yield "embedding_dim", shape("weight")[1]

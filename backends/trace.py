@@ -11,8 +11,10 @@ not understood is merely not pruned.
 from __future__ import annotations
 
 import copy
+import functools
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +29,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..common import FreePruneError, Inputs
-from .labels import Labels, Layer, Shape, support
-from .rules import RULES, Call, UnknownOperator, rule_for
+from .labels import Labels, Layer, Shape, collapse, support
+from .rules import RULES, Call, UnknownOperator, multihead_attention, rule_for
 
-TORCH_FOLDER = str(Path(torch.__file__).parent)
-THIS_FOLDER = str(Path(__file__).parent)
+TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
+THIS_FOLDER = str(Path(__file__).parent) + os.sep
 
 # Copies, made or not as strides, sizes and the dispatcher will have it: labelled, but not counted.
 SILENT = {"detach", "lift_fresh", "_to_copy", "clone"}
@@ -86,6 +90,8 @@ class Trace:
     products: list[Product] = field(default_factory=list)
     frozen: list[tuple[Layer, str]] = field(default_factory=list)
     nodes: int = 1
+    branches: bool = False  # whether a second pass took the branches that only training enters
+    boxes: list[Layer] = field(default_factory=list)
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] | None = None
@@ -103,10 +109,33 @@ class Trace:
         self._right.append(b.ravel())
         self._roots = None
 
+    @property
+    def pairs(self) -> int:
+        """How many times something was united."""
+        return len(self._left)
+
+    def forget(self, start: int, stop: int) -> None:
+        """Undo the unions from the `start`-th to before the `stop`-th."""
+        for i in range(start, stop):
+            self._left[i] = self._right[i] = np.zeros(0, np.int64)
+        self._roots = None
+
     def freeze(self, layer: Layer, why: str) -> None:
         """Record that these nodes must stay, and why."""
         self.frozen.append((layer.ravel(), why))
         self.unite(layer, np.zeros(1, np.int64))
+
+    def settle_boxes(self) -> None:
+        """Where a layer may still shrink along several dimensions, tie all but the last, so that a box is left."""
+        while True:
+            layers = [layer for box in self.boxes if len(support(layer := collapse(self.roots[box]))) > 1]
+            if not layers:
+                return
+            for layer in layers:
+                first = layer
+                for d in support(layer)[:-1]:
+                    first = np.take(first, [0], axis=d)
+                self.unite(layer, first)
 
     @property
     def roots(self) -> NDArray[np.int64]:
@@ -131,8 +160,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
-        self._labels: dict[int, Labels] = {}
-        self._alive: list[Tensor] = []  # labels are found by id(), so a labelled tensor must not be freed
+        self._labels: MutableMapping[Tensor, Labels] = WeakTensorKeyDictionary()
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
         self._where = ""
@@ -144,7 +172,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, buffer in network.named_buffers():
             self._names[id(buffer)] = (name, False)
         self._kernels = {id(m.weight) for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)}
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
+        self._hook(network)
+
+    def _hook(self, network: nn.Module) -> None:
+        """Follow which module is at work."""
         for name, module in network.named_modules():
             self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
@@ -152,16 +184,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             self._modules.append(name)
+            if isinstance(module, nn.MultiheadAttention):
+                multihead_attention(self, module)
 
         return hook
 
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._modules.pop()
 
+    def unseen(self) -> list[str]:
+        """The parameters that no operator has read."""
+        read = {leaf.name for leaf in self.trace.leaves}
+        return [name for name, is_parameter in self._names.values() if is_parameter and name not in read]
+
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._alive.clear()
 
     # What the rules call
 
@@ -169,7 +207,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a tensor; a parameter or one-dimensional buffer gets its nodes when it is first seen."""
         if not isinstance(tensor, Tensor):
             return []
-        known = self._labels.get(id(tensor))
+        known = self._labels.get(tensor)
         if known is not None:
             return known
         if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
@@ -186,7 +224,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 shape = [1] * tensor.dim()
                 shape[dim] = size
                 layers.append(ids.reshape(shape))
-        self._labels[id(tensor)] = layers
+        self._labels[tensor] = layers
         return layers
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:
@@ -205,6 +243,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
 
+    def box(self, layer: Layer) -> None:
+        self.trace.boxes.append(layer)
+
+    def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
+        """Replace a tensor's labels by equivalent ones, after a tie."""
+        self._labels[tensor] = layers
+        return layers
+
     def varies(self, tensor: Tensor, dim: int) -> bool:
         """Whether the labels of the current operator's first tensor vary along a dimension."""
         return any(dim in support(layer) for layer in self.labels(tensor))
@@ -217,6 +263,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
         """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
+        if self.trace.branches:
+            return
         ids = []
         for tensor, dim in dims:
             layers = [layer.ravel() for layer in self.labels(tensor) if support(layer) == (dim,)]
@@ -237,20 +285,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        arguments = list(_flat((*args, *kwargs.values())))
+        tensors = [t for t in arguments if isinstance(t, Tensor)]
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         module, line = self._modules[-1] if self._modules else "", _line()
         self._where = f"operator {name} in module {module or 'at the top'!r} ({line})"
         self._fresh = []
         self._before(name)
-        out = func(*args, **kwargs)
-        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        out = self._run(name, func, args, kwargs)
+        outs = [t for t in _flat((out,)) if isinstance(t, Tensor)]
         made = self._apply_rule(Call(name, func, args, kwargs, tensors, outs), inputs)
         for tensor, layers in zip(outs, made, strict=True):
             self._put(tensor, layers)
         if name not in SILENT:
-            floats = tuple(a for a in tree_leaves((args, kwargs)) if isinstance(a, float))
-            results = [(tuple(t.shape), self._labels.get(id(t), [])) for t in outs]
+            floats = tuple(a for a in arguments if isinstance(a, float))
+            results = [(tuple(t.shape), self._labels.get(t, [])) for t in outs]
             self._after(Op(name, module, line, inputs, results, self._fresh, floats), outs)
         return out
 
@@ -268,7 +317,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return [[] for _ in call.outputs]
 
     def _put(self, tensor: Tensor, layers: Labels) -> None:
-        known = self._labels.get(id(tensor))
+        known = self._labels.get(tensor)
         if known:
             return  # in place: the rule has united its labels with the operands'
         if known is not None and layers:
@@ -276,8 +325,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for layer in layers:
                 self.freeze(layer)
             layers = []
-        self._labels[id(tensor)] = [layer for layer in layers if layer.size > 1]
-        self._alive.append(tensor)
+        self._labels[tensor] = [layer for layer in layers if layer.size > 1]
+
+    def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator itself; batch norm on the meta device, which torch works out step by step, in one."""
+        x = args[0] if args else None
+        if "batch_norm" in name and isinstance(x, Tensor) and x.is_meta and len(func._schema.returns) == 3:
+            statistics = x.new_empty(x.shape[1])
+            return x.new_empty(x.shape), statistics, statistics.clone()
+        return func(*args, **kwargs)
 
     def _before(self, name: str) -> None:
         """Called ahead of each operator."""
@@ -287,13 +343,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.ops.append(op)
 
 
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values in tuples and lists, as operators take and give them."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+@functools.cache
+def _outside(file: str) -> str:
+    """The name of a source file; empty for torch's and the tracer's own."""
+    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
+
+
 def _line() -> str:
     """The source line outside torch and the tracer from which the current operator was called."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((TORCH_FOLDER, THIS_FOLDER)):
-            return f"{Path(file).name}:{frame.f_lineno}"
+        name = _outside(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "torch"
 
@@ -309,33 +380,78 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Gives every module its attributes back in the end, also what a forward pass cached in dictionaries and lists."""
+    kinds = (dict, list, set)
+    before = [
+        (module, {name: copy.copy(value) if type(value) in kinds else value for name, value in vars(module).items()})
+        for module in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, values in before:
+            vars(module).clear()
+            vars(module).update(values)
+
+
+@contextmanager
+def training_branches(network: nn.Module) -> Iterator[None]:
+    """Lets a network take the branches of training mode, such as auxiliary heads, while its layers stay in eval mode."""
+    containers = [module for module in network.modules() if any(True for _ in module.children())]
+    try:
+        for module in containers:
+            module.training = True
+        yield
+    finally:
+        for module in containers:
+            module.training = False
+
+
 def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
+
+    Where parameters are not reached, a second pass takes the branches of training mode as well, so that auxiliary heads shrink
+    with what they read.
 
     Args:
         network: on the meta device, so that nothing is computed, or on any other where its forward pass needs values.
         inputs: what the forward pass takes, on the same device; the first dimension is the batch.
 
     Raises:
-        FreePruneError: the network rejects the inputs.
+        FreePruneError: the network rejects the inputs, or its training mode fails where it has parts that run in no other.
     """
-    network = copy.deepcopy(network).eval()
     tracer = Tracer(network)
+    output: list[Any] = []
+    unseen: list[str] = []
     try:
-        with torch.no_grad(), plain_kernels(), tracer:
-            output = network(*inputs)
+        with undisturbed(network), torch.no_grad(), plain_kernels(), tracer:
+            network.eval()
+            output.append(network(*inputs))
+            unseen = tracer.unseen()
+            if unseen:
+                tracer.trace.branches = True
+                with training_branches(network):
+                    output.append(network(*inputs))
     except Exception as error:
+        if unseen:
+            raise FreePruneError(
+                f"{unseen[0]} is reached in training mode at most, and there the network fails: {sentence(error)}; "
+                "remove what inference does not need, or make it run without labels"
+            ) from error
         shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
         raise FreePruneError(
             f"the network rejects an input of shape {shapes}: {sentence(error)}; "
             "give data of the shape that the network was trained on"
         ) from error
     finally:
-        for tensor in (t for t in tree_leaves(locals().get("output")) if isinstance(t, Tensor)):
+        for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
             tracer._where = "the network's output"
             for layer in tracer.labels(tensor):
                 tracer.freeze(layer)
         tracer.close()
+    tracer.trace.settle_boxes()
     return tracer.trace
 
 

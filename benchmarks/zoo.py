@@ -64,14 +64,14 @@ LIMIT = 600  # seconds per network
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 
 
-def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network on random weights with non-trivial norms, and an example of its input."""
+def build(name: str, full_size: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network on random weights with non-trivial norms, and an example of its input: 224 pixels, or fewer where it may be."""
     torch.manual_seed(0)
-    side = SIDES.get(name, 64)
+    side = 224 if full_size else SIDES.get(name, 64)
     if name.startswith("timm/"):
         network = timm.create_model(name[5:])
         config = network.pretrained_cfg
-        side = config["input_size"][-1] if config.get("fixed_input_size") else 96
+        side = config["input_size"][-1] if full_size or config.get("fixed_input_size") else 96
     elif name in SEGMENTATION:
         network = models.get_model(name, weights=None, weights_backbone=None)
     else:
@@ -161,7 +161,7 @@ def attempt(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, An
 
 def measure(name: str, options: argparse.Namespace, pipe: Any) -> None:
     torch.set_num_threads(1)
-    network, inputs = build(name)
+    network, inputs = build(name, full_size=options.peer)
     pipe.send(("ours", attempt(ours, network, inputs, not options.no_numbers)))
     if options.peer:
         pipe.send(("peer", attempt(peer, network, inputs)))
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=NAMES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds per network")
-    parser.add_argument("--peer", action="store_true", help="run Torch-Pruning on the same network in the same process")
+    parser.add_argument("--peer", action="store_true", help="run Torch-Pruning as well, in the same process; full-size images")
     parser.add_argument("--no-numbers", action="store_true", help="skip the comparison of outputs")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)

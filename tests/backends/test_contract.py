@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
 from freeprune.common import FreePruneError
+from freeprune.engine.networks import NETWORKS
 from freeprune.search import Space
 
 COMPOSED = ["channel+block", "channel+kernel", "channel+nm", "channel+pattern", "channel+weight"]
@@ -212,3 +213,13 @@ def test_shared_weights_are_sliced_once_and_stay_shared():
     with torch.no_grad():
         assert relative(masked(network, plan)(networks.images()), pruned(networks.images())) < 1e-5
         assert relative(pruned(networks.images()), backend.candidate(kept)(networks.images())) < 1e-5
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_a_cifar_resnet_has_a_group_for_each_stream_and_each_block(depth):
+    network = NETWORKS[f"cifar:resnet{depth}"]()
+    backend = BACKENDS["channel"](network, (torch.zeros(1, 3, 32, 32),), importance("l2", network))
+    blocks = (depth - 2) // 6
+    streams = {"conv1": 16, "layer2.0.conv2": 16, "layer3.0.conv2": 32}
+    inner = {f"layer{s}.{b}.conv1": 8 * 2**s for s in (1, 2, 3) for b in range(blocks)}
+    assert {group.name: group.units for group in backend.groups} == {**streams, **inner}

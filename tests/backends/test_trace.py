@@ -1,12 +1,17 @@
 import networks
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
+from freeprune.backends import apply, importance, masked
 from freeprune.backends import trace as trace_module
+from freeprune.backends.channel import Channel
 from freeprune.backends.coupling import Coupling
 from freeprune.backends.repair import settle
-from freeprune.backends.trace import trace, trace_example
+from freeprune.backends.trace import plain_kernels, trace, trace_example
 from freeprune.common import FreePruneError
 
 
@@ -136,3 +141,250 @@ def test_a_forward_pass_that_reads_values_is_traced_on_the_cpu():
     network, inputs, dense = trace_example(Reads(), (networks.images(2),))
     assert inputs[0].device.type == "cpu"
     assert [g.name for g in settle(network, inputs, dense)[0].groups] == ["first"]
+
+
+# Kinds of networks, each pruned, certified, and compared with the masked one
+
+
+class Attention(nn.Module):
+    """Attention as most code writes it: one projection, split into three and into heads; `scale` from the dense width."""
+
+    def __init__(self, width, heads, norm=False):
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = heads, width // heads, width
+        self.scale = self.head_dim**-0.5
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm = nn.LayerNorm(self.head_dim) if norm else nn.Identity()
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = self.norm(q) @ self.norm(k).transpose(-2, -1) * self.scale
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class WindowAttention(Attention):
+    """The width of a head is worked out from the embedding's, as in Swin; the bias table has a column per head."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.table = nn.Parameter(torch.randn(31, heads))
+        self.register_buffer("places", torch.arange(16)[:, None] - torch.arange(16)[None] + 15)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1)
+        scores = q * (c // self.num_heads) ** -0.5 @ k.transpose(-2, -1) + bias
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+class Encoder(nn.Module):
+    """Patches, positions, one block of attention and perceptron, and a classifier."""
+
+    def __init__(self, attention, width=24):
+        super().__init__()
+        self.patch, self.width = nn.Conv2d(3, width, 4, 4), width
+        self.position = nn.Parameter(torch.randn(1, 16, width) * 0.1)
+        self.norm1, self.attention, self.norm2 = nn.LayerNorm(width), attention, nn.LayerNorm(width)
+        self.up, self.down, self.fc = nn.Linear(width, 40), nn.Linear(40, width), nn.Linear(width, 5)
+        self.patches = 16  # read by no method but this one: never a size that follows
+        self.mlp = 40
+
+    def forward(self, x):
+        x = self.patch(x).reshape(x.shape[0], self.width, -1).transpose(1, 2) + self.position
+        x = x + self.attention(self.norm1(x))
+        x = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        return self.fc(x.mean(1))
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class StandardisedConv(nn.Conv2d):
+    def forward(self, x):
+        weight = functional.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0)
+        return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+class UNet(nn.Module):
+    """A skip joined to a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.up, self.last = nn.ConvTranspose2d(12, 6, 2, 2), nn.Conv2d(14, 5, 3, padding=1)
+
+    def forward(self, x):
+        x = functional.relu(self.first(x))
+        return self.last(torch.cat([x, functional.relu(self.up(functional.relu(self.down(x))))], 1))
+
+
+class Neck(nn.Module):
+    """Chunk, join, upsample, and one convolution used at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.join, self.low, self.both = nn.Conv2d(18, 8, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(16, 10, 1)
+        self.shared, self.head = nn.Conv2d(10, 10, 3, padding=1), nn.Conv2d(10, 5, 1)
+
+    def forward(self, x):
+        a, b = self.stem(x).chunk(2, 1)
+        x = self.join(torch.cat([a, b, functional.silu(self.inner(b))], 1))
+        x = self.both(torch.cat([x, functional.interpolate(self.low(x), scale_factor=2.0)], 1))
+        return self.head(self.shared(functional.relu(self.shared(x))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.rows, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 5)
+        self.head = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.head(functional.relu(self.conv(x)))
+        return self.fc(self.rows(x.flatten(2).transpose(1, 2))[0][:, -1])
+
+
+KINDS = {
+    "attention": lambda: Encoder(Attention(24, 4)),
+    "two heads": lambda: Encoder(Attention(24, 2)),
+    "one head": lambda: Encoder(Attention(24, 1)),
+    "a norm for each head": lambda: Encoder(Attention(24, 4, norm=True)),
+    "window attention": lambda: Encoder(WindowAttention(24, 4)),
+    "torch's attention": lambda: Encoder(SelfAttention(24, 4, batch_first=True)),
+    "channels-first norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), ChannelsFirstNorm(8), nn.GELU(), nn.Conv2d(8, 5, 1)
+    ),
+    "group norm": lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.GroupNorm(1, 8), nn.Conv2d(8, 5, 1)),
+    "standardised": lambda: nn.Sequential(StandardisedConv(3, 8, 3), nn.ReLU(), StandardisedConv(8, 9, 3), nn.Conv2d(9, 5, 1)),
+    "u-net": UNet,
+    "neck": Neck,
+    "recurrent": Recurrent,
+    "1-D": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(3, 8, 5), nn.BatchNorm1d(8), nn.ConvTranspose1d(8, 6, 3), nn.AvgPool1d(2), nn.Conv1d(6, 5, 1)
+    ),
+    "3-D": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 6, 3), nn.BatchNorm3d(6), nn.ReLU(), nn.MaxPool3d(1), nn.ConvTranspose3d(6, 5, 2)
+    ),
+}  # fmt: skip
+
+
+def made(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = KINDS[kind]().eval()
+        for module in network.modules():
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm3d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
+    return network, Channel(network, (networks.images(1),), importance("l2", network), max_rate=1.0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_kinds_of_networks_are_pruned_as_planned(kind):
+    network, backend = made(kind)
+    units = np.array([group.units for group in backend.groups])
+    rng = np.random.default_rng(0)
+    images = networks.images(3)
+    for kept in [np.maximum(1, units // 2), np.ones_like(units), *(rng.integers(1, units + 1) for _ in range(3))]:
+        plan = backend.plan(kept)
+        compact = apply(network, plan)
+        with torch.no_grad():
+            a, b = masked(network, plan)(images), compact(images)
+        assert float((a - b).abs().max() / a.abs().max()) < 1e-4
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels():
+            trace_module.on_meta(compact)(networks.images(1).to("meta"))
+        assert 2 * backend.costs(kept[None])["macs"][0] == counter.get_total_flops()
+
+
+def test_heads_go_whole_and_the_attributes_follow():
+    network, backend = made("attention")
+    widths = {group.name: group.units for group in backend.groups}
+    assert widths == {"patch": 24, "attention.qkv": 4, "up": 40}
+    kept = np.array([{"patch": 10, "attention.qkv": 3, "up": 7}[name] for name in widths])
+    compact = apply(network, backend.plan(kept))
+    assert (compact.attention.num_heads, compact.attention.head_dim, compact.attention.attn_dim) == (3, 6, 18)
+    assert (compact.width, compact.mlp, compact.patches) == (10, 40, 16)
+    assert compact.attention.qkv.weight.shape == (54, 10)
+
+
+def test_a_lone_head_shrinks_in_its_width():
+    assert [group.units for group in made("one head")[1].groups if group.name.startswith("attention")] == [24]
+
+
+def test_an_embedding_that_attention_takes_for_its_heads_goes_with_them():
+    for kind in ("torch's attention", "window attention"):
+        network, backend = made(kind)
+        widths = {group.name: group.units for group in backend.groups}
+        assert widths == {"patch": 4, "up": 40}
+        compact = apply(network, backend.plan(np.array([3 if name == "patch" else 40 for name in widths])))
+        assert compact.attention.num_heads == 3
+        assert compact.patch.out_channels == 18
+
+
+class Auxiliary(nn.Module):
+    """A head that only training runs, and a part that nothing runs."""
+
+    def __init__(self, labels=False):
+        super().__init__()
+        self.body, self.aux, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)
+        self.idle, self.labels = nn.Conv2d(8, 8, 1), labels
+
+    def forward(self, x, labels=None):
+        x = self.body(x)
+        if self.training and self.labels and labels is None:
+            raise ValueError("no labels")
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_a_head_that_only_training_runs_shrinks_too():
+    network = Auxiliary().eval()
+    backend = Channel(network, (networks.images(1),), importance("l2", network))
+    assert [(group.name, group.units) for group in backend.groups] == [("body", 8)]
+    compact = apply(network, backend.plan(np.array([3]))).train()
+    assert [tuple(y.shape) for y in compact(networks.images(2))] == [(2, 5, 14, 14)] * 2
+    assert 2 * backend.costs(np.array([[8]]))["macs"][0] == 2 * 14 * 14 * (3 * 8 * 9 + 8 * 5) * 1
+
+
+def test_a_head_that_cannot_be_reached_is_a_sentence():
+    network = Auxiliary(labels=True).eval()
+    with pytest.raises(
+        FreePruneError, match=r"aux\.weight is reached in training mode at most, and there the network fails: no labels"
+    ):
+        Channel(network, (networks.images(1),), importance("l2", network))
+
+
+def test_what_a_forward_pass_caches_does_not_last():
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.cache = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1), {}
+            self.bias = nn.Parameter(torch.randn(4, 6))
+            self.register_buffer("row", torch.tensor([2]))
+
+        def forward(self, x):
+            if x.device not in self.cache:
+                self.cache[x.device] = self.bias[self.row]
+            return self.last(self.first(x) + self.cache[x.device][..., None, None])
+
+    network = Caches().eval()
+    backend = Channel(network, (networks.images(1),), importance("l2", network))
+    backend.plan(np.array([2]))
+    assert [(group.name, group.units) for group in backend.groups] == [("first", 6)]
+    assert network.cache == {}
+
+
+def test_recurrent_layers_are_left_alone_with_a_reason():
+    network, backend = made("recurrent")
+    assert [group.name for group in backend.groups] == ["conv", "head"]  # what it reads may shrink, what it makes may not
+    assert any("'rows'" in why for _, why in backend._coupling.trace.frozen)
+    assert apply(network, backend.plan(np.array([8, 3]))).rows.input_size == 3
