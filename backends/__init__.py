@@ -8,6 +8,7 @@ from ..common import FreePruneError, find
 from .base import Backend, Group
 from .block import Block
 from .channel import Channel
+from .compaction import compact
 from .composed import Composed
 from .criteria import CRITERIA, importance
 from .kernel import Kernel
@@ -44,4 +45,4 @@ def find_backend(granularity: str) -> Any:
     return Composed.of(classes[1])
 
 
-__all__ = ["BACKENDS", "CRITERIA", "Backend", "Group", "Plan", "apply", "find_backend", "importance", "masked"]
+__all__ = ["BACKENDS", "CRITERIA", "Backend", "Group", "Plan", "apply", "compact", "find_backend", "importance", "masked"]

@@ -12,7 +12,6 @@ from ..common import FreePruneError
 from .criteria import Importance
 from .mask import Masked, Ranks, Scores
 
-
 DEFAULT = "2:4"
 
 

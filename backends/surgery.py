@@ -18,7 +18,7 @@ Size = int | tuple[int, ...]
 
 
 def apply(network: nn.Module, plan: Plan) -> nn.Module:
-    """The pruned network: a copy with the planned slices, sizes and zeros. The given network is left as it is.
+    """The pruned network: a copy with the planned slices, sizes, zeros and new biases. The given one is left as it is.
 
     Raises:
         FreePruneError: the plan was made for another network; the first difference is named.
@@ -31,6 +31,9 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
     with torch.no_grad():
         for name, mask in plan.masks.items():
             parameters[name].mul_(mask.to(parameters[name].device))
+    for layer in plan.biases:
+        module: Any = network.get_submodule(layer)
+        module.bias = nn.Parameter(module.weight.new_zeros(module.weight.shape[0]), module.weight.requires_grad)
     return network
 
 

@@ -15,7 +15,18 @@ from ..common import FreePruneError, entries, nearest
 # Options of `prune` that the Python function takes by the same name
 PASSED_ON = [
     *["granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "min_width", "nm", "block"],
-    *["only", "ignore", "calibration_images", "latency_batch", "latency_threads", "weights", "out", "resume", "force"],
+    *[
+        "only",
+        "ignore",
+        "calibration_images",
+        "compaction",
+        "latency_batch",
+        "latency_threads",
+        "weights",
+        "out",
+        "resume",
+        "force",
+    ],
 ]
 
 
@@ -88,6 +99,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
 @click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
 @click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1.")
+@click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
 @click.option("--latency-batch", default=32, show_default=True, help="Images at a time in the latency measurement.")
 @click.option("--latency-threads", default=1, show_default=True, help="Threads of the latency measurement.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for everything the run writes.")

@@ -89,6 +89,9 @@ def print_result(result: Result) -> None:
         f"{seconds['search']:.0f} s search{trial}, {seconds['finetune']:.0f} s "
         f"fine-tuning, {seconds['export']:.0f} s export; everything is in {result.folder}"
     )
+    params = summary["compaction"]["params"]
+    if params["after"] < params["before"]:
+        console.print(f"compaction took {params['before'] - params['after']:,} further parameters that no longer mattered")
     for warning in onnx["warnings"]:
         console.print(f"warning: {warning}")
 

@@ -15,8 +15,9 @@ from ..backends import Plan, apply
 from ..common import FreePruneError, write_atomically
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
+COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
-FILES = (CONFIG, LEDGER, PLAN, MASKS, WEIGHTS, ONNX, SUMMARY)
+FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY)
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:
@@ -102,7 +103,8 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     """The pruned, fine-tuned network of a finished run.
 
     Args:
-        folder: the run folder; `plan.json`, `masks.safetensors` (if the run has one) and `model.safetensors` are read.
+        folder: the run folder; `plan.json` and `model.safetensors` are read, and `masks.safetensors` and `compaction.json`
+            where the run has them.
         network: the dense network as its code makes it, with any weights; left as it is.
 
     Returns:
@@ -113,6 +115,8 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     """
     folder = Path(folder)
     smaller = apply(network, Plan.load(folder))
+    if (folder / COMPACTION).exists():
+        smaller = apply(smaller, Plan.load(folder, COMPACTION))
     path = folder / WEIGHTS
     try:
         load_tensors(smaller, path, strict=True)

@@ -53,6 +53,7 @@ class Settings:
     only: tuple[str, ...]
     ignore: tuple[str, ...]
     calibration_images: int
+    compaction: bool
     latency_batch: int
     latency_threads: int
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..backends import Plan, apply, masked
+from ..backends import Plan, apply, compact, masked
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
 from ..common import FreePruneError, find
 from ..search import STRATEGIES
@@ -78,6 +78,7 @@ def prune(
     ignore: Iterable[str] = (),
     calibration_images: int = 256,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    compaction: bool = True,
     latency_batch: int = 32,
     latency_threads: int = 1,
     weights: str | Path | None = None,
@@ -110,6 +111,7 @@ def prune(
         ignore: leave groups as they are that touch a layer named like one of these patterns.
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
+        compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
         latency_batch: images at a time in the latency measurement.
         latency_threads: threads of it.
         weights: a file for the dense network's weights.
@@ -122,7 +124,7 @@ def prune(
     """
     settings = Settings(
         parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, min_width, nm, block,
-        tuple(only), tuple(ignore), calibration_images, latency_batch, latency_threads,
+        tuple(only), tuple(ignore), calibration_images, compaction, latency_batch, latency_threads,
     )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
@@ -168,11 +170,12 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
     start = time.perf_counter()
     final = _finetuned(compact, plan, job, progress)
     finetune_seconds = time.perf_counter() - start
+    final, second, compacted = _compacted(final, plan, job, folder)
     accuracies["finetuned"] = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
     files.save_weights(final, folder / files.WEIGHTS)
     start = time.perf_counter()
     progress("export", 0, 1, "")
-    onnx = _export(job, final, plan, found, folder)
+    onnx = _export(job, final, plan, second, found, folder)
     progress("export", 1, 1, "")
     summary = {
         "cost": _cost_table(job, found),
@@ -187,6 +190,7 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
             "finetune": finetune_seconds,
             "export": time.perf_counter() - start,
         },
+        "compaction": compacted,
         "groups": [
             {"name": g.name, "units": g.units, "kept": int(k)} for g, k in zip(job.backend.groups, found.kept, strict=True)
         ],
@@ -201,6 +205,32 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
     }
     files.write_json(folder / files.SUMMARY, summary)
     return Result(final, plan, summary, folder)
+
+
+def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, dict[str, Any]]:
+    """The network without the channels that pruned weights have made useless, its plan if some are, and a report.
+
+    N:M layouts, which that could break, stay as they are.
+    """
+    before = sum(p.numel() for p in final.parameters())
+    (folder / files.COMPACTION).unlink(missing_ok=True)
+    report: dict[str, Any] = {"params": {"before": before, "after": before}, "note": None}
+    if not job.settings.compaction:
+        report["note"] = "not asked for"
+        return final, None, report
+    if plan.granularity.endswith("nm"):
+        report["note"] = "not tried, since removing inputs would break the N:M layout"
+        return final, None, report
+    try:
+        found = compact(final, tuple(x[:64] for x in job.batch.inputs))
+    except FreePruneError as error:
+        report["note"] = str(error)
+        return final, None, report
+    if not found.plan.kept:
+        return final, None, report
+    found.plan.save(folder, files.COMPACTION)
+    report["params"]["after"] = sum(p.numel() for p in found.network.parameters())
+    return found.network, found.plan, report
 
 
 def _finetuned(compact: nn.Module, plan: Plan, job: Job, progress: Progress) -> nn.Module:
@@ -235,10 +265,10 @@ def _with_zeros(network: nn.Module, plan: Plan) -> nn.Module:
     return network
 
 
-def _export(job: Job, final: nn.Module, plan: Plan, found: Found, folder: Path) -> dict[str, Any]:
+def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, folder: Path) -> dict[str, Any]:
     """Write the ONNX file, hold it against the network, and time it against the dense network's."""
     images = job.batch.inputs
-    channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in plan.kept.items()}
+    channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
     metadata = {
         "freeprune": version("freeprune"),
         "granularity": plan.granularity,
@@ -262,6 +292,16 @@ def _export(job: Job, final: nn.Module, plan: Plan, found: Found, folder: Path) 
         "latency_threads": job.settings.latency_threads,
         "agreement": agreement,
     }
+
+
+def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int64]]]:
+    """The dense network's indices of what is left after both plans."""
+    left = {name: dict(dims) for name, dims in plan.kept.items()}
+    for name, dims in (second.kept if second is not None else {}).items():
+        for dim, ids in dims.items():
+            before = left.setdefault(name, {}).get(dim)
+            left[name][dim] = ids if before is None else before[ids]
+    return left
 
 
 def _cost_table(job: Job, found: Found) -> dict[str, Any]:

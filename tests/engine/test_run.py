@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -38,7 +39,7 @@ def pair(seed=0):
 
 def prune(out, granularity="channel", **options):
     settings = {
-        "target": GRANULARITIES[granularity],
+        "target": GRANULARITIES.get(granularity),
         "granularity": granularity,
         "strategy": "random",
         "trials": 12,
@@ -82,7 +83,7 @@ def test_the_loaded_network_is_the_result(finished):
 
 
 def test_single_weights_are_counted_exactly_and_stay_zero(tmp_path):
-    result = prune(tmp_path / "out", "weight")
+    result = prune(tmp_path / "out", "weight", compaction=False)
     layers = [m.weight for m in result.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     kept = sum(int(mask.sum()) for mask in result.plan.masks.values())
     others = sum(w.numel() for n, w in result.network.named_parameters() if w.dim() > 1 and n not in result.plan.masks)
@@ -90,6 +91,34 @@ def test_single_weights_are_counted_exactly_and_stay_zero(tmp_path):
     assert kept + others == total // 5 == result.summary["cost"]["nonzero"]["pruned"]
     for name, mask in result.plan.masks.items():
         assert not dict(result.network.named_parameters())[name][~mask].any()
+
+
+def dying(smaller, data):
+    """Leaves two channels of the first layer without weights, as fine-tuning with masks may."""
+    with torch.no_grad():
+        smaller[0].weight[:2] = 0
+        smaller[1].bias[0], smaller[1].bias[1] = -1.0, 0.5
+    return smaller
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_channels_that_no_longer_matter_leave_after_fine_tuning(granularity, tmp_path):
+    result = prune(tmp_path / "out", granularity, trials=0, finetune=dying)
+    params = result.summary["compaction"]["params"]
+    assert params["after"] < params["before"]
+    width = len(result.plan.kept.get("0.weight", {}).get(0, range(8)))
+    assert result.network[0].out_channels < width
+    loaded = freeprune.load(tmp_path / "out", network())
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.network(images))
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    assert len(json.loads(metadata["channels"])["0.weight"]["0"]) == result.network[0].out_channels
+
+
+def test_n_of_m_layouts_are_not_compacted(tmp_path):
+    result = prune(tmp_path / "out", "nm", target={"nonzero": 0.7}, trials=0, finetune=dying)
+    assert "N:M" in result.summary["compaction"]["note"]
 
 
 def test_the_callers_network_is_untouched(tmp_path):
@@ -176,7 +205,7 @@ def test_the_users_own_fine_tuning_is_taken_and_held_to_the_masks(tmp_path):
                 parameter.add_(1.0)
         return smaller.train()
 
-    result = prune(tmp_path / "out", "weight", trials=2, finetune=ruin)
+    result = prune(tmp_path / "out", "weight", trials=2, finetune=ruin, compaction=False)
     assert not result.network.training
     for name, mask in result.plan.masks.items():
         weight = dict(result.network.named_parameters())[name]
