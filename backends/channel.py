@@ -36,12 +36,13 @@ class Channel:
         round_to: so many channels are one unit; a width that is no multiple loses the remainder first. Text sets it by the
             kind of layer that makes the channels: `8`, or `conv=8,linear=4`.
         min_width: at least so many channels of a group stay, where it has as many.
+        repair: whether sizes that the code keeps in attributes are made to follow; else the channels concerned stay.
 
     Raises:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
     """
 
-    options = ("round_to", "min_width")
+    options = ("round_to", "min_width", "repair")
     default_max_rate = 0.9
 
     def __init__(
@@ -53,10 +54,11 @@ class Channel:
         max_rate: float = 0.9,
         round_to: int | str = 1,
         min_width: int = 1,
+        repair: bool = True,
     ) -> None:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
-        self._coupling, self._repairs = settle(self._traced, self._inputs, dense)
+        self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
         if min_width < 1:
             raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
         steps = _steps(round_to)

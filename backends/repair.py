@@ -58,13 +58,16 @@ class Repair:
         return int(kept[self.nodes].sum()) * self.factor // self.divisor
 
 
-def settle(network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0) -> tuple[Coupling, list[Repair]]:
+def settle(
+    network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True
+) -> tuple[Coupling, list[Repair]]:
     """Trial prunings until the replay agrees everywhere: one, more where dimensions are split or attributes repaired.
 
     Args:
         network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
         inputs: as for `trace`.
         trace: its trace; what cannot be repaired is frozen in it.
+        repair: whether attributes may be changed to follow a size; else what they hold is frozen.
 
     Returns:
         The final groups, and the repairs that a pruned network needs.
@@ -72,7 +75,7 @@ def settle(network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0) -> t
     Raises:
         FreePruneError: no pruning of the network runs as predicted.
     """
-    fixes = _Fixes(network, trace)
+    fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0)
     coupling = Coupling(trace, network)
     untested = list(range(len(TRIAL_RATES)))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
@@ -106,8 +109,8 @@ class _Fixes:
     line touches stays.
     """
 
-    def __init__(self, network: nn.Module, trace: Trace) -> None:
-        self._network, self._trace = network, trace
+    def __init__(self, network: nn.Module, trace: Trace, hypotheses: int) -> None:
+        self._network, self._trace, self._most = network, trace, hypotheses
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
@@ -126,7 +129,7 @@ class _Fixes:
         modules = self._at[op.line]
         if place not in self._untried:
             hypotheses = _hypotheses(self._network, op.module, self._sizes(place, kept), kept)
-            self._untried[place] = itertools.islice(hypotheses, MAX_HYPOTHESES)
+            self._untried[place] = itertools.islice(hypotheses, self._most)
         found = next(self._untried[place], None)
         if found is not None:
             self._accepted[place] = found

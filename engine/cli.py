@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect as signatures
 import json
 import sys
 from collections.abc import Callable
@@ -11,23 +12,6 @@ from typing import Any
 import click
 
 from ..common import FreePruneError, entries, nearest
-
-# Options of `prune` that the Python function takes by the same name
-PASSED_ON = [
-    *["granularity", "strategy", "metric", "criterion", "trials", "seed", "max_rate", "round_to", "min_width", "nm", "block"],
-    *[
-        "only",
-        "ignore",
-        "calibration_images",
-        "compaction",
-        "latency_batch",
-        "latency_threads",
-        "weights",
-        "out",
-        "resume",
-        "force",
-    ],
-]
 
 
 class OneSentence(click.Group):
@@ -90,6 +74,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
 @click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]")
 @click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer.")
+@click.option("--repair/--no-repair", default=None, help="With channel: let sizes in module attributes follow.  [default: yes]")
 @click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
 @click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
 @click.option("--only", multiple=True, help="Prune only groups named like this pattern, such as 'layer3.*'.")
@@ -119,6 +104,7 @@ def prune(model: str, **options: Any) -> None:
     finetune: Any = _recipe(options, options["finetune_epochs"], options["finetune_images"])
     if options["function"] is not None:
         finetune = resolve(options["function"])
+    same = set(signatures.signature(run.prune).parameters) - {"data"}  # options that go on as they are
     with display.bars(quiet=options["as_json"]) as progress:
         result = run.prune(
             model,
@@ -126,7 +112,7 @@ def prune(model: str, **options: Any) -> None:
             target=options["targets"],
             finetune=finetune,
             progress=progress,
-            **{name: options[name] for name in PASSED_ON},
+            **{name: value for name, value in options.items() if name in same},
         )
     if options["as_json"]:
         click.echo(json.dumps(result.summary))

@@ -29,7 +29,7 @@ from .targets import Target, resolve
 from .training import Recipe
 
 # What belongs to one granularity; each says in `options` which it takes.
-LAYOUT_OPTIONS = ("round_to", "min_width", "nm", "block")
+LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
@@ -48,6 +48,7 @@ class Settings:
     max_rate: float | None
     round_to: int | str | None
     min_width: int | None
+    repair: bool | None
     nm: str | None
     block: str | None
     only: tuple[str, ...]

@@ -72,6 +72,7 @@ def prune(
     max_rate: float | None = None,
     round_to: int | str | None = None,
     min_width: int | None = None,
+    repair: bool | None = None,
     nm: str | None = None,
     block: str | None = None,
     only: Iterable[str] = (),
@@ -105,6 +106,7 @@ def prune(
         max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
         round_to: with `channel`, so many channels are one unit; `"conv=8,linear=4"` by kind of layer. Default: 1.
         min_width: with `channel`, at least so many channels of a layer stay.
+        repair: with `channel`, whether sizes that the code keeps in attributes are made to follow. Default: yes.
         nm: with `nm`, `2:4` for two of four, or `4` for any number of four. Default: 2:4.
         block: with `block`, `1x4` along the inputs, `4x1` along the outputs. Default: 1x4.
         only: prune only groups named like one of these patterns (`layer3.*`).
@@ -123,9 +125,26 @@ def prune(
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
     settings = Settings(
-        parse_targets(target), granularity, strategy, metric, criterion, trials, seed, max_rate, round_to, min_width, nm, block,
-        tuple(only), tuple(ignore), calibration_images, compaction, latency_batch, latency_threads,
-    )  # fmt: skip
+        target=parse_targets(target),
+        granularity=granularity,
+        strategy=strategy,
+        metric=metric,
+        criterion=criterion,
+        trials=trials,
+        seed=seed,
+        max_rate=max_rate,
+        round_to=round_to,
+        min_width=min_width,
+        repair=repair,
+        nm=nm,
+        block=block,
+        only=tuple(only),
+        ignore=tuple(ignore),
+        calibration_images=calibration_images,
+        compaction=compaction,
+        latency_batch=latency_batch,
+        latency_threads=latency_threads,
+    )
     folder = Path(out)
     files.check_folder(folder, resume, force)
     job = prepare(model, weights, data, settings, finetune)

@@ -97,6 +97,13 @@ class Unknown(nn.Module):
         return torch.cumprod(x, 1)
 
 
+def test_without_repair_the_attribute_keeps_its_size_and_the_channels_stay():
+    network, inputs = on_meta(networks.build("resnet_a"))
+    coupling, repairs = settle(network, inputs, trace(network, inputs), repair=False)
+    assert repairs == []
+    assert {g.name for g in coupling.groups} == {"3.body.0", "4.body.0", "5.body.0"}
+
+
 def test_an_unknown_operator_freezes_and_is_named():
     network, inputs = on_meta(nn.Sequential(nn.Conv2d(3, 4, 1), Unknown(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)))
     coupling = Coupling(trace(network, inputs), network)
