@@ -27,10 +27,11 @@ from torch.utils._pytree import tree_leaves
 from ..common import FreePruneError, Inputs
 from .certificate import Mismatch, replay
 from .coupling import Coupling
+from .meta import on_meta
 from .plan import Plan, structure_of
 from .repair import Repair, attributes, pruned, settle
 from .surgery import apply
-from .trace import on_meta, trace_example
+from .trace import trace_example
 from .values import Flow, flow_of
 
 MAX_DIFFERENCE = 1e-3  # relative, in float32: what rounding may do to the outputs

@@ -14,7 +14,7 @@ import copy
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..common import FreePruneError, Inputs
 from .labels import Labels, Layer, Shape, collapse, support
+from .meta import flat, on_meta, run
 from .rules import RULES, Call, UnknownOperator, multihead_attention, rule_for
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
@@ -285,7 +286,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        arguments = list(_flat((*args, *kwargs.values())))
+        arguments = list(flat((*args, *kwargs.values())))
         tensors = [t for t in arguments if isinstance(t, Tensor)]
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         module, line = self._modules[-1] if self._modules else "", _line()
@@ -293,7 +294,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fresh = []
         self._before(name)
         out = self._run(name, func, args, kwargs)
-        outs = [t for t in _flat((out,)) if isinstance(t, Tensor)]
+        outs = [t for t in flat((out,)) if isinstance(t, Tensor)]
         made = self._apply_rule(Call(name, func, args, kwargs, tensors, outs), inputs)
         for tensor, layers in zip(outs, made, strict=True):
             self._put(tensor, layers)
@@ -328,21 +329,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._labels[tensor] = [layer for layer in layers if layer.size > 1]
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operator itself, except on the meta device: there torch works out many results step by step in Python, and an
-        operator without side effects gives the same shapes for the same arguments."""
-        x = args[0] if args else None
-        if not (isinstance(x, Tensor) and x.is_meta) or not _has_no_side_effects(func):
-            return func(*args, **kwargs)
-        key = (func, _described(args), _described(tuple(kwargs.items())))
-        made = _MADE.get(key)
-        if made is None:
-            out = func(*args, **kwargs)
-            if all(isinstance(t, Tensor) and t.is_meta for t in _flat((out,))):
-                if len(_MADE) >= MOST_MADE:
-                    _MADE.clear()
-                _MADE[key] = _layout(out)
-            return out
-        return _empty(made)
+        """The operator itself."""
+        return run(func, args, kwargs)
 
     def _before(self, name: str) -> None:
         """Called ahead of each operator."""
@@ -352,53 +340,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.ops.append(op)
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """The values in tuples and lists, as operators take and give them."""
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flat(value)
-        else:
-            yield value
-
-
 @functools.cache
 def _outside(file: str) -> str:
     """The name of a source file; empty for torch's and the tracer's own."""
     return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
-
-
-# What operators made on the meta device, by their arguments; emptied when it gets long.
-_MADE: dict[Any, Any] = {}
-MOST_MADE = 10_000
-
-
-@functools.cache
-def _has_no_side_effects(func: Any) -> bool:
-    """Whether an operator neither writes to an argument nor returns a view of one."""
-    schema = func._schema
-    return all(a.alias_info is None for a in (*schema.arguments, *schema.returns))
-
-
-def _described(value: Any) -> Any:
-    """An argument as far as shapes depend on it, hashable."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    if isinstance(value, tuple | list):
-        return tuple(map(_described, value))
-    return type(value), value
-
-
-def _layout(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return out.shape, out.stride(), out.dtype
-    return [_layout(t) for t in out]
-
-
-def _empty(layout: Any) -> Any:
-    if isinstance(layout, list):
-        return tuple(map(_empty, layout))
-    shape, stride, dtype = layout
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _line() -> str:
@@ -496,17 +441,6 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
         tracer.close()
     tracer.trace.settle_boxes()
     return tracer.trace
-
-
-def on_meta(network: nn.Module) -> nn.Module:
-    """A copy in eval mode without values. Unlike `to("meta")` it keeps shared tensors shared."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(t): _without_values(t) for t in tensors}).eval()
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:

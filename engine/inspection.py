@@ -22,7 +22,8 @@ from ..backends.base import Counts
 from ..backends.channel import Channel
 from ..backends.coupling import Coupling
 from ..backends.criteria import Importance
-from ..backends.trace import Leaf, Product, Trace, on_meta, plain_kernels, sentence
+from ..backends.meta import on_meta
+from ..backends.trace import Leaf, Product, Trace, plain_kernels, sentence
 from ..common import FreePruneError, Inputs
 from ..search.space import amount
 from .data import load_data, stack

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from freeprune.backends import apply, importance, masked
-from freeprune.backends import trace as trace_module
+from freeprune.backends import apply, importance, masked, meta
 from freeprune.backends.channel import Channel
 from freeprune.backends.coupling import Coupling
 from freeprune.backends.repair import settle
@@ -16,7 +15,7 @@ from freeprune.common import FreePruneError
 
 
 def on_meta(network):
-    return trace_module.on_meta(network), (torch.zeros(1, *networks.SHAPE, device="meta"),)
+    return meta.on_meta(network), (torch.zeros(1, *networks.SHAPE, device="meta"),)
 
 
 def members(name):
@@ -309,7 +308,7 @@ def test_kinds_of_networks_are_pruned_as_planned(kind):
             a, b = masked(network, plan)(images), compact(images)
         assert float((a - b).abs().max() / a.abs().max()) < 1e-4
         with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels():
-            trace_module.on_meta(compact)(networks.images(1).to("meta"))
+            meta.on_meta(compact)(networks.images(1).to("meta"))
         assert 2 * backend.costs(kept[None])["macs"][0] == counter.get_total_flops()
 
 

@@ -16,7 +16,8 @@ CASES = [(metric, granularity) for metric in sorted(METRICS) for granularity in 
 def setting(granularity, name="resnet_a"):
     network = networks.build(name)
     batch = Batch((networks.images(16),), torch.arange(16) % 5)
-    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network))
+    finer = {"nm": "4"} if granularity == "nm" else {}  # 2:4 knows but two levels
+    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network), **finer)
     return network, batch, backend
 
 
