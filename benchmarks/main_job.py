@@ -26,6 +26,7 @@ from freeprune.engine.data import load_data, split
 from freeprune.engine.ledger import Ledger
 from freeprune.engine.models import load_model, load_weights
 from freeprune.engine.searching import search
+from freeprune.engine.training import accuracy, train
 from freeprune.metrics import METRICS, reference
 from freeprune.search import STRATEGIES, Space
 
@@ -39,6 +40,7 @@ JOBS = {
     "r20-weight": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight"}),
     "r20-weight-uniform": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight", "trials": 0}),
 }
+DENSE_JOBS = {"r56-dense": "resnet56", "r20-dense": "resnet20"}
 STRATEGY_JOBS = {f"strategy-{name}": name for name in ("random", "evolution", "tpe")}
 SEEDS = 5
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--images", type=int, default=15000, help="of fine-tuning")
-    parser.add_argument("--only", nargs="*", default=[*JOBS, *STRATEGY_JOBS])
+    parser.add_argument("--only", nargs="*", default=[*JOBS, *DENSE_JOBS, *STRATEGY_JOBS])
     options = parser.parse_args()
     data = load_data(f"imagefolder:{options.data}")
     RESULTS.mkdir(exist_ok=True)
@@ -56,7 +58,12 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             continue
-        result = strategy(STRATEGY_JOBS[name], data, options.weights) if name in STRATEGY_JOBS else job(name, data, options)
+        if name in STRATEGY_JOBS:
+            result = strategy(STRATEGY_JOBS[name], data, options.weights)
+        elif name in DENSE_JOBS:
+            result = dense(DENSE_JOBS[name], data, options)
+        else:
+            result = job(name, data, options)
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(name, json.dumps(result)[:400], flush=True)  # noqa: T201
 
@@ -78,15 +85,26 @@ def job(name: str, data, options) -> dict:
     return summary
 
 
+def dense(network: str, data, options) -> dict:
+    """The dense network after the fine-tuning that the pruned ones get."""
+    original = load_weights(load_model(f"cifar:{network}"), options.weights / f"{network}-cifar10.safetensors")
+    training, _ = split(data, 0)
+    tuned = train(original, training, freeprune.Recipe(images=options.images, augment=data.augment), seed=0)
+    return {
+        "finetune_images": options.images,
+        "accuracy": {"dense": accuracy(original, data.test), "finetuned": accuracy(tuned, data.test)},
+    }
+
+
 def trial_over_forward(network: str, weights: Path, data, summary: dict) -> dict:
     """One trial against the plain forward of the pruned network: both in turn, medians of 15."""
-    dense, backend, batch = prepared(network, weights, data, "channel")
+    original, backend, batch = prepared(network, weights, data, "channel")
     kept = np.array([group["kept"] for group in summary["groups"]])
-    plain = apply(dense, backend.plan(kept))
+    plain = apply(original, backend.plan(kept))
     for module in plain.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean = module.running_var = None
-    score, against = METRICS["freeprune"], reference(dense, batch)
+    score, against = METRICS["freeprune"], reference(original, batch)
     seconds: dict[str, list[float]] = {"trial": [], "forward": []}
     with torch.no_grad():
         for _ in range(15):
@@ -101,18 +119,18 @@ def trial_over_forward(network: str, weights: Path, data, summary: dict) -> dict
 
 
 def prepared(network: str, weights: Path, data, granularity: str) -> tuple[torch.nn.Module, object, Batch]:
-    dense = load_weights(load_model(f"cifar:{network}"), weights).eval()
+    original = load_weights(load_model(f"cifar:{network}"), weights).eval()
     training, _ = split(data, 0)
     batch = draw(training, data, 256, 0)
-    return dense, BACKENDS[granularity](dense, batch.inputs, importance("l2", dense)), batch
+    return original, BACKENDS[granularity](original, batch.inputs, importance("l2", original)), batch
 
 
 def strategy(name: str, data, folder: Path, trials: int = 300) -> dict:
     """The best scores that a strategy finds over seeds, beside that of equal rates: ResNet-56, channel, macs=50%."""
-    dense, backend, batch = prepared("resnet56", folder / "resnet56-cifar10.safetensors", data, "channel")
+    original, backend, batch = prepared("resnet56", folder / "resnet56-cifar10.safetensors", data, "channel")
     units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
     space = Space(units, fewest, backend.costs, {"macs": float(backend.costs(units[None])["macs"][0]) // 2})
-    against = reference(dense, batch)
+    against = reference(original, batch)
 
     def score(kept: np.ndarray) -> float:
         return METRICS["freeprune"](backend.candidate(kept), against, batch)
