@@ -64,15 +64,8 @@ def print_result(result: Result) -> None:
             remains = f"{cost['pruned'] / cost['dense']:.1%}{target}"
             table.add_row(LABELS[name], amount(cost["dense"]), amount(cost["pruned"]), remains)
     onnx = summary["onnx"]
-    latency = onnx["latency_ms"]
-    table.add_row(
-        f"latency, batch {onnx['latency_batch']}, threads {onnx['latency_threads']}",
-        f"{latency['dense']:.2f} ms",
-        f"{latency['pruned']:.2f} ms",
-        f"{latency['pruned'] / latency['dense']:.1%}",
-    )
-    dense, pruned = onnx["dense_bytes"], onnx["bytes"]
-    table.add_row("ONNX file", f"{dense / 1024:.0f} KiB", f"{pruned / 1024:.0f} KiB", f"{pruned / dense:.1%}")
+    if onnx["latency_ms"] is not None:
+        _add_onnx(table, onnx)
     accuracy = summary["accuracy"]
     table.add_row("test accuracy", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
     if accuracy["finetuned"] is not None:
@@ -80,9 +73,11 @@ def print_result(result: Result) -> None:
     console = Console(soft_wrap=not Console().is_terminal)
     console.print(table)
     score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]
+    difference = agreement["compact_vs_onnx"]
+    onnx_difference = "none" if difference is None else f"{difference:.1e}"
     console.print(
         f"score {_number(score['best'])} (equal rates {_number(score['uniform'])}); "
-        f"masked against compact {agreement['masked_vs_compact']:.1e}, compact against ONNX {agreement['compact_vs_onnx']:.1e}"
+        f"masked against compact {agreement['masked_vs_compact']:.1e}, compact against ONNX {onnx_difference}"
     )
     trial = f" ({seconds['per_trial'] * 1000:.0f} ms a trial)" if seconds["per_trial"] is not None else ""
     console.print(
@@ -98,3 +93,11 @@ def print_result(result: Result) -> None:
 
 def _number(score: float | None) -> str:
     return "none" if score is None else f"{score:.4f}"
+
+
+def _add_onnx(table: Table, onnx: dict[str, Any]) -> None:
+    dense, pruned = onnx["latency_ms"]["dense"], onnx["latency_ms"]["pruned"]
+    name = f"latency, batch {onnx['latency_batch']}, threads {onnx['latency_threads']}"
+    table.add_row(name, f"{dense:.2f} ms", f"{pruned:.2f} ms", f"{pruned / dense:.1%}")
+    dense, pruned = onnx["dense_bytes"], onnx["bytes"]
+    table.add_row("ONNX file", f"{dense / 1024:.0f} KiB", f"{pruned / 1024:.0f} KiB", f"{pruned / dense:.1%}")

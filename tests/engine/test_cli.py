@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from freeprune.backends import BACKENDS
+from freeprune.common import FreePruneError
 from freeprune.engine import run as run_module
 from freeprune.engine.cli import main
 from freeprune.metrics import METRICS
@@ -55,6 +56,21 @@ def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
     names = {"config.json", "trials.jsonl", "plan.json", "model.safetensors", "model.onnx", "summary.json"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "config.json").read_text())["target"] == ["macs=60%"]
+
+
+def test_a_network_that_cannot_be_exported_is_pruned_all_the_same(weights, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise FreePruneError("the network cannot be exported to ONNX (an operator is missing); prune it without")
+
+    monkeypatch.setattr(run_module, "export_onnx", refuse)
+    out = tmp_path / "out"
+    status, output, _ = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
+    assert status == 0
+    assert "warning: the network cannot be exported" in output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["onnx"]["bytes"] is None
+    assert summary["agreement"]["compact_vs_onnx"] is None
+    assert (out / "model.safetensors").exists()
 
 
 def test_json_is_the_summary(weights, tmp_path):
