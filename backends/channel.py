@@ -43,7 +43,6 @@ class Channel:
     """
 
     options = ("round_to", "min_width", "repair")
-    default_max_rate = 0.9
 
     def __init__(
         self,

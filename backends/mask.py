@@ -47,7 +47,6 @@ class Masked(ABC):
     name: str
     options: tuple[str, ...] = ()
     scales = True  # whether a smaller layer has fewer units, or as many smaller ones
-    default_max_rate = 0.99
 
     def __init__(
         self,

@@ -14,10 +14,10 @@ from .data import Data, stack
 
 
 def draw(images: Dataset[object], data: Data, count: int, seed: int) -> Batch:
-    """Images for calibration: drawn once by the seed from the training images, without augmentation.
+    """Images for calibration: drawn once by the seed from the training images, without augmentation; all if there are fewer.
 
     Raises:
-        FreePruneError: fewer than two were asked for, or there are not so many.
+        FreePruneError: fewer than two were asked for.
     """
     available = len(images)  # type: ignore[arg-type]
     if count < 2:

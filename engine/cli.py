@@ -131,13 +131,14 @@ def train(model: str, **options: Any) -> None:
     """Train MODEL, or adapt it with --weights, and save its weights."""
     from . import display, training
     from .folder import save_weights
-    from .models import load_model, load_weights
+    from .job import built
+    from .models import load_weights
 
     out: Path = options["out"]
     if out.suffix != ".safetensors":
         raise FreePruneError(f"--out {out} must end in .safetensors")
     _set_threads(options["threads"])
-    network = load_model(model)
+    network = built(model, options["seed"])
     if options["weights"] is not None:
         network = load_weights(network, options["weights"])
     data = _load_data(options)

@@ -96,7 +96,7 @@ def resolve(targets: Iterable[Target], dense: Mapping[str, float], granularity: 
     for target in targets:
         if target.cost not in dense:
             raise FreePruneError(
-                f"target {target} means nothing at granularity {granularity}, where tensors keep their sizes; "
+                f"target {target} means nothing at granularity {granularity}, which sets weights to zero in place; "
                 f"limit {' or '.join(sorted(dense))} instead, or use --granularity channel"
             )
         amount = target.resolve(dense[target.cost])

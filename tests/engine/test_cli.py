@@ -46,6 +46,15 @@ def weights(tmp_path_factory):
     return path
 
 
+def test_the_seed_decides_the_trained_weights(tmp_path):
+    arguments = ["train", "digits:cnn", "--data", "digits", "--epochs", "0.1"]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        status, _, _ = call(*arguments, "--seed", seed, "--out", tmp_path / f"{name}.safetensors")
+        assert status == 0
+    a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
 def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
     out = tmp_path / "out"
     status, output, errors = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
