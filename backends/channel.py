@@ -7,6 +7,7 @@ half the size costs half as much to score.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +21,7 @@ from .cost import SumOfProducts
 from .coupling import ClassGroup, Coupling
 from .criteria import Importance
 from .plan import Attribute, Plan, structure_of
-from .repair import attributes, pruned, settle
+from .repair import attributes, settle, slimmed
 from .surgery import sliced
 from .trace import Trace, trace_example
 
@@ -61,7 +62,8 @@ class Channel:
         if min_width < 1:
             raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
         steps = _steps(round_to)
-        self._steps = np.array([steps[self._kind(group)] for group in self._coupling.groups], np.int64)
+        parameters = dict(network.named_parameters())
+        self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
         self._order = self._ordered(importance)
         self.groups = tuple(
             _group(group, int(step), max_rate, min_width)
@@ -70,14 +72,6 @@ class Channel:
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
         self._costs, self._entries = self._cost_model(dense)
-
-    def _kind(self, group: ClassGroup) -> str:
-        """The kind of layer that makes a group's channels, as `--round-to` names it."""
-        parameters = dict(self._network.named_parameters())
-        makers = [
-            parameters[name] for name, dim in group.members if dim == 0 and name in parameters and parameters[name].dim() > 1
-        ]
-        return "linear" if makers and makers[0].dim() == 2 else "conv"
 
     def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
         """For each group the positions of its classes, most important first."""
@@ -170,8 +164,8 @@ class Channel:
         """
         classes = self._kept_classes(kept)
         try:
-            smaller = pruned(self._traced, self._coupling, classes, self._repairs)
-            replay(smaller, self._inputs, self._coupling.trace, self._coupling.kept_nodes(classes))
+            with slimmed(self._traced, self._coupling, classes, self._repairs):
+                replay(self._traced, self._inputs, self._coupling.trace, self._coupling.kept_nodes(classes))
         except Mismatch as error:
             op = self._coupling.trace.ops[error.index]
             raise FreePruneError(
@@ -184,6 +178,12 @@ class Channel:
             kept=self._coupling.kept_indices(classes),
             attributes=tuple(self._attributes(classes)),
         )
+
+
+def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
+    """The kind of layer that makes a group's channels, as `--round-to` names it."""
+    made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
+    return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
 
 
 def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Group:
