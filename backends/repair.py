@@ -222,16 +222,14 @@ class _Fixes:
         """Freeze what the operators of a line touch, in all modules where nothing better was found."""
         trace = self._trace
         here = [op for module, ops in self._at[line].items() if not self._accepted.get((module, line)) for op in ops]
-        touched, index = _live(here, kept), mismatch.index
-        while not touched and index >= 0:  # the operator that made the size may lie further up
-            touched = _live([trace.ops[index]], kept)
-            index -= 1
+        touched, culprit = _live(here, kept), mismatch.index
+        while not touched and culprit >= 0:  # the operator that made the size may lie further up
+            touched = _live([trace.ops[culprit]], kept)
+            culprit -= not touched
         if not touched:
             raise FreePruneError(f"this network cannot be pruned: at {trace.ops[mismatch.index]} {mismatch}")
         for layer in touched:
-            trace.freeze(
-                layer, f"{trace.ops[max(index, 0)] if not _live(here, kept) else trace.ops[mismatch.index]}: {mismatch}"
-            )
+            trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
 
 
 @contextmanager
@@ -345,4 +343,5 @@ def _read(kind: Any) -> set[str]:
 
 
 def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:
-    return [x for op in ops for _, layers in [*op.inputs, *op.outputs] for x in layers if not kept[x].all()]
+    layers = {id(x): x for op in ops for _, labels in [*op.inputs, *op.outputs] for x in labels}
+    return [x for x in layers.values() if not kept[x].all()]
