@@ -7,12 +7,14 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -133,11 +135,13 @@ class Candidate:
         skeleton: the dense network's.
         tensors: the masked or sliced parameters and buffers, by name; those not named are the skeleton's own.
         attributes: sizes written into modules, as `(module, attribute, value)`; set while the candidate runs.
+        kept: for each sliced tensor, by dimension, the dense network's coordinates that stay, ascending.
     """
 
     skeleton: Skeleton
     tensors: Mapping[str, Tensor]
     attributes: Sequence[tuple[nn.Module, str, Any]] = ()
+    kept: Mapping[str, Mapping[int, NDArray[np.int64]]] = field(default_factory=dict)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The output in eval mode, except that batch norm uses the statistics of this batch and keeps none."""

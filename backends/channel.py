@@ -151,7 +151,7 @@ class Channel:
         indices = self._coupling.kept_indices(classes)
         tensors = {name: sliced(self._skeleton.tensors[name], dims) for name, dims in indices.items()}
         sizes = [(self._skeleton.network.get_submodule(a.module), a.name, a.value) for a in self._attributes(classes)]
-        return Candidate(self._skeleton, tensors, sizes)
+        return Candidate(self._skeleton, tensors, sizes, indices)
 
     def _attributes(self, classes: NDArray[np.bool_]) -> list[Attribute]:
         return attributes(self._network, self._coupling, classes, self._repairs)
