@@ -4,8 +4,9 @@ Rates are searched with a score that needs no training; the winner is pruned, fi
 """
 
 from .common import FreePruneError
+from .engine.correlation import correlate
 from .engine.folder import load
 from .engine.run import Result, prune
 from .engine.training import Recipe
 
-__all__ = ["FreePruneError", "Recipe", "Result", "load", "prune"]
+__all__ = ["FreePruneError", "Recipe", "Result", "correlate", "load", "prune"]

@@ -21,7 +21,7 @@ MOST_MADE = 10_000
 
 # Operators that make, in place or not, what is like their first argument where all others are: the most frequent ones, whose
 # shapes torch works out slowest.
-LIKE_FIRST = set("add sub mul div relu hardtanh gelu silu hardswish hardsigmoid leaky_relu elu mish softplus sigmoid tanh".split())
+LIKE_FIRST = frozenset("add sub mul div relu hardtanh gelu silu hardswish hardsigmoid leaky_relu elu mish sigmoid tanh".split())
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `train` and `prune` share."""
+    """What is trained, on what and how."""
     for option in reversed(
         [
             click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, digits, or package.module:callable."),
@@ -62,34 +62,55 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What is removed, how much of it and where the result goes."""
+    for option in reversed(
+        [
+            click.option(
+                "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k."
+            ),
+            click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit."),
+            click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer."),
+            click.option("--max-rate", type=float, help="At most this fraction of a layer is removed."),
+            click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]"),
+            click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer."),
+            click.option(
+                "--repair/--no-repair",
+                default=None,
+                help="With channel: let sizes in module attributes follow.  [default: yes]",
+            ),
+            click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]"),
+            click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]"),
+            click.option("--only", multiple=True, help="Prune only groups named like this pattern, such as 'layer3.*'."),
+            click.option("--ignore", multiple=True, help="Leave alone what touches layers named like this pattern."),
+            click.option(
+                "--calibration-images", default=256, show_default=True, help="Training images that scores are computed on."
+            ),
+            click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1."),
+            click.option(
+                "--out", required=True, type=click.Path(path_type=Path), help="The folder for everything that is written."
+            ),
+            click.option("--resume", is_flag=True, help="Go on with what is in --out."),
+            click.option("--force", is_flag=True, help="Replace what is in --out."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model")
 @_training_options
-@click.option("--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k.")
-@click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit.")
+@_pruning_options
 @click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
 @click.option("--metric", default="freeprune", show_default=True, help="What scores them.")
-@click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer.")
 @click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
-@click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
-@click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]")
-@click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer.")
-@click.option("--repair/--no-repair", default=None, help="With channel: let sizes in module attributes follow.  [default: yes]")
-@click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
-@click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
-@click.option("--only", multiple=True, help="Prune only groups named like this pattern, such as 'layer3.*'.")
-@click.option("--ignore", multiple=True, help="Leave alone what touches layers named like this pattern.")
-@click.option("--calibration-images", default=256, show_default=True, help="Training images that scores are computed on.")
 @click.option("--finetune-epochs", type=float, help="Passes over the training images; 0 skips fine-tuning.  [default: 1]")
 @click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
 @click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
-@click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1.")
 @click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
 @click.option("--latency-batch", default=32, show_default=True, help="Images at a time in the latency measurement.")
 @click.option("--latency-threads", default=1, show_default=True, help="Threads of the latency measurement.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for everything the run writes.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--force", is_flag=True, help="Replace the run in --out.")
 def prune(model: str, **options: Any) -> None:
     """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
 
@@ -120,6 +141,46 @@ def prune(model: str, **options: Any) -> None:
         display.print_result(result)
         if options["weights"] is None:
             click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
+
+
+@main.command()
+@click.argument("model")
+@_training_options
+@_pruning_options
+@click.option("--candidates", default=30, show_default=True, help="How many pruned networks are fine-tuned.")
+@click.option("--finetune-images", default=7680, show_default=True, help="Images that each is fine-tuned on.")
+@click.option("--seeds", default=2, show_default=True, help="Seeds that a repeated candidate is fine-tuned with.")
+@click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
+@click.option("--metrics", help="Which metrics, such as freeprune,snip.  [default: all]")
+@click.option("--workers", default=1, show_default=True, help="Processes to fine-tune on, with one thread each.")
+@click.option("--rescore", is_flag=True, help="Compute the scores of the study in --out again; fine-tune nothing.")
+def correlate(model: str, **options: Any) -> None:
+    """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
+
+    Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used.
+    """
+    from . import correlation, display, plots
+
+    _set_threads(options["threads"])
+    data = _load_data(options)
+    names = options["metrics"]
+    options |= {"target": options["targets"], "metrics": None if names is None else names.split(",")}
+    options["finetune"] = _recipe(options, None, options["finetune_images"])
+    if options["finetune"] is None:
+        raise FreePruneError("--finetune-images is 0, but the study holds scores against fine-tuned accuracy; give at least 1")
+    same = set(signatures.signature(correlation.correlate).parameters) - {"data"}
+    with display.bars(quiet=options["as_json"]) as progress:
+        study = correlation.correlate(
+            model, data, progress=progress, **{name: value for name, value in options.items() if name in same}
+        )
+    if options["as_json"]:
+        click.echo(json.dumps(study))
+    else:
+        display.print_study(study, options["out"])
+    try:
+        plots.save_scatter(study, options["out"])
+    except FreePruneError as error:
+        click.echo(f"note: {error}", err=True)
 
 
 @main.command()

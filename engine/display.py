@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,9 +23,10 @@ from rich.table import Table
 from ..search.space import amount
 
 if TYPE_CHECKING:
-    from .run import Progress as Report
+    from .progress import Progress as Report
     from .run import Result
 
+WIDE = 116  # columns of a study's table
 LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights"}
 
 
@@ -89,6 +92,41 @@ def print_result(result: Result) -> None:
         console.print(f"compaction took {params['before'] - params['after']:,} further parameters that no longer mattered")
     for warning in onnx["warnings"]:
         console.print(f"warning: {warning}")
+
+
+def print_study(study: Mapping[str, Any], folder: Path) -> None:
+    """A study as a table: the metrics, best first."""
+    config, noise = study["config"], study["noise"]
+    title = f"{config['granularity']} pruning at {', '.join(config['target'])}, {len(study['candidates'])} candidates"
+    table = Table(title=title, title_justify="left")
+    for name in ("metric", "Spearman", "Kendall", "partial", "regret, points", "ms"):
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    for name, found in sorted(study["metrics"].items(), key=lambda item: -_value(item[1])):
+        if found["constant"]:
+            table.add_row(name, "constant", "", "", "", f"{found['ms']:.0f}")
+        else:
+            cells = [_interval(found[kind]) for kind in ("spearman", "kendall", "partial", "regret")]
+            table.add_row(name, *cells, f"{found['ms']:.0f}")
+    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console.print(table)
+    lowest, highest = (f([float(np.mean(c["accuracies"])) for c in study["candidates"]]) for f in (min, max))
+    console.print(f"fine-tuned accuracies {lowest:.2%} to {highest:.2%}, dense {study['dense_accuracy']:.2%}")
+    if noise["ceiling"] is not None:
+        console.print(
+            f"from seed to seed an accuracy varies by {100 * noise['deviation']:.2f} points (standard deviation), so that a "
+            f"perfect score would reach a correlation of {noise['ceiling']:.2f}"
+        )
+    console.print(f"brackets: 95% intervals over candidates; partial: given Σ log(kept fraction); everything is in {folder}")
+
+
+def _value(found: Mapping[str, Any]) -> float:
+    value = found.get("spearman", {}).get("value")
+    return -2.0 if value is None else float(value)
+
+
+def _interval(found: Mapping[str, float | None]) -> str:
+    value, low, high = ("–" if found[k] is None else f"{found[k]:.2f}" for k in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _number(score: float | None) -> str:

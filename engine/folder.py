@@ -17,7 +17,8 @@ from ..common import FreePruneError, write_atomically
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
-FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY)
+CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
+FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, CANDIDATES, SCORES, STUDY)
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:

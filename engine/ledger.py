@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import FreePruneError
-
-VERSION = 1
+from .records import Records
 
 
 @dataclass(frozen=True)
@@ -48,48 +44,26 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._records = Records(path, "freeprune_ledger")
         self.trials: list[Trial] = []
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines()):
+        for number, entry in enumerate(self._records.entries, start=1):
             try:
-                entry = json.loads(line)
-                if number == 0:
-                    known = entry["freeprune_ledger"] == VERSION
-                else:
-                    self.trials.append(_parse(entry))
-            except (ValueError, KeyError, TypeError):
-                raise FreePruneError(
-                    f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start again with --force"
-                ) from None
-            if number == 0 and not known:
-                raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+                self.trials.append(_parse(entry))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise self._records.damaged(number) from None
 
     def add(self, trial: Trial) -> None:
         """Append a trial; on disk when this returns."""
-        score = trial.score if np.isfinite(trial.score) else None
-        entry = {
-            "trial": len(self.trials),
-            "proposal": trial.proposal.tolist(),
-            "kept": trial.kept.tolist(),
-            "score": score,
-            "costs": dict(trial.costs),
-            "seconds": round(trial.seconds, 6),
-        }
-        new = not self.path.exists() or self.path.stat().st_size == 0
-        with self.path.open("a") as file:
-            if new:
-                file.write(json.dumps({"freeprune_ledger": VERSION}) + "\n")
-            file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._records.add(
+            {
+                "trial": len(self.trials),
+                "proposal": trial.proposal.tolist(),
+                "kept": trial.kept.tolist(),
+                "score": trial.score if np.isfinite(trial.score) else None,
+                "costs": dict(trial.costs),
+                "seconds": round(trial.seconds, 6),
+            }
+        )
         self.trials.append(trial)
 
 

@@ -7,10 +7,10 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +23,13 @@ from ..common import FreePruneError, find
 from ..search import STRATEGIES
 from . import folder as files
 from .calibration import recalibrated
+from .finetuning import finetuned
 from .job import Finetune, Job, Settings, prepare, single
 from .ledger import Ledger
+from .progress import Progress, silent
 from .searching import Found, search
 from .targets import parse_targets
-from .training import Recipe, accuracy, train
-
-
-class Progress(Protocol):
-    """Is told how far each stage of a run is."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None: ...
-
-
-def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Tells nobody."""
+from .training import Recipe, accuracy
 
 
 @dataclass(frozen=True)
@@ -187,7 +179,7 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
         "pruned": _accuracy(compact, job, progress, "pruned"),
     }
     start = time.perf_counter()
-    final = _finetuned(compact, plan, job, progress)
+    final = finetuned(compact, plan, job, job.settings.seed, progress)
     finetune_seconds = time.perf_counter() - start
     final, second, compacted = _compacted(final, plan, job, folder)
     accuracies["finetuned"] = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
@@ -253,38 +245,6 @@ def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn
     found.plan.save(folder, files.COMPACTION)
     report["params"]["after"] = sum(p.numel() for p in found.network.parameters())
     return found.network, found.plan, report
-
-
-def _finetuned(compact: nn.Module, plan: Plan, job: Job, progress: Progress) -> nn.Module:
-    if job.finetune is None:
-        return compact
-    if not isinstance(job.finetune, Recipe):
-        return _with_zeros(job.finetune(compact, job.data), plan).eval()
-
-    def tell(step: int, steps: int, loss: float) -> None:
-        progress("fine-tune", step, steps, f"loss {loss:.3f}")
-
-    return train(
-        compact,
-        job.train,
-        replace(job.finetune, augment=job.finetune.augment or job.data.augment),
-        seed=job.settings.seed,
-        masks=plan.masks,
-        teacher=job.network if job.finetune.distill else None,
-        collate=job.data.collate,
-        progress=tell,
-    )
-
-
-def _with_zeros(network: nn.Module, plan: Plan) -> nn.Module:
-    """The user's fine-tuned network, with pruned weights held at zero."""
-    if not isinstance(network, nn.Module):
-        raise FreePruneError(f"the fine-tuning function returned {type(network).__name__}; return the trained network")
-    parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, mask in plan.masks.items():
-            parameters[name].mul_(mask.to(parameters[name].device))
-    return network
 
 
 def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,269 @@
+"""The study: does a score rank pruned networks as fine-tuning does?
+
+Rate vectors are drawn at one fixed budget, each network is fine-tuned, and every metric's scores are held against accuracies.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..backends import apply
+from ..backends.plan import fingerprint, structure_of
+from ..common import FreePruneError, entries, find
+from ..metrics import METRICS, Metric, MetricError
+from ..metrics.statistics import judged, noise
+from ..search import Space
+from . import folder as files
+from .calibration import recalibrated
+from .data import split
+from .finetuning import finetuned
+from .job import Finetune, Job, Settings, prepare
+from .progress import Progress, silent
+from .records import Records
+from .targets import parse_targets
+from .training import Recipe, accuracy
+from .workers import each
+
+Kept = NDArray[np.int64]
+
+# What a run is asked and a study is not: the same study whatever stands there.
+NOT_ASKED = ("strategy", "metric", "trials", "compaction", "latency_batch", "latency_threads")
+FEWEST = 3  # candidates; fewer cannot be ranked
+ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
+CONTROL = "logdensity"  # what partial correlations hold constant
+
+
+def correlate(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    target: Mapping[str, float | str] | Iterable[str],
+    out: str | Path,
+    granularity: str = "channel",
+    criterion: str = "l2",
+    candidates: int = 30,
+    seeds: int = 2,
+    repeat: int = 3,
+    finetune: Recipe | Finetune = Recipe(images=7680),  # noqa: B008  # frozen
+    metrics: Iterable[str] | None = None,
+    calibration_images: int = 256,
+    seed: int = 0,
+    max_rate: float | None = None,
+    round_to: int | str | None = None,
+    min_width: int | None = None,
+    repair: bool | None = None,
+    nm: str | None = None,
+    block: str | None = None,
+    only: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    weights: str | Path | None = None,
+    workers: int = 1,
+    resume: bool = False,
+    force: bool = False,
+    rescore: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
+
+    The test images stay out of it: networks are fine-tuned on nine tenths of the training images and judged on the rest.
+
+    Args:
+        model: as for `prune`, like all that is not named here.
+        target: the one budget that all candidates meet.
+        out: the folder for records, `study.json` and plots.
+        candidates: how many pruned networks; `draw_candidates` says how they are drawn. A finished study resumed with more goes
+            on.
+        seeds: with how many seeds a candidate is fine-tuned that is repeated, for the noise ceiling.
+        repeat: every so-manieth candidate is repeated.
+        finetune: the same recipe for all of them, or your own function.
+        metrics: names; default: all there are.
+        workers: processes for fine-tuning, one thread each.
+        rescore: compute the scores of a study in `out` again, without fine-tuning again.
+
+    Returns:
+        The study as it stands in `study.json`; see `docs/score.md`.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    table = _metrics(metrics)
+    for name, value, least in (("candidates", candidates, FEWEST), ("seeds", seeds, 1), ("repeat", repeat, 1)):
+        if value < least:
+            raise FreePruneError(f"--{name} is {value}; give {least} or more")
+    settings = Settings(
+        parse_targets(target), granularity, "random", "freeprune", criterion, 0, seed, max_rate, round_to, min_width, repair,
+        nm, block, tuple(only), tuple(ignore), calibration_images, False, 1, 1,
+    )  # fmt: skip
+    folder = Path(out)
+    resume = resume or rescore
+    files.check_folder(folder, resume, force)
+    job = prepare(model, weights, data, settings, finetune)
+    config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
+    files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
+    if rescore:
+        (folder / files.SCORES).unlink(missing_ok=True)
+    kept = draw_candidates(job.space, candidates, seed)
+    runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), workers, progress)
+    scores = _scored(job, kept, table, Records(folder / files.SCORES, "freeprune_scores"), progress)
+    _, validation = split(job.data, seed)
+    dense = accuracy(job.network, validation, collate=job.data.collate)
+    study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
+    files.write_json(folder / files.STUDY, study)
+    return study
+
+
+def _metrics(names: Iterable[str] | None) -> dict[str, Metric]:
+    if names is None:
+        return entries(METRICS, "metric")
+    table = {name: find(METRICS, name, "metric") for name in names}
+    return table if CONTROL in table else {**table, CONTROL: METRICS[CONTROL]}
+
+
+def draw_candidates(space: Space, count: int, seed: int) -> Kept:
+    """Networks of one cost, from nearly equal rates to extreme ones. `(count, L)` kept units, all different.
+
+    Candidate i is the projection of `0.5 + a_i (u - 0.5)`, clipped to [0, 1], with u uniform in the unit cube and the amplitude
+    a_i in (0, 2) from the van der Corput sequence: any first few candidates cover the range evenly, and a longer study begins
+    with the candidates of a shorter one. Amplitude 1 is what a random search draws; towards 2 half of the groups lie at their
+    bounds.
+
+    Raises:
+        FreePruneError: the budget leaves fewer different networks.
+    """
+    found: dict[bytes, Kept] = {}
+    for attempt in range(count * ATTEMPTS):
+        rng = np.random.default_rng([seed, 2, attempt])
+        amplitude = 2 * _van_der_corput(attempt + 1)
+        proposal = np.clip(0.5 + amplitude * (rng.random((1, space.size)) - 0.5), 0, 1)
+        kept = space.project(proposal)[0]
+        found.setdefault(kept.tobytes(), kept)
+        if len(found) == count:
+            return np.stack(list(found.values()))
+    raise FreePruneError(f"only {len(found)} different networks meet the target, not {count}; ask for fewer --candidates")
+
+
+def _van_der_corput(index: int) -> float:
+    """1/2, 1/4, 3/4, 1/8, 5/8, ...: the binary digits of the index, mirrored at the point."""
+    digits = bin(index)[2:]
+    return float(int(digits[::-1], 2) / 2 ** len(digits))
+
+
+def _finetuned(
+    job: Job, kept: Kept, seeds: int, repeat: int, records: Records, workers: int, progress: Progress
+) -> list[list[float]]:
+    """The accuracies of every candidate, one for each of its seeds; what is on disk is not done again."""
+    wanted = [(i, 0) for i in range(len(kept))]
+    wanted += [(i, s) for s in range(1, seeds) for i in range(0, len(kept), repeat)]
+    done = {}
+    for number, entry in enumerate(records.entries, start=1):
+        try:
+            key = (int(entry["candidate"]), int(entry["seed"]))
+            done[key] = float(entry["accuracy"])
+            known = entry["kept"]
+        except (KeyError, TypeError, ValueError):
+            raise records.damaged(number) from None
+        if key[0] < len(kept) and known != kept[key[0]].tolist():
+            raise FreePruneError(
+                f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
+                "start again with --force"
+            )
+    left = [key for key in wanted if key not in done]
+    _, validation = split(job.data, job.settings.seed)
+
+    def run(key: tuple[int, int]) -> tuple[float, float]:
+        start = time.perf_counter()
+        plan = job.backend.plan(kept[key[0]])
+        network = recalibrated(apply(job.network, plan), job.batch)
+        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
+        return accuracy(tuned, validation, collate=job.data.collate), time.perf_counter() - start
+
+    progress("fine-tune", len(done), len(wanted), "")
+    for number, (key, (found, seconds)) in enumerate(each(run, left, workers), start=1):
+        done[key] = found
+        row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
+        records.add({**row, "seconds": round(seconds, 3)})
+        progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"accuracy {found:.2%}")
+    return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
+
+
+def _scored(
+    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, progress: Progress
+) -> dict[str, list[tuple[float, float]]]:
+    """By metric the score and the milliseconds of every candidate; a score that cannot be had is `-inf`."""
+    known: dict[tuple[str, int], tuple[float, float]] = {}
+    for number, entry in enumerate(records.entries, start=1):
+        try:
+            score = -math.inf if entry["score"] is None else float(entry["score"])
+            known[entry["metric"], int(entry["candidate"])] = (score, float(entry["ms"]))
+        except (KeyError, TypeError, ValueError):
+            raise records.damaged(number) from None
+    images = job.batch.to(job.dense.output.device)
+    total = len(table) * len(kept)
+    for number, (i, name) in enumerate(_missing(len(kept), table, known), start=total - _count(len(kept), table, known) + 1):
+        start = time.perf_counter()
+        try:
+            score = table[name](job.backend.candidate(kept[i]), job.dense, images)
+        except MetricError:
+            score = math.nan
+        ms = 1000 * (time.perf_counter() - start)
+        score = -math.inf if math.isnan(score) else score
+        known[name, i] = (score, ms)
+        records.add({"metric": name, "candidate": i, "score": score if math.isfinite(score) else None, "ms": round(ms, 2)})
+        progress("score", number, total, name)
+    return {name: [known[name, i] for i in range(len(kept))] for name in table}
+
+
+def _missing(count: int, table: Mapping[str, Metric], known: Mapping[tuple[str, int], Any]) -> Iterator[tuple[int, str]]:
+    return ((i, name) for i in range(count) for name in table if (name, i) not in known)
+
+
+def _count(count: int, table: Mapping[str, Metric], known: Mapping[tuple[str, int], Any]) -> int:
+    return sum(1 for _ in _missing(count, table, known))
+
+
+def _report(
+    job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, list[tuple[float, float]]], seed: int
+) -> dict[str, Any]:
+    """Everything but the configuration, as plain data."""
+    means = np.array([np.mean(run) for run in runs])
+    values = {name: np.array([score for score, _ in found]) for name, found in scores.items()}
+    control = values[CONTROL]
+    statistics = judged(values, means, control, seed)
+    costs = job.backend.costs(kept)
+    return {
+        "candidates": [
+            {
+                "kept": kept[i].tolist(),
+                "costs": {name: float(cost[i]) for name, cost in costs.items()},
+                "accuracies": run,
+                "scores": {name: _plain(v[i]) for name, v in values.items()},
+            }
+            for i, run in enumerate(runs)
+        ],
+        "groups": [{"name": group.name, "units": group.units} for group in job.backend.groups],
+        "noise": {name: _plain(value) for name, value in asdict(noise(runs)).items()},
+        "metrics": {
+            name: {
+                "ms": float(np.median([ms for _, ms in scores[name]])),
+                "constant": found is None,
+                **{kind: {k: _plain(v) for k, v in asdict(e).items()} for kind, e in (found or {}).items()},
+            }
+            for name, found in statistics.items()
+        },
+        "images": {"train": len(job.train), "validation": len(job.data.train) - len(job.train)},  # type: ignore[arg-type]
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,93 @@
+"""Pictures of studies, as PNG and SVG. Matplotlib is an extra: without it there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common import FreePruneError
+
+COLUMNS = 4
+MISSING = "plots need matplotlib; install freeprune[plots]"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise FreePruneError(MISSING) from None
+    matplotlib.use("Agg")  # no display needed
+    matplotlib.rcParams["svg.hashsalt"] = "freeprune"  # the same study gives the same bytes
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save_scatter(study: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Score against fine-tuned accuracy, one panel for each metric, best first: `scatter.png` and `scatter.svg`.
+
+    Raises:
+        FreePruneError: matplotlib is not installed.
+    """
+    plt = _pyplot()
+    accuracies = [100 * float(np.mean(c["accuracies"])) for c in study["candidates"]]
+    ranked = sorted(study["metrics"], key=lambda name: -_spearman(study, name))
+    rows = math.ceil(len(ranked) / COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(3.2 * COLUMNS, 2.6 * rows), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, ranked, strict=False):
+        scores = [math.nan if (s := c["scores"][name]) is None else s for c in study["candidates"]]
+        axis.scatter(scores, accuracies, s=14, color="#2b6cb0")
+        rho = _spearman(study, name)
+        axis.set_title(f"{name}: constant" if rho == -math.inf else f"{name}: ρ = {rho:.2f}", fontsize=10)
+        axis.tick_params(labelsize=7)
+    for axis in list(axes.flat)[len(ranked) :]:
+        axis.set_visible(False)
+    figure.supxlabel("score, untrained")
+    figure.supylabel("accuracy after fine-tuning, %")
+    return _save(figure, folder, "scatter", plt)
+
+
+def save_heat_map(studies: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Spearman's correlation of every metric in every study, with the noise ceiling: `heatmap.png` and `heatmap.svg`.
+
+    Args:
+        studies: by the name of the cell.
+
+    Raises:
+        FreePruneError: matplotlib is not installed.
+    """
+    plt = _pyplot()
+    names = list(dict.fromkeys(name for study in studies.values() for name in study["metrics"]))
+    table = np.array([[_spearman(study, name) for study in studies.values()] for name in names])
+    table[~np.isfinite(table)] = np.nan
+    order = np.argsort(-np.nanmean(np.nan_to_num(table), axis=1), kind="stable")
+    ceilings = np.array([[math.nan if (c := study["noise"]["ceiling"]) is None else c for study in studies.values()]])
+    table = np.concatenate([ceilings, table[order]])
+    labels = ["noise ceiling", *(names[i] for i in order)]
+    figure, axis = plt.subplots(figsize=(2.5 + 0.62 * len(studies), 1.8 + 0.28 * len(labels)), layout="constrained")
+    image = axis.imshow(table, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.7 else "black")
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_xticks(range(len(studies)), list(studies), rotation=45, ha="right", fontsize=8)
+    figure.colorbar(image, label="Spearman with fine-tuned accuracy", shrink=0.6)
+    return _save(figure, folder, "heatmap", plt)
+
+
+def _spearman(study: Mapping[str, Any], name: str) -> float:
+    """`-inf` where a study has none: what is constant comes last."""
+    value = study["metrics"].get(name, {}).get("spearman", {}).get("value")
+    return -math.inf if value is None else float(value)
+
+
+def _save(figure: Any, folder: Path, name: str, plt: Any) -> list[Path]:
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    plt.close(figure)
+    return paths

@@ -1,0 +1,69 @@
+"""Records on disk, one line of JSON each, written as they happen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..common import FreePruneError
+
+VERSION = 1
+
+
+class Records:
+    """A file that only grows.
+
+    Args:
+        path: the file; made when the first record is added. A last line that a crash cut short is dropped.
+        kind: what it holds; stands in the first line with the version.
+
+    Attributes:
+        entries: the records, oldest first.
+
+    Raises:
+        FreePruneError: the file holds something else, is damaged before its last line, or comes from another version.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+        self.entries: list[dict[str, Any]] = []
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines()):
+            try:
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise TypeError(f"{type(entry).__name__} instead of a record")
+                known = number > 0 or entry[self.kind] == VERSION
+            except (ValueError, KeyError, TypeError):
+                raise self.damaged(number) from None
+            if not known:
+                raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")
+            if number > 0:
+                self.entries.append(entry)
+        if len(whole) < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def damaged(self, number: int) -> FreePruneError:
+        """The sentence about a line, the header being number 0."""
+        return FreePruneError(
+            f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start again with --force"
+        )
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a record; on disk when this returns."""
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        with self.path.open("a") as file:
+            if new:
+                file.write(json.dumps({self.kind: VERSION}) + "\n")
+            file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
