@@ -7,6 +7,7 @@ from .common import FreePruneError
 from .engine.correlation import correlate
 from .engine.folder import load
 from .engine.run import Result, prune
+from .engine.scoring import score
 from .engine.training import Recipe
 
-__all__ = ["FreePruneError", "Recipe", "Result", "correlate", "load", "prune"]
+__all__ = ["FreePruneError", "Recipe", "Result", "correlate", "load", "prune", "score"]

@@ -92,6 +92,12 @@ class Batch:
     inputs: Inputs
     labels: Tensor | None = None
 
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many parts of nearly equal size."""
+        inputs = zip(*(x.tensor_split(count) for x in self.inputs), strict=True)
+        labels = [None] * count if self.labels is None else self.labels.tensor_split(count)
+        return [Batch(x, y) for x, y in zip(inputs, labels, strict=True)]
+
     def to(self, device: torch.device) -> Batch:
         return Batch(tuple(x.to(device) for x in self.inputs), None if self.labels is None else self.labels.to(device))
 
@@ -136,12 +142,19 @@ class Candidate:
         tensors: the masked or sliced parameters and buffers, by name; those not named are the skeleton's own.
         attributes: sizes written into modules, as `(module, attribute, value)`; set while the candidate runs.
         kept: for each sliced tensor, by dimension, the dense network's coordinates that stay, ascending.
+        original: the dense network's tensors where the skeleton is a network that was pruned elsewhere.
     """
 
     skeleton: Skeleton
     tensors: Mapping[str, Tensor]
     attributes: Sequence[tuple[nn.Module, str, Any]] = ()
     kept: Mapping[str, Mapping[int, NDArray[np.int64]]] = field(default_factory=dict)
+    original: Mapping[str, Tensor] | None = None
+
+    @property
+    def dense(self) -> Mapping[str, Tensor]:
+        """The parameters and buffers of the dense network, by name."""
+        return self.skeleton.tensors if self.original is None else self.original
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The output in eval mode, except that batch norm uses the statistics of this batch and keeps none."""

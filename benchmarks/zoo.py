@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import resource
 import statistics
 import time
 import traceback
@@ -63,6 +64,7 @@ SIDES = {"inception_v3": 96, "maxvit_t": 224, **{name: 224 for name in NAMES if 
 FULL_SIDES = {"inception_v3": 299}
 RATES = {"50%": 0.5, "20%": 0.2, "80%": 0.8, "one unit": 1.0}
 LIMIT = 600  # seconds per network
+MEMORY = 14 * 2**30  # bytes of address space; the peer asks for more than a machine has on some attention networks
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 
 
@@ -162,6 +164,7 @@ def attempt(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, An
 
 
 def measure(name: str, options: argparse.Namespace, pipe: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     network, inputs = build(name, full_size=options.peer)
     gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as signatures
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,8 @@ def main() -> None:
     """Make a trained PyTorch network smaller: rates searched without training, real surgery, verified ONNX."""
 
 
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What is trained, on what and how."""
+def _data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The network's weights, its images, and what every job is told."""
     for option in reversed(
         [
             click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, digits, or package.module:callable."),
@@ -53,13 +54,18 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--image-size", type=int, help="Scale and crop the images of a folder to this many pixels."),
             click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn."),
             click.option("--threads", type=int, help="Threads that torch computes with."),
-            click.option("--learning-rate", type=float, help="Of the training; has a sensible default."),
-            click.option("--batch-size", type=int, help="Of the training; has a sensible default."),
-            click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         ]
     ):
         command = option(command)
     return command
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What is trained, on what and how."""
+    command = click.option("--batch-size", type=int, help="Of the training; has a sensible default.")(command)
+    command = click.option("--learning-rate", type=float, help="Of the training; has a sensible default.")(command)
+    return _data_options(command)
 
 
 def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,8 +172,6 @@ def correlate(model: str, **options: Any) -> None:
     names = options["metrics"]
     options |= {"target": options["targets"], "metrics": None if names is None else names.split(",")}
     options["finetune"] = _recipe(options, None, options["finetune_images"])
-    if options["finetune"] is None:
-        raise FreePruneError("--finetune-images is 0, but the study holds scores against fine-tuned accuracy; give at least 1")
     same = set(signatures.signature(correlation.correlate).parameters) - {"data"}
     with display.bars(quiet=options["as_json"]) as progress:
         study = correlation.correlate(
@@ -181,6 +185,44 @@ def correlate(model: str, **options: Any) -> None:
         plots.save_scatter(study, options["out"])
     except FreePruneError as error:
         click.echo(f"note: {error}", err=True)
+
+
+@main.command()
+@click.argument("model")
+@_data_options
+@click.option("--plan", "plan_path", required=True, type=click.Path(path_type=Path), help="A plan.json, or its folder.")
+@click.option(
+    "--pruned", type=click.Path(path_type=Path), help="Weights of the pruned network.  [default: the dense ones' part]"
+)
+@click.option("--metric", default="freeprune", show_default=True, help="What scores it.")
+@click.option("--calibration-images", default=256, show_default=True, help="Training images that the score is computed on.")
+def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibration_images: int, **options: Any) -> None:
+    """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""
+    from ..backends import Plan
+    from ..backends import apply as prune_by
+    from . import scoring
+    from .calibration import draw
+    from .data import split
+    from .folder import PLAN
+    from .job import built
+    from .models import load_weights
+
+    _set_threads(options["threads"])
+    plan = Plan.load(plan_path.parent if plan_path.name == PLAN else plan_path)
+    network = built(model, options["seed"])
+    if options["weights"] is not None:
+        network = load_weights(network, options["weights"])
+    smaller = prune_by(network, plan)
+    if pruned is not None:
+        smaller = load_weights(smaller, pruned)
+    data = _load_data(options)
+    training, _ = split(data, options["seed"])
+    batch = draw(training, data, calibration_images, options["seed"])
+    found = scoring.score(smaller, network, batch, metric, plan)
+    if options["as_json"]:
+        click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
+    else:
+        click.echo(f"{metric} {found:.6g}, on {len(batch.inputs[0])} images; larger is better")
 
 
 @main.command()

@@ -54,7 +54,7 @@ def correlate(
     candidates: int = 30,
     seeds: int = 2,
     repeat: int = 3,
-    finetune: Recipe | Finetune = Recipe(images=7680),  # noqa: B008  # frozen
+    finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
     metrics: Iterable[str] | None = None,
     calibration_images: int = 256,
     seed: int = 0,
@@ -97,6 +97,8 @@ def correlate(
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
     table = _metrics(metrics)
+    if finetune is None:
+        raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")
     for name, value, least in (("candidates", candidates, FEWEST), ("seeds", seeds, 1), ("repeat", repeat, 1)):
         if value < least:
             raise FreePruneError(f"--{name} is {value}; give {least} or more")

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from .adaptivebn import adaptivebn
 from .base import Metric, MetricError, Reference, reference
+from .fisher import fisher
 from .freeprune import freeprune
+from .gradalign import gradalign
+from .gradnorm import gradnorm
+from .grasp import grasp
+from .jacobcov import jacobcov
+from .logdensity import logdensity
+from .logitkl import logitkl
+from .macs import macs
+from .magnitude import magnitude
+from .naswot import naswot
+from .params import params
+from .reconstruction import reconstruction
+from .snip import snip
 from .synflow import synflow
+from .taylor import taylor
+from .uniformity import uniformity
+from .zen import zen
+from .zico import zico
 
 METRICS: dict[str, Metric] = {
     "freeprune": freeprune,
+    "logitkl": logitkl,
+    "reconstruction": reconstruction,
+    "adaptivebn": adaptivebn,
+    "taylor": taylor,
+    "snip": snip,
+    "grasp": grasp,
+    "gradnorm": gradnorm,
+    "gradalign": gradalign,
+    "fisher": fisher,
+    "zico": zico,
     "synflow": synflow,
+    "jacobcov": jacobcov,
+    "naswot": naswot,
+    "zen": zen,
+    "magnitude": magnitude,
+    "logdensity": logdensity,
+    "uniformity": uniformity,
+    "params": params,
+    "macs": macs,
 }
 
-__all__ = ["METRICS", "Metric", "MetricError", "Reference", "freeprune", "reference", "synflow"]
+__all__ = ["METRICS", "Metric", "MetricError", "Reference", "reference"]

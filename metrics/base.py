@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
+
+LAYER_IMAGES = 32  # whose inputs to every layer are kept: few, for the memory
 
 
 class MetricError(FreePruneError):
@@ -34,10 +38,26 @@ class Reference:
         return run(self.dense, self.batch)
 
     @cached_property
+    def stored_output(self) -> Tensor:
+        """`(N, K, ...)`: under the stored statistics, as in plain eval mode."""
+        with torch.no_grad():
+            return output_of(self.dense.run({}, *self.batch.inputs))
+
+    @cached_property
     def gradients(self) -> dict[str, Tensor]:
-        """Of the cross entropy by every parameter, under batch statistics."""
+        """Of the mean cross entropy by every parameter, under batch statistics."""
         return gradients(self.dense, self.batch)
 
+    @cached_property
+    def layers(self) -> dict[str, LayerCall]:
+        """By the name of a weight, the layer as a function of that weight, on what the first images are at its input."""
+        with torch.no_grad(), _Layers(self.dense.skeleton) as seen:
+            self.dense(*(x[:LAYER_IMAGES] for x in self.batch.inputs))
+        calls: dict[str, LayerCall] = seen.calls
+        return calls
+
+
+LayerCall = Callable[[Tensor], Tensor]
 
 Metric = Callable[[Candidate, Reference, Batch], float]
 """Larger is better. A metric leaves the candidate as it is and gives the same value for the same arguments."""
@@ -67,28 +87,58 @@ def run(candidate: Candidate, batch: Batch) -> Tensor:
     if images < 2:
         raise MetricError(f"{images} calibration image is too few for batch statistics; use --calibration-images 2 or more")
     with torch.no_grad():
-        output = candidate(*batch.inputs)
-    if not isinstance(output, Tensor):
+        return output_of(candidate(*batch.inputs))
+
+
+def output_of(given: Any) -> Tensor:
+    """What a network gave, if it is one tensor."""
+    if not isinstance(given, Tensor):
         raise MetricError(
-            f"the network gives {type(output).__name__} where the metric expects one tensor of outputs; "
+            f"the network gives {type(given).__name__} where the metric expects one tensor of outputs; "
             "wrap it in a module that returns the tensor to be kept"
         )
-    return output
+    return given
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a batch, if it has any."""
+    if batch.labels is None:
+        raise MetricError("this metric reads labels, and the calibration data has none; use --metric freeprune")
+    return batch.labels
 
 
 def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
-    """Every parameter of two or more dimensions: the candidate's and the dense one."""
-    dense = candidate.skeleton.tensors
-    parameters = {n: t for n, t in dense.items() if isinstance(t, nn.Parameter) and t.dim() > 1}
-    return {name: (candidate.tensors.get(name, tensor), tensor) for name, tensor in parameters.items()}
+    """Every parameter of two or more dimensions: the candidate's and the dense one.
+
+    Raises:
+        MetricError: the networks have other parameters.
+    """
+    own = {**candidate.skeleton.tensors, **candidate.tensors}
+    parameters = [n for n, t in candidate.skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.dim() > 1]
+    unknown = next((n for n in parameters if n not in candidate.dense), None)
+    if unknown is not None:
+        raise MetricError(
+            f"the pruned network's {unknown!r} has no counterpart in the dense one, and this metric compares weights; "
+            "use --metric freeprune, which compares outputs"
+        )
+    return {name: (own[name], candidate.dense[name]) for name in parameters}
 
 
 def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the dense shape of the parameter `name`, cut to the candidate's shape, and 0 where a mask removes."""
+    """A tensor of the dense shape of the parameter `name`, cut to the candidate's shape, and 0 where a mask removes.
+
+    Raises:
+        MetricError: it is not known which coordinates the candidate kept.
+    """
     for dim, ids in candidate.kept.get(name, {}).items():
         tensor = tensor.index_select(dim, torch.from_numpy(ids).to(tensor.device))
-    own = candidate.tensors.get(name)
-    return tensor if own is None or own.dim() < 2 else tensor * (own != 0)
+    own = candidate.tensors.get(name, candidate.skeleton.tensors[name])
+    if own.shape != tensor.shape:
+        raise MetricError(
+            f"{name!r} has shape {tuple(own.shape)} in the pruned network, and which of {tuple(tensor.shape)} it kept is not "
+            "known; give the plan, or use --metric freeprune, which compares outputs"
+        )
+    return tensor if own.dim() < 2 else tensor * (own != 0)
 
 
 def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
@@ -99,16 +149,42 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
     Raises:
         MetricError: the batch has no labels.
     """
-    if batch.labels is None:
-        raise MetricError("this metric reads labels, and the calibration data has none; use --metric freeprune")
-    skeleton = candidate.skeleton
-    tensors = {n: t for n, t in candidate.tensors.items() if n not in skeleton.statistics}
-    names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter)]
-    leaves = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
-    with torch.enable_grad(), skeleton.batch_statistics():
-        loss = F.cross_entropy(candidate.run({**tensors, **leaves}, *batch.inputs), batch.labels)
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    leaves, loss = leaves_and_loss(candidate, batch)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if g is None else g if leaf.dim() < 2 else g * (leaf != 0)
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
+
+
+def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """The candidate's parameters, ready for gradients, and the mean cross entropy that they give under batch statistics."""
+    labels, skeleton = labels_of(batch), candidate.skeleton
+    tensors = {n: t for n, t in candidate.tensors.items() if n not in skeleton.statistics}
+    names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
+    leaves = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
+    with torch.enable_grad(), skeleton.batch_statistics():
+        output = output_of(candidate.run({**tensors, **leaves}, *batch.inputs))
+        return leaves, F.cross_entropy(output, labels)
+
+
+class _Layers(TorchDispatchMode):
+    """Keeps, of every convolution and matrix product with a parameter, all but that parameter."""
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: dict[str, LayerCall] = {}
+        self._names = {t.untyped_storage()._cdata: (n, t.shape) for n, t in skeleton.tensors.items() if t.dim() > 1}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = func.overloadpacket.__name__
+        if kind == "convolution":
+            self._keep(args[1], lambda w: func(args[0], w, None, *args[3:]), transposed=False)
+        elif kind in ("mm", "addmm"):
+            self._keep(args[-1], lambda w: args[-2] @ w.T, transposed=True)
+        return func(*args, **(kwargs or {}))
+
+    def _keep(self, weight: Tensor, call: LayerCall, transposed: bool) -> None:
+        name, shape = self._names.get(weight.untyped_storage()._cdata, ("", None))
+        if shape == (weight.T if transposed else weight).shape:
+            self.calls[name] = call

@@ -34,15 +34,16 @@ def freeprune(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: defined here. The paper's formula (FreePrune, TCAD 2024) is not public. Renormalising before comparing is EagleEye's
     idea (Li et al. 2020, arXiv:2007.02491); softened outputs are Hinton et al. 2015, arXiv:1503.02531.
     """
-    output = run(candidate, batch)
-    if not torch.isfinite(output).all():
+    return agreement(dense.output, run(candidate, batch))
+
+
+def agreement(dense: Tensor, pruned: Tensor) -> float:
+    """Minus the divergence of outputs `(N, K, ...)`, K the classes; `-inf` where the pruned ones are not finite."""
+    if not torch.isfinite(pruned).all():
         return float("-inf")
-    return -_divergence(dense.output.double(), output.double())
-
-
-def _divergence(dense: Tensor, pruned: Tensor) -> float:
+    dense, pruned = dense.double(), pruned.double()
     if dense.dim() < 2 or dense.shape[1] == 1:
-        return float((dense - pruned).square().mean() / dense.var().clamp_min(1e-12))
+        return -float((dense - pruned).square().mean() / dense.var().clamp_min(1e-12))
     p = torch.log_softmax(dense / TEMPERATURE, dim=1)
     q = torch.log_softmax(pruned / TEMPERATURE, dim=1)
-    return float((p.exp() * (p - q)).sum(dim=1).mean())
+    return -float((p.exp() * (p - q)).sum(dim=1).mean())

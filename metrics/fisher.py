@@ -1,0 +1,52 @@
+"""Fisher information of the activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..common import Batch, Candidate
+from .base import Reference, labels_of, needs_labels, output_of
+
+LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split())
+
+
+@needs_labels
+def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """Fisher information: `sum over channels of 1 / 2N sum_n (sum over positions of g a)²`.
+
+    `a` are the outputs of all convolutions and linear layers, functions as well as modules, and `g` the gradient of each
+    image's own loss by them. One backward pass under batch statistics; reads labels.
+
+    Source: Theis et al. 2018 (arXiv:1801.05787), eq. 10, as a score of a network in Turner et al. 2020 (arXiv:1906.04113).
+    Differs: they take activations behind the rectifier and untrained weights; the outputs of layers are there in every network.
+    """
+    with torch.enable_grad(), _Outputs() as layers:
+        inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
+        loss = F.cross_entropy(output_of(candidate(*inputs)), labels_of(batch), reduction="sum")
+        found = torch.autograd.grad(loss, layers.outputs, allow_unused=True)
+    total = 0.0
+    for output, gradient in zip(layers.outputs, found, strict=True):
+        if gradient is not None:
+            product = (output.detach() * gradient).double()
+            channels = product.flatten(2).sum(dim=2) if product.dim() > 2 else product
+            total += float(channels.square().sum()) / (2 * len(channels))
+    return total
+
+
+class _Outputs(TorchFunctionMode):
+    """Keeps what layers give, above autograd, so that gradients by it can be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in LAYERS:
+            self.outputs.append(out)
+        return out

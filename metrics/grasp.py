@@ -1,0 +1,29 @@
+"""Gradient signal preservation (GraSP)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..common import Batch, Candidate
+from .base import Reference, leaves_and_loss, needs_labels, weights
+
+
+@needs_labels
+def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """Gradient signal preservation: `-sum weight * (H g)` of the pruned network, H its Hessian and g its gradient.
+
+    Over all parameters of two or more dimensions; two backward passes under batch statistics; reads labels.
+
+    Source: Wang et al. 2020 (arXiv:2002.07376), eq. 8, with the sign that it has as a score of a network in Abdelfattah et al.
+    2021 (arXiv:2101.08134). Differs: they take untrained weights.
+    """
+    leaves, loss = leaves_and_loss(candidate, batch)
+    used = {name: leaves[name] for name in weights(candidate)}
+    with torch.enable_grad():
+        found = torch.autograd.grad(loss, list(used.values()), create_graph=True, allow_unused=True)
+        # A masked weight takes no part in training: neither its gradient nor its value counts.
+        slopes = [(g * (g * (w != 0)).detach()).sum() for g, w in zip(found, used.values(), strict=True) if g is not None]
+        curved = torch.autograd.grad(torch.stack(slopes).sum(), list(used.values()), allow_unused=True)
+    return -sum(
+        float((w.detach() * h.detach()).double().sum()) for w, h in zip(used.values(), curved, strict=True) if h is not None
+    )

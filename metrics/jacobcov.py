@@ -1,0 +1,32 @@
+"""Covariance of the input Jacobians."""
+
+from __future__ import annotations
+
+import torch
+
+from ..common import Batch, Candidate
+from .base import Reference, output_of
+
+K = 1e-5
+
+
+def jacobcov(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """How differently the network answers to a change in each image: `-sum log(v + k) + 1 / (v + k)`, k = 1e-5.
+
+    `v` are the eigenvalues of the correlation matrix of the input gradients of the summed outputs, `(N, N)`. One backward pass
+    to the images under batch statistics; no labels. `-inf` where an image has no gradient at all.
+
+    Source: Mellor et al. 2020, first version (arXiv:2006.04647v1), eq. 4, as in Abdelfattah et al. 2021 (arXiv:2101.08134).
+    Differs: they take untrained weights.
+    """
+    inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
+    with torch.enable_grad():
+        total = output_of(candidate(*inputs)).sum()
+        found = torch.autograd.grad(total, [x for x in inputs if x.requires_grad])
+    rows = torch.cat([g.flatten(1) for g in found], dim=1).double()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    norms = rows.norm(dim=1, keepdim=True)
+    if not torch.isfinite(norms).all() or not (norms > 0).all():
+        return float("-inf")
+    values = torch.linalg.eigvalsh((rows / norms) @ (rows / norms).T).clamp_min(0) + K
+    return -float((values.log() + 1 / values).sum())

@@ -1,0 +1,45 @@
+"""How well each layer alone still gives what it gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common import Batch, Candidate
+from .base import Reference, weights
+
+
+def reconstruction(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """Minus the mean over layers of the relative squared error of their outputs, each given the dense network's inputs.
+
+    `-mean_l ||y_l' - y_l||² / ||y_l||²` over all convolutions and matrix products with a parameter; biases left out; a removed
+    output channel gives zeros and counts as lost. At most 0. The dense network's inputs to its layers, for the first 32 images
+    and under batch statistics, are kept from one pass per run; a candidate costs one pass through its layers; no labels.
+
+    Source: layer-wise reconstruction is what OBS-like and regression pruning minimise (He et al. 2017, arXiv:1707.06168, eq.
+    1); as a score of rates, defined here.
+    """
+    pairs = weights(candidate)
+    errors = []
+    for name, call in dense.layers.items():
+        if name in pairs:
+            own, before = pairs[name]
+            with torch.no_grad():
+                error = call(_full(candidate, name, own, before) - before).double().square().sum()
+                errors.append(float(error / call(before).double().square().sum().clamp_min(1e-30)))
+    return -sum(errors) / max(1, len(errors))
+
+
+def _full(candidate: Candidate, name: str, own: Tensor, before: Tensor) -> Tensor:
+    """The candidate's weight in the dense shape, zeros where something is gone."""
+    restrict: Any = candidate.kept.get(name, {})
+    if not restrict:
+        return own
+    full = torch.zeros_like(before)
+    ids = [
+        torch.from_numpy(restrict[d]).to(own.device) if d in restrict else torch.arange(n) for d, n in enumerate(before.shape)
+    ]
+    full[torch.meshgrid(*ids, indexing="ij")] = own
+    return full

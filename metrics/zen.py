@@ -1,0 +1,65 @@
+"""Expressiveness under Gaussian weights (Zen)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..common import Batch, Candidate
+from .base import Reference, output_of, restricted
+
+STEP = 0.01  # size of the perturbation
+NORMS = frozenset("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_with_update".split())
+
+
+def zen(candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """How strongly the network answers to noise under random weights: `log E|f(x) - f(x + 0.01 e)| + sum_k log sigma_k`.
+
+    Weights, `x` and `e` are drawn from a unit Gaussian by a fixed seed, and masks and missing channels stay; `sigma_k²` is the
+    mean variance that batch norm k divides by. Trained values are not read, only the images' shapes. Two forward passes under
+    batch statistics; no labels. `-inf` where no signal gets through.
+
+    Source: Lin et al. 2021 (arXiv:2102.01063), algorithm 1. Differs: `f` is the network's output, not the features before
+    pooling, and residual connections stay, since a network of any code has no place where the one ends and no switch for the
+    other.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = {}
+    for name, tensor in candidate.dense.items():
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator) if tensor.dim() > 1 else _neutral(name, tensor)
+            drawn[name] = restricted(candidate, name, noise.to(tensor))
+    x, step = (tuple(torch.randn(i.shape, generator=generator).to(i) for i in batch.inputs) for _ in range(2))
+    with torch.no_grad(), candidate.skeleton.batch_statistics():
+        tensors = {n: t for n, t in candidate.tensors.items() if n not in candidate.skeleton.statistics}
+        with _Deviations() as norms:
+            before = output_of(candidate.run({**tensors, **drawn}, *x))
+        moved = (a + STEP * b for a, b in zip(x, step, strict=True))
+        change = float((before - output_of(candidate.run({**tensors, **drawn}, *moved))).abs().double().mean())
+    if not change > 0 or not math.isfinite(change) or min(norms.deviations, default=1) <= 0:
+        return float("-inf")
+    return math.log(change) + sum(map(math.log, norms.deviations))
+
+
+def _neutral(name: str, tensor: Tensor) -> Tensor:
+    """Scales of one, shifts of zero."""
+    return torch.zeros(tensor.shape) if name.endswith("bias") else torch.ones(tensor.shape)
+
+
+class _Deviations(TorchDispatchMode):
+    """Keeps the square root of the mean variance that each batch norm divides by."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.deviations: list[float] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in NORMS:
+            x = args[0]
+            variances = x.transpose(0, 1).flatten(1).double().var(dim=1, correction=0)
+            self.deviations.append(math.sqrt(float(variances.mean())))
+        return func(*args, **(kwargs or {}))
