@@ -63,6 +63,9 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     """What is trained, on what and how."""
+    command = click.option("--precision", help="Of the training: 32-true, bf16-mixed or 16-mixed; has a sensible default.")(
+        command
+    )
     command = click.option("--batch-size", type=int, help="Of the training; has a sensible default.")(command)
     command = click.option("--learning-rate", type=float, help="Of the training; has a sensible default.")(command)
     return _data_options(command)
@@ -384,7 +387,7 @@ def _recipe(options: dict[str, Any], epochs: float | None, images: int | None, *
     if epochs == 0 or images == 0:
         return None
     given: dict[str, Any] = {"epochs": epochs, "images": images, "distill": options.get("distill")}
-    given |= {name: options[name] for name in ("learning_rate", "batch_size")}
+    given |= {name: options[name] for name in ("learning_rate", "batch_size", "precision")}
     return Recipe(**{name: value for name, value in given.items() if value is not None}, **more)
 
 

@@ -102,6 +102,22 @@ def test_training_learns_and_returns_an_ordinary_network_in_eval_mode(dataset):
     copy.deepcopy(trained)
 
 
+def test_mixed_precision_trains_in_half_and_leaves_whole_weights(dataset):
+    seen = set()
+
+    class Watched(Network):
+        def forward(self, x):
+            out = super().forward(x)
+            seen.add(out.dtype)
+            return out
+
+    recipe = Recipe(epochs=10, batch_size=8, learning_rate=0.1, precision="bf16-mixed")
+    trained = train(Watched(), dataset, recipe, seed=0)
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert accuracy(trained, dataset) > 0.9
+
+
 def test_network_teacher_and_data_are_left_bit_for_bit(dataset):
     network, teacher = make(), make()
     network.norm.eval()
@@ -339,6 +355,7 @@ def test_accuracy_counts_over_batches_in_eval_mode():
         ({"weight_decay": -0.1}, "weight decay"),
         ({"warmup": 1.5}, "warm-up"),
         ({"distill": 2}, "distillation weight"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be 32-true, bf16-mixed or 16-mixed"),
     ],
 )
 def test_recipes_that_make_no_sense(change, sentence):

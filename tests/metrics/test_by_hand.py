@@ -1,0 +1,232 @@
+import networks
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from freeprune.common import Batch, Candidate, Skeleton
+from freeprune.metrics import METRICS, MetricError, reference
+from freeprune.metrics.freeprune import freeprune
+from freeprune.metrics.synflow import synflow
+
+# y = W2 relu(W1 x) with W1 = (1 0; 1 2) and W2 = (1 0; 1 -1), the images (1, 0) and (0, 1), the labels 0 and 1.
+# Dense: W1 x = (1, 1) and (0, 2), y = (1, 0) and (0, -2). Pruned, without W1[1, 0]: (1, 0) and (0, 2), y = (1, 1) and (0, -2).
+# Gradients of the mean loss by y, dense: (-a, a) and (b, -b) with
+A = 0.5 / (1 + np.e)  # half of the probability of class 1 in the first image,
+B = 0.5 / (1 + np.exp(-2))  # half of the probability of class 0 in the second;
+# pruned: (-1/4, 1/4) and (b, -b).
+# By W1, dense: (0 0; -a b), pruned: (0 0; 0 b). By W2, dense: (-a 2b-a; a a-2b), pruned: (-1/4 2b; 1/4 -2b).
+BATCH = Batch((torch.eye(2),), torch.tensor([0, 1]))
+
+
+def two_layers():
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+        network[2].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, -1.0]]))
+    return network
+
+
+EXPECTED = {
+    "params": 2 + 3,
+    "macs": 2 + 3,
+    "logdensity": np.log(2 / 4) + np.log(3 / 4),
+    "uniformity": -1 / 8,
+    "magnitude": np.log(np.sqrt(5 / 6)),
+    # |g w|, dense: a, 2b by W1 and a, a, 2b - a by W2; the first goes.
+    "taylor": np.log((A + 4 * B) / (2 * A + 4 * B)),
+    # |g w|, pruned: 2b by W1 and 1/4, 1/4, 2b by W2.
+    "snip": 0.5 + 4 * B,
+    "gradnorm": B + np.sqrt(2 / 16 + 4 * B**2),
+    # The kept entries: two of W1, three of W2.
+    "gradalign": np.corrcoef([0, B, -0.25, 0.25, -2 * B], [0, B, -A, A, A - 2 * B])[0, 1],
+    # Outputs and their gradients, each image by its own loss. Second layer: (1, 1) and (-1/2, 1/2), (0, -2) and (2b, -2b);
+    # first layer: (1, 0) and (0, 0), (0, 2) and (0, 2b).
+    "fisher": (1 / 4 + 1 / 4 + 16 * B**2 + 16 * B**2) / 4,
+    # Active units: (1, 0) and (0, 1), so K = (2 0; 0 2).
+    "naswot": np.log(4),
+    # First layer: outputs (1, 1) and (0, 2) lose the square of 1 of 6; the second loses nothing.
+    "reconstruction": -1 / 12,
+    # The first image is a tie that goes to class 0, which is right; the second is wrong.
+    "adaptivebn": 0.5,
+}
+
+
+@pytest.mark.parametrize("metric", sorted(EXPECTED))
+def test_by_hand(metric):
+    network = two_layers()
+    pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
+    assert METRICS[metric](pruned, reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5)
+
+
+def two_outputs(weights):
+    network = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor(weights).reshape(2, 1))
+    return network
+
+
+def scored(metric, network, batch):
+    return METRICS[metric](Candidate(Skeleton(network), {}), reference(network, batch), batch)
+
+
+def test_grasp_by_hand():
+    # Logits 1 + ln 3 and 1 of the image 1: p = (3/4, 1/4), g = (-1/4, 1/4), H = 3/16 (1 -1; -1 1), H g = 3/32 (-1, 1).
+    batch = Batch((torch.ones(2, 1),), torch.tensor([0, 0]))
+    assert scored("grasp", two_outputs([1 + np.log(3), 1.0]), batch) == pytest.approx(3 / 32 * np.log(3), rel=1e-5)
+
+
+def test_zico_by_hand():
+    # Equal logits: g = (-x / 2, x / 2). Four parts with x = 1, 1, 3, 3: sizes 1/2, 1/2, 3/2, 3/2, mean 1, deviation 1/2.
+    images = torch.tensor([1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0])[:, None]
+    batch = Batch((images,), torch.zeros(8, dtype=torch.long))
+    assert scored("zico", two_outputs([1.0, 1.0]), batch) == pytest.approx(np.log(2 + 2))
+
+
+def test_zico_needs_eight_images():
+    batch = Batch((torch.ones(7, 1),), torch.zeros(7, dtype=torch.long))
+    with pytest.raises(MetricError, match="7 images are too few; give 8 or more"):
+        scored("zico", two_outputs([1.0, 1.0]), batch)
+
+
+def test_jacobcov_by_hand():
+    # A linear network answers alike to both images: all correlations are 1, the eigenvalues 2 and 0.
+    expected = -(np.log(2 + 1e-5) + 1 / (2 + 1e-5) + np.log(1e-5) + 1e5)
+    assert scored("jacobcov", nn.Linear(2, 1), BATCH) == pytest.approx(expected, rel=1e-4)
+    # Rectified, the images are answered by (1, -1) and (-1, 1): the correlation is -1, the eigenvalues again 2 and 0.
+    # With (1, -1, 0) and (1, 1, -2) it is 0, and both eigenvalues are 1.
+    network = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]))
+        network[2].weight.fill_(1.0)
+    batch = Batch((torch.tensor([[1.0, -2.0, 0.0], [0.0, 1.0, 0.0]]),))  # each makes one unit active
+    expected = -2 * (np.log(1 + 1e-5) + 1 / (1 + 1e-5))
+    assert scored("jacobcov", network, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zen_by_hand():
+    # One weight w: |f(x) - f(x + e / 100)| = |w e| / 100, with w, x and e drawn in this order.
+    generator = torch.Generator().manual_seed(0)
+    w, _, e = (torch.randn(shape, generator=generator) for shape in ((1, 1), (4, 1), (4, 1)))
+    expected = np.log(float((w * e).abs().mean()) / 100)
+    assert scored("zen", nn.Linear(1, 1, bias=False), Batch((torch.zeros(4, 1),))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zen_adds_the_deviations_of_batch_norm():
+    # A norm divides the change by the deviation, which the sum of logs gives back: the value without norm, but for what eps
+    # and the other deviation of the moved images change.
+    batch = Batch((torch.zeros(64, 1),))
+    plain, normed = nn.Linear(1, 1, bias=False), nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    assert scored("zen", normed, batch) == pytest.approx(scored("zen", plain, batch), abs=0.05)
+
+
+def test_logitkl_reads_the_stored_statistics():
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    doubled = Candidate(Skeleton(network), {"0.weight": 2 * network[0].weight.detach()})
+    dense = reference(network, BATCH)
+    assert freeprune(doubled, dense, BATCH) == pytest.approx(0, abs=1e-4)
+    assert METRICS["logitkl"](doubled, dense, BATCH) < -1e-4
+    # Without batch norm the two are the same.
+    network = two_layers()
+    pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
+    dense = reference(network, BATCH)
+    assert METRICS["logitkl"](pruned, dense, BATCH) == freeprune(pruned, dense, BATCH) < 0
+
+
+def test_weights_that_cannot_be_matched_are_named():
+    network = two_layers()
+    dense = reference(network, BATCH)
+    smaller = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False))
+    foreign = Candidate(Skeleton(smaller), {}, original=dense.dense.skeleton.tensors)
+    with pytest.raises(MetricError, match=r"'0.weight' has shape \(1, 2\) in the pruned network, and which of"):
+        METRICS["taylor"](foreign, dense, BATCH)
+    assert METRICS["logdensity"](foreign, dense, BATCH) == pytest.approx(2 * np.log(1 / 2))
+    renamed = Candidate(Skeleton(nn.Sequential(nn.Identity(), smaller)), {}, original=dense.dense.skeleton.tensors)
+    with pytest.raises(MetricError, match=r"'1.0.weight' has no counterpart in the dense one"):
+        METRICS["magnitude"](renamed, dense, BATCH)
+
+
+def linear(weight):
+    network = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor(weight))
+    return network
+
+
+def test_freeprune_by_hand():
+    # One image (4 ln 3, 0) twice; dense logits (4 ln 3, 0), softened to (3/4, 1/4); pruned logits 0, so (1/2, 1/2).
+    batch = Batch((torch.tensor([[4 * np.log(3), 0.0]] * 2, dtype=torch.float32),))
+    network = linear([[1.0, 0.0], [0.0, 1.0]])
+    dense = reference(network, batch)
+    pruned = Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)})
+    expected = -(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
+    assert freeprune(pruned, dense, batch) == pytest.approx(expected, rel=1e-5)
+    assert freeprune(Candidate(Skeleton(network), {}), dense, batch) == 0
+
+
+def test_freeprune_of_single_outputs_is_relative_to_their_variance():
+    network = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    batch = Batch((torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),))
+    half = Candidate(Skeleton(network), {"weight": torch.ones(1, 1)})
+    # squared error 1, variance of +-2 with n - 1: 16 / 3
+    assert freeprune(half, reference(network, batch), batch) == pytest.approx(-3 / 16)
+
+
+def test_freeprune_normalises_by_the_batch():
+    """Scaling a layer before a batch norm changes nothing, whatever the stored statistics are."""
+    network, batch = networks.build("resnet_a"), Batch((networks.images(16),))
+    dense = reference(network, batch)
+    scaled = Candidate(Skeleton(network), {"0.weight": network[0].weight.detach() * 3})
+    assert freeprune(scaled, dense, batch) == pytest.approx(0, abs=1e-5)
+
+
+def test_freeprune_refuses_numbers_that_are_not_finite():
+    network, batch = networks.build("resnet_a"), Batch((networks.images(16),))
+    dense = reference(network, batch)
+    broken = Candidate(Skeleton(network), {"0.weight": network[0].weight.detach() * float("nan")})
+    assert freeprune(broken, dense, batch) == float("-inf")
+    with torch.no_grad():
+        network[0].weight.fill_(float("inf"))
+    with pytest.raises(MetricError, match="not finite"):
+        reference(network, batch)
+
+
+def test_synflow_by_hand():
+    # weights (2, -1; 0, 3), then a norm with scale -2, shift 5, mean 7, variance 3 (eps 1): factor 1; then ReLU, (1, -1)
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, eps=1.0), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[2.0, -1.0], [0.0, 3.0]]))
+        network[1].weight.fill_(-2.0)
+        network[1].bias.fill_(5.0)
+        network[1].running_mean.fill_(7.0)
+        network[1].running_var.fill_(3.0)
+        network[3].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    batch = Batch((torch.randn(4, 2),))
+    score = synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)
+    assert score == pytest.approx(np.log(3 + 3))
+
+
+def test_synflow_of_a_cut_network_is_minus_infinity():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    batch = Batch((torch.randn(4, 2),))
+    cut = Candidate(Skeleton(network), {"1.weight": torch.zeros(1, 2)})
+    assert synflow(cut, reference(network, batch), batch) == float("-inf")
+
+
+def test_synflow_needs_weights():
+    network = nn.BatchNorm1d(2)
+    batch = Batch((torch.randn(4, 2),))
+    with pytest.raises(MetricError, match="needs weights of two or more dimensions"):
+        synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)
+
+
+def test_synflow_refuses_an_overflow():
+    network = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(12)))
+    with torch.no_grad():
+        for layer in network:
+            layer.weight.fill_(1e30)
+    batch = Batch((torch.zeros(4, 1),))
+    with pytest.raises(MetricError, match="too large"):
+        synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)

@@ -1,0 +1,117 @@
+import copy
+
+import networks
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from freeprune.backends import BACKENDS, importance
+from freeprune.common import Batch, Candidate, Skeleton
+from freeprune.metrics import METRICS, MetricError, reference
+
+CASES = [(metric, granularity) for metric in sorted(METRICS) for granularity in sorted(BACKENDS)]
+
+
+def setting(granularity, name="resnet_a"):
+    network = networks.build(name)
+    batch = Batch((networks.images(16),), torch.arange(16) % 5)
+    finer = {"nm": "4"} if granularity == "nm" else {}  # 2:4 knows but two levels
+    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network), **finer)
+    return network, batch, backend
+
+
+def kept(backend, fraction):
+    return np.array([max(g.minimum, round(g.units * fraction)) for g in backend.groups])
+
+
+@pytest.mark.parametrize(("metric", "granularity"), CASES)
+def test_a_metric_is_deterministic_and_changes_nothing(metric, granularity):
+    network, batch, backend = setting(granularity)
+    score, dense = METRICS[metric], reference(network, batch)
+    candidate = backend.candidate(kept(backend, 0.5))
+    skeleton = candidate.skeleton.network
+    before = copy.deepcopy(skeleton.state_dict())
+    tensors = {name: t.clone() for name, t in candidate.tensors.items()}
+    sizes = [getattr(module, name) for module, name, _ in candidate.attributes]
+    first = score(candidate, dense, batch)
+    assert isinstance(first, float)
+    assert np.isfinite(first)
+    assert score(candidate, dense, batch) == first
+    assert all(torch.equal(before[key], value) for key, value in skeleton.state_dict().items())
+    assert all(torch.equal(tensors[name], t) for name, t in candidate.tensors.items())
+    assert [getattr(module, name) for module, name, _ in candidate.attributes] == sizes
+    assert not skeleton.training
+
+
+# The others need not fall on random weights: what they measure is no loss.
+FALLING = ["freeprune", "logitkl", "reconstruction", "taylor", "synflow", "magnitude", "logdensity", "params", "macs"]
+
+
+@pytest.mark.parametrize("granularity", sorted(BACKENDS))
+@pytest.mark.parametrize("metric", FALLING)
+def test_higher_is_better(metric, granularity):
+    network, batch, backend = setting(granularity)
+    dense = reference(network, batch)
+    scores = [METRICS[metric](backend.candidate(kept(backend, part)), dense, batch) for part in (1.0, 0.7, 0.1)]
+    assert scores[0] > scores[1] > scores[2]
+
+
+@pytest.mark.parametrize(("metric", "granularity"), CASES)
+def test_a_collapsed_network_gets_a_score_or_a_sentence(metric, granularity):
+    network, batch, backend = setting(granularity)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network))
+    try:
+        score = METRICS[metric](backend.candidate(kept(backend, 0.5)), reference(network, batch), batch)
+    except MetricError:
+        return
+    assert not np.isnan(score)
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_a_metric_that_reads_labels_says_so(metric):
+    network, batch, backend = setting("weight")
+    unlabelled = Batch(batch.inputs)
+    candidate, dense = backend.candidate(kept(backend, 0.5)), reference(network, unlabelled)
+    if getattr(METRICS[metric], "needs_labels", False):
+        with pytest.raises(MetricError, match="reads labels, and the calibration data has none"):
+            METRICS[metric](candidate, dense, unlabelled)
+    else:
+        METRICS[metric](candidate, dense, unlabelled)
+
+
+COUNTING = ["params", "macs", "magnitude", "logdensity", "taylor", "snip", "gradnorm", "gradalign", "fisher", "reconstruction"]
+
+
+@pytest.mark.parametrize("metric", [*COUNTING, "freeprune", "adaptivebn"])
+def test_missing_channels_count_as_zeros_do(metric):
+    network, batch, backend = setting("channel")
+    amounts = kept(backend, 0.5)
+    dense = reference(network, batch)
+    sliced = backend.candidate(amounts)
+    expected = METRICS[metric](sliced, dense, batch)
+    zeroed = {name: network.state_dict()[name].clone() for name in sliced.kept if name not in sliced.skeleton.statistics}
+    for name, tensor in zeroed.items():
+        for dim, ids in sliced.kept[name].items():
+            gone = np.setdiff1d(np.arange(tensor.shape[dim]), ids)
+            tensor.index_fill_(dim, torch.from_numpy(gone), 0.0)
+    in_place = Candidate(Skeleton(network), zeroed)
+    assert METRICS[metric](in_place, dense, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_image_is_too_few():
+    network = networks.build("resnet_a")
+    with pytest.raises(MetricError, match="--calibration-images"):
+        reference(network, Batch((networks.images(1),)))
+
+
+def test_outputs_must_be_one_tensor():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(MetricError, match="gives tuple where the metric expects one tensor"):
+        reference(Two(), Batch((networks.images(2),)))
