@@ -31,7 +31,7 @@ PLAIN = ("networks.py:plain", "weights/plain.safetensors")
 
 def cell(network: tuple[str, str], granularity: str, target: str, images: int = IMAGES, **options: Any) -> dict[str, Any]:
     model, weights = network
-    asked = {"granularity": granularity, "target": [target], "finetune": Recipe(images=images)}
+    asked = {"granularity": granularity, "target": [target], "finetune": Recipe(images=images, precision="bf16-mixed")}
     return {"model": model, "weights": weights, **asked, **options}
 
 

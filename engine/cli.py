@@ -166,9 +166,10 @@ def prune(model: str, **options: Any) -> None:
 def correlate(model: str, **options: Any) -> None:
     """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
 
-    Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used.
+    Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used. The
+    heat map shows the studies in the folders beside --out as well: one for each granularity, say.
     """
-    from . import correlation, display, plots
+    from . import correlation, display, folder, plots
 
     _set_threads(options["threads"])
     data = _load_data(options)
@@ -186,6 +187,7 @@ def correlate(model: str, **options: Any) -> None:
         display.print_study(study, options["out"])
     try:
         plots.save_scatter(study, options["out"])
+        plots.save_heat_map(folder.studies_beside(options["out"]), options["out"])
     except FreePruneError as error:
         click.echo(f"note: {error}", err=True)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def correlate(
         repeat: every so-manieth candidate is repeated.
         finetune: the same recipe for all of them, or your own function.
         metrics: names; default: all there are.
-        workers: processes for fine-tuning, one thread each.
+        workers: processes for fine-tuning and scoring, one thread each.
         rescore: compute the scores of a study in `out` again, without fine-tuning again.
 
     Returns:
@@ -116,7 +116,7 @@ def correlate(
         (folder / files.SCORES).unlink(missing_ok=True)
     kept = draw_candidates(job.space, candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), workers, progress)
-    scores = _scored(job, kept, table, Records(folder / files.SCORES, "freeprune_scores"), progress)
+    scores = _scored(job, kept, table, Records(folder / files.SCORES, "freeprune_scores"), workers, progress)
     _, validation = split(job.data, seed)
     dense = accuracy(job.network, validation, collate=job.data.collate)
     study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
@@ -198,47 +198,56 @@ def _finetuned(
     return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """One candidate by one metric; `-inf` where there is no score, and why."""
+
+    score: float
+    ms: float
+    error: str | None = None
+
+
 def _scored(
-    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, progress: Progress
-) -> dict[str, list[tuple[float, float]]]:
-    """By metric the score and the milliseconds of every candidate; a score that cannot be had is `-inf`."""
-    known: dict[tuple[str, int], tuple[float, float]] = {}
+    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, workers: int, progress: Progress
+) -> dict[str, list[_Scored]]:
+    """By metric the scores of all candidates; what is on disk is not computed again."""
+    known: dict[tuple[str, int], _Scored] = {}
     for number, entry in enumerate(records.entries, start=1):
         try:
             score = -math.inf if entry["score"] is None else float(entry["score"])
-            known[entry["metric"], int(entry["candidate"])] = (score, float(entry["ms"]))
+            known[entry["metric"], int(entry["candidate"])] = _Scored(score, float(entry["ms"]), entry.get("error"))
         except (KeyError, TypeError, ValueError):
             raise records.damaged(number) from None
-    images = job.batch.to(job.dense.output.device)
-    total = len(table) * len(kept)
-    for number, (i, name) in enumerate(_missing(len(kept), table, known), start=total - _count(len(kept), table, known) + 1):
-        start = time.perf_counter()
-        try:
-            score = table[name](job.backend.candidate(kept[i]), job.dense, images)
-        except MetricError:
-            score = math.nan
-        ms = 1000 * (time.perf_counter() - start)
-        score = -math.inf if math.isnan(score) else score
-        known[name, i] = (score, ms)
-        records.add({"metric": name, "candidate": i, "score": score if math.isfinite(score) else None, "ms": round(ms, 2)})
-        progress("score", number, total, name)
+    missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
+    left = [i for i, names in missing.items() if names]
+
+    def run(i: int) -> list[tuple[str, _Scored]]:
+        return [(name, _score(table[name], job, kept[i])) for name in missing[i]]
+
+    progress("score", len(kept) - len(left), len(kept), "")
+    for number, (i, row) in enumerate(each(run, left, workers), start=len(kept) - len(left) + 1):
+        for name, found in row:
+            known[name, i] = found
+            entry = {"metric": name, "candidate": i, "score": _plain(found.score), "ms": round(found.ms, 2)}
+            records.add(entry if found.error is None else {**entry, "error": found.error})
+        progress("score", number, len(kept), "")
     return {name: [known[name, i] for i in range(len(kept))] for name in table}
 
 
-def _missing(count: int, table: Mapping[str, Metric], known: Mapping[tuple[str, int], Any]) -> Iterator[tuple[int, str]]:
-    return ((i, name) for i in range(count) for name in table if (name, i) not in known)
+def _score(metric: Metric, job: Job, kept: NDArray[np.int64]) -> _Scored:
+    start = time.perf_counter()
+    error = None
+    try:
+        score = metric(job.backend.candidate(kept), job.dense, job.scored)
+    except MetricError as reason:
+        score, error = math.nan, str(reason)
+    return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)
 
 
-def _count(count: int, table: Mapping[str, Metric], known: Mapping[tuple[str, int], Any]) -> int:
-    return sum(1 for _ in _missing(count, table, known))
-
-
-def _report(
-    job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, list[tuple[float, float]]], seed: int
-) -> dict[str, Any]:
+def _report(job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Any]:
     """Everything but the configuration, as plain data."""
     means = np.array([np.mean(run) for run in runs])
-    values = {name: np.array([score for score, _ in found]) for name, found in scores.items()}
+    values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
     control = values[CONTROL]
     statistics = judged(values, means, control, seed)
     costs = job.backend.costs(kept)
@@ -256,8 +265,9 @@ def _report(
         "noise": {name: _plain(value) for name, value in asdict(noise(runs)).items()},
         "metrics": {
             name: {
-                "ms": float(np.median([ms for _, ms in scores[name]])),
+                "ms": float(np.median([one.ms for one in scores[name]])),
                 "constant": found is None,
+                "error": next((one.error for one in scores[name] if one.error is not None), None),
                 **{kind: {k: _plain(v) for k, v in asdict(e).items()} for kind, e in (found or {}).items()},
             }
             for name, found in statistics.items()

@@ -109,6 +109,9 @@ def print_study(study: Mapping[str, Any], folder: Path) -> None:
             table.add_row(name, *cells, f"{found['ms']:.0f}")
     console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
     console.print(table)
+    for name, found in study["metrics"].items():
+        if found["error"] is not None:
+            console.print(f"{name} could not score every candidate: {found['error']}")
     lowest, highest = (f([float(np.mean(c["accuracies"])) for c in study["candidates"]]) for f in (min, max))
     console.print(f"fine-tuned accuracies {lowest:.2%} to {highest:.2%}, dense {study['dense_accuracy']:.2%}")
     if noise["ceiling"] is not None:

@@ -90,6 +90,19 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
 
 
+def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished studies in a folder and in those next to it, by the folder's name; what is no study is passed over."""
+    found = {}
+    for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict) and {"metrics", "noise", "candidates"} <= document.keys():
+            found[path.parent.name] = document
+    return found
+
+
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's tensors as safetensors; shared ones once."""
     temporary = path.with_name(f".{path.name}.part")

@@ -23,6 +23,7 @@ from ..metrics import METRICS, Metric, Reference, reference
 from ..search import STRATEGIES, Space
 from .calibration import draw
 from .data import Data, load_data, split
+from .memory import fastest
 from .models import load_model, load_weights
 from .selection import fewest_units
 from .targets import Target, resolve
@@ -61,12 +62,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything checked and at hand; nothing written yet."""
+    """Everything checked and at hand; nothing written yet.
+
+    `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates run on it.
+    """
 
     network: nn.Module
     data: Data
     train: Any
     batch: Batch
+    scored: Batch
     settings: Settings
     finetune: Recipe | Finetune | None
     backend: Backend
@@ -107,7 +112,8 @@ def prepare(
             options[name] = value
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored, images = copy.deepcopy(network).to(device), batch.to(device)
+    scored = copy.deepcopy(network).to(device)
+    images = fastest(scored, batch.to(device))
     order = importance(settings.criterion, scored, images, settings.seed)
     backend: Backend = backend_class(scored, images.inputs, order, **options)
     seconds = time.perf_counter() - start
@@ -129,8 +135,8 @@ def prepare(
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
     }
     return Job(
-        network, data, training, batch, settings, finetune, backend, Space(units, minimum, backend.costs, limits), metric,
-        output, config, seconds,
+        network, data, training, batch, images, settings, finetune, backend,
+        Space(units, minimum, backend.costs, limits), metric, output, config, seconds,
     )  # fmt: skip
 
 

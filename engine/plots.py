@@ -22,6 +22,7 @@ def _pyplot() -> Any:
         raise FreePruneError(MISSING) from None
     matplotlib.use("Agg")  # no display needed
     matplotlib.rcParams["svg.hashsalt"] = "freeprune"  # the same study gives the same bytes
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: to be searched, and smaller
     import matplotlib.pyplot as plt
 
     return plt

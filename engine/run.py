@@ -151,11 +151,10 @@ def prune(
 
 
 def _search(job: Job, folder: Path, progress: Progress) -> Found:
-    images = job.batch.to(job.dense.output.device)
     strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
 
     def score(kept: NDArray[np.int64]) -> float:
-        return job.metric(job.backend.candidate(kept), job.dense, images)
+        return job.metric(job.backend.candidate(kept), job.dense, job.scored)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")

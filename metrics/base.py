@@ -73,9 +73,12 @@ def reference(network: nn.Module, batch: Batch) -> Reference:
     """The dense network, run on the calibration batch once to see that it can be. The network is left as it is.
 
     Raises:
-        MetricError: the batch is too small, or the network gives something else than finite numbers in one tensor.
+        MetricError: the batch is too small or always the same image, or the network gives something else than finite numbers in
+            one tensor.
     """
     dense = Reference(network, batch)
+    if batch.inputs[0].shape[0] > 1 and all(bool((x == x[:1]).all()) for x in batch.inputs):
+        raise MetricError("all calibration images are the same, so no score can tell networks apart; give images that differ")
     if not torch.isfinite(dense.output).all():
         raise MetricError("the dense network gives numbers that are not finite on the calibration images; check its weights")
     return dense

@@ -9,6 +9,9 @@ from freeprune import FreePruneError, Recipe, correlate
 from freeprune.engine import correlation
 from freeprune.engine.cli import main
 from freeprune.engine.correlation import draw_candidates
+from freeprune.engine.folder import studies_beside
+from freeprune.engine.plots import save_heat_map
+from freeprune.metrics import MetricError
 from freeprune.search import Space
 
 UNITS = np.array([10, 20, 30, 40])
@@ -111,6 +114,33 @@ def test_a_score_that_cannot_be_had_ranks_last(tmp_path, monkeypatch):
     assert [c["scores"]["odd"] for c in found["candidates"]] == [None, 2, 3, 4]
 
 
+def test_a_metric_that_cannot_be_had_is_reported_with_the_reason(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise MetricError("it needs a rectifier")
+
+    monkeypatch.setitem(correlation.METRICS, "odd", refuse)
+    judged = study(tmp_path, metrics=["odd"])["metrics"]["odd"]
+    assert judged["constant"]
+    assert judged["error"] == "it needs a rectifier"
+    assert study(tmp_path, metrics=["odd"], resume=True)["metrics"]["odd"]["error"] == "it needs a rectifier"
+
+
+def test_the_heat_map_shows_the_studies_side_by_side(finished, tmp_path):
+    for name in ("weight", "channel"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_bytes((finished[0] / "study.json").read_bytes())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "study.json").write_text("{")
+    studies = studies_beside(tmp_path / "weight")
+    assert list(studies) == ["channel", "weight"]
+    paths = save_heat_map(studies, tmp_path)
+    assert [path.name for path in paths] == ["heatmap.png", "heatmap.svg"]
+    drawn = paths[1].read_text()
+    assert all(f">{text}<" in drawn for text in ("channel", "weight", "noise ceiling", *METRICS))
+    before = paths[1].read_bytes()
+    assert save_heat_map(studies, tmp_path)[1].read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -142,3 +172,4 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
     assert "channel pruning at macs=40%, 3 candidates" in result.stdout
     assert (out / "scatter.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "scatter.svg").read_text().startswith("<?xml")
+    assert ">out<" in (out / "heatmap.svg").read_text()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from freeprune.common import Batch, Candidate, Skeleton
-from freeprune.metrics import METRICS, MetricError, reference
+from freeprune.metrics import METRICS, MetricError, Reference, reference
 from freeprune.metrics.freeprune import freeprune
 from freeprune.metrics.synflow import synflow
 
@@ -56,7 +56,7 @@ EXPECTED = {
 def test_by_hand(metric):
     network = two_layers()
     pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
-    assert METRICS[metric](pruned, reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5)
+    assert METRICS[metric](pruned, Reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5)
 
 
 def two_outputs(weights):
@@ -67,7 +67,7 @@ def two_outputs(weights):
 
 
 def scored(metric, network, batch):
-    return METRICS[metric](Candidate(Skeleton(network), {}), reference(network, batch), batch)
+    return METRICS[metric](Candidate(Skeleton(network), {}), Reference(network, batch), batch)
 
 
 def test_grasp_by_hand():
@@ -123,19 +123,19 @@ def test_zen_adds_the_deviations_of_batch_norm():
 def test_logitkl_reads_the_stored_statistics():
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
     doubled = Candidate(Skeleton(network), {"0.weight": 2 * network[0].weight.detach()})
-    dense = reference(network, BATCH)
+    dense = Reference(network, BATCH)
     assert freeprune(doubled, dense, BATCH) == pytest.approx(0, abs=1e-4)
     assert METRICS["logitkl"](doubled, dense, BATCH) < -1e-4
     # Without batch norm the two are the same.
     network = two_layers()
     pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
-    dense = reference(network, BATCH)
+    dense = Reference(network, BATCH)
     assert METRICS["logitkl"](pruned, dense, BATCH) == freeprune(pruned, dense, BATCH) < 0
 
 
 def test_weights_that_cannot_be_matched_are_named():
     network = two_layers()
-    dense = reference(network, BATCH)
+    dense = Reference(network, BATCH)
     smaller = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False))
     foreign = Candidate(Skeleton(smaller), {}, original=dense.dense.skeleton.tensors)
     with pytest.raises(MetricError, match=r"'0.weight' has shape \(1, 2\) in the pruned network, and which of"):
@@ -157,7 +157,7 @@ def test_freeprune_by_hand():
     # One image (4 ln 3, 0) twice; dense logits (4 ln 3, 0), softened to (3/4, 1/4); pruned logits 0, so (1/2, 1/2).
     batch = Batch((torch.tensor([[4 * np.log(3), 0.0]] * 2, dtype=torch.float32),))
     network = linear([[1.0, 0.0], [0.0, 1.0]])
-    dense = reference(network, batch)
+    dense = Reference(network, batch)
     pruned = Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)})
     expected = -(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
     assert freeprune(pruned, dense, batch) == pytest.approx(expected, rel=1e-5)
@@ -171,13 +171,13 @@ def test_freeprune_of_single_outputs_is_relative_to_their_variance():
     batch = Batch((torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),))
     half = Candidate(Skeleton(network), {"weight": torch.ones(1, 1)})
     # squared error 1, variance of +-2 with n - 1: 16 / 3
-    assert freeprune(half, reference(network, batch), batch) == pytest.approx(-3 / 16)
+    assert freeprune(half, Reference(network, batch), batch) == pytest.approx(-3 / 16)
 
 
 def test_freeprune_normalises_by_the_batch():
     """Scaling a layer before a batch norm changes nothing, whatever the stored statistics are."""
     network, batch = networks.build("resnet_a"), Batch((networks.images(16),))
-    dense = reference(network, batch)
+    dense = Reference(network, batch)
     scaled = Candidate(Skeleton(network), {"0.weight": network[0].weight.detach() * 3})
     assert freeprune(scaled, dense, batch) == pytest.approx(0, abs=1e-5)
 
@@ -204,7 +204,7 @@ def test_synflow_by_hand():
         network[1].running_var.fill_(3.0)
         network[3].weight.copy_(torch.tensor([[1.0, -1.0]]))
     batch = Batch((torch.randn(4, 2),))
-    score = synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)
+    score = synflow(Candidate(Skeleton(network), {}), Reference(network, batch), batch)
     assert score == pytest.approx(np.log(3 + 3))
 
 
@@ -212,14 +212,14 @@ def test_synflow_of_a_cut_network_is_minus_infinity():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     batch = Batch((torch.randn(4, 2),))
     cut = Candidate(Skeleton(network), {"1.weight": torch.zeros(1, 2)})
-    assert synflow(cut, reference(network, batch), batch) == float("-inf")
+    assert synflow(cut, Reference(network, batch), batch) == float("-inf")
 
 
 def test_synflow_needs_weights():
     network = nn.BatchNorm1d(2)
     batch = Batch((torch.randn(4, 2),))
     with pytest.raises(MetricError, match="needs weights of two or more dimensions"):
-        synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)
+        synflow(Candidate(Skeleton(network), {}), Reference(network, batch), batch)
 
 
 def test_synflow_refuses_an_overflow():
@@ -229,4 +229,4 @@ def test_synflow_refuses_an_overflow():
             layer.weight.fill_(1e30)
     batch = Batch((torch.zeros(4, 1),))
     with pytest.raises(MetricError, match="too large"):
-        synflow(Candidate(Skeleton(network), {}), reference(network, batch), batch)
+        synflow(Candidate(Skeleton(network), {}), Reference(network, batch), batch)

@@ -108,6 +108,12 @@ def test_one_image_is_too_few():
         reference(network, Batch((networks.images(1),)))
 
 
+def test_images_that_are_all_the_same_are_refused():
+    network = networks.build("resnet_a")
+    with pytest.raises(MetricError, match="all calibration images are the same"):
+        reference(network, Batch((networks.images(1).expand(8, -1, -1, -1),)))
+
+
 def test_outputs_must_be_one_tensor():
     class Two(nn.Module):
         def forward(self, x):

@@ -1,0 +1,222 @@
+"""Which form of the score ranks best: ablations of the FreePrune score over the studies' fine-tuned candidates.
+
+    python benchmarks/score_form.py --data DIR [--only CELL ...] [--images]
+
+Nothing is fine-tuned: the candidates and their accuracies are those of `benchmarks/studies/*/study.json`. Each cell's scores go
+to `score_form.json` beside it (`image_counts.json` with `--images`); what is there of as many candidates is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from studies import CELLS, FOLDER
+from torch import Tensor, nn
+
+from freeprune.common import Batch, Candidate, write_atomically
+from freeprune.engine.calibration import draw
+from freeprune.engine.data import load_data, split
+from freeprune.engine.job import Job, Settings, prepare
+from freeprune.engine.targets import parse_targets
+from freeprune.metrics.base import Reference
+from freeprune.metrics.freeprune import freeprune
+from freeprune.metrics.statistics import spearman
+
+IMAGES = 256
+MORE = 1024  # further images that statistics are taken on, where they are not the calibration batch's own
+COUNTS = (16, 32, 64, 128, 256, 512, 1024)
+DRAWS = 3  # of the calibration images, in the curve over their number
+
+# By network, the modules that end a stage and the parameter whose first dimension holds the ids of the channels that they give.
+STAGES = {
+    "cifar:resnet20": {f"layer{i}.2": f"layer{i}.2.bn2.weight" for i in (1, 2, 3)},
+    "networks.py:vgg": {"6": "4.weight", "13": "11.weight", "20": "18.weight", "27": "25.weight"},
+    "networks.py:plain": {"3": "2.weight", "7": "6.weight", "9": "8.weight"},
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A pass: the outputs `(N, K)`, and each stage's features `(N, C, H, W)`, of the kept channels only."""
+
+    output: Tensor
+    features: list[Tensor]
+
+
+@contextmanager
+def hooked(modules: dict[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    handles = [m.register_forward_hook(lambda _m, _i, out, n=n: hook(n, out)) for n, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def seen(candidate: Candidate, stages: dict[str, str], images: Tensor, normalise: bool) -> Seen:
+    """One pass with the batch's statistics, or with the stored ones."""
+    modules = dict(candidate.skeleton.network.named_modules())
+    features: dict[str, Tensor] = {}
+    with torch.no_grad(), hooked({n: modules[n] for n in stages}, lambda n, out: features.update({n: out})):
+        output = candidate(images) if normalise else candidate.run(candidate.tensors, images)
+    return Seen(output.double(), [features[n] for n in stages])
+
+
+def rescaled(candidate: Candidate, dense: Candidate, images: Tensor) -> Tensor:
+    """The outputs where each layer's output is scaled, channel by channel, to the dense network's mean and deviation."""
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str, out: Tensor) -> None:
+        axes = [d for d in range(out.dim()) if d != 1]
+        moments[name] = out.mean(axes, keepdim=True), out.std(axes, keepdim=True)
+
+    def scale(name: str, out: Tensor) -> Tensor:
+        axes = [d for d in range(out.dim()) if d != 1]
+        mean, deviation = moments[name]
+        own = out.std(axes, keepdim=True)
+        return (out - out.mean(axes, keepdim=True)) * (deviation / own.clamp_min(1e-6)) + mean
+
+    def layers(network: nn.Module) -> dict[str, nn.Module]:
+        return {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+    with torch.no_grad():
+        with hooked(layers(dense.skeleton.network), note):
+            dense(images)
+        with hooked(layers(candidate.skeleton.network), scale):
+            return candidate(images).double()
+
+
+def divergence(dense: Tensor, pruned: Tensor, temperature: float) -> float:
+    """Minus `KL(dense || pruned)` at a temperature; both `(N, K)`."""
+    p, q = torch.log_softmax(dense / temperature, 1), torch.log_softmax(pruned / temperature, 1)
+    return -float((p.exp() * (p - q)).sum(1).mean())
+
+
+def cosine(dense: Tensor, pruned: Tensor) -> float:
+    a, b = dense - dense.mean(0), pruned - pruned.mean(0)
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))
+
+
+def explained(dense: Tensor, pruned: Tensor, ids: np.ndarray | None) -> float:
+    """R², mean over the dense channels; a channel that is gone explains nothing."""
+    a, b = (x.double().transpose(0, 1).flatten(1) for x in (dense, pruned))
+    kept = a if ids is None else a[torch.from_numpy(ids)]
+    centred = kept - kept.mean(1, keepdim=True)
+    share = 1 - (kept - b).square().sum(1) / centred.square().sum(1).clamp_min(1e-12)
+    return float(share.clamp_min(-1).sum() / len(a))
+
+
+def read_out(dense: Tensor, pruned: Tensor) -> float:
+    """How much of the variance of the dense features a linear map of the pruned ones explains; mean over channels."""
+    a, b = (x.float().transpose(0, 1).flatten(1).T for x in (dense, pruned))
+    a, b = a - a.mean(0), b - b.mean(0)
+    gram = (b.T @ b).double()
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    cross = (b.T @ a).double()
+    solved = torch.linalg.solve(gram, cross)
+    gain = (cross * solved).sum(0)  # what the regression explains of each channel's sum of squares
+    return float((gain / a.double().square().sum(0).clamp_min(1e-12)).clamp(0, 1).mean())
+
+
+def forms(
+    candidate: Candidate, dense: Candidate, stages: dict[str, str], images: Tensor, more: Tensor, whole: dict[str, Seen]
+) -> dict[str, float]:
+    """Every form of the score of one candidate; larger is better. `whole` holds the dense network's passes."""
+    count = len(images)
+    batch = seen(candidate, stages, images, normalise=True)
+    stored = seen(candidate, {}, images, normalise=False)
+    wide = seen(candidate, {}, torch.cat([images, more]), normalise=True)
+    reference, frozen = whole["batch"], whole["stored"]
+    result = {f"output KL, T={t:g}": divergence(reference.output, batch.output, t) for t in (1, 2, 4, 8)}
+    result["output KL, T=4, reversed"] = divergence(batch.output, reference.output, 4)
+    result["output KL, T=4, dense with stored statistics"] = divergence(frozen.output, batch.output, 4)
+    result["output KL, T=4, stored statistics"] = divergence(frozen.output, stored.output, 4)
+    result["output KL, T=4, statistics of 1,280 images"] = divergence(whole["wide"].output[:count], wide.output[:count], 4)
+    result["output KL, T=4, layers rescaled"] = divergence(reference.output, rescaled(candidate, dense, images), 4)
+    result["output cosine"] = cosine(reference.output, batch.output)
+    error = (reference.output - batch.output).square().sum() / reference.output.square().sum()
+    result["output relative error"] = -float(error)
+    result["output same class"] = float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean())
+    ids = [candidate.kept.get(parameter, {}).get(0) for parameter in stages.values()]
+    agreed = [explained(a, b, i) for a, b, i in zip(reference.features, batch.features, ids, strict=True)]
+    result["features R², worst stage"] = min(agreed)
+    result["features R², mean of stages"] = float(np.mean(agreed))
+    result["features R², last stage"] = agreed[-1]
+    result["features read-out, last stage"] = read_out(reference.features[-1], batch.features[-1])
+    own = {**candidate.skeleton.tensors, **candidate.tensors}
+    left = [int(own[n].count_nonzero()) / t.numel() for n, t in candidate.skeleton.tensors.items() if t.dim() > 1]
+    result["output KL, T=4, plus log of the thinnest layer / 10"] = result["output KL, T=4"] + 0.1 * float(np.log(min(left)))
+    return result
+
+
+def job_of(name: str, data: Any) -> Job:
+    """What a study was asked, made ready again."""
+    config = json.loads((FOLDER / name / "study.json").read_text())["config"]
+    fields = {n: config.get(n) for n in Settings.__dataclass_fields__}
+    fields |= {"strategy": "random", "metric": "freeprune", "trials": 0, "compaction": False}  # what only runs are asked
+    fields |= {"latency_batch": 1, "latency_threads": 1, "target": parse_targets(config["target"])}
+    fields |= {"only": tuple(config["only"]), "ignore": tuple(config["ignore"])}
+    return prepare(config["model"], config["weights"], data, Settings(**fields), None)
+
+
+def compare_forms(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
+    training, _ = split(job.data, job.settings.seed)
+    images = draw(training, job.data, IMAGES + MORE, job.settings.seed).inputs[0].contiguous(memory_format=torch.channels_last)
+    images, more = images[:IMAGES], images[IMAGES:]
+    stages = STAGES[job.config["model"]]
+    dense = job.dense.dense
+    whole = {
+        "batch": seen(dense, stages, images, normalise=True),
+        "stored": seen(dense, {}, images, normalise=False),
+        "wide": seen(dense, {}, torch.cat([images, more]), normalise=True),
+    }
+    return [forms(job.backend.candidate(row), dense, stages, images, more, whole) for row in kept]
+
+
+def over_image_counts(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
+    """The score itself by the number of calibration images, several draws each, none of them shared."""
+    training, _ = split(job.data, job.settings.seed)
+    most = max(COUNTS)
+    pool = draw(training, job.data, DRAWS * most, job.settings.seed).inputs[0].contiguous(memory_format=torch.channels_last)
+    batches = {f"{n} images, draw {d}": Batch((pool[d * most :][:n],)) for n in COUNTS for d in range(DRAWS)}
+    dense = {name: Reference(job.network, batch) for name, batch in batches.items()}
+    candidates = [job.backend.candidate(row) for row in kept]
+    return [{name: freeprune(c, dense[name], batch) for name, batch in batches.items()} for c in candidates]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--only", nargs="*", default=list(CELLS))
+    parser.add_argument("--images", action="store_true", help="the curve over the number of calibration images instead")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
+    os.chdir(FOLDER)
+    function, file = (over_image_counts, "image_counts.json") if options.images else (compare_forms, "score_form.json")
+    for name in options.only:
+        out = Path(name) / file
+        if not (Path(name) / "study.json").exists():
+            continue
+        candidates = json.loads((Path(name) / "study.json").read_text())["candidates"]
+        accuracies = np.array([np.mean(c["accuracies"]) for c in candidates])
+        found = json.loads(out.read_text())["candidates"] if out.exists() else []
+        if len(found) < len(candidates):
+            kept = np.array([c["kept"] for c in candidates[len(found) :]])
+            found += function(job_of(name, data), kept)
+        rho = {form: spearman(np.array([c[form] for c in found]), accuracies) for form in found[0]}
+        write_atomically(out, json.dumps({"spearman": rho, "candidates": found}, indent=1).encode())
+        print(name, len(found), {form: round(r, 3) for form, r in rho.items()}, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
