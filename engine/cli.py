@@ -162,7 +162,7 @@ def prune(model: str, **options: Any) -> None:
 @click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
 @click.option("--metrics", help="Which metrics, such as freeprune,snip.  [default: all]")
 @click.option("--workers", default=1, show_default=True, help="Processes to fine-tune on, with one thread each.")
-@click.option("--rescore", is_flag=True, help="Compute the scores of the study in --out again; fine-tune nothing.")
+@click.option("--rescore", is_flag=True, help="Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
 def correlate(model: str, **options: Any) -> None:
     """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
 

@@ -88,7 +88,8 @@ def correlate(
         finetune: the same recipe for all of them, or your own function.
         metrics: names; default: all there are.
         workers: processes for fine-tuning and scoring, one thread each.
-        rescore: compute the scores of a study in `out` again, without fine-tuning again.
+        rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
+            of other metrics stays.
 
     Returns:
         The study as it stands in `study.json`; see `docs/score.md`.
@@ -112,11 +113,15 @@ def correlate(
     job = prepare(model, weights, data, settings, finetune)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
     files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
+    scored = Records(folder / files.SCORES, "freeprune_scores")
     if rescore:
-        (folder / files.SCORES).unlink(missing_ok=True)
+        recorded = {entry.get("metric") for entry in scored.entries}
+        others = {name: metric for name, metric in METRICS.items() if name in recorded and name not in table}
+        scored.drop(lambda entry: entry.get("metric") not in others)
+        table |= others
     kept = draw_candidates(job.space, candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), workers, progress)
-    scores = _scored(job, kept, table, Records(folder / files.SCORES, "freeprune_scores"), workers, progress)
+    scores = _scored(job, kept, table, scored, workers, progress)
     _, validation = split(job.data, seed)
     dense = accuracy(job.network, validation, collate=job.data.collate)
     study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..common import FreePruneError
+from ..common import FreePruneError, write_atomically
 
 VERSION = 1
 
@@ -67,3 +68,10 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
+
+    def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file without some of its records."""
+        self.entries = [entry for entry in self.entries if not unwanted(entry)]
+        lines = [{self.kind: VERSION}, *self.entries]
+        text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adaptivebn import adaptivebn
+from .agreement import agreement
 from .base import Metric, MetricError, Reference, reference
 from .fisher import fisher
 from .freeprune import freeprune
@@ -26,6 +27,7 @@ from .zico import zico
 
 METRICS: dict[str, Metric] = {
     "freeprune": freeprune,
+    "agreement": agreement,
     "logitkl": logitkl,
     "reconstruction": reconstruction,
     "adaptivebn": adaptivebn,

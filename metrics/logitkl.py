@@ -1,4 +1,4 @@
-"""The FreePrune score without renormalisation: its ablation."""
+"""Divergence of the outputs without renormalisation: what the FreePrune score would be without it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import torch
 
 from ..common import Batch, Candidate
 from .base import Reference, output_of
-from .freeprune import agreement
+
+TEMPERATURE = 4.0
 
 
 def logitkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Agreement with the dense network's outputs under the stored batch-norm statistics: `freeprune` without renormalisation.
+    """Agreement with the dense network's outputs under the stored batch-norm statistics: the ablation of renormalisation.
 
-    Minus the mean `KL(dense || pruned)` of outputs softened at temperature 4, in nats; at most 0. Both networks run in plain
-    eval mode. What it says less than `freeprune` is what renormalising is worth; without batch norm the two are the same.
+    Minus the mean Kullback-Leibler divergence `KL(dense || pruned)` of outputs softened at temperature 4, in nats; at most 0.
+    Both networks run in plain eval mode. Outputs `(N, K, ...)` are taken as logits over dimension 1; with K = 1, as plain
+    numbers: minus the mean squared error relative to the dense variance. `-inf` where the pruned outputs are not finite.
 
-    Source: defined here, as an ablation.
+    Source: defined here, as an ablation; softened outputs are Hinton et al. 2015, arXiv:1503.02531.
     """
     with torch.no_grad():
-        output = output_of(candidate.run(candidate.tensors, *batch.inputs))
-    return agreement(dense.stored_output, output)
+        pruned = output_of(candidate.run(candidate.tensors, *batch.inputs)).double()
+    if not torch.isfinite(pruned).all():
+        return float("-inf")
+    whole = dense.stored_output.double()
+    if whole.dim() < 2 or whole.shape[1] == 1:
+        return -float((whole - pruned).square().mean() / whole.var().clamp_min(1e-12))
+    p, q = (torch.log_softmax(outputs / TEMPERATURE, dim=1) for outputs in (whole, pruned))
+    return -float((p.exp() * (p - q)).sum(dim=1).mean())

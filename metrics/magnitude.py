@@ -9,14 +9,19 @@ from .base import Reference, weights
 
 
 def magnitude(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """The sum over weights of log(kept L2 norm / dense L2 norm).
+    """The mean over weights of log(kept L2 norm / dense L2 norm).
 
-    `sum_l log(||kept_l|| / ||w_l||)` over all parameters of two or more dimensions, in nats; at most 0, and `-inf` where a
+    `mean_l log(||kept_l|| / ||w_l||)` over all parameters of two or more dimensions, in nats; at most 0, and `-inf` where a
     layer is empty. Nothing but the weights is read.
 
     Source: magnitude pruning keeps what has the largest norm (Han et al. 2015, arXiv:1506.02626). That sums norms over
     the network; we add logs, so that every layer counts alike whatever its scale.
     """
+    return retained(candidate)
+
+
+def retained(candidate: Candidate) -> float:
+    """The mean over parameters of two or more dimensions of log(kept L2 norm / dense L2 norm); 0 where there are none."""
     norms = [(float(own.double().norm()), float(before.double().norm())) for own, before in weights(candidate).values()]
     ratios = [kept / whole for kept, whole in norms if whole > 0]
-    return sum(map(math.log, ratios)) if all(ratios) else -math.inf
+    return sum(map(math.log, ratios)) / max(1, len(ratios)) if all(ratios) else -math.inf

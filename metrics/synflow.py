@@ -34,7 +34,7 @@ def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """
     tensors = {**candidate.skeleton.tensors, **candidate.tensors}
     if not any(t.dim() > 1 and isinstance(candidate.skeleton.tensors[n], nn.Parameter) for n, t in tensors.items()):
-        raise MetricError("synflow needs weights of two or more dimensions, and the network has none; use --metric freeprune")
+        raise MetricError("synflow needs weights of two or more dimensions, and the network has none; use --metric agreement")
     linear = {name: _linearised(name, t) for name, t in tensors.items() if t.is_floating_point()}
     ones = tuple(torch.ones_like(x[:1], dtype=torch.float64) for x in batch.inputs)
     with torch.no_grad():

@@ -96,15 +96,18 @@ def test_a_finished_study_takes_more_candidates(finished, tmp_path):
     assert len(found["candidates"]) == 5
 
 
-def test_rescoring_tunes_nothing(finished, tmp_path, monkeypatch):
+def test_rescoring_tunes_nothing_and_computes_only_what_was_asked(finished, tmp_path, monkeypatch):
     out, before = finished
     for path in out.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(correlation, "finetuned", None)
+    computed = []
+    monkeypatch.setitem(correlation.METRICS, "freeprune", lambda *_: computed.append("freeprune") or float(len(computed)))
+    monkeypatch.setitem(correlation.METRICS, "params", None)  # cannot be called
     found = study(tmp_path, rescore=True, metrics=["freeprune", "synflow"])
-    assert set(found["metrics"]) == {"freeprune", "synflow", "logdensity"}
-    for a, b in zip(found["candidates"], before["candidates"], strict=True):
-        assert a["scores"]["freeprune"] == b["scores"]["freeprune"]
+    assert set(found["metrics"]) == {"freeprune", "synflow", "logdensity", "params"}
+    assert [c["scores"]["freeprune"] for c in found["candidates"]] == [1, 2, 3, 4]
+    assert [c["scores"]["params"] for c in found["candidates"]] == [c["scores"]["params"] for c in before["candidates"]]
 
 
 def test_a_score_that_cannot_be_had_ranks_last(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from torch import nn
 
 from freeprune.common import Batch, Candidate, Skeleton
 from freeprune.metrics import METRICS, MetricError, Reference, reference
+from freeprune.metrics.agreement import agreement
 from freeprune.metrics.freeprune import freeprune
 from freeprune.metrics.synflow import synflow
 
@@ -32,7 +33,10 @@ EXPECTED = {
     "macs": 2 + 3,
     "logdensity": np.log(2 / 4) + np.log(3 / 4),
     "uniformity": -1 / 8,
-    "magnitude": np.log(np.sqrt(5 / 6)),
+    "magnitude": np.log(np.sqrt(5 / 6)) / 2,  # the second of two layers loses nothing
+    # Outputs, centred: dense (1, 0), (0, -2) to (1/2, 1), (-1/2, -1); pruned (1, 1), (0, -2) to (1/2, 3/2), (-1/2, -3/2).
+    "agreement": 2 * (1 / 4 + 3 / 2) / np.sqrt(2 * (1 / 4 + 1) * 2 * (1 / 4 + 9 / 4)),
+    "freeprune": 2 * (1 / 4 + 3 / 2) / np.sqrt(2 * (1 / 4 + 1) * 2 * (1 / 4 + 9 / 4)) + np.log(np.sqrt(5 / 6)) / 2,
     # |g w|, dense: a, 2b by W1 and a, a, 2b - a by W2; the first goes.
     "taylor": np.log((A + 4 * B) / (2 * A + 4 * B)),
     # |g w|, pruned: 2b by W1 and 1/4, 1/4, 2b by W2.
@@ -120,17 +124,31 @@ def test_zen_adds_the_deviations_of_batch_norm():
     assert scored("zen", normed, batch) == pytest.approx(scored("zen", plain, batch), abs=0.05)
 
 
+def test_logitkl_by_hand():
+    # One image (4 ln 3, 0) twice; dense logits (4 ln 3, 0), softened to (3/4, 1/4); pruned logits 0, so (1/2, 1/2).
+    batch = Batch((torch.tensor([[4 * np.log(3), 0.0]] * 2, dtype=torch.float32),))
+    network = linear([[1.0, 0.0], [0.0, 1.0]])
+    pruned = Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)})
+    expected = -(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
+    assert METRICS["logitkl"](pruned, Reference(network, batch), batch) == pytest.approx(expected, rel=1e-5)
+
+
+def test_logitkl_of_single_outputs_is_relative_to_their_variance():
+    network = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    batch = Batch((torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),))
+    half = Candidate(Skeleton(network), {"weight": torch.ones(1, 1)})
+    # squared error 1, variance of +-2 with n - 1: 16 / 3
+    assert METRICS["logitkl"](half, Reference(network, batch), batch) == pytest.approx(-3 / 16)
+
+
 def test_logitkl_reads_the_stored_statistics():
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
     doubled = Candidate(Skeleton(network), {"0.weight": 2 * network[0].weight.detach()})
     dense = Reference(network, BATCH)
-    assert freeprune(doubled, dense, BATCH) == pytest.approx(0, abs=1e-4)
+    assert agreement(doubled, dense, BATCH) == pytest.approx(1, abs=1e-4)
     assert METRICS["logitkl"](doubled, dense, BATCH) < -1e-4
-    # Without batch norm the two are the same.
-    network = two_layers()
-    pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
-    dense = Reference(network, BATCH)
-    assert METRICS["logitkl"](pruned, dense, BATCH) == freeprune(pruned, dense, BATCH) < 0
 
 
 def test_weights_that_cannot_be_matched_are_named():
@@ -153,33 +171,30 @@ def linear(weight):
     return network
 
 
-def test_freeprune_by_hand():
-    # One image (4 ln 3, 0) twice; dense logits (4 ln 3, 0), softened to (3/4, 1/4); pruned logits 0, so (1/2, 1/2).
-    batch = Batch((torch.tensor([[4 * np.log(3), 0.0]] * 2, dtype=torch.float32),))
-    network = linear([[1.0, 0.0], [0.0, 1.0]])
+def test_agreement_knows_neither_scale_nor_shift_and_a_constant_answer_gets_0():
+    network, batch = linear([[1.0, 0.0], [0.0, 1.0]]), Batch((torch.tensor([[3.0, 1.0], [-1.0, 2.0], [0.0, 0.5]]),))
     dense = Reference(network, batch)
-    pruned = Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)})
-    expected = -(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
-    assert freeprune(pruned, dense, batch) == pytest.approx(expected, rel=1e-5)
-    assert freeprune(Candidate(Skeleton(network), {}), dense, batch) == 0
+    assert agreement(Candidate(Skeleton(network), {"weight": 5 * torch.eye(2)}), dense, batch) == pytest.approx(1)
+    assert agreement(Candidate(Skeleton(network), {"weight": -torch.eye(2)}), dense, batch) == pytest.approx(-1)
+    assert agreement(Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)}), dense, batch) == 0
 
 
-def test_freeprune_of_single_outputs_is_relative_to_their_variance():
-    network = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        network.weight.fill_(2.0)
-    batch = Batch((torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),))
-    half = Candidate(Skeleton(network), {"weight": torch.ones(1, 1)})
-    # squared error 1, variance of +-2 with n - 1: 16 / 3
-    assert freeprune(half, Reference(network, batch), batch) == pytest.approx(-3 / 16)
+def test_agreement_of_maps_takes_positions_as_images():
+    network = nn.Conv2d(1, 2, 1, bias=False)
+    images = torch.arange(8.0).reshape(2, 1, 2, 2)
+    dense = Reference(network, Batch((images,)))
+    pruned = Candidate(Skeleton(network), {"weight": network.weight.detach() * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)})
+    kept, gone = network.weight.detach().flatten().double().square()
+    assert agreement(pruned, dense, Batch((images,))) == pytest.approx(float((kept / (kept + gone)).sqrt()), rel=1e-5)
 
 
-def test_freeprune_normalises_by_the_batch():
-    """Scaling a layer before a batch norm changes nothing, whatever the stored statistics are."""
+def test_freeprune_is_1_for_the_dense_network_and_normalises_by_the_batch():
+    """Scaling a layer before a batch norm changes the outputs in no way, whatever the stored statistics are."""
     network, batch = networks.build("resnet_a"), Batch((networks.images(16),))
     dense = Reference(network, batch)
+    assert freeprune(Candidate(Skeleton(network), {}), dense, batch) == pytest.approx(1)
     scaled = Candidate(Skeleton(network), {"0.weight": network[0].weight.detach() * 3})
-    assert freeprune(scaled, dense, batch) == pytest.approx(0, abs=1e-5)
+    assert agreement(scaled, dense, batch) == pytest.approx(1, abs=1e-5)
 
 
 def test_freeprune_refuses_numbers_that_are_not_finite():

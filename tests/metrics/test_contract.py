@@ -45,7 +45,18 @@ def test_a_metric_is_deterministic_and_changes_nothing(metric, granularity):
 
 
 # The others need not fall on random weights: what they measure is no loss.
-FALLING = ["freeprune", "logitkl", "reconstruction", "taylor", "synflow", "magnitude", "logdensity", "params", "macs"]
+FALLING = [
+    "freeprune",
+    "agreement",
+    "logitkl",
+    "reconstruction",
+    "taylor",
+    "synflow",
+    "magnitude",
+    "logdensity",
+    "params",
+    "macs",
+]
 
 
 @pytest.mark.parametrize("granularity", sorted(BACKENDS))
@@ -86,7 +97,7 @@ def test_a_metric_that_reads_labels_says_so(metric):
 COUNTING = ["params", "macs", "magnitude", "logdensity", "taylor", "snip", "gradnorm", "gradalign", "fisher", "reconstruction"]
 
 
-@pytest.mark.parametrize("metric", [*COUNTING, "freeprune", "adaptivebn"])
+@pytest.mark.parametrize("metric", [*COUNTING, "freeprune", "agreement", "adaptivebn"])
 def test_missing_channels_count_as_zeros_do(metric):
     network, batch, backend = setting("channel")
     amounts = kept(backend, 0.5)

@@ -1,0 +1,199 @@
+"""The studies as tables and a heat map: reads `studies/*/`, writes `docs/studies.md` and the plot beside it.
+
+python benchmarks/studies_report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from score_form import COUNTS, DRAWS
+from studies import CELLS, CHOSEN_ON, FOLDER, HARSH
+
+from freeprune.common import write_atomically
+from freeprune.engine.plots import save_heat_map
+
+DOCS = Path(__file__).parent.parent / "docs"
+ABLATIONS = ("freeprune", "logitkl")  # the score and what is one of its own parts
+Studies = dict[str, dict[str, Any]]
+
+
+def value(study: Mapping[str, Any], metric: str, kind: str = "spearman") -> float:
+    """NaN where the budget makes the metric constant."""
+    found = study["metrics"][metric].get(kind, {}).get("value")
+    return float("nan") if found is None else float(found)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(x: float, digits: int = 2) -> str:
+    return "–" if np.isnan(x) else f"{x:.{digits}f}"
+
+
+def interval(found: Mapping[str, float | None]) -> str:
+    return " to ".join("–" if found[k] is None else f"{found[k]:.2f}" for k in ("low", "high"))
+
+
+def verdicts(studies: Studies) -> str:
+    """For every cell what was asked of the score and what it reached."""
+    rows = []
+    for name, study in studies.items():
+        ceiling = study["noise"]["ceiling"]
+        ours = study["metrics"]["freeprune"]["spearman"]
+        asked = 0.9 if name in HARSH else 0.9 * ceiling
+        others = {m: value(study, m) for m in study["metrics"] if m not in ABLATIONS}
+        best = max(others, key=lambda m: -2.0 if np.isnan(others[m]) else others[m])
+        accuracies = [100 * np.mean(c["accuracies"]) for c in study["candidates"]]
+        first = "yes" if ours["value"] >= others[best] else "within" if ours["high"] >= others[best] else "no"
+        rows.append(
+            [
+                name + (" (chosen on)" if name in CHOSEN_ON else ""), str(len(study["candidates"])),
+                f"{min(accuracies):.1f} to {max(accuracies):.1f}", number(ceiling),
+                f"**{ours['value']:.2f}** ({interval(ours)})", number(asked), "yes" if ours["value"] >= asked else "**no**",
+                f"{best} {others[best]:.2f}", first, number(value(study, "freeprune", "regret")),
+            ]
+        )  # fmt: skip
+    head = ["cell", "n", "accuracies, %", "ceiling", "FreePrune (95%)", "asked", "met", "best other", "ahead", "regret, points"]
+    return table(head, rows)
+
+
+def matrix(studies: Studies) -> str:
+    """Spearman of every metric in every cell, best mean first; what is constant counts as 0 in the mean."""
+    names = list(next(iter(studies.values()))["metrics"])
+    found = {m: [value(s, m) for s in studies.values()] for m in names}
+    means = {m: float(np.mean(np.nan_to_num(v))) for m, v in found.items()}
+    others = {m: float(np.mean([np.nan_to_num(value(s, m)) for n, s in studies.items() if n not in CHOSEN_ON])) for m in names}
+    order = sorted(names, key=lambda m: -means[m])
+    rows = [["noise ceiling", "", "", *(number(s["noise"]["ceiling"]) for s in studies.values())]]
+    rows += [[m, f"**{means[m]:.2f}**", number(others[m]), *(number(x) for x in found[m])] for m in order]
+    return table(["metric", "mean", "mean of cells not chosen on", *map(short, studies)], rows)
+
+
+def short(name: str) -> str:
+    return name.replace("resnet20-", "r20 ").replace("nonzero", "").replace("macs", "").replace("-", " ")
+
+
+def costs(studies: Studies) -> str:
+    """Milliseconds, and what is left given the density: medians over the cells of ResNet-20."""
+    cells = [s for n, s in studies.items() if n.startswith("resnet20")]
+    names = list(cells[0]["metrics"])
+    ms = {m: float(np.median([s["metrics"][m]["ms"] for s in cells])) for m in names}
+
+    def median(metric: str, kind: str) -> str:
+        found = [v for s in cells if not np.isnan(v := value(s, metric, kind))]
+        return number(float(np.median(found))) if found else "–"
+
+    kinds = ("spearman", "kendall", "partial", "regret")
+    rows = [[m, *(median(m, kind) for kind in kinds), f"{ms[m]:.0f}"] for m in names]
+    head = ["metric", "Spearman", "Kendall", "partial on logdensity", "top-5 regret, points", "ms a candidate"]
+    return table(head, rows)
+
+
+def forms(studies: Studies) -> str:
+    """The ablation: every form of the score in every cell."""
+    found = {n: json.loads(p.read_text())["spearman"] for n in studies if (p := FOLDER / n / "score_form.json").exists()}
+    if not found:
+        return ""
+    names = list(next(iter(found.values())))
+    held = [n for n in found if n not in CHOSEN_ON]
+    rows = []
+    for form in names:
+        values = [float("nan") if (v := f[form]) is None else v for f in found.values()]
+        mean = float(np.mean(np.nan_to_num(values)))
+        other = float(np.mean([np.nan_to_num(found[n][form] or 0.0) for n in held])) if held else float("nan")
+        rows.append([form, f"**{mean:.3f}**", number(other, 3), *(number(v) for v in values)])
+    return table(["form", "mean", "mean of cells not chosen on", *map(short, found)], rows)
+
+
+def image_counts(studies: Studies) -> str:
+    """The curve: Spearman by the number of calibration images, mean and range over draws."""
+    found = {n: json.loads(p.read_text())["spearman"] for n in studies if (p := FOLDER / n / "image_counts.json").exists()}
+    if not found:
+        return ""
+    rows = []
+    for name, rho in found.items():
+        draws = {n: [rho[f"{n} images, draw {d}"] for d in range(DRAWS)] for n in COUNTS}
+        rows.append([short(name), *(f"{np.mean(v):.3f} ({min(v):.2f} to {max(v):.2f})" for v in draws.values())])
+    means = [np.mean([rho[f"{n} images, draw {d}"] for rho in found.values() for d in range(DRAWS)]) for n in COUNTS]
+    return table(["cell", *(str(n) for n in COUNTS)], [*rows, ["mean", *(f"**{m:.3f}**" for m in means)]])
+
+
+def longer(studies: Studies) -> str:
+    """Whether the order of the candidates stays when they are fine-tuned for longer."""
+    from freeprune.metrics.statistics import spearman
+
+    lines = []
+    for name, study in studies.items():
+        base = studies.get(name.removesuffix("-long"))
+        if not name.endswith("-long") or base is None:
+            continue
+        short_, long_ = ([np.mean(c["accuracies"]) for c in s["candidates"]] for s in (base, study))
+        count = min(len(short_), len(long_))
+        rho = spearman(np.array(short_[:count]), np.array(long_[:count]))
+        lines.append(
+            f"`{name.removesuffix('-long')}`, fine-tuned on 61,440 images instead of 7,680: the accuracies of the {count} "
+            f"candidates rank alike with Spearman {rho:.2f}; the FreePrune score's correlation is "
+            f"{value(study, 'freeprune'):.2f}, from {value(base, 'freeprune'):.2f}."
+        )
+    return "\n\n".join(lines)
+
+
+def main() -> None:
+    studies: Studies = {n: json.loads(p.read_text()) for n in CELLS if (p := FOLDER / n / "study.json").exists()}
+    save_heat_map(studies, DOCS)
+    total = {n: len(s["candidates"]) for n, s in studies.items()}
+    text = f"""# The studies
+
+What a score is worth is how it ranks pruned networks of one cost against their accuracy after fine-tuning.
+{sum(total.values())}
+pruned networks in {len(studies)} cells were fine-tuned for this; CIFAR-10 (JPEG), accuracies on 5,000 training images that the
+fine-tuning did not see. How to make it again: [benchmarks](../benchmarks/README.md). This page is written by
+`benchmarks/studies_report.py`; what it says about the score is in [score.md](score.md).
+
+![Spearman of every metric in every cell](heatmap.svg)
+
+## The FreePrune score, cell by cell
+
+Asked: at the harsh budgets 0.90, elsewhere 0.9 of the noise ceiling, which is what a perfect score would reach. *Ahead*: of the
+best metric that is no ablation of the score itself; *within* where that one lies within the score's interval. Regret: how
+much the best of the five best-scored networks lacks to the best of all.
+
+{verdicts(studies)}
+
+{longer(studies)}
+
+## Every metric
+
+Spearman; – where the budget makes the metric constant, which counts as 0 in the mean.
+
+{matrix(studies)}
+
+Medians over the ResNet-20 cells:
+
+{costs(studies)}
+
+## Forms of the score
+
+The same candidates, scored by variants of the FreePrune score.
+
+{forms(studies)}
+
+## How many calibration images
+
+Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image.
+
+{image_counts(studies)}
+"""
+    write_atomically(DOCS / "studies.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
