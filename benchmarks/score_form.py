@@ -27,8 +27,10 @@ from freeprune.engine.calibration import draw
 from freeprune.engine.data import load_data, split
 from freeprune.engine.job import Job, Settings, prepare
 from freeprune.engine.targets import parse_targets
+from freeprune.metrics.agreement import cosine
 from freeprune.metrics.base import Reference
 from freeprune.metrics.freeprune import freeprune
+from freeprune.metrics.magnitude import retained
 from freeprune.metrics.statistics import spearman
 
 IMAGES = 256
@@ -101,11 +103,6 @@ def divergence(dense: Tensor, pruned: Tensor, temperature: float) -> float:
     return -float((p.exp() * (p - q)).sum(1).mean())
 
 
-def cosine(dense: Tensor, pruned: Tensor) -> float:
-    a, b = dense - dense.mean(0), pruned - pruned.mean(0)
-    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))
-
-
 def explained(dense: Tensor, pruned: Tensor, ids: np.ndarray | None) -> float:
     """R², mean over the dense channels; a channel that is gone explains nothing."""
     a, b = (x.double().transpose(0, 1).flatten(1) for x in (dense, pruned))
@@ -136,25 +133,33 @@ def forms(
     stored = seen(candidate, {}, images, normalise=False)
     wide = seen(candidate, {}, torch.cat([images, more]), normalise=True)
     reference, frozen = whole["batch"], whole["stored"]
-    result = {f"output KL, T={t:g}": divergence(reference.output, batch.output, t) for t in (1, 2, 4, 8)}
-    result["output KL, T=4, reversed"] = divergence(batch.output, reference.output, 4)
-    result["output KL, T=4, dense with stored statistics"] = divergence(frozen.output, batch.output, 4)
-    result["output KL, T=4, stored statistics"] = divergence(frozen.output, stored.output, 4)
-    result["output KL, T=4, statistics of 1,280 images"] = divergence(whole["wide"].output[:count], wide.output[:count], 4)
-    result["output KL, T=4, layers rescaled"] = divergence(reference.output, rescaled(candidate, dense, images), 4)
-    result["output cosine"] = cosine(reference.output, batch.output)
-    error = (reference.output - batch.output).square().sum() / reference.output.square().sum()
-    result["output relative error"] = -float(error)
-    result["output same class"] = float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean())
+    left = retained(candidate)
+    own = {**candidate.skeleton.tensors, **candidate.tensors}
+    layers = [n for n, t in candidate.skeleton.tensors.items() if t.dim() > 1 and isinstance(t, nn.Parameter)]
+    counted = float(np.mean(np.log([int(own[n].count_nonzero()) / candidate.dense[n].numel() for n in layers])))
     ids = [candidate.kept.get(parameter, {}).get(0) for parameter in stages.values()]
     agreed = [explained(a, b, i) for a, b, i in zip(reference.features, batch.features, ids, strict=True)]
-    result["features R², worst stage"] = min(agreed)
-    result["features R², mean of stages"] = float(np.mean(agreed))
-    result["features R², last stage"] = agreed[-1]
-    result["features read-out, last stage"] = read_out(reference.features[-1], batch.features[-1])
-    own = {**candidate.skeleton.tensors, **candidate.tensors}
-    left = [int(own[n].count_nonzero()) / t.numel() for n, t in candidate.skeleton.tensors.items() if t.dim() > 1]
-    result["output KL, T=4, plus log of the thinnest layer / 10"] = result["output KL, T=4"] + 0.1 * float(np.log(min(left)))
+    angle = cosine(reference.output, batch.output)
+    error = (reference.output - batch.output).square().sum() / reference.output.square().sum()
+    instead = {  # of the cosine
+        "stored statistics": cosine(frozen.output, stored.output),
+        "statistics of 1,280 images": cosine(whole["wide"].output[:count], wide.output[:count]),
+        "layers rescaled to the dense moments": cosine(reference.output, rescaled(candidate, dense, images)),
+        "each image centred too": cosine(*(x - x.mean(1, keepdim=True) for x in (reference.output, batch.output))),
+        "softened outputs, T=4": cosine(*(torch.softmax(x / 4, 1) for x in (reference.output, batch.output))),
+        "same class": float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean()),
+        "minus relative error": -float(error),
+        **{f"minus KL, T={t}": divergence(reference.output, batch.output, t) for t in (1, 4)},
+        "features R², last stage": agreed[-1],
+        "features R², worst stage": min(agreed),
+        "features R², mean of stages": float(np.mean(agreed)),
+        "features, linear read-out of the last stage": read_out(reference.features[-1], batch.features[-1]),
+    }
+    result = {"the score: cosine + norm left": angle + left, "cosine alone": angle, "norm left alone": left}
+    result |= {f"cosine + {w:g} norm left": angle + w * left for w in (0.25, 0.5, 2)}
+    result["cosine + log kept fraction"] = angle + counted
+    result |= {f"{name}, + norm left": found + left for name, found in instead.items()}
+    result |= {f"{name}, alone": found for name, found in instead.items()}
     return result
 
 
