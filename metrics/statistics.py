@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
-Statistic = Callable[..., float]
+Statistic = Callable[..., Floats]
+"""Of arrays `(..., n)` over their last axis, so that all resamples are computed at once."""
 
 RESAMPLES = 1000
 TOP = 5  # how many of the best-scored candidates one would look at
@@ -26,40 +27,43 @@ class Estimate:
     high: float
 
 
-def spearman(scores: Floats, accuracies: Floats) -> float:
+def spearman(scores: Floats, accuracies: Floats) -> Floats:
     """Pearson's correlation of the ranks, ties sharing their mean rank; NaN where one side is constant."""
-    return _pearson(stats.rankdata(scores), stats.rankdata(accuracies))
+    return _pearson(stats.rankdata(scores, axis=-1), stats.rankdata(accuracies, axis=-1))
 
 
-def kendall(scores: Floats, accuracies: Floats) -> float:
-    """Kendall's tau-b; NaN where one side is constant."""
-    return float(stats.kendalltau(scores, accuracies).statistic)
+def kendall(scores: Floats, accuracies: Floats) -> Floats:
+    """Kendall's tau-b, `sum of s t / sqrt(sum of s² sum of t²)` over pairs, s and t the signs of their differences.
+
+    NaN where one side is constant.
+    """
+    # Ranks, since the difference of two infinite scores has no sign.
+    s, t = (np.sign(r[..., :, None] - r[..., None, :]) for r in (stats.rankdata(x, axis=-1) for x in (scores, accuracies)))
+    return _ratio((s * t).sum(axis=(-2, -1)), (s * s).sum(axis=(-2, -1)) * (t * t).sum(axis=(-2, -1)))
 
 
-def partial_spearman(scores: Floats, accuracies: Floats, control: Floats) -> float:
+def partial_spearman(scores: Floats, accuracies: Floats, control: Floats) -> Floats:
     """Spearman's correlation of what a control leaves unexplained: `(r_sa - r_sc r_ac) / sqrt((1 - r_sc²)(1 - r_ac²))`.
 
     NaN where one side is constant, or the control ranks as one of the two does. A constant control changes nothing.
     """
-    plain = spearman(scores, accuracies)
-    with_score, with_accuracy = spearman(scores, control), spearman(accuracies, control)
-    if math.isnan(with_score) or math.isnan(with_accuracy):
-        return plain
+    with_score, with_accuracy = (np.nan_to_num(spearman(x, control)) for x in (scores, accuracies))
     left = (1 - with_score**2) * (1 - with_accuracy**2)
-    return (plain - with_score * with_accuracy) / math.sqrt(left) if left > 1e-12 else math.nan
+    return _ratio(spearman(scores, accuracies) - with_score * with_accuracy, np.where(left > 1e-12, left, 0.0))
 
 
-def regret(scores: Floats, accuracies: Floats) -> float:
+def regret(scores: Floats, accuracies: Floats) -> Floats:
     """How many points of accuracy the best of the five best-scored candidates lacks to the best of all."""
-    best_scored = np.argsort(-scores, kind="stable")[:TOP]
-    return 100 * float(accuracies.max() - accuracies[best_scored].max())
+    best_scored = np.argsort(-scores, axis=-1, kind="stable")[..., :TOP]
+    found: Floats = accuracies.max(axis=-1) - np.take_along_axis(accuracies, best_scored, axis=-1).max(axis=-1)
+    return 100 * found
 
 
 def estimate(statistic: Statistic, values: Sequence[Floats], seed: int) -> Estimate:
     """A statistic of paired values with the percentile interval of a bootstrap over candidates.
 
     Args:
-        statistic: of as many arrays `(n,)` as are given.
+        statistic: of as many arrays `(..., n)` as are given.
         values: arrays `(n,)`, entry i of each belonging to candidate i.
         seed: decides the resampling.
 
@@ -67,10 +71,10 @@ def estimate(statistic: Statistic, values: Sequence[Floats], seed: int) -> Estim
     """
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, values[0].size, (RESAMPLES, values[0].size))
-    found = np.array([statistic(*(v[pick] for v in values)) for pick in picks])
+    found = statistic(*(v[picks] for v in values))
     found = found[~np.isnan(found)]
     low, high = np.quantile(found, (0.025, 0.975)) if found.size else (math.nan, math.nan)
-    return Estimate(statistic(*values), float(low), float(high))
+    return Estimate(float(statistic(*values)), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,13 @@ def judged(
     return result
 
 
-def _pearson(a: Floats, b: Floats) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
+def _pearson(a: Floats, b: Floats) -> Floats:
+    a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
+    return _ratio((a * b).sum(axis=-1), (a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+
+
+def _ratio(above: Floats, square: Floats) -> Floats:
+    """`above / sqrt(square)`, NaN where the square is 0."""
+    root = np.sqrt(square)
+    found: Floats = np.divide(above, root, out=np.full(np.shape(root), math.nan), where=root > 0)
+    return found

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from freeprune.metrics.statistics import estimate, is_constant, judged, kendall, noise, partial_spearman, regret, spearman
 
@@ -22,6 +23,14 @@ def test_what_gave_minus_infinity_ranks_last():
 def test_kendall_by_hand():
     # Of six pairs two are in the wrong order: (4 - 2) / 6.
     assert kendall(floats(1, 2, 3, 4), floats(2, 1, 4, 3)) == pytest.approx(1 / 3)
+
+
+def test_kendall_is_scipys_with_ties_and_over_the_last_axis():
+    rng = np.random.default_rng(0)
+    scores, accuracies = rng.integers(0, 6, (2, 20, 12)).astype(np.float64)
+    expected = [scipy.stats.kendalltau(a, b).statistic for a, b in zip(scores, accuracies, strict=True)]
+    assert kendall(scores, accuracies) == pytest.approx(expected)
+    assert kendall(floats(-math.inf, -math.inf, 1), floats(1, 2, 3)) == pytest.approx(2 / math.sqrt(6))
 
 
 def test_the_partial_correlation_takes_the_control_out():
