@@ -103,6 +103,12 @@ def divergence(dense: Tensor, pruned: Tensor, temperature: float) -> float:
     return -float((p.exp() * (p - q)).sum(1).mean())
 
 
+def uncentred(dense: Tensor, pruned: Tensor) -> float:
+    """The cosine of outputs `(N, K)` that are centred over images only."""
+    a, b = (x - x.mean(0) for x in (dense, pruned))
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))
+
+
 def explained(dense: Tensor, pruned: Tensor, ids: np.ndarray | None) -> float:
     """R², mean over the dense channels; a channel that is gone explains nothing."""
     a, b = (x.double().transpose(0, 1).flatten(1) for x in (dense, pruned))
@@ -145,7 +151,7 @@ def forms(
         "stored statistics": cosine(frozen.output, stored.output),
         "statistics of 1,280 images": cosine(whole["wide"].output[:count], wide.output[:count]),
         "layers rescaled to the dense moments": cosine(reference.output, rescaled(candidate, dense, images)),
-        "each image centred too": cosine(*(x - x.mean(1, keepdim=True) for x in (reference.output, batch.output))),
+        "cosine, images not centred": uncentred(reference.output, batch.output),
         "softened outputs, T=4": cosine(*(torch.softmax(x / 4, 1) for x in (reference.output, batch.output))),
         "same class": float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean()),
         "minus relative error": -float(error),

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CELLS))
     parser.add_argument("--candidates", nargs="*", type=int, default=[12, 30])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--rescore", action="store_true", help="compute the scores of what is there again")
+    parser.add_argument("--rescore", nargs="+", metavar="METRIC", help="compute these scores again for what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
@@ -85,9 +85,11 @@ def main() -> None:
             there = (out / "config.json").exists()
             if not options.rescore and count(out) >= candidates:
                 continue
-            rescore = options.rescore and there
+            if options.rescore and not there:
+                continue
             correlate(
-                data=data, out=out, candidates=candidates, workers=options.workers, resume=there, rescore=rescore, **CELLS[name]
+                data=data, out=out, candidates=max(candidates, count(out)) if options.rescore else candidates,
+                workers=options.workers, resume=there, rescore=bool(options.rescore), metrics=options.rescore, **CELLS[name],
             )  # fmt: skip
             print(f"{name}: {candidates} candidates, {time.time() - begun:.0f} s", flush=True)  # noqa: T201
 

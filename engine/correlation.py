@@ -40,6 +40,7 @@ Kept = NDArray[np.int64]
 NOT_ASKED = ("strategy", "metric", "trials", "compaction", "latency_batch", "latency_threads")
 FEWEST = 3  # candidates; fewer cannot be ranked
 ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
+COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where it varies by no more than so much
 CONTROL = "logdensity"  # what partial correlations hold constant
 
 
@@ -254,7 +255,7 @@ def _report(job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, 
     means = np.array([np.mean(run) for run in runs])
     values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
     control = values[CONTROL]
-    statistics = judged(values, means, control, seed)
+    statistics = {**judged(values, means, control, seed), **{name: None for name in values if _is_fixed(name, values[name])}}
     costs = job.backend.costs(kept)
     return {
         "candidates": [
@@ -280,6 +281,11 @@ def _report(job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, 
         "images": {"train": len(job.train), "validation": len(job.data.train) - len(job.train)},  # type: ignore[arg-type]
         "threads": torch.get_num_threads(),
     }
+
+
+def _is_fixed(name: str, scores: NDArray[np.float64]) -> bool:
+    """Whether a metric only counts what the budget fixes, up to the last units that did not fit."""
+    return name in COUNTS and bool(np.ptp(scores) <= SLACK * np.abs(scores).max())
 
 
 def _plain(value: float) -> float | None:

@@ -76,7 +76,9 @@ def save_heat_map(studies: Mapping[str, Mapping[str, Any]], folder: Path) -> lis
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.7 else "black")
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_xticks(range(len(studies)), list(studies), rotation=45, ha="right", fontsize=8)
-    figure.colorbar(image, label="Spearman with fine-tuned accuracy", shrink=0.6)
+    bar = figure.colorbar(image, shrink=0.6)
+    bar.set_label("Spearman with fine-tuned accuracy", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return _save(figure, folder, "heatmap", plt)
 
 

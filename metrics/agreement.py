@@ -12,10 +12,10 @@ from .base import Reference, run
 def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """How alike the outputs of the pruned and of the dense network vary over images: the cosine of centred outputs, -1 to 1.
 
-    `<Y - mean Y, Y' - mean Y'> / (||Y - mean Y|| ||Y' - mean Y'||)`, the mean of every output taken over the images. Both
-    networks normalise by the statistics of the calibration batch: pruning shifts every layer's mean and variance, fine-tuning
-    mends that within a few steps, and a score that did not would measure little else. A network that answers the same to all
-    images gets 0.
+    `<Y, Y'> / (||Y|| ||Y'||)` of outputs `(N, K)` from which first each image's mean over the K classes is taken, since logits
+    mean the same up to a shift, and then each class's mean over images. With K = 1 the first step is left out. Both networks
+    normalise by the statistics of the calibration batch: pruning shifts every layer's mean and variance, fine-tuning mends that
+    within a few steps, and a score that did not would measure little else. A network that answers the same to all images gets 0.
 
     One forward pass; no labels, no gradients. Outputs `(N, K, ...)`; positions past K count as further images.
 
@@ -31,7 +31,7 @@ def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 def cosine(dense: Tensor, pruned: Tensor) -> float:
-    """The cosine of two tensors of outputs `(N, K, ...)`, each output centred; `-inf` where `pruned` is not finite."""
+    """The cosine of two tensors of outputs `(N, K, ...)`, centred over classes and images; `-inf` if `pruned` is not finite."""
     if not torch.isfinite(pruned).all():
         return float("-inf")
     a, b = _centred(dense), _centred(pruned)
@@ -41,4 +41,6 @@ def cosine(dense: Tensor, pruned: Tensor) -> float:
 
 def _centred(outputs: Tensor) -> Tensor:
     rows = outputs.double().reshape(len(outputs), -1) if outputs.dim() < 3 else outputs.double().transpose(0, 1).flatten(1).T
+    if rows.shape[1] > 1:
+        rows = rows - rows.mean(dim=1, keepdim=True)
     return rows - rows.mean(dim=0)

@@ -61,6 +61,7 @@ def test_a_study_reports_every_candidate_and_every_metric(finished):
     assert json.loads((out / "study.json").read_text()) == found
     assert [len(c["accuracies"]) for c in found["candidates"]] == [2, 1, 1, 2]  # every third is repeated
     assert set(found["metrics"]) == set(METRICS)
+    assert {name for name, judged in found["metrics"].items() if judged["constant"]} == set()
     for name, judged in found["metrics"].items():
         assert judged["ms"] > 0
         assert judged["constant"] or -1 <= judged["spearman"]["value"] <= 1, name
@@ -108,6 +109,14 @@ def test_rescoring_tunes_nothing_and_computes_only_what_was_asked(finished, tmp_
     assert set(found["metrics"]) == {"freeprune", "synflow", "logdensity", "params"}
     assert [c["scores"]["freeprune"] for c in found["candidates"]] == [1, 2, 3, 4]
     assert [c["scores"]["params"] for c in found["candidates"]] == [c["scores"]["params"] for c in before["candidates"]]
+
+
+def test_what_the_budget_fixes_is_constant(tmp_path):
+    """The last units that did not fit make the multiplications differ by less than a hundredth."""
+    found = study(tmp_path, metrics=["freeprune", "params", "macs"], finetune=Recipe(images=32))
+    assert found["metrics"]["macs"]["constant"]
+    assert len({c["scores"]["macs"] for c in found["candidates"]}) > 1
+    assert not found["metrics"]["params"]["constant"]
 
 
 def test_a_score_that_cannot_be_had_ranks_last(tmp_path, monkeypatch):

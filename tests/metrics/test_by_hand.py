@@ -34,9 +34,10 @@ EXPECTED = {
     "logdensity": np.log(2 / 4) + np.log(3 / 4),
     "uniformity": -1 / 8,
     "magnitude": np.log(np.sqrt(5 / 6)) / 2,  # the second of two layers loses nothing
-    # Outputs, centred: dense (1, 0), (0, -2) to (1/2, 1), (-1/2, -1); pruned (1, 1), (0, -2) to (1/2, 3/2), (-1/2, -3/2).
-    "agreement": 2 * (1 / 4 + 3 / 2) / np.sqrt(2 * (1 / 4 + 1) * 2 * (1 / 4 + 9 / 4)),
-    "freeprune": 2 * (1 / 4 + 3 / 2) / np.sqrt(2 * (1 / 4 + 1) * 2 * (1 / 4 + 9 / 4)) + np.log(np.sqrt(5 / 6)) / 2,
+    # The first output, which is minus the second once each image is centred: dense 1/2, 1, pruned 0, 1. Centred over the
+    # images -1/4, 1/4 and -1/2, 1/2: in two dimensions all that is left is the direction, and it is the same.
+    "agreement": 1,
+    "freeprune": 1 + np.log(np.sqrt(5 / 6)) / 2,
     # |g w|, dense: a, 2b by W1 and a, a, 2b - a by W2; the first goes.
     "taylor": np.log((A + 4 * B) / (2 * A + 4 * B)),
     # |g w|, pruned: 2b by W1 and 1/4, 1/4, 2b by W2.
@@ -171,6 +172,17 @@ def linear(weight):
     return network
 
 
+def test_agreement_by_hand():
+    # Logits (4, 1, 1) and (0, 0, 3): less each image's mean (2, -1, -1) and (-1, -1, 2), less each class's (3, 0, -3) / 2 and
+    # its negative. Pruned, without the first class: (0, 1, 1) and (0, 0, 3), (-2, 1, 1) / 3 and (-1, -1, 2), (1, 4, -5) / 6.
+    network, batch = nn.Linear(3, 3, bias=False), Batch((torch.tensor([[4.0, 1.0, 1.0], [0.0, 0.0, 3.0]]),))
+    with torch.no_grad():
+        network.weight.copy_(torch.eye(3))
+    pruned = Candidate(Skeleton(network), {"weight": torch.diag(torch.tensor([0.0, 1.0, 1.0]))})
+    expected = (3 + 15) / np.sqrt((9 + 9) * (1 + 16 + 25))
+    assert agreement(pruned, Reference(network, batch), batch) == pytest.approx(expected, rel=1e-5)
+
+
 def test_agreement_knows_neither_scale_nor_shift_and_a_constant_answer_gets_0():
     network, batch = linear([[1.0, 0.0], [0.0, 1.0]]), Batch((torch.tensor([[3.0, 1.0], [-1.0, 2.0], [0.0, 0.5]]),))
     dense = Reference(network, batch)
@@ -180,12 +192,19 @@ def test_agreement_knows_neither_scale_nor_shift_and_a_constant_answer_gets_0():
 
 
 def test_agreement_of_maps_takes_positions_as_images():
-    network = nn.Conv2d(1, 2, 1, bias=False)
-    images = torch.arange(8.0).reshape(2, 1, 2, 2)
-    dense = Reference(network, Batch((images,)))
-    pruned = Candidate(Skeleton(network), {"weight": network.weight.detach() * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)})
-    kept, gone = network.weight.detach().flatten().double().square()
-    assert agreement(pruned, dense, Batch((images,))) == pytest.approx(float((kept / (kept + gone)).sqrt()), rel=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    weight, images = torch.randn(3, 2, generator=generator), torch.randn(2, 2, 4, 5, generator=generator)
+    thinned = weight * torch.tensor([1.0, 0.0])
+    found = []
+    for layer, inputs, shape in (
+        (nn.Conv2d(2, 3, 1, bias=False), images, (3, 2, 1, 1)),
+        (nn.Linear(2, 3, bias=False), images.transpose(0, 1).flatten(1).T, (3, 2)),
+    ):
+        layer.weight = nn.Parameter(weight.reshape(shape))
+        pruned, batch = Candidate(Skeleton(layer), {"weight": thinned.reshape(shape)}), Batch((inputs,))
+        found.append(agreement(pruned, Reference(layer, batch), batch))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert 0 < abs(found[0]) < 1
 
 
 def test_freeprune_is_1_for_the_dense_network_and_normalises_by_the_batch():
