@@ -85,7 +85,7 @@ def main() -> None:
             there = (out / "config.json").exists()
             if not options.rescore and count(out) >= candidates:
                 continue
-            if options.rescore and not there:
+            if options.rescore and not count(out):
                 continue
             correlate(
                 data=data, out=out, candidates=max(candidates, count(out)) if options.rescore else candidates,

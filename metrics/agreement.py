@@ -15,7 +15,8 @@ def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     `<Y, Y'> / (||Y|| ||Y'||)` of outputs `(N, K)` from which first each image's mean over the K classes is taken, since logits
     mean the same up to a shift, and then each class's mean over images. With K = 1 the first step is left out. Both networks
     normalise by the statistics of the calibration batch: pruning shifts every layer's mean and variance, fine-tuning mends that
-    within a few steps, and a score that did not would measure little else. A network that answers the same to all images gets 0.
+    within a few steps, and a score that did not would measure little else. A network that answers the same to all images gets
+    0.
 
     One forward pass; no labels, no gradients. Outputs `(N, K, ...)`; positions past K count as further images.
 
