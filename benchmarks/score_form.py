@@ -224,7 +224,7 @@ def main() -> None:
         if len(found) < len(candidates):
             kept = np.array([c["kept"] for c in candidates[len(found) :]])
             found += function(job_of(name, data), kept)
-        rho = {form: spearman(np.array([c[form] for c in found]), accuracies) for form in found[0]}
+        rho = {form: float(spearman(np.array([c[form] for c in found]), accuracies)) for form in found[0]}
         write_atomically(out, json.dumps({"spearman": rho, "candidates": found}, indent=1).encode())
         print(name, len(found), {form: round(r, 3) for form, r in rho.items()}, flush=True)  # noqa: T201
 

@@ -137,7 +137,7 @@ def longer(studies: Studies) -> str:
             continue
         short_, long_ = ([np.mean(c["accuracies"]) for c in s["candidates"]] for s in (base, study))
         count = min(len(short_), len(long_))
-        rho = spearman(np.array(short_[:count]), np.array(long_[:count]))
+        rho = float(spearman(np.array(short_[:count]), np.array(long_[:count])))
         lines.append(
             f"`{name.removesuffix('-long')}`, fine-tuned on 61,440 images instead of 7,680: the accuracies of the {count} "
             f"candidates rank alike with Spearman {rho:.2f}; the FreePrune score's correlation is "
