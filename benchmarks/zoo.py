@@ -138,6 +138,23 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
     return result
 
 
+def counted(network: nn.Module, inputs: tuple[Tensor, ...], plans: int) -> dict[str, Any]:
+    """How many of so many random plans have exactly the MACs that torch counts on the network that they make."""
+    backend = BACKENDS["channel"](network, inputs, importance("l2", network), max_rate=1.0)
+    units = np.array([group.units for group in backend.groups])
+    rng = np.random.default_rng(0)
+    result = {"exact": 0, "other": 0, "refused": 0}
+    for kept in rng.integers(np.ones_like(units), units + 1, (plans, units.size)):
+        try:
+            plan = backend.plan(kept)
+        except FreePruneError:
+            result["refused"] += 1
+        else:
+            exact = 2 * macs(apply(network, plan), inputs) == 2 * backend.costs(kept)["macs"][0]
+            result["exact" if exact else "other"] += 1
+    return result
+
+
 def peer(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Torch-Pruning at 50%, its classifier left alone; its seconds are those of its graph and one step, criterion included."""
     import torch_pruning
@@ -237,7 +254,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds per network")
     parser.add_argument("--peer", action="store_true", help="run Torch-Pruning as well, in the same process; full-size images")
     parser.add_argument("--no-numbers", action="store_true", help="skip the comparison of outputs")
+    parser.add_argument(
+        "--plans", type=int, help="instead, hold the counted MACs of so many random plans against torch's count"
+    )
     options = parser.parse_args()
+    if options.plans:
+        for name in options.only:
+            print(name, counted(*build(name), options.plans), flush=True)  # noqa: T201
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {line["name"] for line in lines}
