@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..common import FreePruneError
+
 Network = TypeVar("Network", bound=nn.Module)
 Memo = dict[int, Any]
 
@@ -25,8 +27,20 @@ def copied(network: Network, instead: Mapping[int, Tensor]) -> Network:
     Args:
         network: left as it is.
         instead: by the id of a tensor, what the copy has in its place; that tensor itself is not copied.
+
+    Raises:
+        FreePruneError: the network holds something that cannot be copied.
     """
-    memo: Memo = dict(instead)
+    try:
+        return _twin(network, dict(instead))
+    except (RuntimeError, TypeError) as error:
+        raise FreePruneError(
+            f"the network cannot be copied ({str(error).partition('.')[0]}); make it hold plain parameters, without results of "
+            "computations such as those of torch.nn.utils.weight_norm"
+        ) from error
+
+
+def _twin(network: Network, memo: Memo) -> Network:
     kinds: list[tuple[nn.Module, Any]] = [(module, type(module)) for module in network.modules()]
     plain = [module for module, kind in kinds if _is_plain(kind) and not module._compiled_call_impl]
     for module in plain:

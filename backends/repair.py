@@ -235,7 +235,9 @@ class _Fixes:
             touched = _live([trace.ops[culprit]], kept)
             culprit -= not touched
         if not touched:
-            raise FreePruneError(f"this network cannot be pruned: at {trace.ops[mismatch.index]} {mismatch}")
+            raise FreePruneError(
+                f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use --granularity weight"
+            )
         for layer in touched:
             trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
 

@@ -10,7 +10,6 @@ not understood is merely not pruned.
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import sys
@@ -32,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..common import FreePruneError, Inputs
+from .copies import copied
 from .labels import Labels, Layer, Shape, collapse, on_dim, support
 from .meta import flat, name_of, on_meta, run
 from .rules import RULES, Call, UnknownOperator, multihead_attention, rule_for
@@ -359,17 +359,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""
-        if not any(labels for _, labels in op.inputs):
+        try:
+            if any(labels for _, labels in op.inputs):
+                return rule_for(call)(self, call)
             if call.name in RULES:
                 RULES[call.name](self, call)  # products are counted also where nothing is labelled
-            return [[] for _ in call.outputs]
-        try:
-            return rule_for(call)(self, call)
         except UnknownOperator:
             for _, labels in op.inputs:
                 for layer in labels:
                     self.freeze(layer)
-            return [[] for _ in call.outputs]
+        return [[] for _ in call.outputs]
 
     def _put(self, tensor: Tensor, layers: Labels) -> None:
         known = self._noted(tensor)
@@ -526,16 +525,16 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         The copy in eval mode and the example, both on the device that the trace was made on, and the trace.
 
     Raises:
-        FreePruneError: the network rejects the inputs.
+        FreePruneError: the network rejects the inputs, or cannot be copied.
     """
     try:
         example = tuple(x[:1].to("meta") for x in inputs)
-        copied = on_meta(network)
-        return copied, example, trace(copied, example)
+        twin = on_meta(network)
+        return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        copied = copy.deepcopy(network).eval().cpu()
-        return copied, example, trace(copied, example)
+        twin = copied(network, {}).eval().cpu()
+        return twin, example, trace(twin, example)
 
 
 def sentence(error: Exception) -> str:
