@@ -206,6 +206,8 @@ def limited(name: str, options: argparse.Namespace) -> dict[str, Any]:
             line[key] = receiver.recv()[1] if receiver.poll(limit) else {"failed": f"no end in {limit} s"}
         except EOFError:
             line[key] = {"failed": "the process died"}
+        if "no end" in line[key].get("failed", ""):
+            break  # what comes next in the pipe would be taken for the other's
     process.terminate()
     process.join()
     return line
