@@ -90,6 +90,8 @@ def build(name: str, full_size: bool = False) -> tuple[nn.Module, tuple[Tensor, 
             if isinstance(getattr(module, "running_mean", None), Tensor):
                 nn.init.normal_(module.running_mean, std=0.2)
                 nn.init.uniform_(module.running_var, 0.5, 2.0)
+            if isinstance(module, nn.Linear) and not module.weight.any():
+                nn.init.normal_(module.weight, std=0.02)  # classifiers that start as zeros would hide every difference
     shape = (1, 3, 8, 32, 32) if name in VIDEO else (1, 3, side, side)
     return network.eval(), (torch.randn(shape),)
 
@@ -179,7 +181,7 @@ def attempt(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, An
     except FreePruneError as error:
         return {"refused": str(error)}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}", "traceback": traceback.format_exc()[-1500:]}
+        return {"failed": f"{type(error).__name__}: {str(error)[:120]}", "at": traceback.format_exc().splitlines()[-3].strip()}
 
 
 def measure(name: str, options: argparse.Namespace, pipe: Any) -> None:
@@ -228,25 +230,40 @@ def works(line: dict[str, Any], rate: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = [
-        f"{'network':34}{'groups':>7}{'MACs':>6}{'seconds':>9}" + "".join(f"{rate:>12}" for rate in RATES) + f"{'peer':>16}"
-    ]
+    """The results in Markdown, a row for each network, and what they come to."""
+    rows = ["| network | groups | MACs | error | seconds | peer | otherwise |", "|---|---|---|---|---|---|---|"]
     for line in lines:
-        found, other = line["ours"], line.get("peer", {})
-        ratio = found.get("50%", {}).get("macs", float("nan"))
-        rival = f"{other['seconds']:.2f}" + ("" if other["ok"] else " (no)") if "ok" in other else "failed" if other else ""
-        row = f"{line['name']:34}{found.get('groups', 0):7}{ratio:6.2f}{found.get('seconds', float('nan')):9.2f}"
-        rows.append(row + "".join(f"{works(line, rate):>12}" for rate in RATES) + f"{rival:>16}")
+        found, name = line["ours"], line["name"]
+        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
+        if "50%" not in found:
+            rows.append(f"| {name} | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
+            continue
+        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
+        ratio = found["50%"].get("macs", float("nan"))
+        rows.append(
+            f"| {name} | {found['groups']} | {ratio:.2f} | {error:.0e} | {found['seconds']:.2f} "
+            f"| {_rival(line)} | {', '.join(notes)} |"
+        )
+    rows.append("")
     for rate in RATES:
-        rows.append(f"{rate}: {sum(works(line, rate) == 'yes' for line in lines)} of {len(lines)}")
+        results = [works(line, rate) for line in lines]
+        rows.append(f"- {rate}: {results.count('yes')} of {len(lines)} right, {results.count('refused')} refused")
     both = [line for line in lines if line.get("peer", {}).get("ok") and "seconds" in line["ours"]]
     if both:
         ratios = [line["ours"]["seconds"] / line["peer"]["seconds"] for line in both]
-        rows.append(f"CPU seconds relative to Torch-Pruning, on the {len(both)} that both manage:")
-        rows.append(f"median {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
-    slowest = max((line["ours"].get("seconds", 0.0) for line in lines), default=0.0)
-    rows.append(f"slowest: {slowest:.1f} s")
+        spread = f"median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append(f"- CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}")
+    slowest = max((line["ours"].get("seconds", 0.0), line["name"]) for line in lines)
+    rows.append(f"- slowest: {slowest[1]}, {slowest[0]:.1f} s")
     return "\n".join(rows)
+
+
+def _rival(line: dict[str, Any]) -> str:
+    """The peer's seconds, or what became of it."""
+    found = line.get("peer", {})
+    if "ok" in found:
+        return f"{found['seconds']:.2f}" if found["ok"] else "wrong"
+    return "no end" if "no end" in found.get("failed", "") else "fails" if found else ""
 
 
 def main() -> None:
@@ -272,6 +289,7 @@ def main() -> None:
             lines.append(limited(name, options))
             with options.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
+    lines.sort(key=lambda line: NAMES.index(line["name"]))
     print(table([line for line in lines if line["name"] in options.only]))  # noqa: T201
 
 
