@@ -7,6 +7,7 @@ half the size costs half as much to score.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from ..common import Candidate, FreePruneError, Inputs, Skeleton
 from .base import Counts, Group, minimum_units
 from .certificate import Mismatch, replay
-from .cost import SumOfProducts
+from .cost import Size, SumOfProducts, Term
 from .coupling import ClassGroup, Coupling
 from .criteria import Importance
-from .plan import Attribute, Plan, structure_of
+from .plan import Plan, structure_of
 from .repair import attributes, settle, slimmed
-from .surgery import sliced
+from .surgery import shared_tensors, sliced
 from .trace import Trace, trace_example
 
 
@@ -59,6 +60,7 @@ class Channel:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
+        self._owners = shared_tensors(self._traced)
         if min_width < 1:
             raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
         steps = _steps(round_to)
@@ -71,7 +73,7 @@ class Channel:
         )
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
-        self._costs, self._entries = self._cost_model(dense)
+        self._costs = self._cost_model(dense)
 
     def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
         """For each group the positions of its classes, most important first."""
@@ -83,26 +85,33 @@ class Channel:
         spans = itertools.pairwise(coupling.offsets)
         return [start + np.argsort(-total[start:stop], kind="stable") for start, stop in spans]
 
-    def _cost_model(self, dense: Trace) -> tuple[dict[str, SumOfProducts], dict[str, SumOfProducts]]:
-        """Each cost, and the number of entries of each weight."""
-        coupling, groups = self._coupling, len(self.groups)
-        products = [(p.constant, [coupling.counts(ids) for ids in p.dims]) for p in dense.products]
-        leaves: dict[str, dict[int, tuple[int, NDArray[np.int64]]]] = {}
-        for leaf in dense.leaves:
-            ids = np.arange(leaf.start, leaf.start + leaf.size)
-            leaves.setdefault(leaf.name, {})[leaf.dim] = coupling.counts(ids)
-        weights = {p.weight for p in dense.products}
-
-        def term(name: str, parameter: Tensor) -> tuple[int, list[tuple[int, NDArray[np.int64]]]]:
-            dims = leaves.get(name, {})
-            return int(np.prod([n for d, n in enumerate(parameter.shape) if d not in dims])), list(dims.values())
-
-        parameters = dict(self._network.named_parameters())
+    def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
+        groups, weights = len(self.groups), {product.weight for product in dense.products}
+        products = [(p.constant, [self._coupling.counts(ids) for ids in p.dims]) for p in dense.products]
         return {
             "macs": SumOfProducts(products, groups),
-            "params": SumOfProducts([term(n, p) for n, p in parameters.items()], groups),
-            "nonzero": SumOfProducts([term(n, p) for n, p in parameters.items() if n in weights], groups),
-        }, {n: SumOfProducts([term(n, p)], groups) for n, p in parameters.items() if n in weights}
+            "params": SumOfProducts(list(self._terms.values()), groups),
+            "nonzero": SumOfProducts([term for name, term in self._terms.items() if name in weights], groups),
+        }
+
+    @cached_property
+    def _terms(self) -> dict[str, Term]:
+        """The number of entries of each parameter."""
+        leaves: dict[str, dict[int, Size]] = {}
+        for leaf in self._coupling.trace.leaves:
+            ids = np.arange(leaf.start, leaf.start + leaf.size)
+            leaves.setdefault(leaf.name, {})[leaf.dim] = self._coupling.counts(ids)
+        terms: dict[str, Term] = {}
+        for name, parameter in self._traced.named_parameters():
+            dims = leaves.get(name, {})
+            terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
+        return terms
+
+    @cached_property
+    def _entries(self) -> dict[str, SumOfProducts]:
+        """The number of entries of each convolution and linear weight."""
+        weights = {product.weight for product in self._coupling.trace.products}
+        return {name: SumOfProducts([term], len(self.groups)) for name, term in self._terms.items() if name in weights}
 
     @property
     def coupling(self) -> Coupling:
@@ -149,12 +158,10 @@ class Channel:
     def candidate(self, kept: Counts) -> Candidate:
         classes = self._kept_classes(kept)
         indices = self._coupling.kept_indices(classes)
+        sizes = attributes(self._traced, self._owners, indices, self._coupling.kept_nodes(classes), self._repairs)
         tensors = {name: sliced(self._skeleton.tensors[name], dims) for name, dims in indices.items()}
-        sizes = [(self._skeleton.network.get_submodule(a.module), a.name, a.value) for a in self._attributes(classes)]
-        return Candidate(self._skeleton, tensors, sizes, indices)
-
-    def _attributes(self, classes: NDArray[np.bool_]) -> list[Attribute]:
-        return attributes(self._network, self._coupling, classes, self._repairs)
+        where = [(self._skeleton.network.get_submodule(size.module), size.name, size.value) for size in sizes]
+        return Candidate(self._skeleton, tensors, where, indices)
 
     def plan(self, kept: Counts) -> Plan:
         """The plan, certified: the pruned network was replayed against the trace of the dense one.
@@ -163,9 +170,11 @@ class Channel:
             FreePruneError: the certificate failed; the sentence names module and line.
         """
         classes = self._kept_classes(kept)
+        indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
+        sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
         try:
-            with slimmed(self._traced, self._coupling, classes, self._repairs):
-                replay(self._traced, self._inputs, self._coupling.trace, self._coupling.kept_nodes(classes))
+            with slimmed(self._traced, self._owners, indices, sizes):
+                replay(self._traced, self._inputs, self._coupling.trace, nodes)
         except Mismatch as error:
             op = self._coupling.trace.ops[error.index]
             raise FreePruneError(
@@ -175,8 +184,8 @@ class Channel:
             granularity="channel",
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
-            kept=self._coupling.kept_indices(classes),
-            attributes=tuple(self._attributes(classes)),
+            kept=indices,
+            attributes=tuple(sizes),
         )
 
 

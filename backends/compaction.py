@@ -30,7 +30,7 @@ from .coupling import Coupling
 from .meta import on_meta
 from .plan import Plan, structure_of
 from .repair import Repair, attributes, pruned, settle
-from .surgery import apply
+from .surgery import apply, shared_tensors
 from .trace import trace_example
 from .values import Flow, flow_of
 
@@ -71,6 +71,7 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     if not _needed(coupling, flow).all():
         coupling, repairs = settle(copy.deepcopy(traced), example, dense)
     classes = _certified(traced, example, coupling, repairs, flow)
+    indices = coupling.kept_indices(classes)
     plan = Plan(
         granularity="compaction",
         structure=structure_of(network),
@@ -78,8 +79,8 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
             group.name: float(1 - classes[start : start + group.roots.size].mean())
             for group, start in zip(coupling.groups, coupling.offsets, strict=False)
         },
-        kept=coupling.kept_indices(classes),
-        attributes=tuple(attributes(network, coupling, classes, repairs)),
+        kept=indices,
+        attributes=tuple(attributes(network, shared_tensors(network), indices, coupling.kept_nodes(classes), repairs)),
     )
     shifts = _shifts(coupling, flow, classes)
     modules = dict(network.named_modules())

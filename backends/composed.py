@@ -29,6 +29,10 @@ class Composed:
         network, inputs, importance, max_rate: as for both.
         options: of both. Where a unit of the second spans several channels, `round_to` defaults to that span and must be a
             multiple of it, so that every smaller layer divides into whole units; layers where it would not stay unmasked.
+
+    Attributes:
+        channel, mask: the two granularities, each made for the dense network.
+        split: how many of the groups are those of `channel`, which come first.
     """
 
     second: type[Masked]
@@ -52,49 +56,49 @@ class Composed:
             raise FreePruneError(
                 f"--round-to {step} leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
             )
-        self._channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
+        self.channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
         leave = {
             name: f"its channels come in groups of {width}, no multiple of {span}"
-            for name, width in self._channel.ragged(dim, span).items()
+            for name, width in self.channel.ragged(dim, span).items()
         }
-        self._mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
+        self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
         self._importance = importance
-        self._split = len(self._channel.groups)
-        layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self._mask.groups]
-        self.groups = (*self._channel.groups, *layers)
+        self.split = len(self.channel.groups)
+        layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
+        self.groups = (*self.channel.groups, *layers)
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         rows = np.atleast_2d(kept)
-        costs = self._channel.costs(rows[:, : self._split])
-        entries = self._channel.entries(rows[:, : self._split])
+        costs = self.channel.costs(rows[:, : self.split])
+        entries = self.channel.entries(rows[:, : self.split])
         macs, nonzero = costs["macs"], costs["nonzero"]
-        for layer, (name, positions) in enumerate(self._mask.positions.items()):
-            gone = entries[name] - self._mask.weights_left(layer, rows[:, self._split + layer], entries[name])
+        for layer, (name, positions) in enumerate(self.mask.positions.items()):
+            gone = entries[name] - self.mask.weights_left(layer, rows[:, self.split + layer], entries[name])
             macs = macs - gone * positions
             nonzero = nonzero - gone
         return {"macs": macs, "nonzero": nonzero}
 
     def candidate(self, kept: Counts) -> Candidate:
-        channels = self._channel.candidate(kept[: self._split])
-        masks = self._masks(kept, self._channel.kept_indices(kept[: self._split]))
+        channels = self.channel.candidate(kept[: self.split])
+        masks = self._masks(kept, self.channel.kept_indices(kept[: self.split]))
         dense = channels.skeleton.tensors
         weights = {name: channels.tensors.get(name, dense[name]) for name in masks}
         return replace(channels, tensors={**channels.tensors, **{n: w * masks[n].to(w.device) for n, w in weights.items()}})
 
     def plan(self, kept: Counts) -> Plan:
         """The plan, its channels certified as `Channel.plan` does."""
-        channels = self._channel.plan(kept[: self._split])
-        layers = zip(self.groups[self._split :], kept[self._split :], strict=True)
+        channels = self.channel.plan(kept[: self.split])
+        layers = zip(self.groups[self.split :], kept[self.split :], strict=True)
         rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
         return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
 
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
         """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
-        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self._mask.positions}
-        ranks = self._mask.ranks(scores, self._importance)
+        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.positions}
+        ranks = self.mask.ranks(scores, self._importance)
         masks = {}
         for layer, (name, places) in enumerate(ranks.items()):
-            units = self._mask.units_left(layer, int(kept[self._split + layer]), places.size)
+            units = self.mask.units_left(layer, int(kept[self.split + layer]), places.size)
             mask = places < units
             if not mask.all():
                 masks[name] = torch.from_numpy(np.ascontiguousarray(mask))

@@ -10,37 +10,41 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+Size = tuple[int, NDArray[np.int64]]  # what is always there, and what each kept unit of each group `(L,)` adds
+Term = tuple[int, Sequence[Size]]  # a constant and the sizes that it is multiplied by
+
 
 class SumOfProducts:
     """`cost(k) = sum_i constant_i * prod_j size_ij(k)` with `size(k) = always + per_unit @ k`.
 
     Args:
-        terms: for each term its constant and its sizes, each as `(always, per_unit (L,))`.
+        terms: what is summed up.
         groups: L.
     """
 
-    def __init__(self, terms: Sequence[tuple[int, Sequence[tuple[int, NDArray[np.int64]]]]], groups: int) -> None:
-        rows: dict[bytes, int] = {}
-        table: list[NDArray[np.float64]] = []
+    def __init__(self, terms: Sequence[Term], groups: int) -> None:
+        # The sizes that a network has are few: each stands once in a table, found again by what it is made of.
+        rows: dict[tuple[int, bytes], int] = {}
+        table: list[Size] = []
 
         def row(always: int, per_unit: NDArray[np.int64]) -> int:
-            line = np.append(per_unit, always).astype(np.float64)
-            key = line.tobytes()
+            key = (always, per_unit.tobytes())
             if key not in rows:
                 rows[key] = len(table)
-                table.append(line)
+                table.append((always, per_unit))
             return rows[key]
 
         one = row(1, np.zeros(groups, np.int64))
         depth = max((len(sizes) for _, sizes in terms), default=1)
         places = [[row(*size) for size in sizes] + [one] * (depth - len(sizes)) for _, sizes in terms]
-        self._table = np.array(table).T  # (L + 1, sizes)
+        self._per_unit = np.array([per_unit for _, per_unit in table], np.float64).T  # (L, sizes)
+        self._always = np.array([always for always, _ in table], np.float64)
         self._places = np.array(places, np.int64).reshape(len(terms), depth)
         self._constants = np.array([constant for constant, _ in terms], np.float64)
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """`(P,)` for `(P, L)`; exact below 2**53."""
-        sizes = kept @ self._table[:-1] + self._table[-1]
+        sizes = kept @ self._per_unit + self._always
         product = sizes[:, self._places[:, 0]]
         for column in self._places[:, 1:].T:
             product = product * sizes[:, column]

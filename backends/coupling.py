@@ -7,7 +7,6 @@ block's inner width.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,6 +52,9 @@ class Coupling:
         # (nodes,): position among all removable classes; what stays has the position after the last
         self.position = np.where(self._group < 0, self.offsets[-1], rank_of_root[roots])
 
+        self._widths = np.diff(self.offsets)
+        self._counted: dict[bytes, tuple[int, NDArray[np.int64]]] = {}
+
     @property
     def classes(self) -> int:
         return int(self.offsets[-1])
@@ -65,28 +67,34 @@ class Coupling:
     def slices(self) -> list[tuple[str, int, Layer]]:
         """For each tensor dimension that may shrink: the class position of each of its coordinates."""
         result = []
+        same: dict[bytes, Layer] = {}  # tensors that go together share the array
         for leaf in self.trace.leaves:
             position = self.position[leaf.start : leaf.start + leaf.size]
-            if (position < self.classes).any():
-                result.append((leaf.name, leaf.dim, position))
+            if position.min() < self.classes:
+                result.append((leaf.name, leaf.dim, same.setdefault(position.tobytes(), position)))
         return result
 
     def kept_indices(self, kept_classes: NDArray[np.bool_]) -> dict[str, dict[int, Layer]]:
-        """The coordinates that stay, for each tensor dimension that loses some."""
+        """The coordinates that stay, for each tensor dimension that loses some. Dimensions that go together share the array."""
         extended = np.append(kept_classes, True)
+        found: dict[int, Layer] = {}
         result: dict[str, dict[int, Layer]] = {}
         for name, dim, position in self.slices:
-            stays = extended[position]
-            if not stays.all():
-                result.setdefault(name, {})[dim] = np.flatnonzero(stays)
+            if id(position) not in found:
+                found[id(position)] = np.flatnonzero(extended[position])
+            indices = found[id(position)]
+            if indices.size < position.size:
+                result.setdefault(name, {})[dim] = indices
         return result
 
     def counts(self, ids: Layer) -> tuple[int, NDArray[np.int64]]:
         """How many of these nodes always stay, and how many stay for each kept class of each group `(L,)`."""
         group = self._group[ids]
-        per_group = np.bincount(group[group >= 0], minlength=len(self.groups))
-        widths = np.array([g.roots.size for g in self.groups], np.int64)
-        return int((group < 0).sum()), per_group // widths
+        key = group.tobytes()
+        if key not in self._counted:
+            live = group[group >= 0]
+            self._counted[key] = group.size - live.size, np.bincount(live, minlength=len(self.groups)) // self._widths
+        return self._counted[key]
 
 
 def _groups(trace: Trace, parameters: set[str]) -> list[ClassGroup]:
@@ -94,28 +102,32 @@ def _groups(trace: Trace, parameters: set[str]) -> list[ClassGroup]:
 
     The dimensions of products count as well, so that within a group every class costs the same.
     """
-    dims = [(leaf.name, leaf.dim, np.arange(leaf.start, leaf.start + leaf.size)) for leaf in trace.leaves]
-    dims += [("", i, ids) for i, ids in enumerate(ids for p in trace.products for ids in p.dims)]
-    of_parameter = np.array([name in parameters for name, _, _ in dims], bool)
-    owner = np.repeat(np.arange(len(dims)), [ids.size for _, _, ids in dims])
-    root = trace.roots[np.concatenate([ids for _, _, ids in dims])] if dims else owner
-    pairs, counts = np.unique(root[root != FROZEN] * len(dims) + owner[root != FROZEN], return_counts=True)
-    found, where = np.divmod(pairs, max(len(dims), 1))
-    if not found.size:
+    roots = trace.roots
+    dims = [(leaf.name, leaf.dim, roots[leaf.start : leaf.start + leaf.size]) for leaf in trace.leaves]
+    dims += [("", i, roots[ids]) for i, ids in enumerate(ids for p in trace.products for ids in p.dims)]
+    if not dims:
         return []
-    starts = np.flatnonzero(np.diff(found, prepend=-1))
-    numbers = np.random.default_rng(0).integers(1, 2**63 - 1, len(dims))  # a signature is summed up in 64 bits
-    real = np.logical_or.reduceat(of_parameter[where], starts)
-    signatures, firsts = np.add.reduceat(numbers[where] * counts, starts)[real], starts[real]
-    _, representative, group = np.unique(signatures, return_index=True, return_inverse=True)
-    stops = dict(itertools.pairwise([*starts.tolist(), found.size]))
+    root = np.concatenate([ids for _, _, ids in dims])
+    owner = np.repeat(np.arange(len(dims)), [ids.size for _, _, ids in dims])
+    numbers = np.random.default_rng(0).integers(1, 2**63 - 1, len(dims))
+    signatures = np.zeros(trace.nodes, np.int64)  # by root: the sum of its owners' numbers, in 64 bits
+    np.add.at(signatures, root, numbers[owner])
+    real = np.zeros(trace.nodes, bool)
+    real[root[np.array([name in parameters for name, _, _ in dims])[owner]]] = True
+    real[FROZEN] = False
+    found = np.flatnonzero(real)
+    _, first, group = np.unique(signatures[found], return_index=True, return_inverse=True)
+    members = np.split(found[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
+    stands = np.zeros(trace.nodes, bool)  # one class for each group
+    stands[found[first]] = True
+    tied: dict[int, list[int]] = {}
+    for one, dim in np.unique(np.stack([root, owner])[:, stands[root]], axis=1).T.tolist():
+        tied.setdefault(one, []).append(dim)
     taken: Counter[str] = Counter()
     result = []
-    for index in np.argsort(representative):
-        start = int(firsts[representative[index]])
-        tied = tuple((name, dim) for name, dim, _ in (dims[i] for i in where[start : stops[start]]) if name)
-        name = _unique(_maker(tied), taken)
-        result.append(ClassGroup(name, found[firsts[group == index]], tied))
+    for index in np.argsort(first):
+        where = tuple((name, dim) for name, dim, _ in (dims[i] for i in tied[int(found[first[index]])]) if name)
+        result.append(ClassGroup(_unique(_maker(where), taken), members[index], where))
     return result
 
 

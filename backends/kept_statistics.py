@@ -45,7 +45,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         self._kept = kept
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
 
-    def _hook(self, network: nn.Module) -> None:
+    def _hook(self) -> None:
         """Modules and lines do not matter here."""
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:

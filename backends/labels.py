@@ -7,6 +7,7 @@ along which the label varies (the layer's *support*) and of size 1 elsewhere. No
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ FROZEN = 0
 
 def support(layer: NDArray[Any]) -> tuple[int, ...]:
     """The dimensions along which a layer varies."""
-    return tuple(d for d, size in enumerate(layer.shape) if size > 1)
+    return tuple([d for d, size in enumerate(layer.shape) if size > 1])
 
 
 def along(layers: Iterable[Layer], dim: int) -> Labels:
@@ -48,7 +49,7 @@ def collapse(layer: Layer) -> Layer:
 
 def left_padded(layer: Layer, ndim: int) -> Layer:
     """The layer of a tensor broadcast to more dimensions, which are added on the left."""
-    return layer.reshape([1] * (ndim - layer.ndim) + list(layer.shape))
+    return layer if layer.ndim == ndim else layer.reshape([1] * (ndim - layer.ndim) + list(layer.shape))
 
 
 def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -92,29 +93,30 @@ def reshaped(layer: Layer, old: Sequence[int], new: Sequence[int]) -> tuple[Laye
     return np.broadcast_to(layer, full).reshape(target), split
 
 
-def keep_masks(shape: Shape, layers: Iterable[Layer], kept: NDArray[np.bool_]) -> list[NDArray[np.bool_]] | None:
+def _side(stays: NDArray[np.bool_], dim: int) -> NDArray[np.bool_]:
+    """Where along a dimension anything stays."""
+    return np.asarray(stays.any(axis=tuple(d for d in range(stays.ndim) if d != dim), keepdims=True))
+
+
+def keep_masks(layers: Iterable[Layer], kept: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]] | None:
     """Which coordinates of each dimension stay when only the nodes in `kept` stay.
 
     Args:
-        shape: the tensor's dense shape.
-        layers: its labels.
+        layers: a tensor's labels.
         kept: `(nodes,)`, indexed by node id.
 
     Returns:
-        One mask for each dimension, or None where what is left of a layer is not a box.
+        A mask for each dimension that loses something, or None where what is left of a layer is not a box.
     """
-    masks = [np.ones(size, bool) for size in shape]
+    masks: dict[int, NDArray[np.bool_]] = {}
     for layer in layers:
         stays = kept[layer]
+        if stays.all():
+            continue
         dims = support(layer)
-        if len(dims) == 1:
-            masks[dims[0]] &= stays.ravel()
-        elif not stays.all():
-            box = np.ones_like(stays)
-            for d in dims:
-                side = stays.any(axis=tuple(other for other in dims if other != d), keepdims=True)
-                masks[d] &= side.ravel()
-                box &= side
-            if (box != stays).any():
-                return None
+        sides = [stays] if len(dims) == 1 else [_side(stays, d) for d in dims]
+        for d, side in zip(dims, sides, strict=True):
+            masks[d] = masks[d] & side.ravel() if d in masks else side.ravel()
+        if len(dims) > 1 and (functools.reduce(np.logical_and, sides) != stays).any():
+            return None
     return masks

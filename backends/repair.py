@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from .certificate import Mismatch, replay
 from .coupling import Coupling
 from .labels import Labels, Layer, collapse, support
 from .plan import Attribute
-from .surgery import layer_attributes, shared_tensors, shrunk, shrunk_tensor
+from .surgery import Owners, layer_attributes, shared_tensors, shrunk, shrunk_tensor
 from .trace import Op, Trace, undisturbed
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
@@ -34,6 +34,7 @@ MAX_ROUNDS = 300
 
 Place = tuple[str, str]
 Key = tuple[int, ...]
+KeptIndices = Mapping[str, Mapping[int, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,16 @@ def settle(
         FreePruneError: no pruning of the network runs as predicted.
     """
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0)
-    coupling = Coupling(trace, network)
+    coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     for _ in range(MAX_ROUNDS):
         number = untested[0]
         classes = _trial(coupling, number, np.random.default_rng([seed, number]))
         kept = coupling.kept_nodes(classes)
+        indices = coupling.kept_indices(classes)
         try:
-            with slimmed(network, coupling, classes, fixes.repairs):
+            with slimmed(network, owners, indices, attributes(network, owners, indices, kept, fixes.repairs)):
                 replay(network, inputs, trace, kept)
         except Mismatch as error:
             fixes.fix(error, kept)
@@ -114,6 +116,7 @@ class _Fixes:
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
+        self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
         for op in trace.ops:
             self._at.setdefault(op.line, {}).setdefault(op.module, []).append(op)
@@ -200,16 +203,21 @@ class _Fixes:
             yield
             trace.forget(before, after)
 
+    def _layers(self, module: str) -> list[Layer]:
+        """What varies along one dimension alone, of all that a module and those inside it see and make."""
+        if module not in self._inside:
+            inside = (op for op in self._trace.ops if op.module == module or op.module.startswith(module + "."))
+            layers = {id(x): x for op in inside for _, labels in [*op.inputs, *op.outputs] for x in labels}
+            self._inside[module] = [layer for layer in layers.values() if len(support(layer)) == 1]
+        return self._inside[module]
+
     def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
         """What a line makes, in pieces as wide as its last dimensions together, and equal widths inside its module."""
         roots = self._trace.roots
         widths: dict[bytes, Layer] = {}
-        for op in self._trace.ops:
-            if op.module == module or op.module.startswith(module + "."):
-                for _, layers in [*op.inputs, *op.outputs]:
-                    for layer in layers:
-                        if len(support(layer)) == 1 and roots[layer].all():
-                            widths.setdefault(roots[layer].tobytes(), layer.ravel())
+        for layer in self._layers(module):
+            if roots[layer].all():
+                widths.setdefault(roots[layer].tobytes(), layer.ravel())
         for op in ops:
             for made in itertools.chain(*(layers for _, layers in op.outputs)):
                 sizes = [size for size in made.shape if size > 1]
@@ -227,40 +235,56 @@ class _Fixes:
             touched = _live([trace.ops[culprit]], kept)
             culprit -= not touched
         if not touched:
-            raise FreePruneError(f"this network cannot be pruned: at {trace.ops[mismatch.index]} {mismatch}")
+            raise FreePruneError(
+                f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use --granularity weight"
+            )
         for layer in touched:
             trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
 
 
 @contextmanager
-def slimmed(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> Iterator[None]:
-    """Makes a network keep these classes, sizes set, for as long as the context lasts: cheaper than `pruned`."""
-    kept = coupling.kept_indices(classes)
+def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequence[Attribute]) -> Iterator[None]:
+    """Makes a network keep these coordinates, sizes set, for as long as the context lasts: cheaper than `pruned`.
+
+    Args:
+        network: as it was again in the end.
+        owners: its tensors (`shared_tensors`).
+        kept: as `Coupling.kept_indices` gives them.
+        sizes: the attributes to set.
+    """
+    modules = dict(network.named_modules())
     with undisturbed(network):
-        for size in attributes(network, coupling, classes, repairs):
-            setattr(network.get_submodule(size.module), size.name, size.value)
-        for name, owners in shared_tensors(network).items():
-            if name in kept:
-                part = shrunk_tensor(getattr(*owners[0]), kept[name])
-                for module, key in owners:
-                    setattr(module, key, part)
+        for size in sizes:
+            setattr(modules[size.module], size.name, size.value)
+        for name, dims in kept.items():
+            part = shrunk_tensor(owners[name][0].tensor, dims)
+            for owner in owners[name]:
+                owner.put(part)
         yield
 
 
 def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> nn.Module:
     """A copy that keeps these classes, sizes set."""
-    smaller = shrunk(network, coupling.kept_indices(classes))
-    for attribute in attributes(network, coupling, classes, repairs):
+    kept = coupling.kept_indices(classes)
+    smaller = shrunk(network, kept)
+    for attribute in attributes(network, shared_tensors(network), kept, coupling.kept_nodes(classes), repairs):
         setattr(smaller.get_submodule(attribute.module), attribute.name, attribute.value)
     return smaller
 
 
 def attributes(
-    network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]
+    network: nn.Module, owners: Owners, indices: KeptIndices, kept: NDArray[np.bool_], repairs: Sequence[Repair]
 ) -> list[Attribute]:
-    """Every size to set in a network that keeps these classes: those of torch's own layers, then the repaired ones."""
-    result = layer_attributes(network, coupling.kept_indices(classes))
-    kept = coupling.kept_nodes(classes)
+    """Every size to set in a network that keeps these coordinates: those of torch's own layers, then the repaired ones.
+
+    Args:
+        network: the dense one; only its sizes are read.
+        owners: its tensors (`shared_tensors`).
+        indices: as `Coupling.kept_indices` gives them.
+        kept: `(nodes,)`: the same as nodes.
+        repairs: which further attributes follow which nodes.
+    """
+    result = layer_attributes(owners, indices)
     tuples: dict[tuple[str, str], list[int]] = {}
     for repair in repairs:
         dense = getattr(network.get_submodule(repair.module), repair.name)

@@ -6,6 +6,7 @@ those that must stay. Operators that are not in the table and not element-wise f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .labels import Labels, Layer, along, collapse, left_padded, on_dim, reshaped, support
+from .meta import name_of
 
 if TYPE_CHECKING:
     from .trace import Tracer
@@ -37,12 +39,11 @@ class Call:
     outputs: list[Tensor]
 
     def __getitem__(self, name: str) -> Any:
-        for position, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else None)
-        return None
+        parameter = _parameters(self.func).get(name)
+        if parameter is None:
+            return None
+        position, default = parameter
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
     @property
     def first(self) -> Tensor:
@@ -51,6 +52,15 @@ class Call:
     def dim(self, name: str = "dim") -> int:
         """A dimension of the first tensor, counted from the left."""
         return int(self[name]) % max(self.first.dim(), 1)
+
+
+@functools.cache
+def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
+    """Where in an operator's schema each argument stands, and its default."""
+    return {
+        a.name: (position, a.default_value if a.has_default_value() else None)
+        for position, a in enumerate(func._schema.arguments)
+    }
 
 
 Rule = Callable[["Tracer", Call], list[Labels]]
@@ -62,15 +72,26 @@ def rule_for(call: Call) -> Rule:
     Raises:
         UnknownOperator: there is none.
     """
-    name = call.name
+    rule = _rule_of(call.func)
+    if rule is None:
+        raise UnknownOperator(call.name)
+    return rule
+
+
+@functools.cache
+def _rule_of(func: Any) -> Rule | None:
+    name = name_of(func)
     base = name[:-1] if name.endswith("_") and not name.startswith("__") else name
     if base in RULES:
         return RULES[base]
-    if torch.Tag.pointwise in call.func.tags:
+    if torch.Tag.pointwise in func.tags:
         return elementwise
-    if base.startswith("_scaled_dot_product"):
-        return attention
-    raise UnknownOperator(name)
+    return attention if base.startswith("_scaled_dot_product") else None
+
+
+def commutes(func: Any) -> bool:
+    """Whether an operator, given what is kept of its operands, gives what is kept of its result, whatever that is."""
+    return _rule_of(func) in COMMUTING
 
 
 def others_empty(call: Call, labels: Labels) -> list[Labels]:
@@ -136,23 +157,44 @@ def merge(tracer: Tracer, operands: Sequence[tuple[Sequence[int], Labels]], ndim
     dimensions says all.
     """
     padded = [([1] * (ndim - len(shape)) + list(shape), [left_padded(x, ndim) for x in layers]) for shape, layers in operands]
+    labelled = [layers for _, layers in padded if layers]
+    if labelled and all(len(layers) == 1 for layers in labelled):  # the usual case, in short
+        first, *others = (layers[0] for layers in labelled)
+        varying = support(first)
+        free = all(layers or all(shape[d] == 1 for d in varying) for shape, layers in padded)
+        if free and all(other.shape == first.shape for other in others):
+            for other in others:
+                tracer.unite(first, other)
+            return [first]
+    # A layer's support, and whether it was united with the first of this support already.
+    supports = [[support(layer) for layer in layers] for _, layers in padded]
+    joined: set[tuple[int, int]] = set()
     result: dict[tuple[int, ...], Layer] = {}
     for i, (_, layers) in enumerate(padded):
-        for layer in layers:
-            dims = set(support(layer))
+        for k, layer in enumerate(layers):
+            varying = supports[i][k]
             constant = False
             for j, (shape, others) in enumerate(padded):
-                if i == j or all(shape[d] == 1 for d in dims):
+                if i == j or all(shape[d] == 1 for d in varying):
                     continue  # broadcast along what this layer varies along: any width fits
-                partners = [x for x in others if set(support(x)) & dims]
-                constant |= not partners
-                for partner in partners:
-                    if j > i:
-                        tracer.unite(layer, partner)
+                alone = True
+                for m, partner in enumerate(others):
+                    if set(supports[j][m]).isdisjoint(varying):
+                        continue
+                    alone = False
+                    if j < i or (supports[j][m] == varying and (i, k) in joined and (j, m) in joined):
+                        continue
+                    tracer.unite(layer, partner)
+                    if supports[j][m] == varying:
+                        joined.add((j, m))
+                        joined.add((i, k))
+                constant |= alone
             if constant:
                 tracer.freeze(layer)
             else:
-                result.setdefault(support(layer), layer)
+                result.setdefault(varying, layer)
+    if len(result) < 2:
+        return list(result.values())
     taken: set[int] = set()
     narrowest = []
     for varying in sorted(result, key=len):
@@ -584,4 +626,6 @@ KINDS: list[tuple[Rule, str]] = [
     (spatial, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
     (spatial, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
 ]
+# Rules whose result is a function of the labels alone, dimension by dimension: which coordinates there are does not matter.
+COMMUTING = {elementwise, convolution, matmul, batch_norm, layer_norm, permute, transpose, unsqueeze, cat, reduction, spatial}
 RULES: dict[str, Rule] = {name: rule for rule, names in KINDS for name in names.split()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .copies import copied
 from .kept_statistics import watch
 from .plan import Attribute, Plan, check_structure
 
@@ -25,14 +27,15 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
     """
     check_structure(network, plan)
     network = shrunk(network, plan.kept)
+    modules = dict(network.named_modules())
     for attribute in plan.attributes:
-        setattr(network.get_submodule(attribute.module), attribute.name, attribute.value)
-    parameters = dict(network.named_parameters())
+        setattr(modules[attribute.module], attribute.name, attribute.value)
     with torch.no_grad():
         for name, mask in plan.masks.items():
-            parameters[name].mul_(mask.to(parameters[name].device))
+            weight = network.get_parameter(name)
+            weight.mul_(mask.to(weight.device))
     for layer in plan.biases:
-        module: Any = network.get_submodule(layer)
+        module: Any = modules[layer]
         module.bias = nn.Parameter(module.weight.new_zeros(module.weight.shape[0]), module.weight.requires_grad)
     return network
 
@@ -65,12 +68,12 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
 
 def shrunk(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> nn.Module:
     """A copy with sliced parameters and buffers. Shared tensors stay shared; what is sliced is never copied whole."""
-    smaller: dict[int, Any] = {}
+    smaller: dict[int, Tensor] = {}
     for name, owners in shared_tensors(network).items():
         if name in kept:
-            tensor = getattr(*owners[0])
+            tensor = owners[0].tensor
             smaller[id(tensor)] = shrunk_tensor(tensor, kept[name])
-    return copy.deepcopy(network, smaller)
+    return copied(network, smaller)
 
 
 def shrunk_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
@@ -79,20 +82,50 @@ def shrunk_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tens
     return nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
 
 
-def shared_tensors(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every parameter and buffer by its first name, with all modules and keys that hold it."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[int, str] = {}
-    for prefix, module in network.named_modules():
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((module, key))
-                names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
-    return {names[i]: owners[i] for i in owners}
+@dataclass(frozen=True)
+class Owner:
+    """A module that holds a tensor, its path, and the tensor's key there."""
+
+    path: str
+    module: nn.Module
+    key: str
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        module: Any = self.module
+        place: dict[str, Any] = module._parameters if self.key in module._parameters else module._buffers
+        return place
+
+    @property
+    def tensor(self) -> Tensor:
+        tensor: Tensor = self._place[self.key]
+        return tensor
+
+    def put(self, tensor: Tensor) -> None:
+        """Like `setattr`, without its checks."""
+        self._place[self.key] = tensor
+
+
+Owners = Mapping[str, Sequence[Owner]]
+
+
+def shared_tensors(network: nn.Module) -> Owners:
+    """Every parameter and buffer by its first name, with all that hold it."""
+    owners: dict[int, list[Owner]] = {}
+    for path, module in network.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    owners.setdefault(id(tensor), []).append(Owner(path, module, key))
+    return {f"{o[0].path}.{o[0].key}".lstrip("."): o for o in owners.values()}
 
 
 def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
     """The kept coordinates of a tensor, as a new contiguous one."""
+    if tensor.is_meta:
+        return torch.empty(
+            [len(kept[d]) if d in kept else n for d, n in enumerate(tensor.shape)], dtype=tensor.dtype, device="meta"
+        )
     with torch.no_grad():
         result = tensor.detach()
         for dim, ids in kept.items():
@@ -138,18 +171,15 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
         yield "embedding_dim", shape("weight")[1]
 
 
-def layer_attributes(network: nn.Module, kept: Mapping[str, Mapping[int, Any]]) -> list[Attribute]:
+def layer_attributes(owners: Owners, kept: Mapping[str, Mapping[int, Any]]) -> list[Attribute]:
     """The size attributes of torch's own layers that change when these coordinates are kept."""
-    touched: dict[int, dict[str, Mapping[int, Any]]] = {}
-    for name, owners in shared_tensors(network).items():
-        if name in kept:
-            for module, key in owners:
-                touched.setdefault(id(module), {})[key] = kept[name]
+    touched: dict[str, tuple[nn.Module, dict[str, Mapping[int, Any]]]] = {}
+    for name, dims in kept.items():
+        if name in owners:
+            for owner in owners[name]:
+                touched.setdefault(owner.path, (owner.module, {}))[1][owner.key] = dims
     result = []
-    for path, module in network.named_modules():
-        changes = touched.get(id(module))
-        if changes is None:
-            continue
+    for path, (module, changes) in touched.items():
 
         def shape(key: str, module: nn.Module = module, changes: dict[str, Mapping[int, Any]] = changes) -> torch.Size:
             dims = changes.get(key, {})

@@ -10,11 +10,10 @@ not understood is merely not pruned.
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import sys
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..common import FreePruneError, Inputs
-from .labels import Labels, Layer, Shape, collapse, support
-from .meta import flat, on_meta, run
+from .copies import copied
+from .labels import Labels, Layer, Shape, collapse, on_dim, support
+from .meta import flat, name_of, on_meta, run
 from .rules import RULES, Call, UnknownOperator, multihead_attention, rule_for
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
@@ -68,7 +67,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Op:
-    """What one operator of the forward pass saw and made."""
+    """What one operator of the forward pass saw and made; `plain` holds its arguments, with `...` for tensors."""
 
     name: str
     module: str
@@ -76,7 +75,11 @@ class Op:
     inputs: list[tuple[Shape, Labels]]
     outputs: list[tuple[Shape, Labels]]
     fresh: list[Layer]
-    floats: tuple[float, ...]
+    plain: tuple[Any, ...]
+
+    @property
+    def floats(self) -> tuple[float, ...]:
+        return tuple(a for a in flat(self.plain) if isinstance(a, float))
 
     def __str__(self) -> str:
         return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
@@ -93,22 +96,25 @@ class Trace:
     nodes: int = 1
     branches: bool = False  # whether a second pass took the branches that only training enters
     boxes: list[Layer] = field(default_factory=list)
+    tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
-    _roots: NDArray[np.int64] | None = None
+    _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    _united: int = 0  # how many of the unions the roots know of
 
     def new_nodes(self, count: int) -> Layer:
         ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)
         self.nodes += count
-        self._roots = None
         return ids
 
     def unite(self, a: Layer, b: Layer) -> None:
         """Record that each pair of nodes must go together; shapes are broadcast."""
-        a, b = np.broadcast_arrays(a, b)
+        if a is b:
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._left.append(a.ravel())
         self._right.append(b.ravel())
-        self._roots = None
 
     @property
     def pairs(self) -> int:
@@ -119,7 +125,7 @@ class Trace:
         """Undo the unions from the `start`-th to before the `stop`-th."""
         for i in range(start, stop):
             self._left[i] = self._right[i] = np.zeros(0, np.int64)
-        self._roots = None
+        self._roots, self._united = np.zeros(1, np.int64), 0
 
     def freeze(self, layer: Layer, why: str) -> None:
         """Record that these nodes must stay, and why."""
@@ -141,18 +147,48 @@ class Trace:
     @property
     def roots(self) -> NDArray[np.int64]:
         """`(nodes,)`: the smallest node of each node's class; 0 for the frozen."""
-        if self._roots is None:
-            left = np.concatenate(self._left) if self._left else np.zeros(0, np.int64)
-            right = np.concatenate(self._right) if self._right else np.zeros(0, np.int64)
-            graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(self.nodes, self.nodes))
-            _, component = connected_components(graph, directed=False)
-            smallest = np.full(component.max() + 1, self.nodes, np.int64)
-            np.minimum.at(smallest, component, np.arange(self.nodes))
-            self._roots = smallest[component]
+        if self._united < len(self._left) or self._roots.size < self.nodes:
+            roots = np.append(self._roots, np.arange(self._roots.size, self.nodes))
+            left, right = (np.concatenate([np.zeros(0, np.int64), *ids[self._united :]]) for ids in (self._left, self._right))
+            self._roots, self._united = united(roots, left, right), len(self._left)
         return self._roots
 
     def is_frozen(self, layer: Layer) -> bool:
         return not self.roots[layer].any()
+
+
+def united(roots: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest node of each class after uniting pairs.
+
+    Larger roots are hung below smaller ones until no pair is left apart, all at once: nearly always one round is enough.
+
+    Args:
+        roots: `(nodes,)`: the smallest node of each class so far; it is overwritten.
+        left, right: `(pairs,)` nodes.
+    """
+    while True:
+        a, b = roots[left], roots[right]
+        apart = a != b
+        if not apart.any():
+            return roots
+        left, right, a, b = left[apart], right[apart], a[apart], b[apart]
+        np.minimum.at(roots, np.maximum(a, b), np.minimum(a, b))
+        while ((above := roots[roots]) != roots).any():
+            roots = above
+
+
+class _Held:
+    """A dictionary by tensor that keeps the tensors: for those without values. A weak dictionary takes twenty times as long."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[Tensor, Any]] = {}
+
+    def get(self, tensor: Tensor) -> Any:
+        found = self._items.get(id(tensor))
+        return None if found is None else found[1]
+
+    def __setitem__(self, tensor: Tensor, value: Any) -> None:
+        self._items[id(tensor)] = tensor, value
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -161,37 +197,48 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
-        self._labels: MutableMapping[Tensor, Labels] = WeakTensorKeyDictionary()
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
-        self._where = ""
-        self._names: dict[int, tuple[str, bool]] = {}
+        self._where: Op | str = ""
+        self._paths: dict[int, str] = {}
+        self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
         self._storages: dict[int, str] = {}
-        for name, parameter in network.named_parameters():
-            self._names[id(parameter)] = (name, True)
-            self._storages[parameter.untyped_storage()._cdata] = name
-        for name, buffer in network.named_buffers():
-            self._names[id(buffer)] = (name, False)
-        self._kernels = {id(m.weight) for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+        self._kernels: set[int] = set()
+        without_values = True
+        for path, module in network.named_modules():
+            self._paths[id(module)] = path
+            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or id(tensor) in self._names:
+                    continue
+                is_parameter = key in module._parameters
+                name = f"{path}.{key}" if path else key
+                self._names[id(tensor)] = (name, is_parameter)
+                if is_parameter:
+                    self._storages.setdefault(tensor.untyped_storage()._cdata, name)
+                    without_values &= tensor.is_meta
+            if isinstance(module, nn.modules.conv._ConvNd):
+                self._kernels.add(id(module.weight))
+        self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
+        self._labels = self._store()
         self._hooks: list[RemovableHandle] = []
-        self._hook(network)
+        self._hook()
 
-    def _hook(self, network: nn.Module) -> None:
-        """Follow which module is at work."""
-        for name, module in network.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
-            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+    def _hook(self) -> None:
+        """Follow which module is at work: one pair of hooks for all, since a pair for each takes longer than to trace it."""
+        self._hooks.append(register_module_forward_pre_hook(self._entering))
+        self._hooks.append(register_module_forward_hook(self._leaving, always_call=True))
 
-    def _entering(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            self._modules.append(name)
-            if isinstance(module, nn.MultiheadAttention):
-                multihead_attention(self, module)
-
-        return hook
+    def _entering(self, module: nn.Module, inputs: Any) -> None:
+        path = self._paths.get(id(module))
+        if path is None:
+            return  # some other network at work
+        self._modules.append(path)
+        if isinstance(module, nn.MultiheadAttention):
+            multihead_attention(self, module)
 
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._modules.pop()
+        if id(module) in self._paths:
+            self._modules.pop()
 
     def unseen(self) -> list[str]:
         """The parameters that no operator has read."""
@@ -208,7 +255,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a tensor; a parameter or one-dimensional buffer gets its nodes when it is first seen."""
         if not isinstance(tensor, Tensor):
             return []
-        known = self._labels.get(tensor)
+        known = self._noted(tensor)
         if known is not None:
             return known
         if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
@@ -216,16 +263,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, is_parameter = self._names[id(tensor)]
         if not is_parameter and tensor.dim() > 1:
             return []  # masks and coordinate tables: constants
+        layers = self._labels[tensor] = self._labels_of(name, tensor)
+        return layers
+
+    def _noted(self, tensor: Tensor) -> Labels | None:
+        """The labels of a tensor that was seen before."""
+        known: Labels | None = self._labels.get(tensor)
+        return known
+
+    def _labels_of(self, name: str, tensor: Tensor) -> Labels:
+        """The labels of a parameter or buffer when it is first seen."""
         layers = []
         for dim, size in enumerate(tensor.shape):
             if id(tensor) in self._kernels and dim > 1:
                 continue  # kernel positions are no channels
             ids = self._leaf(name, dim, size)
             if ids.size > 1:
-                shape = [1] * tensor.dim()
-                shape[dim] = size
-                layers.append(ids.reshape(shape))
-        self._labels[tensor] = layers
+                layers.append(on_dim(ids, dim, tensor.dim()))
+        self.trace.tensors[name] = tuple(tensor.shape), layers
         return layers
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:
@@ -239,7 +294,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.unite(a, b)
 
     def freeze(self, layer: Layer) -> None:
-        self.trace.freeze(layer, self._where)
+        self.trace.freeze(layer, str(self._where))
 
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
@@ -285,40 +340,38 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        arguments = list(flat((*args, *kwargs.values())))
-        tensors = [t for t in arguments if isinstance(t, Tensor)]
+        name = name_of(func)
+        tensors: list[Tensor] = []
+        plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
-        module, line = self._modules[-1] if self._modules else "", _line()
-        self._where = f"operator {name} in module {module or 'at the top'!r} ({line})"
         self._fresh = []
-        self._before(name)
+        module = self._modules[-1] if self._modules else ""
+        op = self._where = Op(name, module, self._line(), inputs, [], self._fresh, plain)
+        self._before(op)
         out = self._run(name, func, args, kwargs)
-        outs = [t for t in flat((out,)) if isinstance(t, Tensor)]
-        made = self._apply_rule(Call(name, func, args, kwargs, tensors, outs), inputs)
-        for tensor, layers in zip(outs, made, strict=True):
+        outs = results(out)
+        for tensor, layers in zip(outs, self._made(op, Call(name, func, args, kwargs, tensors, outs)), strict=True):
             self._put(tensor, layers)
         if name not in SILENT:
-            floats = tuple(a for a in arguments if isinstance(a, float))
-            results = [(tuple(t.shape), self._labels.get(t, [])) for t in outs]
-            self._after(Op(name, module, line, inputs, results, self._fresh, floats), outs)
+            op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
+            self._after(op, outs)
         return out
 
-    def _apply_rule(self, call: Call, inputs: list[tuple[Shape, Labels]]) -> list[Labels]:
-        layers = [layer for _, labels in inputs for layer in labels]
-        if not layers:
+    def _made(self, op: Op, call: Call) -> list[Labels]:
+        """The labels of what an operator made."""
+        try:
+            if any(labels for _, labels in op.inputs):
+                return rule_for(call)(self, call)
             if call.name in RULES:
                 RULES[call.name](self, call)  # products are counted also where nothing is labelled
-            return [[] for _ in call.outputs]
-        try:
-            return rule_for(call)(self, call)
         except UnknownOperator:
-            for layer in layers:
-                self.freeze(layer)
-            return [[] for _ in call.outputs]
+            for _, labels in op.inputs:
+                for layer in labels:
+                    self.freeze(layer)
+        return [[] for _ in call.outputs]
 
     def _put(self, tensor: Tensor, layers: Labels) -> None:
-        known = self._labels.get(tensor)
+        known = self._noted(tensor)
         if known:
             return  # in place: the rule has united its labels with the operands'
         if known is not None and layers:
@@ -326,18 +379,40 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for layer in layers:
                 self.freeze(layer)
             layers = []
-        self._labels[tensor] = [layer for layer in layers if layer.size > 1]
+        self._labels[tensor] = layers if all(layer.size > 1 for layer in layers) else [x for x in layers if x.size > 1]
+
+    def _line(self) -> str:
+        """The source line that is at work."""
+        return _line()
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """The operator itself."""
         return run(func, args, kwargs)
 
-    def _before(self, name: str) -> None:
+    def _before(self, op: Op) -> None:
         """Called ahead of each operator."""
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         """Called behind each operator, with what it made."""
         self.trace.ops.append(op)
+
+
+def results(out: Any) -> list[Tensor]:
+    """The tensors that an operator made."""
+    return [out] if isinstance(out, Tensor) else [t for t in flat((out,)) if isinstance(t, Tensor)]
+
+
+def plain_arguments(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, ...]:
+    """Arguments with `...` in place of the tensors, which are put into the list."""
+    result: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            value = ...
+        elif isinstance(value, list | tuple):
+            value = plain_arguments(value, tensors)
+        result.append(value)
+    return tuple(result)
 
 
 @functools.cache
@@ -348,7 +423,7 @@ def _outside(file: str) -> str:
 
 def _line() -> str:
     """The source line outside torch and the tracer from which the current operator was called."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(3)
     while frame is not None:
         name = _outside(frame.f_code.co_filename)
         if name:
@@ -371,11 +446,11 @@ def plain_kernels() -> Iterator[None]:
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
     """Gives every module its attributes back in the end, also what a forward pass cached in dictionaries and lists."""
-    kinds = (dict, list, set)
-    before = [
-        (module, {name: copy.copy(value) if type(value) in kinds else value for name, value in vars(module).items()})
-        for module in network.modules()
-    ]
+    before = []
+    for module in network.modules():
+        values = dict(vars(module))
+        values.update([(name, value.copy()) for name, value in values.items() if type(value) in (dict, list, set)])
+        before.append((module, values))
     try:
         yield
     finally:
@@ -450,16 +525,16 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         The copy in eval mode and the example, both on the device that the trace was made on, and the trace.
 
     Raises:
-        FreePruneError: the network rejects the inputs.
+        FreePruneError: the network rejects the inputs, or cannot be copied.
     """
     try:
         example = tuple(x[:1].to("meta") for x in inputs)
-        copied = on_meta(network)
-        return copied, example, trace(copied, example)
+        twin = on_meta(network)
+        return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        copied = copy.deepcopy(network).eval().cpu()
-        return copied, example, trace(copied, example)
+        twin = copied(network, {}).eval().cpu()
+        return twin, example, trace(twin, example)
 
 
 def sentence(error: Exception) -> str:

@@ -22,7 +22,7 @@ from ..common import Inputs
 from .certificate import Replay
 from .labels import Labels, Layer, along, reshaped, support
 from .rules import Call, UnknownOperator, elementwise, rule_for
-from .trace import Trace, plain_kernels
+from .trace import Trace, Tracer, plain_kernels
 
 Value = Tensor | None
 """What is known of a tensor: its values, NaN where they depend on the input, of size 1 along what they do not vary along.
@@ -102,6 +102,9 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self._tensors = {name: t.detach().cpu() for name, t in [*network.named_parameters(), *network.named_buffers()]}
         self._known = WeakTensorKeyDictionary()
         self._reads: Counter[str] = Counter()
+
+    def _hook(self) -> None:
+        Tracer._hook(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)

@@ -64,6 +64,7 @@ SIDES = {"inception_v3": 96, "maxvit_t": 224, **{name: 224 for name in NAMES if 
 FULL_SIDES = {"inception_v3": 299}
 RATES = {"50%": 0.5, "20%": 0.2, "80%": 0.8, "one unit": 1.0}
 LIMIT = 600  # seconds per network
+PEER_LIMIT = 60  # it either ends in half a minute or not at all
 MEMORY = 14 * 2**30  # bytes of address space; the peer asks for more than a machine has on some attention networks
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 
@@ -89,6 +90,8 @@ def build(name: str, full_size: bool = False) -> tuple[nn.Module, tuple[Tensor, 
             if isinstance(getattr(module, "running_mean", None), Tensor):
                 nn.init.normal_(module.running_mean, std=0.2)
                 nn.init.uniform_(module.running_var, 0.5, 2.0)
+            if isinstance(module, nn.Linear) and not module.weight.any():
+                nn.init.normal_(module.weight, std=0.02)  # classifiers that start as zeros would hide every difference
     shape = (1, 3, 8, 32, 32) if name in VIDEO else (1, 3, side, side)
     return network.eval(), (torch.randn(shape),)
 
@@ -137,14 +140,32 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
     return result
 
 
+def counted(network: nn.Module, inputs: tuple[Tensor, ...], plans: int) -> dict[str, Any]:
+    """How many of so many random plans have exactly the MACs that torch counts on the network that they make."""
+    backend = BACKENDS["channel"](network, inputs, importance("l2", network), max_rate=1.0)
+    units = np.array([group.units for group in backend.groups])
+    rng = np.random.default_rng(0)
+    result = {"exact": 0, "other": 0, "refused": 0}
+    for kept in rng.integers(np.ones_like(units), units + 1, (plans, units.size)):
+        try:
+            plan = backend.plan(kept)
+        except FreePruneError:
+            result["refused"] += 1
+        else:
+            exact = 2 * macs(apply(network, plan), inputs) == 2 * backend.costs(kept)["macs"][0]
+            result["exact" if exact else "other"] += 1
+    return result
+
+
 def peer(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Torch-Pruning at 50%, its classifier left alone."""
+    """Torch-Pruning at 50%, its classifier left alone; its seconds are those of its graph and one step, criterion included."""
     import torch_pruning
 
     shape = first_output(network, inputs).shape
     before = macs(network, inputs)
     start = time.process_time()
-    last = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    widths = ((m, getattr(m, "out_features", getattr(m, "out_channels", None))) for m in network.modules())
+    last = [m for m, width in widths if width == shape[1]]
     order = torch_pruning.importance.MagnitudeImportance(p=2)
     pruner = torch_pruning.pruner.BasePruner(network, inputs[0], order, pruning_ratio=0.5, ignored_layers=last)
     pruner.step()
@@ -160,7 +181,7 @@ def attempt(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, An
     except FreePruneError as error:
         return {"refused": str(error)}
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}", "traceback": traceback.format_exc()[-1500:]}
+        return {"failed": f"{type(error).__name__}: {str(error)[:120]}", "at": traceback.format_exc().splitlines()[-3].strip()}
 
 
 def measure(name: str, options: argparse.Namespace, pipe: Any) -> None:
@@ -183,9 +204,12 @@ def limited(name: str, options: argparse.Namespace) -> dict[str, Any]:
     line: dict[str, Any] = {"name": name}
     for key in ["ours", "peer"] if options.peer else ["ours"]:
         try:
-            line[key] = receiver.recv()[1] if receiver.poll(options.limit) else {"failed": f"no end in {options.limit} s"}
+            limit = options.limit if key == "ours" else min(options.limit, PEER_LIMIT)
+            line[key] = receiver.recv()[1] if receiver.poll(limit) else {"failed": f"no end in {limit} s"}
         except EOFError:
             line[key] = {"failed": "the process died"}
+        if "no end" in line[key].get("failed", ""):
+            break  # what comes next in the pipe would be taken for the other's
     process.terminate()
     process.join()
     return line
@@ -206,25 +230,40 @@ def works(line: dict[str, Any], rate: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = [
-        f"{'network':34}{'groups':>7}{'MACs':>6}{'seconds':>9}" + "".join(f"{rate:>12}" for rate in RATES) + f"{'peer':>16}"
-    ]
+    """The results in Markdown, a row for each network, and what they come to."""
+    rows = ["| network | groups | MACs | error | seconds | peer | otherwise |", "|---|---|---|---|---|---|---|"]
     for line in lines:
-        found, other = line["ours"], line.get("peer", {})
-        ratio = found.get("50%", {}).get("macs", float("nan"))
-        rival = f"{other['seconds']:.2f}" + ("" if other["ok"] else " (no)") if "ok" in other else "failed" if other else ""
-        row = f"{line['name']:34}{found.get('groups', 0):7}{ratio:6.2f}{found.get('seconds', float('nan')):9.2f}"
-        rows.append(row + "".join(f"{works(line, rate):>12}" for rate in RATES) + f"{rival:>16}")
+        found, name = line["ours"], line["name"]
+        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
+        if "50%" not in found:
+            rows.append(f"| {name} | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
+            continue
+        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
+        ratio = found["50%"].get("macs", float("nan"))
+        rows.append(
+            f"| {name} | {found['groups']} | {ratio:.2f} | {error:.0e} | {found['seconds']:.2f} "
+            f"| {_rival(line)} | {', '.join(notes)} |"
+        )
+    rows.append("")
     for rate in RATES:
-        rows.append(f"{rate}: {sum(works(line, rate) == 'yes' for line in lines)} of {len(lines)}")
+        results = [works(line, rate) for line in lines]
+        rows.append(f"- {rate}: {results.count('yes')} of {len(lines)} right, {results.count('refused')} refused")
     both = [line for line in lines if line.get("peer", {}).get("ok") and "seconds" in line["ours"]]
     if both:
         ratios = [line["ours"]["seconds"] / line["peer"]["seconds"] for line in both]
-        rows.append(f"CPU seconds relative to Torch-Pruning, on the {len(both)} that both manage:")
-        rows.append(f"median {statistics.median(ratios):.2f}, worst {max(ratios):.2f}")
-    slowest = max((line["ours"].get("seconds", 0.0) for line in lines), default=0.0)
-    rows.append(f"slowest: {slowest:.1f} s")
+        spread = f"median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append(f"- CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}")
+    slowest = max((line["ours"].get("seconds", 0.0), line["name"]) for line in lines)
+    rows.append(f"- slowest: {slowest[1]}, {slowest[0]:.1f} s")
     return "\n".join(rows)
+
+
+def _rival(line: dict[str, Any]) -> str:
+    """The peer's seconds, or what became of it."""
+    found = line.get("peer", {})
+    if "ok" in found:
+        return f"{found['seconds']:.2f}" if found["ok"] else "wrong"
+    return "no end" if "no end" in found.get("failed", "") else "fails" if found else ""
 
 
 def main() -> None:
@@ -234,7 +273,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds per network")
     parser.add_argument("--peer", action="store_true", help="run Torch-Pruning as well, in the same process; full-size images")
     parser.add_argument("--no-numbers", action="store_true", help="skip the comparison of outputs")
+    parser.add_argument(
+        "--plans", type=int, help="instead, hold the counted MACs of so many random plans against torch's count"
+    )
     options = parser.parse_args()
+    if options.plans:
+        for name in options.only:
+            print(name, counted(*build(name), options.plans), flush=True)  # noqa: T201
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {line["name"] for line in lines}
@@ -243,6 +289,7 @@ def main() -> None:
             lines.append(limited(name, options))
             with options.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
+    lines.sort(key=lambda line: NAMES.index(line["name"]))
     print(table([line for line in lines if line["name"] in options.only]))  # noqa: T201
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..backends import Backend, find_backend
 from ..backends.base import Counts
 from ..backends.channel import Channel
+from ..backends.composed import Composed
 from ..backends.coupling import Coupling
 from ..backends.criteria import Importance
 from ..backends.meta import on_meta
@@ -76,6 +77,7 @@ class LayerInfo:
         makes: how many of them each group has.
         reads: how many of its inputs each group has; empty for other granularities than `channel`.
         locked: why outputs that belong to no group stay, or why the layer stays dense; None where nothing is locked.
+        dense: under `channel+X`, why X leaves the layer as it is; else None.
     """
 
     name: str
@@ -83,6 +85,7 @@ class LayerInfo:
     makes: dict[str, int]
     reads: dict[str, int]
     locked: str | None
+    dense: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,6 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
     """
     backend_class = find_backend(granularity)
-    if "+" in granularity:
-        parts = " and ".join(granularity.split("+"))
-        raise FreePruneError(f"{granularity} composes two granularities, which are inspected one by one; give {parts} in turn")
     _check_options(granularity, getattr(backend_class, "options", ()), options)
     network = built(model, seed=0) if isinstance(model, str) else model
     check_network(network)
@@ -143,11 +143,14 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
     units = np.array([group.units for group in backend.groups], np.int64)
     least = np.array([group.minimum for group in backend.groups], np.int64)
     sizes = np.stack([units, least, np.ones_like(units)])
-    if isinstance(backend, Channel):
-        sizes = backend.channels(sizes)
-        layers = _channel_layers(network, backend.coupling)
+    channel = backend if isinstance(backend, Channel) else backend.channel if isinstance(backend, Composed) else None
+    if channel is not None:
+        sizes[:, : len(channel.groups)] = channel.channels(sizes[:, : len(channel.groups)])
+        layers = _channel_layers(network, channel.coupling)
     else:
         layers = _masked_layers(backend, shapes, _transposed(network))
+    if isinstance(backend, Composed):
+        layers = tuple(replace(layer, dense=_left_dense(backend, layer.name)) for layer in layers)
     costs, saves = _costs(backend, units, least)
     groups = tuple(
         GroupInfo(
@@ -155,13 +158,19 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
             width=width,
             step=step,
             least=least_width,
-            layers=tuple(layer.name for layer in layers if group.name in layer.makes),
+            layers=tuple(layer.name for layer in layers if group.name in layer.makes or f"{layer.name}.weight" in group.tied),
             tied=group.tied,
             saves={cost: float(shares[index]) for cost, shares in saves.items()},
         )
         for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
     )
     return Inspection(granularity, groups, layers, costs, _needs_values(network, examples), options)
+
+
+def _left_dense(backend: Composed, layer: str) -> str | None:
+    """Why the second granularity of a composition leaves a layer as it is."""
+    reason = backend.mask.dense.get(f"{layer}.weight")
+    return None if reason is None else reason.removeprefix(f"{layer}: ")
 
 
 def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:
@@ -321,7 +330,8 @@ def print_inspection(inspection: Inspection) -> None:
 
 
 def _group_table(inspection: Inspection) -> Table:
-    coupled = inspection.granularity == "channel"
+    first, _, second = inspection.granularity.partition("+")
+    coupled = first == "channel"
     # Where there are parameters to count, the non-zero weights say the same once more.
     costs = [cost for cost in inspection.costs if cost != "nonzero" or "params" not in inspection.costs]
     table = Table(
@@ -331,7 +341,7 @@ def _group_table(inspection: Inspection) -> Table:
         caption_justify="left",
     )
     table.add_column("group", overflow="fold", no_wrap=True)
-    table.add_column("channels" if coupled else "units", justify="right")
+    table.add_column("channels, units" if second else "channels" if coupled else "units", justify="right")
     table.add_column("may stay")
     if coupled:
         table.add_column("tied with", overflow="fold")
@@ -347,7 +357,8 @@ def _group_table(inspection: Inspection) -> Table:
 
 
 def _locked_table(inspection: Inspection) -> Table:
-    table = Table(title="locked" if inspection.granularity == "channel" else "stay dense", title_justify="left")
+    first, _, second = inspection.granularity.partition("+")
+    table = Table(title="locked" if first == "channel" else "stay dense", title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("outputs", justify="right")
     table.add_column("why", overflow="fold")
@@ -356,6 +367,9 @@ def _locked_table(inspection: Inspection) -> Table:
             free = sum(layer.makes.values())
             outputs = f"{layer.outputs - free} of {layer.outputs}" if free else str(layer.outputs)
             table.add_row(escape(layer.name), outputs, escape(layer.locked))
+    for layer in inspection.layers:
+        if layer.dense is not None:
+            table.add_row(escape(layer.name), "", escape(f"{second} leaves it dense: {layer.dense}"))
     return table
 
 

@@ -54,3 +54,62 @@ def test_the_certificate_sees_a_number_computed_from_a_size():
     coupling, _ = settle(network, inputs, trace(network, inputs))
     assert coupling.groups == []
     assert any("computed from a size" in why for _, why in coupling.trace.frozen)
+
+
+class Chooses(nn.Module):
+    """Two branches of the same operators on tensors of the same shape; which one is read depends on a size."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        a, b = self.first(x), self.second(x)
+        both = a + b
+        return self.last((a if both.shape[1] == 6 else b).relu())
+
+
+def test_the_certificate_sees_the_same_operator_on_another_tensor():
+    """Operators that commute with restriction are held against the dense ones by their operands alone."""
+    network, inputs = on_meta(Chooses())
+    dense = trace(network, inputs)
+    dense.unite(*(np.arange(leaf.start, leaf.start + 6) for leaf in dense.leaves if leaf.name in ("first.bias", "second.bias")))
+    coupling = Coupling(dense, network)
+    classes = np.ones(coupling.classes, bool)
+    classes[0] = False
+    smaller = pruned(network, coupling, classes, [])
+    with pytest.raises(Mismatch, match="other channels"):
+        replay(smaller, inputs, dense, coupling.kept_nodes(classes))
+    classes[0] = True
+    replay(pruned(network, coupling, classes, []), inputs, dense, coupling.kept_nodes(classes))
+
+
+def test_the_certificate_sees_another_argument_of_an_operator_that_commutes():
+    class Strides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(nn.functional.leaky_relu(x, 0.5 if x.shape[1] < 6 else 0.1).mean((2, 3), keepdim=True))
+
+    network, inputs = on_meta(Strides())
+    dense = trace(network, inputs)
+    coupling = Coupling(dense, network)
+    classes = np.arange(coupling.classes) > 0
+    with pytest.raises(Mismatch, match=r"the number 0\.1 \(now 0\.5\) is computed from a size"):
+        replay(pruned(network, coupling, classes, []), inputs, dense, coupling.kept_nodes(classes))
+
+
+def test_the_certificate_sees_groups_that_do_not_follow():
+    network, inputs = on_meta(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1)))
+    dense = trace(network, inputs)
+    coupling = Coupling(dense, network)
+    classes = np.arange(coupling.classes) > 0
+    smaller = pruned(network, coupling, classes, [])
+    replay(smaller, inputs, dense, coupling.kept_nodes(classes))
+    smaller[1].groups = 1
+    with pytest.raises(Mismatch) as caught:
+        replay(smaller, inputs, dense, coupling.kept_nodes(classes))
+    assert dense.ops[caught.value.index].module == "1"

@@ -110,6 +110,31 @@ def test_an_unknown_operator_freezes_and_is_named():
     assert any("cumprod" in why and "'1'" in why and "test_trace.py" in why for _, why in coupling.trace.frozen)
 
 
+class Selects(nn.Module):
+    """The number of values that it takes depends on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head(x) * x[x > 0].mean()
+
+
+def test_sizes_that_depend_on_values_lock_what_they_come_from():
+    network = Selects().eval()
+    with pytest.raises(FreePruneError, match=r"no channel that may be removed \(.*operator index .*test_trace\.py"):
+        Channel(network, (networks.images(1),), importance("l2", network))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_that_cannot_be_copied_is_a_sentence():
+    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 2, 1)).eval()
+    with pytest.raises(FreePruneError, match=r"cannot be copied .*weight_norm"):
+        Channel(network, (networks.images(1),), importance("l2", network))
+
+
 class WritesIntoPart(nn.Module):
     """Labelled data in a part of a tensor that began as zeros."""
 

@@ -170,6 +170,29 @@ def test_what_a_granularity_leaves_dense():
     )
 
 
+def test_two_granularities_are_inspected_together():
+    found = looked_at("mobilenet_v2", "channel+nm")
+    channel = looked_at("mobilenet_v2", round_to=4)
+    assert [group.name for group in found.groups[: len(channel.groups)]] == [group.name for group in channel.groups]
+    assert [(g.width, g.step, g.least) for g in found.groups[:2]] == [(8, 4, 4), (24, 4, 4)]
+    assert found.groups[-1].name == "11:nm"
+    assert found.groups[-1].layers == ("11",)
+    assert [row.makes for row in found.layers] == [row.makes for row in channel.layers]
+    assert layer(found, "11").dense is None
+    assert layer(found, "4.body.3").dense == "its channels come in groups of 1, no multiple of 4"
+    assert "params" not in found.costs
+    assert found.costs["macs"].dense == channel.costs["macs"].dense
+    assert found.costs["macs"].smallest < channel.costs["macs"].smallest
+    assert ET.fromstring(graph.draw(found)).tag == f"{SVG}svg"
+
+
+def test_the_command_prints_two_granularities():
+    status, output, _ = call("digits:cnn", "--input", "1x8x8", "--granularity", "channel+nm")
+    assert status == 0
+    for words in ("channels, units", "conv2:nm", "the network's output", "nm leaves it dense: its channels"):
+        assert words in output
+
+
 @pytest.mark.parametrize("granularity", sorted(BACKENDS))
 @pytest.mark.parametrize("name", ["resnet_a", "mobilenet_v2", "grouped", "written_in"])
 def test_every_granularity_is_inspected_and_nothing_changes(name, granularity):
@@ -234,7 +257,7 @@ def test_rounding_sets_the_widths():
     ("granularity", "options", "message"),
     [
         ("channels", {}, "did you mean 'channel'"),
-        ("channel+nm", {}, "give channel and nm in turn"),
+        ("channel+nm", {"round_to": 6}, "widths that nm cannot divide by 4"),
         ("channel", {"block": "1x4"}, "--block 1x4 does not apply to granularity channel"),
         ("weight", {"round_to": 8}, "--round-to 8 does not apply to granularity weight"),
         ("channel", {"max_rate": 1.0}, "--max-rate is 1; give a fraction"),

@@ -1,0 +1,79 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from freeprune.backends.copies import copied
+
+
+class Own(nn.Module):
+    """Copies itself in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.copies = nn.Linear(2, 2), 0
+
+    def __deepcopy__(self, memo):
+        twin = Own()
+        twin.layer, twin.copies = copy.deepcopy(self.layer, memo), self.copies + 1
+        return twin
+
+
+def network():
+    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Own(), nn.LSTM(4, 4), nn.Linear(4, 4))
+    made[4].weight = made[2].layer.bias = nn.Parameter(torch.randn(4, 4))  # shared
+    made.cache, made.sizes, made.note = {"a": [1, {2: torch.ones(2)}]}, (1, [2]), made[4].weight.detach()
+    made.seen, made.same = [], made[0]
+    made[0].register_forward_hook(lambda module, inputs, output: made.seen.append(1))
+    return made
+
+
+def test_a_copy_is_that_of_deepcopy():
+    dense = network()
+    expected, found = copy.deepcopy(dense), copied(dense, {})
+    assert [(n, type(m)) for n, m in found.named_modules()] == [(n, type(m)) for n, m in expected.named_modules()]
+    for twin, module in zip(found.modules(), expected.modules(), strict=True):
+        assert list(vars(twin)) == list(vars(module))
+    state = expected.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert (found[2].copies, found.sizes, found.same) == (1, (1, [2]), found[0])
+
+
+def test_nothing_is_shared_with_the_original_and_what_was_shared_stays_so():
+    dense = network()
+    found = copied(dense, {})
+    theirs = {id(x) for x in [*dense.parameters(), *dense.buffers(), *dense.modules()]}
+    assert not theirs & {id(x) for x in [*found.parameters(), *found.buffers(), *found.modules()]}
+    assert found[4].weight is found[2].layer.bias
+    for name in ("cache", "sizes", "seen"):
+        assert getattr(found, name) is not getattr(dense, name)
+    assert found.cache["a"][1][2] is not dense.cache["a"][1][2]
+    for twin, module in zip(found.modules(), dense.modules(), strict=True):
+        assert not {id(v) for v in vars(twin).values() if isinstance(v, dict)} & {id(v) for v in vars(module).values()}
+    found[1].register_buffer("more", torch.ones(1))
+    assert "more" not in dense[1]._buffers
+
+
+def test_given_tensors_stand_in_for_their_own():
+    dense = network()
+    instead = nn.Parameter(torch.zeros(2, 3, 3, 3))
+    found = copied(dense, {id(dense[0].weight): instead})
+    assert found[0].weight is instead
+    assert dense[0].weight.shape == (4, 3, 3, 3)
+
+
+def test_recurrent_layers_keep_their_flat_weights():
+    found = copied(nn.LSTM(4, 4), {})
+    assert [id(w) for w in found._flat_weights] == [id(w) for w in found.parameters()]
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.MultiheadAttention])
+def test_subclasses_with_slots_and_states_are_left_to_deepcopy(kind):
+    class Stateful(kind):
+        def __getstate__(self):
+            return {**super().__getstate__(), "copied": True}
+
+    dense = Stateful(4, 4, 1) if kind is nn.Conv2d else Stateful(4, 2)
+    assert copied(dense, {}).copied
