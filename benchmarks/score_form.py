@@ -83,7 +83,8 @@ def rescaled(candidate: Candidate, dense: Candidate, images: Tensor) -> Tensor:
 
     def scale(name: str, out: Tensor) -> Tensor:
         axes = [d for d in range(out.dim()) if d != 1]
-        mean, deviation = moments[name]
+        ids = candidate.kept.get(f"{name}.weight", {}).get(0)
+        mean, deviation = (m if ids is None else m[:, torch.from_numpy(ids)] for m in moments[name])
         own = out.std(axes, keepdim=True)
         return (out - out.mean(axes, keepdim=True)) * (deviation / own.clamp_min(1e-6)) + mean
 

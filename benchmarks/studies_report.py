@@ -18,7 +18,7 @@ from freeprune.common import write_atomically
 from freeprune.engine.plots import save_heat_map
 
 DOCS = Path(__file__).parent.parent / "docs"
-ABLATIONS = ("freeprune", "agreement", "logitkl")  # the score, its half that is in no other table, and the half not renormalised
+ABLATIONS = ("freeprune", "agreement", "logitkl")  # the score, one half of it, and that half without renormalisation
 Studies = dict[str, dict[str, Any]]
 
 
@@ -153,9 +153,10 @@ def main() -> None:
     text = f"""# The studies
 
 What a score is worth is how it ranks pruned networks of one cost against their accuracy after fine-tuning. For this
-{sum(total.values())} pruned networks in {len(studies)} cells were fine-tuned on 7,680 images each; CIFAR-10 (JPEG), accuracies on
-5,000 training images that the fine-tuning did not see. How to make it again: [benchmarks](../benchmarks/README.md). This page is written by
-`benchmarks/studies_report.py`; what it says about the score is in [score.md](score.md).
+{sum(total.values())} pruned networks in {len(studies)} cells were fine-tuned on 7,680 images each (the `-long` cell on 61,440).
+CIFAR-10 (JPEG); accuracies on 5,000 training images that the fine-tuning did not see. How to make it again:
+[benchmarks](../benchmarks/README.md). This page is written by `benchmarks/studies_report.py`; what follows for the score is in
+[score.md](score.md).
 
 ![Spearman of every metric in every cell](heatmap.svg)
 
