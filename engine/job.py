@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..backends import Backend, find_backend, importance
+from ..backends.copies import copied
 from ..backends.criteria import CRITERIA
 from ..common import Batch, FreePruneError, find
 from ..metrics import METRICS, Metric, Reference, reference
@@ -112,7 +112,7 @@ def prepare(
             options[name] = value
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = copy.deepcopy(network).to(device)
+    scored = copied(network, {}).to(device)
     images = fastest(scored, batch.to(device))
     order = importance(settings.criterion, scored, images, settings.seed)
     backend: Backend = backend_class(scored, images.inputs, order, **options)
