@@ -132,7 +132,7 @@ def read_out(dense: Tensor, pruned: Tensor) -> float:
 
 
 def forms(
-    candidate: Candidate, dense: Candidate, stages: dict[str, str], images: Tensor, more: Tensor, whole: dict[str, Seen]
+    candidate: Candidate, against: Reference, stages: dict[str, str], images: Tensor, more: Tensor, whole: dict[str, Seen]
 ) -> dict[str, float]:
     """Every form of the score of one candidate; larger is better. `whole` holds the dense network's passes."""
     count = len(images)
@@ -140,7 +140,7 @@ def forms(
     stored = seen(candidate, {}, images, normalise=False)
     wide = seen(candidate, {}, torch.cat([images, more]), normalise=True)
     reference, frozen = whole["batch"], whole["stored"]
-    left = retained(candidate)
+    left = retained(candidate, against)
     own = {**candidate.skeleton.tensors, **candidate.tensors}
     layers = [n for n, t in candidate.skeleton.tensors.items() if t.dim() > 1 and isinstance(t, nn.Parameter)]
     counted = float(np.mean(np.log([int(own[n].count_nonzero()) / candidate.dense[n].numel() for n in layers])))
@@ -151,7 +151,7 @@ def forms(
     instead = {  # of the cosine
         "stored statistics": cosine(frozen.output, stored.output),
         "statistics of 1,280 images": cosine(whole["wide"].output[:count], wide.output[:count]),
-        "layers rescaled to the dense moments": cosine(reference.output, rescaled(candidate, dense, images)),
+        "layers rescaled to the dense moments": cosine(reference.output, rescaled(candidate, against.dense, images)),
         "cosine, images not centred": uncentred(reference.output, batch.output),
         "softened outputs, T=4": cosine(*(torch.softmax(x / 4, 1) for x in (reference.output, batch.output))),
         "same class": float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean()),
@@ -191,7 +191,7 @@ def compare_forms(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
         "stored": seen(dense, {}, images, normalise=False),
         "wide": seen(dense, {}, torch.cat([images, more]), normalise=True),
     }
-    return [forms(job.backend.candidate(row), dense, stages, images, more, whole) for row in kept]
+    return [forms(job.backend.candidate(row), job.dense, stages, images, more, whole) for row in kept]
 
 
 def over_image_counts(job: Job, kept: np.ndarray) -> list[dict[str, float]]:

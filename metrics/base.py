@@ -49,6 +49,11 @@ class Reference:
         return gradients(self.dense, self.batch)
 
     @cached_property
+    def norms(self) -> dict[str, float]:
+        """The L2 norm of every parameter of two or more dimensions, by name."""
+        return {name: norm(tensor) for name, (tensor, _) in weights(self.dense).items()}
+
+    @cached_property
     def layers(self) -> dict[str, LayerCall]:
         """By the name of a weight, the layer as a function of that weight, on what the first images are at its input."""
         with torch.no_grad(), _Layers(self.dense.skeleton) as seen:
@@ -125,6 +130,11 @@ def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
             "use --metric agreement, which compares outputs"
         )
     return {name: (own[name], candidate.dense[name]) for name in parameters}
+
+
+def norm(tensor: Tensor) -> float:
+    """The L2 norm, summed in double precision without a copy of the tensor in it."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:

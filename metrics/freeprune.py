@@ -32,4 +32,4 @@ def freeprune(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: defined here and validated in `docs/score.md`. The paper's formula (FreePrune, TCAD 2024) is not public.
     """
     agreed = agreement(candidate, dense, batch)
-    return agreed if agreed == -math.inf else agreed + retained(candidate)
+    return agreed if agreed == -math.inf else agreed + retained(candidate, dense)

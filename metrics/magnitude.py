@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..common import Batch, Candidate
-from .base import Reference, weights
+from .base import Reference, norm, weights
 
 
 def magnitude(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -17,11 +17,10 @@ def magnitude(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: magnitude pruning keeps what has the largest norm (Han et al. 2015, arXiv:1506.02626). That sums norms over
     the network; we add logs, so that every layer counts alike whatever its scale.
     """
-    return retained(candidate)
+    return retained(candidate, dense)
 
 
-def retained(candidate: Candidate) -> float:
+def retained(candidate: Candidate, dense: Reference) -> float:
     """The mean over parameters of two or more dimensions of log(kept L2 norm / dense L2 norm); 0 where there are none."""
-    norms = [(float(own.double().norm()), float(before.double().norm())) for own, before in weights(candidate).values()]
-    ratios = [kept / whole for kept, whole in norms if whole > 0]
+    ratios = [norm(own) / whole for name, (own, _) in weights(candidate).items() if (whole := dense.norms[name]) > 0]
     return sum(map(math.log, ratios)) / max(1, len(ratios)) if all(ratios) else -math.inf
