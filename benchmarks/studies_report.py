@@ -176,7 +176,7 @@ Spearman; – where the budget makes the metric constant, which counts as 0 in t
 
 {matrix(studies)}
 
-Medians over the ResNet-20 cells:
+Medians over the ResNet-20 cells; milliseconds with one thread, on a machine with other work, without what is done once a run:
 
 {costs(studies)}
 
