@@ -182,7 +182,8 @@ Medians over the ResNet-20 cells; milliseconds with one thread, on a machine wit
 
 ## Forms of the score
 
-The same candidates, scored by variants of the FreePrune score.
+The same candidates, scored by variants of the FreePrune score: *norm left* added, then without it. 12 candidates in every cell,
+30 in the cells that have them.
 
 {forms(studies)}
 
