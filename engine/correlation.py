@@ -116,10 +116,10 @@ def correlate(
     files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
     scored = Records(folder / files.SCORES, "freeprune_scores")
     if rescore:
+        asked = set(table)
+        scored.drop(lambda entry: entry.get("metric") in asked)
         recorded = {entry.get("metric") for entry in scored.entries}
-        others = {name: metric for name, metric in METRICS.items() if name in recorded and name not in table}
-        scored.drop(lambda entry: entry.get("metric") not in others)
-        table |= others
+        table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
     kept = draw_candidates(job.space, candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), workers, progress)
     scores = _scored(job, kept, table, scored, workers, progress)
