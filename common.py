@@ -64,7 +64,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
+    """Write a file so that it is there whole or not at all, also after a crash.
+
+    Raises:
+        FreePruneError: the disk is full, or the folder cannot be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -72,8 +76,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> FreePruneError:
+    """The sentence about a file that the system refuses to write."""
+    return FreePruneError(
+        f"{path} cannot be written ({error.strerror or error}); what was written before is whole: make room and go on with --resume"
+    )
 
 
 Inputs = tuple[Tensor, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect as signatures
 import json
 import math
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from ..common import FreePruneError, entries, nearest
+from . import cli_options as options
 
 
 class OneSentence(click.Group):
@@ -43,84 +43,22 @@ def main() -> None:
     """Make a trained PyTorch network smaller: rates searched without training, real surgery, verified ONNX."""
 
 
-def _data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The network's weights, its images, and what every job is told."""
-    for option in reversed(
-        [
-            click.option("--data", required=True, help="imagefolder:DIR, npz:FILE, digits, or package.module:callable."),
-            click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .pt or .pth file to start from."),
-            click.option("--mean", help="Mean per channel, such as 0.485,0.456,0.406."),
-            click.option("--std", help="Standard deviation per channel."),
-            click.option("--image-size", type=int, help="Scale and crop the images of a folder to this many pixels."),
-            click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn."),
-            click.option("--threads", type=int, help="Threads that torch computes with."),
-            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What is trained, on what and how."""
-    command = click.option("--precision", help="Of the training: 32-true, bf16-mixed or 16-mixed; has a sensible default.")(
-        command
-    )
-    command = click.option("--batch-size", type=int, help="Of the training; has a sensible default.")(command)
-    command = click.option("--learning-rate", type=float, help="Of the training; has a sensible default.")(command)
-    return _data_options(command)
-
-
-def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What is removed, how much of it and where the result goes."""
-    for option in reversed(
-        [
-            click.option(
-                "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k."
-            ),
-            click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit."),
-            click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer."),
-            click.option("--max-rate", type=float, help="At most this fraction of a layer is removed."),
-            click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]"),
-            click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer."),
-            click.option(
-                "--repair/--no-repair",
-                default=None,
-                help="With channel: let sizes in module attributes follow.  [default: yes]",
-            ),
-            click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]"),
-            click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]"),
-            click.option("--only", multiple=True, help="Prune only groups named like this pattern, such as 'layer3.*'."),
-            click.option("--ignore", multiple=True, help="Leave alone what touches layers named like this pattern."),
-            click.option(
-                "--calibration-images", default=256, show_default=True, help="Training images that scores are computed on."
-            ),
-            click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1."),
-            click.option(
-                "--out", required=True, type=click.Path(path_type=Path), help="The folder for everything that is written."
-            ),
-            click.option("--resume", is_flag=True, help="Go on with what is in --out."),
-            click.option("--force", is_flag=True, help="Replace what is in --out."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.argument("model")
-@_training_options
-@_pruning_options
+@options.data_options
+@options.target_option
+@options.space_options
 @click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
-@click.option("--metric", default="freeprune", show_default=True, help="What scores them.")
 @click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
-@click.option("--finetune-epochs", type=float, help="Passes over the training images; 0 skips fine-tuning.  [default: 1]")
-@click.option("--finetune-images", type=int, help="Fine-tune on so many images instead.")
+@click.option("--time-limit", type=options.Seconds(), help="End the search after so long, such as 60s or 5m.")
+@options.search_options
+@options.placement_options
+@options.finetune_options
 @click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
 @click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
-@click.option("--latency-batch", default=32, show_default=True, help="Images at a time in the latency measurement.")
-@click.option("--latency-threads", default=1, show_default=True, help="Threads of the latency measurement.")
-def prune(model: str, **options: Any) -> None:
+@options.latency_options
+@options.folder_options
+def prune(model: str, **given: Any) -> None:
     """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
 
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
@@ -129,41 +67,143 @@ def prune(model: str, **options: Any) -> None:
     from . import display, run
     from .models import resolve
 
-    _set_threads(options["threads"])
-    data = _load_data(options)
-    finetune: Any = _recipe(options, options["finetune_epochs"], options["finetune_images"])
-    if options["function"] is not None:
-        finetune = resolve(options["function"])
-    same = set(signatures.signature(run.prune).parameters) - {"data"}  # options that go on as they are
-    with display.bars(quiet=options["as_json"]) as progress:
+    options.set_threads(given["threads"])
+    data = options.data_of(given)
+    finetune: Any = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"])
+    if given["function"] is not None:
+        finetune = resolve(given["function"])
+    with display.bars(quiet=given["as_json"]) as progress:
         result = run.prune(
             model,
             data,
-            target=options["targets"],
-            finetune=finetune,
+            target=given["targets"],
             progress=progress,
-            **{name: value for name, value in options.items() if name in same},
+            **{**options.passed_on(run.prune, given), "finetune": finetune},
         )
-    if options["as_json"]:
+    if given["as_json"]:
         click.echo(json.dumps(result.summary))
     else:
         display.print_result(result)
-        if options["weights"] is None:
+        if given["weights"] is None:
             click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
 
 
 @main.command()
 @click.argument("model")
-@_training_options
-@_pruning_options
+@options.data_options
+@options.target_option
+@options.space_options
+@click.option("--strategies", default="random,evolution,tpe", show_default=True, help="What is compared.")
+@click.option("--trials", type=int, help="Of each search.  [default: 300, or as many as --time-limit allows]")
+@click.option("--time-limit", type=options.Seconds(), help="End each search after so long, such as 60s or 5m.")
+@click.option("--seeds", default=5, show_default=True, help="How many seeds each strategy gets.")
+@options.search_options
+@options.placement_options
+@options.finetune_options
+@options.folder_options
+def compare(model: str, **given: Any) -> None:
+    """Compare search strategies on MODEL: same space, same warm starts, same number of trials or the same seconds.
+
+    With --finetune-epochs or --finetune-images the best network of every search is fine-tuned, so that the comparison ends in
+    test accuracy; without, nothing is trained.
+    """
+    from . import comparison, display, plots
+
+    options.set_threads(given["threads"])
+    data = options.data_of(given)
+    tuned = given["finetune_epochs"] is not None or given["finetune_images"] is not None
+    finetune = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"]) if tuned else None
+    asked = {**options.passed_on(comparison.compare, given), "strategies": options.names(given["strategies"])}
+    with display.bars(quiet=given["as_json"]) as progress:
+        found = comparison.compare(
+            model, data, target=given["targets"], **{**asked, "finetune": finetune, "progress": progress}
+        )
+    if given["as_json"]:
+        click.echo(json.dumps(found))
+    else:
+        display.print_comparison(found, given["out"])
+    _plot(lambda: plots.save_comparison(found, given["out"]))
+
+
+@main.command()
+@click.argument("model")
+@options.data_options
+@options.space_options
+@click.option("--cost", default="macs", show_default=True, help="What the budgets limit.")
+@click.option("--budgets", default="80%,65%,50%,40%,30%,20%", show_default=True, help="What may remain of it.")
+@click.option("--target", "targets", multiple=True, help="A further target that holds at every budget.")
+@click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
+@click.option("--trials", default=100, show_default=True, help="Of each budget.")
+@options.search_options
+@options.placement_options
+@options.folder_options
+def sweep(model: str, **given: Any) -> None:
+    """Search MODEL at several budgets and show which score each reaches; freeprune pick finishes one of them."""
+    from . import display, plots
+    from . import sweep as sweeping
+
+    options.set_threads(given["threads"])
+    data = options.data_of(given)
+    asked = {**options.passed_on(sweeping.sweep, given), "budgets": options.names(given["budgets"])}
+    with display.bars(quiet=given["as_json"]) as progress:
+        found = sweeping.sweep(model, data, target=given["targets"], **{**asked, "progress": progress})
+    if given["as_json"]:
+        click.echo(json.dumps(found))
+    else:
+        display.print_sweep(found, given["out"])
+    cloud = [(trial.costs[given["cost"]], trial.score) for trial in sweeping.trials_of(given["out"])]
+    _plot(lambda: plots.save_sweep(found, cloud, given["out"]))
+
+
+@main.command()
+@click.argument("sweep_folder", metavar="SWEEP", type=options.PATH)
+@options.target_option
+@options.finetune_options
+@options.folder_options
+@click.option("--threads", type=int, help="Threads that torch computes with.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pick(sweep_folder: Path, **given: Any) -> None:
+    """Finish a run at a point of SWEEP, the folder of a sweep: surgery, fine-tuning, export, checks."""
+    from . import display, sweep
+
+    options.set_threads(given["threads"])
+    finetune = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"])
+    folders = {name: given[name] for name in ("out", "resume", "force")}
+    with display.bars(quiet=given["as_json"]) as progress:
+        result = sweep.pick(sweep_folder, target=given["targets"], finetune=finetune, progress=progress, **folders)
+    if given["as_json"]:
+        click.echo(json.dumps(result.summary))
+    else:
+        display.print_result(result)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=options.PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
+@click.option("--port", default=8080, show_default=True, help="The port to serve at.")
+def dashboard(folder: Path, host: str, port: int) -> None:
+    """Look at the trials in RUN, the folder of a run, a comparison or a sweep, in optuna-dashboard."""
+    from .dashboard import show
+
+    show(folder, host, port)
+
+
+@main.command()
+@click.argument("model")
+@options.data_options
+@options.target_option
+@options.space_options
 @click.option("--candidates", default=30, show_default=True, help="How many pruned networks are fine-tuned.")
 @click.option("--finetune-images", default=7680, show_default=True, help="Images that each is fine-tuned on.")
+@click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1.")
+@options.recipe_options
 @click.option("--seeds", default=2, show_default=True, help="Seeds that a repeated candidate is fine-tuned with.")
 @click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
 @click.option("--metrics", help="Which metrics, such as freeprune,snip.  [default: all]")
-@click.option("--workers", default=1, show_default=True, help="Processes to fine-tune on, with one thread each.")
 @click.option("--rescore", is_flag=True, help="Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
-def correlate(model: str, **options: Any) -> None:
+@options.placement_options
+@options.folder_options
+def correlate(model: str, **given: Any) -> None:
     """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
 
     Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used. The
@@ -171,37 +211,37 @@ def correlate(model: str, **options: Any) -> None:
     """
     from . import correlation, display, folder, plots
 
-    _set_threads(options["threads"])
-    data = _load_data(options)
-    names = options["metrics"]
-    options |= {"target": options["targets"], "metrics": None if names is None else names.split(",")}
-    options["finetune"] = _recipe(options, None, options["finetune_images"])
-    same = set(signatures.signature(correlation.correlate).parameters) - {"data"}
-    with display.bars(quiet=options["as_json"]) as progress:
-        study = correlation.correlate(
-            model, data, progress=progress, **{name: value for name, value in options.items() if name in same}
-        )
-    if options["as_json"]:
+    options.set_threads(given["threads"])
+    data = options.data_of(given)
+    asked = options.passed_on(correlation.correlate, given)
+    asked["metrics"] = options.names(given["metrics"]) or None
+    asked["finetune"] = options.recipe_of(given, None, given["finetune_images"])
+    with display.bars(quiet=given["as_json"]) as progress:
+        study = correlation.correlate(model, data, target=given["targets"], **{**asked, "progress": progress})
+    if given["as_json"]:
         click.echo(json.dumps(study))
     else:
-        display.print_study(study, options["out"])
+        display.print_study(study, given["out"])
+    _plot(lambda: plots.save_scatter(study, given["out"]))
+    _plot(lambda: plots.save_heat_map(folder.studies_beside(given["out"]), given["out"]))
+
+
+def _plot(draw: Callable[[], Any]) -> None:
+    """Pictures are worth a note where they cannot be drawn, not an error: the figures are there."""
     try:
-        plots.save_scatter(study, options["out"])
-        plots.save_heat_map(folder.studies_beside(options["out"]), options["out"])
+        draw()
     except FreePruneError as error:
         click.echo(f"note: {error}", err=True)
 
 
 @main.command()
 @click.argument("model")
-@_data_options
-@click.option("--plan", "plan_path", required=True, type=click.Path(path_type=Path), help="A plan.json, or its folder.")
-@click.option(
-    "--pruned", type=click.Path(path_type=Path), help="Weights of the pruned network.  [default: the dense ones' part]"
-)
+@options.data_options
+@click.option("--plan", "plan_path", required=True, type=options.PATH, help="A plan.json, or its folder.")
+@click.option("--pruned", type=options.PATH, help="Weights of the pruned network.  [default: the dense ones' part]")
 @click.option("--metric", default="freeprune", show_default=True, help="What scores it.")
 @click.option("--calibration-images", default=256, show_default=True, help="Training images that the score is computed on.")
-def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibration_images: int, **options: Any) -> None:
+def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""
     from ..backends import Plan
     from ..backends import apply as prune_by
@@ -212,19 +252,19 @@ def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibra
     from .job import built
     from .models import load_weights
 
-    _set_threads(options["threads"])
+    options.set_threads(given["threads"])
     plan = Plan.load(plan_path.parent if plan_path.name == PLAN else plan_path)
-    network = built(model, options["seed"])
-    if options["weights"] is not None:
-        network = load_weights(network, options["weights"])
+    network = built(model, given["seed"])
+    if given["weights"] is not None:
+        network = load_weights(network, given["weights"])
     smaller = prune_by(network, plan)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
-    data = _load_data(options)
-    training, _ = split(data, options["seed"])
-    batch = draw(training, data, calibration_images, options["seed"])
+    data = options.data_of(given)
+    training, _ = split(data, given["seed"])
+    batch = draw(training, data, calibration_images, given["seed"])
     found = scoring.score(smaller, network, batch, metric, plan)
-    if options["as_json"]:
+    if given["as_json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
     else:
         click.echo(f"{metric} {found:.6g}, on {len(batch.inputs[0])} images; larger is better")
@@ -232,31 +272,32 @@ def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibra
 
 @main.command()
 @click.argument("model")
-@_training_options
+@options.data_options
+@options.recipe_options
 @click.option("--epochs", default=10.0, show_default=True, help="Passes over the training images.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to write.")
-def train(model: str, **options: Any) -> None:
+@click.option("--out", required=True, type=options.PATH, help="The .safetensors file to write.")
+def train(model: str, **given: Any) -> None:
     """Train MODEL, or adapt it with --weights, and save its weights."""
     from . import display, training
     from .folder import save_weights
     from .job import built
     from .models import load_weights
 
-    out: Path = options["out"]
+    out: Path = given["out"]
     if out.suffix != ".safetensors":
         raise FreePruneError(f"--out {out} must end in .safetensors")
-    _set_threads(options["threads"])
-    network = built(model, options["seed"])
-    if options["weights"] is not None:
-        network = load_weights(network, options["weights"])
-    data = _load_data(options)
-    recipe = _recipe(options, options["epochs"], None, augment=data.augment)
-    with display.bars(quiet=options["as_json"]) as progress:
+    options.set_threads(given["threads"])
+    network = built(model, given["seed"])
+    if given["weights"] is not None:
+        network = load_weights(network, given["weights"])
+    data = options.data_of(given)
+    recipe = options.recipe_of(given, given["epochs"], None, augment=data.augment)
+    with display.bars(quiet=given["as_json"]) as progress:
         trained = training.train(
             network,
             data.train,
             recipe,
-            seed=options["seed"],
+            seed=given["seed"],
             collate=data.collate,
             progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
         )
@@ -264,7 +305,7 @@ def train(model: str, **options: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(trained, out)
     summary = {"accuracy": accuracy, "weights": str(out)}
-    click.echo(json.dumps(summary) if options["as_json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
+    click.echo(json.dumps(summary) if given["as_json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
 
 
 @main.command()
@@ -290,7 +331,7 @@ def inspect(
     granularity: str,
     as_json: bool,
     graph: Path | None,
-    **options: Any,
+    **layout: Any,
 ) -> None:
     """Say what could be pruned from MODEL, what goes together, and what is locked and why; prune nothing.
 
@@ -304,7 +345,7 @@ def inspect(
         raise FreePruneError(f"--graph {graph} must end in .svg")
     inputs = inspection.example(shapes, data)
     network = model if weights is None else load_weights(load_model(model), weights)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in layout.items() if value is not None}
     found = inspection.inspect(network, inputs, granularity, **given)
     if graph is not None:
         save(found, graph)
@@ -362,41 +403,3 @@ def list_(what: str) -> None:
     width = max(map(len, found))
     for name, entry in found.items():
         click.echo(f"{name:<{width}}  {(entry.__doc__ or '').strip().splitlines()[0]}")
-
-
-def _load_data(options: dict[str, Any]) -> Any:
-    from .data import load_data
-
-    mean, std = (_numbers(options[name], name) for name in ("mean", "std"))
-    return load_data(options["data"], mean=mean, std=std, image_size=options["image_size"])
-
-
-def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise FreePruneError(f"--{name} {text!r} is no list of numbers; write it as 0.5 or 0.485,0.456,0.406") from None
-
-
-def _recipe(options: dict[str, Any], epochs: float | None, images: int | None, **more: Any) -> Any:
-    """The training recipe from the options that were given; None where nothing is to be trained."""
-    from .training import Recipe
-
-    if epochs is not None and images is not None:
-        raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
-    if epochs == 0 or images == 0:
-        return None
-    given: dict[str, Any] = {"epochs": epochs, "images": images, "distill": options.get("distill")}
-    given |= {name: options[name] for name in ("learning_rate", "batch_size", "precision")}
-    return Recipe(**{name: value for name, value in given.items() if value is not None}, **more)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        if threads < 1:
-            raise FreePruneError(f"--threads is {threads}; give 1 or more")
-        torch.set_num_threads(threads)

@@ -38,6 +38,7 @@ class Data:
         source: the spec, for the record of a run.
         augment: whether crop and flip make sense in training (photographs).
         collate: the user's own `collate_fn` when loaders were given.
+        image_size: what the images of a folder were asked to be scaled to.
     """
 
     train: Dataset[Any]
@@ -48,6 +49,7 @@ class Data:
     source: str
     augment: bool
     collate: Callable[[list[Any]], Any] | None = None
+    image_size: int | None = None
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -233,6 +235,7 @@ def _image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[floa
         std=std,
         source=f"imagefolder:{folder}",
         augment=True,
+        image_size=image_size,
     )
 
 

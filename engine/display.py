@@ -122,13 +122,66 @@ def print_study(study: Mapping[str, Any], folder: Path) -> None:
     console.print(f"brackets: 95% intervals over candidates; partial: given Σ log(kept fraction); everything is in {folder}")
 
 
+def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    """A comparison as a table: the strategies, best first."""
+    config, found = comparison["config"], comparison["strategies"]
+    limit = config["time_limit"]
+    budget = f"{config['trials']} trials" if limit is None else f"{limit:g} s"
+    title = f"{config['granularity']} pruning at {', '.join(config['target'])}: {budget}, {config['seeds']} seeds"
+    table = Table(title=title, title_justify="left")
+    tuned = any(one["accuracy"] is not None for one in found.values())
+    columns = ["strategy", "best score", "beats random", "p", "trials to random's best", "seconds", "own share"]
+    for name in [*columns, *(["accuracy"] if tuned else [])]:
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for name, one in sorted(found.items(), key=lambda item: -item[1]["best"]["value"]):
+        against = one["against_random"]
+        row = [name, _interval(one["best"], 4)]
+        if against is None:
+            row += ["", "", ""]
+        else:
+            reached = [n for n in against["trials_to_its_best"] if n is not None]
+            row += [
+                f"{against['wins']} of {config['seeds']}",
+                "–" if against["p"] is None else f"{against['p']:.3f}",
+                f"{int(np.median(reached))}, in {len(reached)} of {config['seeds']}" if reached else "never",
+            ]
+        row += [f"{one['seconds']:.1f}", f"{one['overhead']:.1%}"]
+        if tuned:
+            row.append(_interval({k: None if v is None else 100 * v for k, v in one["accuracy"].items()}))
+        table.add_row(*row)
+    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console.print(table)
+    console.print(
+        f"equal rates {_number(comparison['uniform'])}; brackets: 95% intervals over seeds; p: paired t-test against random; "
+        f"own share: of the seconds, what the strategy and the ledger took; everything is in {folder}"
+    )
+
+
+def print_sweep(sweep: Mapping[str, Any], folder: Path) -> None:
+    """A sweep as a table: a row for each budget."""
+    config, dense = sweep["config"], sweep["dense"]
+    table = Table(title=f"{config['granularity']} pruning, {config['trials']} trials a budget", title_justify="left")
+    for name in ("budget", *(LABELS.get(cost, cost) for cost in dense["costs"]), "score", "equal rates", "seconds"):
+        table.add_column(name, justify="left" if name == "budget" else "right")
+    table.add_row("dense", *(amount(cost) for cost in dense["costs"].values()), _number(dense["score"]), "", "")
+    for one in sweep["budgets"]:
+        costs = (f"{amount(one['costs'][name])} ({one['costs'][name] / whole:.1%})" for name, whole in dense["costs"].items())
+        table.add_row(one["target"], *costs, _number(one["score"]), _number(one["uniform"]), f"{one['seconds']:.1f}")
+    console = Console(soft_wrap=not Console().is_terminal)
+    console.print(table)
+    console.print(
+        f"{len(sweep['front'])} networks on the front; finish one with freeprune pick {folder} --target "
+        f"{sweep['budgets'][0]['target']} --out DIR"
+    )
+
+
 def _value(found: Mapping[str, Any]) -> float:
     value = found.get("spearman", {}).get("value")
     return -2.0 if value is None else float(value)
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
-    value, low, high = ("–" if found[k] is None else f"{found[k]:.2f}" for k in ("value", "low", "high"))
+def _interval(found: Mapping[str, float | None], digits: int = 2) -> str:
+    value, low, high = ("–" if found[k] is None else f"{found[k]:.{digits}f}" for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 

@@ -18,7 +18,25 @@ CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
-FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, CANDIDATES, SCORES, STUDY)
+COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
+SWEEP = "sweep.json"
+LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
+FILES = (
+    CONFIG,
+    LEDGER,
+    PLAN,
+    MASKS,
+    COMPACTION,
+    WEIGHTS,
+    ONNX,
+    SUMMARY,
+    CANDIDATES,
+    SCORES,
+    STUDY,
+    COMPARISON,
+    FINETUNED,
+    SWEEP,
+)
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:
@@ -57,8 +75,8 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
+        path.unlink(missing_ok=True)
     write_json(folder / CONFIG, config)
 
 
@@ -85,9 +103,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """What a finished run reported; None where it has not finished."""
-    return _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run in a folder was asked."""
+    if not (folder / CONFIG).exists():
+        raise FreePruneError(f"{folder} holds no run; give the folder that one was written to")
+    return _read_json(folder / CONFIG)
+
+
+def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
+    """What a finished run, comparison or sweep reported; None where it has not finished."""
+    return _read_json(folder / name) if (folder / name).exists() else None
 
 
 def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,44 +20,78 @@ from ..backends.copies import copied
 from ..backends.criteria import CRITERIA
 from ..common import Batch, FreePruneError, find
 from ..metrics import METRICS, Metric, Reference, reference
-from ..search import STRATEGIES, Space
+from ..search import STRATEGIES, Space, Strategy
 from .calibration import draw
 from .data import Data, load_data, split
 from .memory import fastest
 from .models import load_model, load_weights
+from .searching import BATCH
 from .selection import fewest_units
-from .targets import Target, resolve
+from .targets import Target, parse_targets, resolve
 from .training import Recipe
 
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
+PLANNED = 300  # trials that a strategy plans for where only time ends the search
+
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a run was asked, apart from the network and the data; `prune` says what each means."""
+class Options(TypedDict, total=False):
+    """What `prune`, `compare` and `sweep` are told alike; `prune` says what each means."""
 
-    target: tuple[Target, ...]
     granularity: str
-    strategy: str
     metric: str
     criterion: str
-    trials: int
     seed: int
+    warm_starts: Iterable[str]
+    proposals: int
     max_rate: float | None
     round_to: int | str | None
     min_width: int | None
     repair: bool | None
     nm: str | None
     block: str | None
-    only: tuple[str, ...]
-    ignore: tuple[str, ...]
+    only: Iterable[str]
+    ignore: Iterable[str]
     calibration_images: int
-    compaction: bool
     latency_batch: int
     latency_threads: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a job was asked, apart from the network and the data; `prune` says what each means."""
+
+    target: tuple[Target, ...]
+    granularity: str = "channel"
+    strategy: str = "evolution"
+    metric: str = "freeprune"
+    criterion: str = "l2"
+    trials: int = 300
+    time_limit: float | None = None
+    warm_starts: tuple[str, ...] = ()
+    proposals: int = BATCH
+    seed: int = 0
+    max_rate: float | None = None
+    round_to: int | str | None = None
+    min_width: int | None = None
+    repair: bool | None = None
+    nm: str | None = None
+    block: str | None = None
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    calibration_images: int = 256
+    compaction: bool = True
+    latency_batch: int = 32
+    latency_threads: int = 1
+
+
+def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
+    """The settings of a job from what its caller was given."""
+    lists = {name: tuple(options.get(name, ())) for name in ("warm_starts", "only", "ignore")}  # type: ignore[call-overload]
+    return Settings(parse_targets(target), **{**options, **lists, **more})
 
 
 @dataclass(frozen=True)
@@ -83,6 +117,12 @@ class Job:
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
+
+    def within(self, targets: tuple[Target, ...]) -> Job:
+        """The same job under other targets."""
+        limits = resolve(targets, self.dense_costs(), self.settings.granularity)
+        space = Space(self.space.units, self.space.minimum, self.space.costs, limits)
+        return replace(self, space=space, settings=replace(self.settings, target=targets))
 
 
 def prepare(
@@ -130,14 +170,26 @@ def prepare(
         "data": data.source,
         "mean": list(data.mean),
         "std": list(data.std),
+        "image_size": data.image_size,
         **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
         "target": [str(target) for target in settings.target],
+        "groups": [[group.name, group.units] for group in backend.groups],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
     }
     return Job(
         network, data, training, batch, images, settings, finetune, backend,
         Space(units, minimum, backend.costs, limits), metric, output, config, seconds,
     )  # fmt: skip
+
+
+def strategy_of(job: Job, name: str, seed: int) -> Strategy:
+    """A strategy for the job's space, with the warm starts that the job asks for."""
+    asked = job.settings
+    planned = asked.trials if asked.time_limit is None else PLANNED
+    strategy: Strategy = find(STRATEGIES, name, "strategy")(job.space, seed, planned)
+    if asked.warm_starts:
+        return warm_started(strategy, job.space, asked.warm_starts, job.backend.profile(), seed, planned)
+    return strategy
 
 
 def built(spec: str, seed: int) -> nn.Module:
@@ -148,7 +200,7 @@ def built(spec: str, seed: int) -> nn.Module:
 
 
 def _check_numbers(settings: Settings) -> None:
-    for name, least in (("trials", 0), ("latency_batch", 1), ("latency_threads", 1)):
+    for name, least in (("trials", 0), ("proposals", 1), ("latency_batch", 1), ("latency_threads", 1)):
         value = getattr(settings, name)
         if value < least:
             raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from .records import Records
 
+VERSION = 2  # 1 knew no probes and no elapsed time
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -23,6 +25,9 @@ class Trial:
         score: larger is better; `-inf` where there was none.
         costs: of the projection.
         seconds: to score it.
+        projected: whether the budget was asked of it; a probe, which only tells the strategy something, cannot win.
+        elapsed: seconds of the search until now.
+        overhead: the part of them in which no score was waited for.
     """
 
     proposal: NDArray[np.float64]
@@ -30,6 +35,9 @@ class Trial:
     score: float
     costs: Mapping[str, float]
     seconds: float
+    projected: bool
+    elapsed: float
+    overhead: float
 
 
 class Ledger:
@@ -44,7 +52,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records = Records(path, "freeprune_ledger")
+        self._records = Records(path, "freeprune_ledger", VERSION)
         self.trials: list[Trial] = []
         for number, entry in enumerate(self._records.entries, start=1):
             try:
@@ -62,6 +70,9 @@ class Ledger:
                 "score": trial.score if np.isfinite(trial.score) else None,
                 "costs": dict(trial.costs),
                 "seconds": round(trial.seconds, 6),
+                "projected": trial.projected,
+                "elapsed": round(trial.elapsed, 6),
+                "overhead": round(trial.overhead, 6),
             }
         )
         self.trials.append(trial)
@@ -75,4 +86,7 @@ def _parse(entry: dict[str, Any]) -> Trial:
         score=float("-inf") if score is None else float(score),
         costs={str(name): float(value) for name, value in entry["costs"].items()},
         seconds=float(entry["seconds"]),
+        projected=bool(entry["projected"]),
+        elapsed=float(entry["elapsed"]),
+        overhead=float(entry["overhead"]),
     )

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..common import FreePruneError, write_atomically
-
-VERSION = 1
+from ..common import FreePruneError, unwritable, write_atomically
 
 
 class Records:
@@ -19,6 +17,7 @@ class Records:
     Args:
         path: the file; made when the first record is added. A last line that a crash cut short is dropped.
         kind: what it holds; stands in the first line with the version.
+        version: of what a record says.
 
     Attributes:
         entries: the records, oldest first.
@@ -27,8 +26,8 @@ class Records:
         FreePruneError: the file holds something else, is damaged before its last line, or comes from another version.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path, kind: str, version: int = 1) -> None:
+        self.path, self.kind, self.version = path, kind, version
         self.entries: list[dict[str, Any]] = []
         if path.exists():
             self._read()
@@ -41,7 +40,7 @@ class Records:
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
                     raise TypeError(f"{type(entry).__name__} instead of a record")
-                known = number > 0 or entry[self.kind] == VERSION
+                known = number > 0 or entry[self.kind] == self.version
             except (ValueError, KeyError, TypeError):
                 raise self.damaged(number) from None
             if not known:
@@ -59,19 +58,26 @@ class Records:
         )
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append a record; on disk when this returns."""
-        new = not self.path.exists() or self.path.stat().st_size == 0
-        with self.path.open("a") as file:
-            if new:
-                file.write(json.dumps({self.kind: VERSION}) + "\n")
-            file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a record; on disk when this returns.
+
+        Raises:
+            FreePruneError: it could not be written; what is there stays readable.
+        """
+        try:
+            new = not self.path.exists() or self.path.stat().st_size == 0
+            with self.path.open("a") as file:
+                if new:
+                    file.write(json.dumps({self.kind: self.version}) + "\n")
+                file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from None
         self.entries.append(entry)
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite the file without some of its records."""
         self.entries = [entry for entry in self.entries if not unwanted(entry)]
-        lines = [{self.kind: VERSION}, *self.entries]
+        lines = [{self.kind: self.version}, *self.entries]
         text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
         write_atomically(self.path, text.encode())

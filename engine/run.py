@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from ..backends import Plan, apply, compact, masked
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
-from ..common import FreePruneError, find
-from ..search import STRATEGIES
+from ..common import FreePruneError
+from ..search import Strategy
 from . import folder as files
 from .calibration import recalibrated
 from .finetuning import finetuned
-from .job import Finetune, Job, Settings, prepare, single
+from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .ledger import Ledger
 from .progress import Progress, silent
-from .searching import Found, search
-from .targets import parse_targets
+from .scoring import scorer
+from .searching import BATCH, Found, search
 from .training import Recipe, accuracy
+from .workers import Placement, pool
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def prune(
     metric: str = "freeprune",
     criterion: str = "l2",
     trials: int = 300,
+    time_limit: float | None = None,
+    warm_starts: Iterable[str] = (),
+    proposals: int = BATCH,
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
     seed: int = 0,
     max_rate: float | None = None,
     round_to: int | str | None = None,
@@ -90,10 +97,17 @@ def prune(
         out: the folder for everything the run writes.
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
-        strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
-        metric: what scores them: `freeprune`, `synflow`.
+        strategy: what proposes rate vectors: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
+        metric: what scores them (`freeprune list metrics`).
         criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
+        time_limit: seconds after which the search ends, though there are trials left.
+        warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `erk`, `global`, `knapsack`. They
+            count as trials.
+        proposals: how many rate vectors are asked of the strategy before their scores are told.
+        workers: processes that score, with one thread each. Default: this one, with all its threads.
+        ray: the address of a Ray cluster whose actors score instead, `workers` of them; see `docs/cluster.md`.
+        ray_gpus: the share of a GPU that each actor holds.
         seed: decides everything that is drawn.
         max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
         round_to: with `channel`, so many channels are one unit; `"conv=8,linear=4"` by kind of layer. Default: 1.
@@ -116,50 +130,43 @@ def prune(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
-    settings = Settings(
-        target=parse_targets(target),
-        granularity=granularity,
-        strategy=strategy,
-        metric=metric,
-        criterion=criterion,
-        trials=trials,
-        seed=seed,
-        max_rate=max_rate,
-        round_to=round_to,
-        min_width=min_width,
-        repair=repair,
-        nm=nm,
-        block=block,
-        only=tuple(only),
-        ignore=tuple(ignore),
-        calibration_images=calibration_images,
-        compaction=compaction,
-        latency_batch=latency_batch,
-        latency_threads=latency_threads,
-    )
+    asked = settings(
+        target,
+        Options(
+            granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
+            max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
+            calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
+        ),
+        strategy=strategy, trials=trials, time_limit=time_limit, compaction=compaction,
+    )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, settings, finetune)
+    job = prepare(model, weights, data, asked, finetune)
+    placement = Placement(workers, ray, ray_gpus)
+    return finished_run(job, strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
+
+
+def finished_run(
+    job: Job, strategy: Strategy, folder: Path, placement: Placement, resume: bool, force: bool, progress: Progress
+) -> Result:
+    """Search with a strategy and do everything that follows, in a folder that `check_folder` has passed."""
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
-    found = _search(job, folder, progress)
-    plan = job.backend.plan(found.kept)
-    plan.save(folder)
-    return _finish(job, found, plan, folder, progress)
-
-
-def _search(job: Job, folder: Path, progress: Progress) -> Found:
-    strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
-
-    def score(kept: NDArray[np.int64]) -> float:
-        return job.metric(job.backend.candidate(kept), job.dense, job.scored)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")
 
-    return search(job.space, strategy, score, Ledger(folder / files.LEDGER), job.settings.trials, tell)
+    asked = job.settings
+    with pool(scorer(job), placement) as processes:
+        found = search(
+            job.space, strategy, processes.each, Ledger(folder / files.LEDGER), asked.trials,
+            batch=asked.proposals, time_limit=asked.time_limit, progress=tell,
+        )  # fmt: skip
+    plan = job.backend.plan(found.kept)
+    plan.save(folder)
+    return _finish(job, found, plan, folder, progress)
 
 
 def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
@@ -199,7 +206,8 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
         "seconds": {
             "trace": job.trace_seconds,
             "search": found.seconds,
-            "per_trial": found.seconds / job.settings.trials if job.settings.trials else None,
+            "overhead": found.overhead,
+            "per_trial": found.seconds / found.trials if found.trials else None,
             "finetune": finetune_seconds,
             "export": time.perf_counter() - start,
         },
@@ -207,7 +215,7 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
         "groups": [
             {"name": g.name, "units": g.units, "kept": int(k)} for g, k in zip(job.backend.groups, found.kept, strict=True)
         ],
-        "trials": job.settings.trials,
+        "trials": found.trials,
         "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
         "seed": job.settings.seed,
         "threads": torch.get_num_threads(),

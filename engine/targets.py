@@ -72,6 +72,11 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
     return tuple(found)
 
 
+def parse_budget(cost: str, budget: float | str) -> Target:
+    """A target on a cost from its value alone: 0.5, "50%", "60M"."""
+    return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
+
+
 def _number(cost: str, value: float) -> Target:
     return _target(cost, float(value), value <= 1, f"{cost}={value:g}")
 

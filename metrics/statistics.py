@@ -156,3 +156,22 @@ def _ratio(above: Floats, square: Floats) -> Floats:
     root = np.sqrt(square)
     found: Floats = np.divide(above, root, out=np.full(np.shape(root), math.nan), where=root > 0)
     return found
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """The mean of a few independent values and its 95% interval by Student's t; no interval for a single one."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
+    """Student's paired t-test, two-sided: how probable differences like these are between equals. NaN for a single pair."""
+    differences = np.subtract(one, other)
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) == 0:  # the statistic would be 0 / 0 or infinite
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_rel(one, other).pvalue)

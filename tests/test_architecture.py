@@ -33,7 +33,8 @@ def test_engine_knows_the_other_three():
 
 
 def test_the_public_surface():
-    assert sorted(freeprune.__all__) == ["FreePruneError", "Recipe", "Result", "correlate", "load", "prune", "score"]
+    functions = ["compare", "correlate", "load", "pick", "prune", "score", "sweep"]
+    assert sorted(freeprune.__all__) == ["FreePruneError", "Recipe", "Result", *functions]
     assert all(getattr(freeprune, name) for name in freeprune.__all__)
 
 
