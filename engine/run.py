@@ -90,7 +90,7 @@ def prune(
         out: the folder for everything the run writes.
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
-        strategy: what proposes rate vectors: `random`, `evolution`, `tpe`.
+        strategy: what proposes rate vectors: `evolution`, `random`, `tpe`, `knapsack` and more (`freeprune list strategies`).
         metric: what scores them: `freeprune`, `synflow`.
         criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
@@ -151,7 +151,7 @@ def prune(
 
 
 def _search(job: Job, folder: Path, progress: Progress) -> Found:
-    strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
+    strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space, job.settings.seed, job.settings.trials)
 
     def score(kept: NDArray[np.int64]) -> float:
         return job.metric(job.backend.candidate(kept), job.dense, job.scored)
