@@ -139,7 +139,7 @@ def strategy(name: str, data, folder: Path, trials: int = 300) -> dict:
     for seed in range(SEEDS):
         with tempfile.TemporaryDirectory() as scratch:
             ledger = Ledger(Path(scratch) / "trials.jsonl")
-            found = search(space, STRATEGIES[name](space.size, seed), score, ledger, trials)
+            found = search(space, STRATEGIES[name](space, seed, trials), score, ledger, trials)
         best.append(max(trial.score for trial in ledger.trials))  # of the trials alone, equal rates left out
         seconds.append(found.seconds)
         print(name, seed, best[-1], seconds[-1], flush=True)  # noqa: T201

@@ -2,14 +2,20 @@
 
 from .base import Strategy
 from .evolution import Evolution
+from .knapsack import Knapsack
+from .optuna_samplers import CMAES, GP, NSGAII, QMC, TPE
 from .random_search import RandomSearch
 from .space import Space
-from .tpe import TPE
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "random": RandomSearch,
     "evolution": Evolution,
     "tpe": TPE,
+    "cmaes": CMAES,
+    "gp": GP,
+    "nsgaii": NSGAII,
+    "qmc": QMC,
+    "knapsack": Knapsack,
 }
 
 __all__ = ["STRATEGIES", "Space", "Strategy"]

@@ -11,6 +11,8 @@ import numpy as np
 from deap import base, tools
 from numpy.typing import NDArray
 
+from .space import Space
+
 
 class Fitness(base.Fitness):  # type: ignore[misc]
     """One score, larger is better."""
@@ -48,8 +50,8 @@ class Evolution:
     HALVING = 150  # scores told until the step is halved
     SMALLEST_STEP = 0.02  # about one unit of a layer with 64: smaller steps would change nothing
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
+    def __init__(self, space: Space, seed: int, trials: int) -> None:
+        self.size = space.size
         self._state = random.Random(seed).getstate()
         self._population = tools.HallOfFame(self.POPULATION)
         self._asked = 0

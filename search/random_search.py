@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .space import Space
+
 
 class RandomSearch:
     """Rates drawn uniformly and independently; learns nothing."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
+    def __init__(self, space: Space, seed: int, trials: int) -> None:
+        self.size = space.size
         self._generator = np.random.default_rng(seed)
 
     def ask(self, n: int) -> NDArray[np.float64]:

@@ -69,12 +69,7 @@ class Space:
         Returns:
             `(P, L)` kept units; every row depends on its own proposal alone.
         """
-        proposals = np.asarray(proposals, dtype=np.float64)
-        if proposals.ndim != 2 or proposals.shape[1] != self.size:
-            raise ValueError(f"proposals must have the shape (P, {self.size}), not {proposals.shape}")
-        if not ((proposals >= 0) & (proposals <= 1)).all():
-            raise ValueError("proposals must lie in [0, 1]")
-        rates = proposals * self._max_rates
+        rates = self._rates(proposals)
         enough = np.ones(len(rates))  # this shift removes all that may be removed,
         little = -enough  # this one nothing
         for _ in range(BISECTIONS):
@@ -89,6 +84,37 @@ class Space:
         """Kept units `(L,)` of the network with the same rate everywhere, as far as the bounds allow."""
         kept: NDArray[np.int64] = self.project(np.zeros((1, self.size)))[0]
         return kept
+
+    def round(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The networks that proposals stand for, in the nearest whole units and within the bounds, whatever they cost.
+
+        Args:
+            proposals: `(P, L)` in [0, 1], as for `project`.
+
+        Returns:
+            `(P, L)` kept units; those of `proposal(kept)` are `kept` again.
+        """
+        kept = self.units * (1 - self._rates(proposals))
+        return np.maximum(np.rint(kept).astype(np.int64), self.minimum)
+
+    def proposal(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The point of the unit cube `(L,)` that stands for these kept units `(L,)`; 0 where a group cannot shrink.
+
+        A maximal network (see `project`) projects onto itself.
+        """
+        removable = self.units - self.minimum
+        gone: NDArray[np.float64] = (self.units - kept) / np.maximum(removable, 1)
+        return gone
+
+    def _rates(self, proposals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rates `(P, L)` that proposals stand for."""
+        proposals = np.asarray(proposals, dtype=np.float64)
+        if proposals.ndim != 2 or proposals.shape[1] != self.size:
+            raise ValueError(f"proposals must have the shape (P, {self.size}), not {proposals.shape}")
+        if not ((proposals >= 0) & (proposals <= 1)).all():
+            raise ValueError("proposals must lie in [0, 1]")
+        rates: NDArray[np.float64] = proposals * self._max_rates
+        return rates
 
     def _kept(self, rates: NDArray[np.float64], shifts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Kept units before rounding, `(P, L)`."""

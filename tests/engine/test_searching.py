@@ -20,7 +20,7 @@ def score(kept):
 
 
 def found_by(path, trials, name="evolution", score=score, **more):
-    return search(space(), STRATEGIES[name](4, 3), score, Ledger(path), trials, **more)
+    return search(space(), STRATEGIES[name](space(), 3, 35), score, Ledger(path), trials, **more)
 
 
 def lines(path):
@@ -29,8 +29,9 @@ def lines(path):
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
-@pytest.mark.parametrize("cut", [0, 1, 10, 17, 34])
+@pytest.mark.parametrize(
+    ("name", "cut"), [(name, cut) for name in sorted(STRATEGIES) for cut in ([17] if name == "gp" else [0, 1, 10, 17, 34])]
+)
 def test_a_search_cut_anywhere_ends_as_if_it_was_not(name, cut, tmp_path):
     whole, other = tmp_path / "whole.jsonl", tmp_path / "other.jsonl"
     expected = found_by(whole, 35, name)

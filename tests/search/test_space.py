@@ -114,9 +114,26 @@ def test_rows_do_not_see_each_other(case):
 def test_a_maximal_network_projects_onto_itself(case):
     space, proposals = case
     kept = space.project(proposals)
-    removable = space.units - space.minimum
-    again = np.where(removable > 0, (space.units - kept) / np.maximum(removable, 1), 0.0)
+    again = np.array([space.proposal(row) for row in kept])
+    assert ((again >= 0) & (again <= 1)).all()
     assert np.array_equal(space.project(again), kept)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.data())
+def test_rounding_finds_kept_units_again_whatever_they_cost(case, data):
+    space, proposals = case
+    kept = np.array([data.draw(st.integers(int(low), int(most))) for low, most in zip(space.minimum, space.units, strict=True)])
+    assert np.array_equal(space.round(space.proposal(kept)[None])[0], kept)
+    rounded = space.round(proposals)
+    assert ((space.minimum <= rounded) & (rounded <= space.units)).all()
+
+
+def test_rounding_by_hand():
+    space = Space(np.array([10, 4, 1]), np.array([2, 1, 1]), total, {"nonzero": 4})
+    # of 8, 3 and 0 removable units
+    assert space.round(np.array([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5]])).tolist() == [[10, 4, 1], [2, 1, 1], [6, 2, 1]]
+    assert space.proposal(np.array([6, 1, 1])).tolist() == [0.5, 1, 0]
 
 
 @settings(max_examples=100, deadline=None)
