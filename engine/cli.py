@@ -107,6 +107,21 @@ def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where trials are scored and networks fine-tuned."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers", type=int, help="Processes, with one thread each; with --ray, actors.  [default: one process, all threads]"
+            ),
+            click.option("--ray", help="The address of a Ray cluster to work on: HOST:PORT, ray://HOST:PORT or auto."),
+            click.option("--ray-gpus", default=0.0, help="GPUs for each actor; a fraction lets several share one.  [default: none]"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("model")
 @_training_options
@@ -161,7 +176,7 @@ def prune(model: str, **options: Any) -> None:
 @click.option("--seeds", default=2, show_default=True, help="Seeds that a repeated candidate is fine-tuned with.")
 @click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
 @click.option("--metrics", help="Which metrics, such as freeprune,snip.  [default: all]")
-@click.option("--workers", default=1, show_default=True, help="Processes to fine-tune on, with one thread each.")
+@_placement_options
 @click.option("--rescore", is_flag=True, help="Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
 def correlate(model: str, **options: Any) -> None:
     """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.

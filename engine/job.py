@@ -84,6 +84,19 @@ class Job:
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
 
+    def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
+        """A function from kept units `(L,)` to the score and the seconds that it took.
+
+        It holds what scoring needs of the job and no more, since it is sent to workers; the data set, above all, stays behind.
+        """
+        backend, metric, dense, batch = self.backend, self.metric, self.dense, self.scored
+
+        def score(kept: NDArray[np.int64]) -> tuple[float, float]:
+            start = time.perf_counter()
+            return metric(backend.candidate(kept), dense, batch), time.perf_counter() - start
+
+        return score
+
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
