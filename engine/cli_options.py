@@ -107,9 +107,11 @@ latency_options = _all(
 )
 
 placement_options = _all(
-    click.option("--workers", type=int, help="Processes, with one thread each.  [default: this one, with all its threads]"),
-    click.option("--ray", help="The address of a Ray cluster that does the work: auto, host:port or ray://host:port."),
-    click.option("--ray-gpus", default=0.0, help="The share of a GPU that each of the cluster's workers holds."),
+    click.option(
+        "--workers", type=int, help="Processes, with one thread each; with --ray, actors.  [default: one process, all threads]"
+    ),
+    click.option("--ray", help="The address of a Ray cluster to work on: HOST:PORT, ray://HOST:PORT or auto."),
+    click.option("--ray-gpus", default=0.0, help="GPUs for each actor; a fraction lets several share one.  [default: none]"),
 )
 
 

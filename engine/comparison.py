@@ -22,7 +22,6 @@ from .job import Finetune, Job, Options, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .records import Records
-from .scoring import scorer
 from .searching import ScoreAll, search
 from .training import Recipe, accuracy
 from .workers import Placement, pool
@@ -106,7 +105,7 @@ def compare(
     if finished is not None:
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
-    with pool(scorer(job), placement) as workers:
+    with pool(job.scorer(), placement) as workers:
         wanted = [(name, asked.seed + s) for s in range(seeds) for name in names]
         runs = [_run(job, name, seed, folder, workers.each, i, len(wanted), progress) for i, (name, seed) in enumerate(wanted)]
         uniform = next(iter(workers.each([job.space.uniform()])))[1][0]

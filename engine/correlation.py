@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..backends import apply
+from ..backends import Backend, apply
 from ..backends.plan import fingerprint, structure_of
-from ..common import FreePruneError, entries, find
-from ..metrics import METRICS, Metric, MetricError
+from ..common import Batch, FreePruneError, entries, find
+from ..metrics import METRICS, Metric, MetricError, Reference
 from ..metrics.statistics import judged, noise
 from ..search import Space
 from . import folder as files
@@ -32,12 +32,15 @@ from .progress import Progress, silent
 from .records import Records
 from .targets import parse_targets
 from .training import Recipe, accuracy
-from .workers import each
+from .workers import Placement, check, pool
 
 Kept = NDArray[np.int64]
 
 # What a run is asked and a study is not: the same study whatever stands there.
-NOT_ASKED = ("strategy", "metric", "trials", "compaction", "latency_batch", "latency_threads")
+NOT_ASKED = (
+    "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "latency_batch", "latency_threads",
+    "groups", "image_size",
+)  # fmt: skip
 FEWEST = 3  # candidates; fewer cannot be ranked
 ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
 COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where it varies by no more than so much
@@ -68,7 +71,9 @@ def correlate(
     only: Iterable[str] = (),
     ignore: Iterable[str] = (),
     weights: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
     resume: bool = False,
     force: bool = False,
     rescore: bool = False,
@@ -88,7 +93,10 @@ def correlate(
         repeat: every so-manieth candidate is repeated.
         finetune: the same recipe for all of them, or your own function.
         metrics: names; default: all there are.
-        workers: processes for fine-tuning and scoring, one thread each.
+        workers: processes for fine-tuning and scoring, one thread each; default: this one with all its threads. The study
+            is the same for any number of them.
+        ray: the address of a Ray cluster on whose actors to do both instead; `workers` is then their number.
+        ray_gpus: GPUs of each actor, such as 0.25.
         rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
             of other metrics stays.
 
@@ -105,9 +113,12 @@ def correlate(
         if value < least:
             raise FreePruneError(f"--{name} is {value}; give {least} or more")
     settings = Settings(
-        parse_targets(target), granularity, "random", "freeprune", criterion, 0, seed, max_rate, round_to, min_width, repair,
-        nm, block, tuple(only), tuple(ignore), calibration_images, False, 1, 1,
+        parse_targets(target), granularity, strategy="random", criterion=criterion, seed=seed, max_rate=max_rate,
+        round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=tuple(only), ignore=tuple(ignore),
+        calibration_images=calibration_images,
     )  # fmt: skip
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
     folder = Path(out)
     resume = resume or rescore
     files.check_folder(folder, resume, force)
@@ -121,8 +132,8 @@ def correlate(
         recorded = {entry.get("metric") for entry in scored.entries}
         table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
     kept = draw_candidates(job.space, candidates, seed)
-    runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), workers, progress)
-    scores = _scored(job, kept, table, scored, workers, progress)
+    runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
+    scores = _scored(job, kept, table, scored, placement, progress)
     _, validation = split(job.data, seed)
     dense = accuracy(job.network, validation, collate=job.data.collate)
     study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
@@ -167,7 +178,7 @@ def _van_der_corput(index: int) -> float:
 
 
 def _finetuned(
-    job: Job, kept: Kept, seeds: int, repeat: int, records: Records, workers: int, progress: Progress
+    job: Job, kept: Kept, seeds: int, repeat: int, records: Records, placement: Placement, progress: Progress
 ) -> list[list[float]]:
     """The accuracies of every candidate, one for each of its seeds; what is on disk is not done again."""
     wanted = [(i, 0) for i in range(len(kept))]
@@ -196,11 +207,13 @@ def _finetuned(
         return accuracy(tuned, validation, collate=job.data.collate), time.perf_counter() - start
 
     progress("fine-tune", len(done), len(wanted), "")
-    for number, (key, (found, seconds)) in enumerate(each(run, left, workers), start=1):
-        done[key] = found
-        row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
-        records.add({**row, "seconds": round(seconds, 3)})
-        progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"accuracy {found:.2%}")
+    with pool(run, placement) as workers:
+        for number, (position, (found, seconds)) in enumerate(workers.each(left), start=1):
+            key = left[position]
+            done[key] = found
+            row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
+            records.add({**row, "seconds": round(seconds, 3)})
+            progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"accuracy {found:.2%}")
     return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
 
 
@@ -214,7 +227,7 @@ class _Scored:
 
 
 def _scored(
-    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, workers: int, progress: Progress
+    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, placement: Placement, progress: Progress
 ) -> dict[str, list[_Scored]]:
     """By metric the scores of all candidates; what is on disk is not computed again."""
     known: dict[tuple[str, int], _Scored] = {}
@@ -227,24 +240,28 @@ def _scored(
     missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
     left = [i for i, names in missing.items() if names]
 
+    backend, dense, batch = job.backend, job.dense, job.scored  # all that workers are sent of the job
+
     def run(i: int) -> list[tuple[str, _Scored]]:
-        return [(name, _score(table[name], job, kept[i])) for name in missing[i]]
+        return [(name, _score(table[name], backend, kept[i], dense, batch)) for name in missing[i]]
 
     progress("score", len(kept) - len(left), len(kept), "")
-    for number, (i, row) in enumerate(each(run, left, workers), start=len(kept) - len(left) + 1):
-        for name, found in row:
-            known[name, i] = found
-            entry = {"metric": name, "candidate": i, "score": _plain(found.score), "ms": round(found.ms, 2)}
-            records.add(entry if found.error is None else {**entry, "error": found.error})
-        progress("score", number, len(kept), "")
+    with pool(run, placement) as workers:
+        for number, (position, row) in enumerate(workers.each(left), start=len(kept) - len(left) + 1):
+            i = left[position]
+            for name, found in row:
+                known[name, i] = found
+                entry = {"metric": name, "candidate": i, "score": _plain(found.score), "ms": round(found.ms, 2)}
+                records.add(entry if found.error is None else {**entry, "error": found.error})
+            progress("score", number, len(kept), "")
     return {name: [known[name, i] for i in range(len(kept))] for name in table}
 
 
-def _score(metric: Metric, job: Job, kept: NDArray[np.int64]) -> _Scored:
+def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Reference, batch: Batch) -> _Scored:
     start = time.perf_counter()
     error = None
     try:
-        score = metric(job.backend.candidate(kept), job.dense, job.scored)
+        score = metric(backend.candidate(kept), dense, batch)
     except MetricError as reason:
         score, error = math.nan, str(reason)
     return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)

@@ -124,6 +124,19 @@ class Job:
         space = Space(self.space.units, self.space.minimum, self.space.costs, limits)
         return replace(self, space=space, settings=replace(self.settings, target=targets))
 
+    def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
+        """A function from kept units `(L,)` to the score and the seconds that it took.
+
+        It holds what scoring needs of the job and no more, since it is sent to workers; the data set, above all, stays behind.
+        """
+        backend, metric, dense, batch = self.backend, self.metric, self.dense, self.scored
+
+        def score(kept: NDArray[np.int64]) -> tuple[float, float]:
+            start = time.perf_counter()
+            return metric(backend.candidate(kept), dense, batch), time.perf_counter() - start
+
+        return score
+
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
@@ -188,6 +201,8 @@ def strategy_of(job: Job, name: str, seed: int) -> Strategy:
     planned = asked.trials if asked.time_limit is None else PLANNED
     strategy: Strategy = find(STRATEGIES, name, "strategy")(job.space, seed, planned)
     if asked.warm_starts:
+        from ..search.warm_starts import warm_started
+
         return warm_started(strategy, job.space, asked.warm_starts, job.backend.profile(), seed, planned)
     return strategy
 

@@ -27,7 +27,6 @@ from .finetuning import finetuned
 from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .ledger import Ledger
 from .progress import Progress, silent
-from .scoring import scorer
 from .searching import BATCH, Found, search
 from .training import Recipe, accuracy
 from .workers import Placement, pool
@@ -159,7 +158,7 @@ def finished_run(
         progress("search", done, total, f"best score {best:.4f}")
 
     asked = job.settings
-    with pool(scorer(job), placement) as processes:
+    with pool(job.scorer(), placement) as processes:
         found = search(
             job.space, strategy, processes.each, Ledger(folder / files.LEDGER), asked.trials,
             batch=asked.proposals, time_limit=asked.time_limit, progress=tell,

@@ -19,7 +19,6 @@ from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_o
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .run import Result, finished_run
-from .scoring import scorer
 from .searching import search
 from .targets import Target, parse_budget, parse_targets
 from .training import Recipe
@@ -84,7 +83,7 @@ def sweep(
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
     found = []
-    with pool(scorer(job), Placement(workers, ray, ray_gpus)) as processes:
+    with pool(job.scorer(), Placement(workers, ray, ray_gpus)) as processes:
         best: list[Trial] = []
         for number, (rung, here) in enumerate(zip(rungs, jobs, strict=True)):
             ledger = Ledger(folder / files.LEDGERS / f"{number:02d}.jsonl")
