@@ -17,8 +17,9 @@ from ..common import FreePruneError, write_atomically
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
+LATENCY = "latency.json"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
-FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, CANDIDATES, SCORES, STUDY)
+FILES = (CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY, CANDIDATES, SCORES, STUDY)
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:
@@ -51,7 +52,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     """
     check_folder(folder, resume, force)
     if resume:
-        _compare(_read_json(folder / CONFIG), config, folder)
+        _compare(read_json(folder / CONFIG), config, folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -87,7 +88,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """What a finished run reported; None where it has not finished."""
-    return _read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+    return read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
 
 
 def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:

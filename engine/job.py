@@ -86,8 +86,10 @@ class Job:
 
 
 def prepare(
-    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
-) -> Job:
+    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
+    *, timed: bool = False,
+) -> Job:  # fmt: skip
+    """Check everything and bring it together; `timed` says whether a target on latency, for `latency.py` to add, is welcome."""
     backend_class = find_backend(settings.granularity)
     metric = find(METRICS, settings.metric, "metric")
     find(STRATEGIES, settings.strategy, "strategy")
@@ -120,7 +122,7 @@ def prepare(
     output = reference(scored, images)
     _check_classes(output, batch.labels, data)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
-    limits = resolve(settings.target, dense, settings.granularity)
+    limits = resolve(settings.target, dense, settings.granularity, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
     config = {

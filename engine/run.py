@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from . import folder as files
 from .calibration import recalibrated
 from .finetuning import finetuned
 from .job import Finetune, Job, Settings, prepare, single
+from .latency import Latency, batch_of
 from .ledger import Ledger
 from .progress import Progress, silent
 from .searching import Found, search
-from .targets import parse_targets
+from .targets import LATENCY, parse_targets
 from .training import Recipe, accuracy
 
 
@@ -85,8 +86,8 @@ def prune(
         model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
             as it is.
         data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders.
-        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k"]`; what remains of the dense
-            network, as a fraction or an absolute number.
+        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
+            of the dense network, as a fraction or an absolute number, of latency in milliseconds.
         out: the folder for everything the run writes.
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
@@ -106,7 +107,7 @@ def prune(
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
         compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
-        latency_batch: images at a time in the latency measurement.
+        latency_batch: images at a time in the latency measurement, also for a target on latency.
         latency_threads: threads of it.
         weights: a file for the dense network's weights.
         resume: go on with the run in `out`.
@@ -139,19 +140,27 @@ def prune(
     )
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, settings, finetune)
+    job = prepare(model, weights, data, settings, finetune, timed=True)
+    latency = None
+    if any(target.cost == LATENCY for target in settings.target):
+        latency = Latency(job, folder if resume else None, progress)
+        job = replace(job, space=latency.space(latency.limit))
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
-    found = _search(job, folder, progress)
+    if latency is not None:
+        latency.save(folder)
+    found, timed = _search(job, latency, folder, progress)
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return _finish(job, found, plan, folder, progress)
+    return _finish(job, found, timed, plan, folder, progress)
 
 
-def _search(job: Job, folder: Path, progress: Progress) -> Found:
+def _search(job: Job, latency: Latency | None, folder: Path, progress: Progress) -> tuple[Found, dict[str, Any] | None]:
+    """The answer, measured where latency is limited, and what that found."""
     strategy = find(STRATEGIES, job.settings.strategy, "strategy")(job.space.size, job.settings.seed)
+    ledger = Ledger(folder / files.LEDGER)
 
     def score(kept: NDArray[np.int64]) -> float:
         return job.metric(job.backend.candidate(kept), job.dense, job.scored)
@@ -159,10 +168,11 @@ def _search(job: Job, folder: Path, progress: Progress) -> Found:
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")
 
-    return search(job.space, strategy, score, Ledger(folder / files.LEDGER), job.settings.trials, tell)
+    found = search(job.space, strategy, score, ledger, job.settings.trials, tell)
+    return (found, None) if latency is None else latency.hold(found, ledger.trials, score)
 
 
-def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
+def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, folder: Path, progress: Progress) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact = apply(job.network, plan).eval()
     images = job.batch.inputs
@@ -192,6 +202,7 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
     progress("export", 1, 1, "")
     summary = {
         "cost": _cost_table(job, found),
+        "latency": timed,
         "accuracy": accuracies,
         "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
         "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
@@ -258,7 +269,7 @@ def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: 
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata)
     agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
-    timed = tuple(torch.cat([x] * -(-job.settings.latency_batch // len(x)))[: job.settings.latency_batch] for x in images)
+    timed = batch_of(images, job.settings.latency_batch)
     with tempfile.TemporaryDirectory() as scratch:
         dense = export_onnx(job.network, images, Path(scratch) / "dense.onnx", {})
         latency = latency_ms({"dense": dense.path, "pruned": exported.path}, timed, threads=job.settings.latency_threads)
