@@ -95,15 +95,20 @@ class Channel:
         }
 
     @cached_property
-    def _terms(self) -> dict[str, Term]:
-        """The number of entries of each parameter."""
+    def _sizes(self) -> dict[str, dict[int, Size]]:
+        """The size of each parameter's dimensions that the trace follows."""
         leaves: dict[str, dict[int, Size]] = {}
         for leaf in self._coupling.trace.leaves:
             ids = np.arange(leaf.start, leaf.start + leaf.size)
             leaves.setdefault(leaf.name, {})[leaf.dim] = self._coupling.counts(ids)
+        return leaves
+
+    @cached_property
+    def _terms(self) -> dict[str, Term]:
+        """The number of entries of each parameter."""
         terms: dict[str, Term] = {}
         for name, parameter in self._traced.named_parameters():
-            dims = leaves.get(name, {})
+            dims = self._sizes.get(name, {})
             terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
         return terms
 
@@ -132,6 +137,22 @@ class Channel:
         """How many entries each convolution and linear weight keeps, `(P,)`, with `kept` `(P, L)` units of each group."""
         channels = self.channels(kept)
         return {name: count(channels) for name, count in self._entries.items()}
+
+    def shapes(self, kept: Counts) -> dict[str, Counts]:
+        """The shape of each convolution and linear weight, `(P, dims)`, with `kept` `(P, L)` units of each group."""
+        channels = self.channels(kept)
+        known: dict[tuple[int, bytes], Counts] = {}  # the sizes that a network has are few
+        found = {}
+        for name in sorted({p.weight for p in self._coupling.trace.products if p.weight is not None}):
+            shape = self._traced.get_parameter(name).shape
+            columns = np.broadcast_to(np.array(shape, np.int64), (len(channels), len(shape))).copy()
+            for dim, (always, per_unit) in self._sizes.get(name, {}).items():
+                key = always, per_unit.tobytes()
+                if key not in known:
+                    known[key] = always + channels @ per_unit
+                columns[:, dim] = known[key]
+            found[name] = columns
+        return found
 
     def ragged(self, dim: int, span: int) -> dict[str, int]:
         """The parameters with a dimension whose parts do not divide by `span`, each with the width of such a part."""

@@ -192,7 +192,7 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], *, follow
     batch = len(inputs[0])
     with torch.no_grad():
         expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
-    given = _run(_session(model.SerializeToString(), 1), _arrays(inputs))
+    given = _run(session(model.SerializeToString(), 1), _arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
     if follows and any(shape[:1] != (batch,) for shape in shapes):
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
@@ -206,7 +206,8 @@ def _rows(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
     return tuple(x[torch.arange(batch) % len(x)] for x in inputs)
 
 
-def _session(model: str | bytes, threads: int) -> Any:
+def session(model: str | bytes, threads: int, profile: str | None = None) -> Any:
+    """A session of ONNX Runtime on the CPU; `profile` begins the name of the file that each kernel's time goes to."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -216,12 +217,14 @@ def _session(model: str | bytes, threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Idle threads otherwise spin for a while after a run, on the cores that the next session is timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _open(path: str | os.PathLike[str], threads: int) -> Any:
     try:
-        return _session(os.fspath(path), threads)
+        return session(os.fspath(path), threads)
     except Exception as error:
         raise FreePruneError(f"{os.fspath(path)} cannot be run by ONNX Runtime: {_cause(error)}") from error
 

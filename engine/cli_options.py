@@ -19,7 +19,7 @@ DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A duration: 60s, 5m, 1h, or seconds without a unit."""
 
     name = "duration"

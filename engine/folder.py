@@ -17,25 +17,14 @@ from ..common import FreePruneError, write_atomically
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
+LATENCY = "latency.json"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
 FILES = (
-    CONFIG,
-    LEDGER,
-    PLAN,
-    MASKS,
-    COMPACTION,
-    WEIGHTS,
-    ONNX,
-    SUMMARY,
-    CANDIDATES,
-    SCORES,
-    STUDY,
-    COMPARISON,
-    FINETUNED,
-    SWEEP,
+    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP),
 )
 
 
@@ -69,7 +58,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     """
     check_folder(folder, resume, force)
     if resume:
-        _compare(_read_json(folder / CONFIG), config, folder)
+        _compare(read_json(folder / CONFIG), config, folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +82,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -107,12 +96,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What the run in a folder was asked."""
     if not (folder / CONFIG).exists():
         raise FreePruneError(f"{folder} holds no run; give the folder that one was written to")
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
     """What a finished run, comparison or sweep reported; None where it has not finished."""
-    return _read_json(folder / name) if (folder / name).exists() else None
+    return read_json(folder / name) if (folder / name).exists() else None
 
 
 def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:

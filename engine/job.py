@@ -90,8 +90,10 @@ class Settings:
 
 def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
     """The settings of a job from what its caller was given."""
-    lists = {name: tuple(options.get(name, ())) for name in ("warm_starts", "only", "ignore")}  # type: ignore[call-overload]
-    return Settings(parse_targets(target), **{**options, **lists, **more})
+    given: dict[str, Any] = {**options, **more}
+    for name in ("warm_starts", "only", "ignore"):
+        given[name] = tuple(given.get(name, ()))
+    return Settings(parse_targets(target), **given)
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ class Job:
 
 
 def prepare(
-    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None
-) -> Job:
+    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
+    *, timed: bool = False,
+) -> Job:  # fmt: skip
+    """Check everything and bring it together; `timed` says whether a target on latency, for `latency.py` to add, is welcome."""
     backend_class = find_backend(settings.granularity)
     metric = find(METRICS, settings.metric, "metric")
     find(STRATEGIES, settings.strategy, "strategy")
@@ -173,7 +177,7 @@ def prepare(
     output = reference(scored, images)
     _check_classes(output, batch.labels, data)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
-    limits = resolve(settings.target, dense, settings.granularity)
+    limits = resolve(settings.target, dense, settings.granularity, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
     config = {

@@ -176,7 +176,9 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise FreePruneError(f"--ray needs Ray, which cannot be imported ({cause(error)}); pip install 'freeprune[ray]'") from None
+        raise FreePruneError(
+            f"--ray needs Ray, which cannot be imported ({cause(error)}); pip install 'freeprune[ray]'"
+        ) from None
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from . import folder as files
 from .calibration import recalibrated
 from .finetuning import finetuned
 from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
+from .latency import Latency, batch_of
 from .ledger import Ledger
 from .progress import Progress, silent
 from .searching import BATCH, Found, search
+from .targets import LATENCY
 from .training import Recipe, accuracy
-from .workers import Placement, pool
+from .workers import Placement, check, pool
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def prune(
         model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
             as it is.
         data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders.
-        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k"]`; what remains of the dense
-            network, as a fraction or an absolute number.
+        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
+            of the dense network, as a fraction or an absolute number, of latency in milliseconds.
         out: the folder for everything the run writes.
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
@@ -119,7 +121,7 @@ def prune(
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
         compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
-        latency_batch: images at a time in the latency measurement.
+        latency_batch: images at a time in the latency measurement, also for a target on latency.
         latency_threads: threads of it.
         weights: a file for the dense network's weights.
         resume: go on with the run in `out`.
@@ -140,35 +142,55 @@ def prune(
     )  # fmt: skip
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, finetune)
     placement = Placement(workers, ray, ray_gpus)
-    return finished_run(job, strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
+    check(placement)
+    job = prepare(model, weights, data, asked, finetune, timed=True)
+    return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
 
 
 def finished_run(
-    job: Job, strategy: Strategy, folder: Path, placement: Placement, resume: bool, force: bool, progress: Progress
+    job: Job,
+    strategy: Callable[[Job], Strategy],
+    folder: Path,
+    placement: Placement,
+    resume: bool,
+    force: bool,
+    progress: Progress,
 ) -> Result:
-    """Search with a strategy and do everything that follows, in a folder that `check_folder` has passed."""
+    """Search with a strategy and do everything that follows, in a folder that `check_folder` has passed.
+
+    Args:
+        job: with the counted targets; one on latency is added here.
+        strategy: makes it for the job's space.
+    """
+    latency = None
+    if any(target.cost == LATENCY for target in job.settings.target):
+        latency = Latency(job, folder if resume else None, progress)
+        job = replace(job, space=latency.space(latency.limit))
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
+    if latency is not None:
+        latency.save(folder)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")
 
-    asked = job.settings
-    with pool(job.scorer(), placement) as processes:
+    asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
+    with pool(job.scorer(), placement) as workers:
         found = search(
-            job.space, strategy, processes.each, Ledger(folder / files.LEDGER), asked.trials,
+            job.space, strategy(job), workers.each, ledger, asked.trials,
             batch=asked.proposals, time_limit=asked.time_limit, progress=tell,
         )  # fmt: skip
+        if latency is not None:
+            found, timed = latency.hold(found, ledger.trials, workers.each)
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return _finish(job, found, plan, folder, progress)
+    return _finish(job, found, timed, plan, folder, progress)
 
 
-def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress) -> Result:
+def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, folder: Path, progress: Progress) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact = apply(job.network, plan).eval()
     images = job.batch.inputs
@@ -198,6 +220,7 @@ def _finish(job: Job, found: Found, plan: Plan, folder: Path, progress: Progress
     progress("export", 1, 1, "")
     summary = {
         "cost": _cost_table(job, found),
+        "latency": timed,
         "accuracy": accuracies,
         "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
         "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
@@ -265,7 +288,7 @@ def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: 
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata)
     agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
-    timed = tuple(torch.cat([x] * -(-job.settings.latency_batch // len(x)))[: job.settings.latency_batch] for x in images)
+    timed = batch_of(images, job.settings.latency_batch)
     with tempfile.TemporaryDirectory() as scratch:
         dense = export_onnx(job.network, images, Path(scratch) / "dense.onnx", {})
         latency = latency_ms({"dense": dense.path, "pruned": exported.path}, timed, threads=job.settings.latency_threads)

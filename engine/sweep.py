@@ -194,14 +194,14 @@ def pick(
     fields = {
         name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in Settings.__dataclass_fields__
     }
-    asked = replace(Settings(**{**fields, "target": parse_targets(targets)}), trials=PICKED)
+    asked = Settings(**{**fields, "target": parse_targets(targets), "trials": PICKED})
     out = Path(out)
     files.check_folder(out, resume, force)
-    job = prepare(model, config["weights"] if weights is None else weights, data, asked, finetune)
+    job = prepare(model, config["weights"] if weights is None else weights, data, asked, finetune, timed=True)
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
-    return finished_run(job, Listed(points), out, Placement(), resume, force, progress)
+    return finished_run(job, lambda _: Listed(points), out, Placement(), resume, force, progress)
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:

@@ -9,30 +9,34 @@ from dataclasses import dataclass
 
 from ..common import FreePruneError, nearest
 
-COSTS = ("macs", "params", "nonzero")
+LATENCY = "latency"  # measured; the others are counted
+COSTS = ("macs", "params", "nonzero", LATENCY)
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-FORM = "write it as NAME=50% or NAME=60M, with NAME one of " + ", ".join(COSTS)
-NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]?)")
+FORM = "write it as NAME=50%, NAME=60M or latency=5ms, with NAME one of " + ", ".join(COSTS)
+NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]|ms)?")
 
 
 @dataclass(frozen=True)
 class Target:
-    """The most that a cost may be: a fraction of the dense network's, or an absolute amount."""
+    """The most that a cost may be: a fraction of the dense network's, or an absolute amount, of latency in milliseconds."""
 
     cost: str
     value: float
     relative: bool
 
     def __str__(self) -> str:
-        return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}"
+        unit = "ms" if self.cost == LATENCY else ""
+        return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}{unit}"
 
     def resolve(self, dense: float) -> float:
-        """The whole number of multiplications, parameters or entries that may stay."""
+        """The whole number of multiplications, parameters or entries that may stay; of latency the milliseconds."""
+        if self.cost == LATENCY:
+            return self.value * dense if self.relative else self.value
         return float(math.floor(self.value * dense + 1e-9)) if self.relative else float(math.floor(self.value))
 
 
 def parse_target(text: str) -> Target:
-    """`macs=50%`, `params=0.5`, `macs=60M`.
+    """`macs=50%`, `params=0.5`, `macs=60M`, `latency=5ms`.
 
     Raises:
         FreePruneError: the text has another form, or the value is not above 0 and at most 100%.
@@ -41,7 +45,11 @@ def parse_target(text: str) -> Target:
     number = NUMBER.fullmatch(value.strip())
     if not equals or number is None:
         raise FreePruneError(f"target {text!r} is malformed; {FORM}")
-    amount, unit = float(number[1]), number[2]
+    amount, unit = float(number[1]), number[2] or ""
+    if unit not in ("", "%") and (unit == "ms") != (cost.strip() == LATENCY):
+        raise FreePruneError(f"target {text!r} has the wrong unit; {FORM}")
+    if unit == "ms":
+        return _target(cost.strip(), amount, False, text)
     if unit == "%":
         return _target(cost.strip(), amount / 100, True, text)
     absolute = amount * FACTORS[unit]
@@ -91,14 +99,22 @@ def _target(cost: str, value: float, relative: bool, text: str) -> Target:
     return Target(cost, value, relative)
 
 
-def resolve(targets: Iterable[Target], dense: Mapping[str, float], granularity: str) -> dict[str, float]:
-    """The targets in absolute amounts.
+def resolve(
+    targets: Iterable[Target], dense: Mapping[str, float], granularity: str, *, timed: bool = False
+) -> dict[str, float]:
+    """The targets on counted costs in absolute amounts.
+
+    Args:
+        timed: whether a target on latency, which is not counted but measured later, is welcome.
 
     Raises:
         FreePruneError: the granularity does not change that cost, or the target is above the dense network's.
     """
     result = {}
     for target in targets:
+        if target.cost == LATENCY:
+            _check_latency(target, granularity, timed)
+            continue
         if target.cost not in dense:
             raise FreePruneError(
                 f"target {target} means nothing at granularity {granularity}, which sets weights to zero in place; "
@@ -111,3 +127,16 @@ def resolve(targets: Iterable[Target], dense: Mapping[str, float], granularity: 
             )
         result[target.cost] = amount
     return result
+
+
+def _check_latency(target: Target, granularity: str, timed: bool) -> None:
+    if not timed:
+        raise FreePruneError(
+            f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, params "
+            "or nonzero instead"
+        )
+    if granularity.partition("+")[0] != "channel":
+        raise FreePruneError(
+            f"target {target} cannot be met at granularity {granularity}, since zeros that stay in place leave the ONNX file "
+            "as slow as the dense one; use --granularity channel"
+        )

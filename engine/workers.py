@@ -53,7 +53,9 @@ class Placement:
         if self.gpus > 1 and self.gpus % 1:
             raise FreePruneError(f"--ray-gpus is {self.gpus}; give a fraction of one GPU or a whole number of them")
         if self.gpus and self.ray is None:
-            raise FreePruneError(f"--ray-gpus {self.gpus:g} was given without --ray; give the cluster's address, or leave it out")
+            raise FreePruneError(
+                f"--ray-gpus {self.gpus:g} was given without --ray; give the cluster's address, or leave it out"
+            )
 
 
 class Pool(Protocol[Item, Result]):
