@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -194,7 +194,8 @@ def pick(
     fields = {
         name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in Settings.__dataclass_fields__
     }
-    asked = Settings(**{**fields, "target": parse_targets(targets), "trials": PICKED})
+    fields |= {"target": parse_targets(targets), "trials": PICKED}
+    asked = Settings(**fields)
     out = Path(out)
     files.check_folder(out, resume, force)
     job = prepare(model, config["weights"] if weights is None else weights, data, asked, finetune, timed=True)
@@ -202,6 +203,12 @@ def pick(
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
     return finished_run(job, lambda _: Listed(points), out, Placement(), resume, force, progress)
+
+
+def _settings(config: Mapping[str, Any]) -> Settings:
+    """What a run was asked, from its `config.json`; its targets are left out."""
+    names = [field.name for field in fields(Settings) if field.name != "target"]
+    return Settings((), **{n: tuple(v) if isinstance(v := config[n], list) else v for n in names})
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
