@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs, Skeleton
-from .base import Counts, Group, minimum_units
+from ..common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from .base import Counts, Group, erdos_renyi_kernel, minimum_units
 from .certificate import Mismatch, replay
 from .cost import Size, SumOfProducts, Term
 from .coupling import ClassGroup, Coupling
@@ -75,15 +75,19 @@ class Channel:
             raise FreePruneError(nothing_to_prune(dense, round_to))
         self._costs = self._cost_model(dense)
 
-    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
-        """For each group the positions of its classes, most important first."""
+    def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
+        """For each group the importance of its classes: the sum over everything that goes with one."""
         coupling = self._coupling
         total = np.zeros(coupling.classes + 1)
         for name, dim, position in coupling.slices:
             if name in importance.elements:
                 np.add.at(total, position, importance.along(name, dim))
-        spans = itertools.pairwise(coupling.offsets)
-        return [start + np.argsort(-total[start:stop], kind="stable") for start, stop in spans]
+        return [total[start:stop] for start, stop in itertools.pairwise(coupling.offsets)]
+
+    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
+        """For each group the positions of its classes, most important first."""
+        groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
+        return [start + np.argsort(-total, kind="stable") for start, total in groups]
 
     def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
         groups, weights = len(self.groups), {product.weight for product in dense.products}
@@ -186,6 +190,23 @@ class Channel:
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             kept=indices,
             attributes=tuple(sizes),
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its channels together.
+
+        A group's density is the square root of the mean over the layers that make its channels: removing channels thins a
+        weight twice, by its outputs and by its inputs. A group that no layer makes stays as dense as it may.
+        """
+        shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
+        densities = []
+        for group in self._coupling.groups:
+            layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
+            densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
+        units = zip(self._totals(importance), self._steps, strict=True)
+        return Profile(
+            tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
+            np.array(densities),
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs
+from ..common import Candidate, FreePruneError, Inputs, Profile
 from .base import Counts, Group
 from .channel import Channel
 from .criteria import Importance
@@ -91,6 +91,14 @@ class Composed:
         layers = zip(self.groups[self.split :], kept[self.split :], strict=True)
         rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
         return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
+
+    def profile(self, importance: Importance) -> Profile:
+        """Those of both granularities, each half's densities relative to their mean."""
+        parts = [part.profile(importance) for part in (self.channel, self.mask)]
+        return Profile(
+            tuple(values for part in parts for values in part.importance),
+            np.concatenate([part.erk / part.erk.mean() for part in parts]),
+        )
 
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
         """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""

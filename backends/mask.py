@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs, Skeleton
-from .base import Counts, Group
+from ..common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from .base import Counts, Group, erdos_renyi_kernel
 from .criteria import Importance
 from .plan import Plan, structure_of
 from .trace import Product, trace_example
@@ -150,6 +150,18 @@ class Masked(ABC):
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             masks={name: mask.cpu() for name, mask in self._masks(kept).items()},
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its weights together, a layer's density that of its weight."""
+        units = [
+            importance.total(np.bincount(ranks.cpu().numpy().ravel(), weights=importance.elements[name].ravel()))
+            for name, ranks in self._ranks.items()
+        ]
+        # N:M and patterns rank their units by place as well, not by importance alone
+        return Profile(
+            tuple(-np.sort(-values) for values in units),
+            np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
         )
 
 
