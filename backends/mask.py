@@ -154,13 +154,14 @@ class Masked(ABC):
 
     def profile(self, importance: Importance) -> Profile:
         """A unit's importance is that of its weights together, a layer's density that of its weight."""
-        units = [
-            importance.total(np.bincount(ranks.cpu().numpy().ravel(), weights=importance.elements[name].ravel()))
-            for name, ranks in self._ranks.items()
-        ]
-        # N:M and patterns rank their units by place as well, not by importance alone
+
+        def units(name: str) -> NDArray[np.float64]:
+            places, elements = self._ranks[name].cpu().numpy().ravel(), importance.elements[name].ravel()
+            sums: NDArray[np.float64] = np.bincount(places, weights=elements).astype(np.float64)
+            return -np.sort(-importance.total(sums))  # N:M and patterns rank by place as well, not by importance alone
+
         return Profile(
-            tuple(-np.sort(-values) for values in units),
+            tuple(units(name) for name in self._ranks),
             np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
         )
 
