@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -111,11 +111,9 @@ class Channel:
             terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
         return terms
 
-    @cached_property
-    def _entries(self) -> dict[str, SumOfProducts]:
-        """The number of entries of each convolution and linear weight."""
-        weights = {product.weight for product in self._coupling.trace.products}
-        return {name: SumOfProducts([term], len(self.groups)) for name, term in self._terms.items() if name in weights}
+    def entries(self, names: Iterable[str]) -> SumOfProducts:
+        """How many entries these weights keep: one term each, of the numbers of channels that stay."""
+        return SumOfProducts([self._terms[name] for name in names], len(self.groups))
 
     @property
     def coupling(self) -> Coupling:
@@ -131,11 +129,6 @@ class Channel:
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         channels = self.channels(kept)
         return {name: cost(channels) for name, cost in self._costs.items()}
-
-    def entries(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
-        """How many entries each convolution and linear weight keeps, `(P,)`, with `kept` `(P, L)` units of each group."""
-        channels = self.channels(kept)
-        return {name: count(channels) for name, count in self._entries.items()}
 
     def ragged(self, dim: int, span: int) -> dict[str, int]:
         """The parameters with a dimension whose parts do not divide by `span`, each with the width of such a part."""
