@@ -145,6 +145,19 @@ class Skeleton:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """What can be said of a network's groups without running it; warm starts are made from it.
+
+    Attributes:
+        importance: for each group the importances `(units,)` of its units, descending and not negative.
+        erk: `(L,)`, the density that each group should have relative to the others, after the Erdős-Rényi kernel.
+    """
+
+    importance: tuple[NDArray[np.float64], ...]
+    erk: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A pruned network that exists only as tensors over a shared skeleton, so that making one costs next to nothing.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Candidate
+from ..common import Candidate, Profile
+from .criteria import Importance
 from .plan import Plan
 
 Counts = NDArray[np.int64]
@@ -49,7 +51,20 @@ class Backend(Protocol):
     def plan(self, kept: Counts) -> Plan:
         """Everything that turns the dense network into the pruned one."""
 
+    def profile(self, importance: Importance) -> Profile:
+        """What warm starts are made from, with the importance that orders the units."""
+
 
 def minimum_units(units: int, max_rate: float) -> int:
     """The fewest units of a group that must stay: at least one, and no more than `max_rate` of them removed."""
     return max(1, int(np.ceil(units * (1.0 - max_rate) - 1e-9)))
+
+
+def erdos_renyi_kernel(shape: tuple[int, ...]) -> float:
+    """The density of a weight of shape `(n_out, n_in, ...)` up to a factor that all layers share.
+
+    That of a linear layer is (n_in + n_out) / (n_in n_out); a convolution adds the sides of its kernel above and below.
+
+    Source: Evci et al. 2020, arXiv:1911.11134, section 3, "Sparsity distribution". Differs: for a weight of one dimension 1.
+    """
+    return sum(shape) / math.prod(shape)

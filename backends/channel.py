@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs, Skeleton
-from .base import Counts, Group, minimum_units
+from ..common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from .base import Counts, Group, erdos_renyi_kernel, minimum_units
 from .certificate import Mismatch, replay
 from .cost import Size, SumOfProducts, Term
 from .coupling import ClassGroup, Coupling
@@ -75,15 +75,19 @@ class Channel:
             raise FreePruneError(nothing_to_prune(dense, round_to))
         self._costs = self._cost_model(dense)
 
-    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
-        """For each group the positions of its classes, most important first."""
+    def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
+        """For each group the importance of its classes: the sum over everything that goes with one."""
         coupling = self._coupling
         total = np.zeros(coupling.classes + 1)
         for name, dim, position in coupling.slices:
             if name in importance.elements:
                 np.add.at(total, position, importance.along(name, dim))
-        spans = itertools.pairwise(coupling.offsets)
-        return [start + np.argsort(-total[start:stop], kind="stable") for start, stop in spans]
+        return [total[start:stop] for start, stop in itertools.pairwise(coupling.offsets)]
+
+    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
+        """For each group the positions of its classes, most important first."""
+        groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
+        return [start + np.argsort(-total, kind="stable") for start, total in groups]
 
     def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
         groups, weights = len(self.groups), {product.weight for product in dense.products}
@@ -112,11 +116,9 @@ class Channel:
             terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
         return terms
 
-    @cached_property
-    def _entries(self) -> dict[str, SumOfProducts]:
-        """The number of entries of each convolution and linear weight."""
-        weights = {product.weight for product in self._coupling.trace.products}
-        return {name: SumOfProducts([term], len(self.groups)) for name, term in self._terms.items() if name in weights}
+    def entries(self, names: Iterable[str]) -> SumOfProducts:
+        """How many entries these weights keep: one term each, of the numbers of channels that stay."""
+        return SumOfProducts([self._terms[name] for name in names], len(self.groups))
 
     @property
     def coupling(self) -> Coupling:
@@ -132,11 +134,6 @@ class Channel:
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         channels = self.channels(kept)
         return {name: cost(channels) for name, cost in self._costs.items()}
-
-    def entries(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
-        """How many entries each convolution and linear weight keeps, `(P,)`, with `kept` `(P, L)` units of each group."""
-        channels = self.channels(kept)
-        return {name: count(channels) for name, count in self._entries.items()}
 
     def shapes(self, kept: Counts) -> dict[str, Counts]:
         """The shape of each convolution and linear weight, `(P, dims)`, with `kept` `(P, L)` units of each group."""
@@ -207,6 +204,23 @@ class Channel:
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             kept=indices,
             attributes=tuple(sizes),
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its channels together.
+
+        A group's density is the square root of the mean over the layers that make its channels: removing channels thins a
+        weight twice, by its outputs and by its inputs. A group that no layer makes stays as dense as it may.
+        """
+        shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
+        densities = []
+        for group in self._coupling.groups:
+            layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
+            densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
+        units = zip(self._totals(importance), self._steps, strict=True)
+        return Profile(
+            tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
+            np.array(densities),
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs
+from ..common import Candidate, FreePruneError, Inputs, Profile
 from .base import Counts, Group
 from .channel import Channel
 from .criteria import Importance
@@ -62,6 +62,7 @@ class Composed:
             for name, width in self.channel.ragged(dim, span).items()
         }
         self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
+        self._entries = self.channel.entries(self.mask.positions)
         self._importance = importance
         self.split = len(self.channel.groups)
         layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
@@ -70,13 +71,10 @@ class Composed:
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         rows = np.atleast_2d(kept)
         costs = self.channel.costs(rows[:, : self.split])
-        entries = self.channel.entries(rows[:, : self.split])
-        macs, nonzero = costs["macs"], costs["nonzero"]
-        for layer, (name, positions) in enumerate(self.mask.positions.items()):
-            gone = entries[name] - self.mask.weights_left(layer, rows[:, self.split + layer], entries[name])
-            macs = macs - gone * positions
-            nonzero = nonzero - gone
-        return {"macs": macs, "nonzero": nonzero}
+        entries = self._entries.terms(self.channel.channels(rows[:, : self.split]))
+        gone = entries - self.mask.weights_left(rows[:, self.split :], entries)
+        positions = np.array(list(self.mask.positions.values()), np.float64)
+        return {"macs": costs["macs"] - gone @ positions, "nonzero": costs["nonzero"] - gone.sum(axis=1)}
 
     def candidate(self, kept: Counts) -> Candidate:
         channels = self.channel.candidate(kept[: self.split])
@@ -92,14 +90,23 @@ class Composed:
         rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
         return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
 
+    def profile(self, importance: Importance) -> Profile:
+        """Those of both granularities, each half's densities relative to their mean."""
+        parts = [part.profile(importance) for part in (self.channel, self.mask)]
+        return Profile(
+            tuple(values for part in parts for values in part.importance),
+            np.concatenate([part.erk / part.erk.mean() for part in parts]),
+        )
+
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
         """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
         scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.positions}
         ranks = self.mask.ranks(scores, self._importance)
+        sizes = np.array([places.size for places in ranks.values()])
+        units = self.mask.units_left(kept[self.split :], sizes)
         masks = {}
-        for layer, (name, places) in enumerate(ranks.items()):
-            units = self.mask.units_left(layer, int(kept[self.split + layer]), places.size)
-            mask = places < units
+        for (name, places), stay in zip(ranks.items(), units, strict=True):
+            mask = places < stay
             if not mask.all():
                 masks[name] = torch.from_numpy(np.ascontiguousarray(mask))
         return masks

@@ -44,9 +44,16 @@ class SumOfProducts:
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """`(P,)` for `(P, L)`; exact below 2**53."""
+        result: NDArray[np.float64] = self._products(kept) @ self._constants
+        return result
+
+    def terms(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What is summed up, `(P, terms)` for `(P, L)`."""
+        return self._products(kept) * self._constants
+
+    def _products(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         sizes = kept @ self._per_unit + self._always
-        product = sizes[:, self._places[:, 0]]
+        product: NDArray[np.float64] = sizes[:, self._places[:, 0]]
         for column in self._places[:, 1:].T:
             product = product * sizes[:, column]
-        result: NDArray[np.float64] = product @ self._constants
-        return result
+        return product

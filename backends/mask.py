@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import Candidate, FreePruneError, Inputs, Skeleton
-from .base import Counts, Group
+from ..common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from .base import Counts, Group, erdos_renyi_kernel
 from .criteria import Importance
 from .plan import Plan, structure_of
 from .trace import Product, trace_example
@@ -121,20 +122,32 @@ class Masked(ABC):
             "nonzero": weights.sum(axis=0) + self._other_weights,
         }
 
-    def units_left(self, layer: int, kept: Any, entries: Any) -> Any:
-        """The units that stay in a layer of so many weights when `kept` would stay in the dense one."""
+    def units_left(self, kept: Any, entries: Any) -> Any:
+        """The units that stay in layers `(..., L)` of so many weights when `kept` would stay in the dense ones."""
         if not self.scales:
             return kept
-        return np.maximum(kept * entries // self._kept_weights[layer][-1], 1)
+        return np.maximum(kept * entries // self._sizes["weights"], 1)
 
-    def weights_left(self, layer: int, kept: Any, entries: Any) -> Any:
+    def weights_left(self, kept: Any, entries: Any) -> Any:
         """The weights of these units. Units have at most two sizes, the larger ones ranked last."""
-        sizes = np.diff(self._kept_weights[layer])
+        sizes = self._sizes
         if not self.scales:
-            return kept * entries // sizes.size
-        units = self.units_left(layer, kept, entries)
-        first = (sizes == sizes[0]).sum() * entries // sizes.sum()
-        return sizes[0] * np.minimum(units, first) + sizes[-1] * np.maximum(units - first, 0)
+            return kept * entries // sizes["units"]
+        units = self.units_left(kept, entries)
+        first = sizes["first"] * entries // sizes["weights"]
+        return sizes["size"] * np.minimum(units, first) + sizes["last"] * np.maximum(units - first, 0)
+
+    @cached_property
+    def _sizes(self) -> dict[str, NDArray[np.int64]]:
+        """Of each layer `(L,)`: its units and weights, the size of its first and last unit, how many are as the first."""
+        units = [np.diff(kept) for kept in self._kept_weights]
+        return {
+            "units": np.array([sizes.size for sizes in units]),
+            "weights": np.array([sizes.sum() for sizes in units]),
+            "size": np.array([sizes[0] for sizes in units]),
+            "last": np.array([sizes[-1] for sizes in units]),
+            "first": np.array([(sizes == sizes[0]).sum() for sizes in units]),
+        }
 
     def _masks(self, kept: Counts) -> dict[str, Tensor]:
         """The elements that stay, for each weight that loses some."""
@@ -150,6 +163,19 @@ class Masked(ABC):
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             masks={name: mask.cpu() for name, mask in self._masks(kept).items()},
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its weights together, a layer's density that of its weight."""
+
+        def units(name: str) -> NDArray[np.float64]:
+            places, elements = self._ranks[name].cpu().numpy().ravel(), importance.elements[name].ravel()
+            sums: NDArray[np.float64] = np.bincount(places, weights=elements).astype(np.float64)
+            return -np.sort(-importance.total(sums))  # N:M and patterns rank by place as well, not by importance alone
+
+        return Profile(
+            tuple(units(name) for name in self._ranks),
+            np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
         )
 
 

@@ -17,10 +17,11 @@ from torch.nn.parameter import is_lazy
 
 from ..backends import Backend, find_backend, importance
 from ..backends.copies import copied
-from ..backends.criteria import CRITERIA
+from ..backends.criteria import CRITERIA, Importance
 from ..common import Batch, FreePruneError, find
 from ..metrics import METRICS, Metric, Reference, reference
 from ..search import STRATEGIES, Space, Strategy
+from ..search.warm_starts import WarmStarted, warm_started
 from .calibration import draw
 from .data import Data, load_data, split
 from .memory import fastest
@@ -111,6 +112,7 @@ class Job:
     settings: Settings
     finetune: Recipe | Finetune | None
     backend: Backend
+    importance: Importance
     space: Space
     metric: Metric
     dense: Reference
@@ -194,21 +196,23 @@ def prepare(
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
     }
     return Job(
-        network, data, training, batch, images, settings, finetune, backend,
+        network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits), metric, output, config, seconds,
     )  # fmt: skip
 
 
-def strategy_of(job: Job, name: str, seed: int) -> Strategy:
-    """A strategy for the job's space, with the warm starts that the job asks for."""
-    asked = job.settings
-    planned = asked.trials if asked.time_limit is None else PLANNED
-    strategy: Strategy = find(STRATEGIES, name, "strategy")(job.space, seed, planned)
-    if asked.warm_starts:
-        from ..search.warm_starts import warm_started
+def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | None = None) -> Strategy:
+    """A strategy for the job's space.
 
-        return warm_started(strategy, job.space, asked.warm_starts, job.backend.profile(), seed, planned)
-    return strategy
+    Args:
+        points: `(P, L)`: proposals to begin with, told to the strategy; the warm starts that the job asks for if None.
+    """
+    asked = job.settings
+    make = find(STRATEGIES, name, "strategy")
+    planned = asked.trials if asked.time_limit is None else PLANNED
+    if points is not None:
+        return WarmStarted(make, points, False, job.space, seed, planned)
+    return warm_started(make, job.space, asked.warm_starts, job.backend.profile(job.importance), seed, planned)
 
 
 def built(spec: str, seed: int) -> nn.Module:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common import FreePruneError
-from ..search.listed import Listed
 from . import folder as files
 from .data import load_data
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
@@ -87,13 +86,13 @@ def sweep(
         best: list[Trial] = []
         for number, (rung, here) in enumerate(zip(rungs, jobs, strict=True)):
             ledger = Ledger(folder / files.LEDGERS / f"{number:02d}.jsonl")
-            first = np.array([one.proposal for one in best]).reshape(len(best), here.space.size)
+            first = np.array([one.proposal for one in best]) if best else None
 
             def tell(done: int, total: int, score: float, number: int = number, rung: Target = rung) -> None:
                 progress("sweep", number * trials + done, len(rungs) * trials, f"{rung}: best score {score:.4f}")
 
             result = search(
-                here.space, Listed(first, strategy_of(here, strategy, asked.seed)), processes.each, ledger, trials,
+                here.space, strategy_of(here, strategy, asked.seed, first), processes.each, ledger, trials,
                 batch=asked.proposals, progress=tell,
             )  # fmt: skip
             best = _best(ledger.trials, HANDED_ON)
@@ -202,7 +201,9 @@ def pick(
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
-    return finished_run(job, lambda _: Listed(points), out, Placement(), resume, force, progress)
+    return finished_run(
+        job, lambda job: strategy_of(job, "random", asked.seed, points), out, Placement(), resume, force, progress
+    )
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:

@@ -74,7 +74,7 @@ class Space:
         little = -enough  # this one nothing
         for _ in range(BISECTIONS):
             middle = (enough + little) / 2
-            fits = self._fits(self._floor(self._kept(rates, middle)))
+            fits = self.fits(self._floor(self._kept(rates, middle)))
             enough = np.where(fits, middle, enough)
             little = np.where(fits, little, middle)
         kept = self._kept(rates, enough)
@@ -125,8 +125,8 @@ class Space:
         """Whole kept units; one lost to the last bit of a float has the largest remainder, and comes back first."""
         return np.maximum(np.floor(kept).astype(np.int64), self.minimum)
 
-    def _fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows meet all targets, `(P,)`."""
+    def fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which networks meet all targets, `(P,)` for kept units `(P, L)`."""
         costs = self.costs(kept)
         fits = np.ones(len(kept), dtype=np.bool_)
         for name, target in self.targets.items():
@@ -155,7 +155,7 @@ class Space:
             ahead = -(turn[rows, None] + stride[rows, None] - place[rows]) // self.size
             given = np.where(refused[rows], 0, past - ahead)
             trial = np.minimum(kept[rows] + given, self.units)
-            fits = self._fits(trial)
+            fits = self.fits(trial)
             taken, failed = rows[fits], rows[~fits]
             kept[taken] = trial[fits]
             turn[taken] += stride[taken]

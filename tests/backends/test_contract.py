@@ -88,6 +88,40 @@ def test_a_dense_choice_changes_nothing(granularity):
     assert backend.candidate(kept).tensors == {}
 
 
+@pytest.mark.parametrize(("granularity", "name"), CASES)
+@pytest.mark.parametrize("criterion", ["l2", "random"])
+def test_a_profile_has_every_unit_in_descending_order(granularity, name, criterion):
+    network = networks.build(name)
+    order = importance(criterion, network)
+    backend = find_backend(granularity)(network, (networks.images(2),), order)
+    profile = backend.profile(order)
+    assert [len(values) for values in profile.importance] == [group.units for group in backend.groups]
+    for values in profile.importance:
+        assert (values >= 0).all()
+        assert (np.diff(values) <= 0).all()
+    assert profile.erk.shape == (len(backend.groups),)
+    assert (profile.erk > 0).all()
+
+
+def test_a_profile_by_hand():
+    network = nn.Sequential(nn.Conv2d(3, 4, (3, 5)), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].weight[:, 0, 0, 0] = torch.tensor([3.0, -5.0, 4.0, 1.0])
+        network[0].weight[1, 1, 0, 0] = 12.0
+        network[0].bias.zero_()
+        network[3].weight.zero_()
+    order = importance("l2", network)
+    images = (torch.zeros(1, 3, 4, 6),)
+    profile = BACKENDS["kernel"](network, images, order).profile(order)
+    assert profile.importance[0].tolist() == [12, 5, 4, 3, 1] + [0] * 7
+    assert profile.erk.tolist() == [(3 + 4 + 3 + 5) / (3 * 4 * 3 * 5), (16 + 2) / (16 * 2)]
+    profile = BACKENDS["channel"](network, images, order, round_to=2).profile(order)
+    lengths = np.array([13, 4, 3, 1]) / 5.25  # relative to their mean
+    assert profile.importance[0].tolist() == pytest.approx([lengths[:2].sum(), lengths[2:].sum()])
+    assert profile.erk.tolist() == [np.sqrt(15 / 180)]
+
+
 # how many units one output channel of a convolution with 3 inputs and 3x3 kernels is
 ONE_CHANNEL = {"channel": 1, "weight": 27, "kernel": 3, "block": 9}
 

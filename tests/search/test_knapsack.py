@@ -77,14 +77,14 @@ def test_probes_are_each_group_alone_at_levels():
 
 
 def test_losses_are_interpolated_and_never_fall_by_hand():
-    # Two groups of 9, at least 1 each, 10 of 18 to keep. Removing 4 or 8 of the first loses 1, then 0.5: more never loses
-    # less, so all of it may go once 4 are gone. The second loses 2 for 4 units, 4 for 8: half for each.
+    # Two groups of 9, at least 1 each, 10 of 18 to keep. Removing 4 or 8 of the first loses 1, then 0.5; more never loses
+    # less, so 8 are as good as 4. The second loses 0.25 for 4 and 0.75 for 8: alone it is the cheaper of the two.
     space = Space(np.array([9, 9]), np.array([1, 1]), lambda k: {"size": k.sum(1) * 1.0}, {"size": 10.0})
     table = Sensitivity(space, 10, 0.5)
     assert space.round(table.probes).tolist() == [[9, 9], [5, 9], [1, 9], [9, 5], [9, 1]]
-    table.learn(np.array([7, 6, 6.5, 5, 3]))
-    assert space.round(table.solve()[None]).tolist() == [[1, 9]]
-    assert space.round(table.solve(np.array([100.0, 1.0]))[None]).tolist() == [[9, 1]]
+    table.learn(np.array([7, 6, 6.5, 6.75, 6.25]))
+    assert space.round(table.solve()[None]).tolist() == [[9, 1]]
+    assert space.round(table.solve(np.array([0.5, 1.0]))[None]).tolist() == [[1, 9]]  # 0.5 for 8 of the first
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
