@@ -28,13 +28,15 @@ from freeprune.engine.data import load_data, split
 from freeprune.engine.job import Job, Settings, prepare
 from freeprune.engine.targets import parse_targets
 from freeprune.metrics.agreement import cosine
-from freeprune.metrics.base import Reference
+from freeprune.metrics.base import Reference, weights
+from freeprune.metrics.calibratedkl import divergence as calibrated
 from freeprune.metrics.freeprune import freeprune
-from freeprune.metrics.magnitude import retained
+from freeprune.metrics.logdensity import logdensity
+from freeprune.metrics.magnitude import magnitude
 from freeprune.metrics.statistics import spearman
+from freeprune.metrics.taylor import taylor
+from freeprune.metrics.volume import log_volume
 
-IMAGES = 256
-MORE = 1024  # further images that statistics are taken on, where they are not the calibration batch's own
 COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 DRAWS = 3  # of the calibration images, in the curve over their number
 
@@ -104,12 +106,6 @@ def divergence(dense: Tensor, pruned: Tensor, temperature: float) -> float:
     return -float((p.exp() * (p - q)).sum(1).mean())
 
 
-def uncentred(dense: Tensor, pruned: Tensor) -> float:
-    """The cosine of outputs `(N, K)` that are centred over images only."""
-    a, b = (x - x.mean(0) for x in (dense, pruned))
-    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))
-
-
 def explained(dense: Tensor, pruned: Tensor, ids: np.ndarray | None) -> float:
     """R², mean over the dense channels; a channel that is gone explains nothing."""
     a, b = (x.double().transpose(0, 1).flatten(1) for x in (dense, pruned))
@@ -132,40 +128,41 @@ def read_out(dense: Tensor, pruned: Tensor) -> float:
 
 
 def forms(
-    candidate: Candidate, against: Reference, stages: dict[str, str], images: Tensor, more: Tensor, whole: dict[str, Seen]
+    candidate: Candidate, against: Reference, stages: dict[str, str], images: Batch, whole: dict[str, Seen]
 ) -> dict[str, float]:
     """Every form of the score of one candidate; larger is better. `whole` holds the dense network's passes."""
-    count = len(images)
-    batch = seen(candidate, stages, images, normalise=True)
-    stored = seen(candidate, {}, images, normalise=False)
-    wide = seen(candidate, {}, torch.cat([images, more]), normalise=True)
+    batch = seen(candidate, stages, images.inputs[0], normalise=True)
+    stored = seen(candidate, {}, images.inputs[0], normalise=False)
     reference, frozen = whole["batch"], whole["stored"]
-    left = retained(candidate, against)
-    own = {**candidate.skeleton.tensors, **candidate.tensors}
-    layers = [n for n, t in candidate.skeleton.tensors.items() if t.dim() > 1 and isinstance(t, nn.Parameter)]
-    counted = float(np.mean(np.log([int(own[n].count_nonzero()) / candidate.dense[n].numel() for n in layers])))
     ids = [candidate.kept.get(parameter, {}).get(0) for parameter in stages.values()]
     agreed = [explained(a, b, i) for a, b, i in zip(reference.features, batch.features, ids, strict=True)]
-    angle = cosine(reference.output, batch.output)
     error = (reference.output - batch.output).square().sum() / reference.output.square().sum()
-    instead = {  # of the cosine
-        "stored statistics": cosine(frozen.output, stored.output),
-        "statistics of 1,280 images": cosine(whole["wide"].output[:count], wide.output[:count]),
-        "layers rescaled to the dense moments": cosine(reference.output, rescaled(candidate, against.dense, images)),
-        "cosine, images not centred": uncentred(reference.output, batch.output),
-        "softened outputs, T=4": cosine(*(torch.softmax(x / 4, 1) for x in (reference.output, batch.output))),
+    knows, spread = calibrated(reference.output, batch.output), log_volume(reference.output, batch.output)
+    more = {
+        "norm left": magnitude(candidate, against, images),
+        "log kept fraction": logdensity(candidate, against, images) / len(weights(candidate)),
+        "first-order importance left (labels)": taylor(candidate, against, images),
+    }
+    instead = {  # of the divergence at the best scale
+        "stored statistics": calibrated(frozen.output, stored.output),
+        "layers rescaled to the dense moments": calibrated(
+            reference.output, rescaled(candidate, against.dense, images.inputs[0])
+        ),
+        **{f"KL at the scale that is there, T={t}": divergence(reference.output, batch.output, t) for t in (1, 4)},
+        "cosine": cosine(reference.output, batch.output),
         "same class": float((reference.output.argmax(1) == batch.output.argmax(1)).double().mean()),
         "minus relative error": -float(error),
-        **{f"minus KL, T={t}": divergence(reference.output, batch.output, t) for t in (1, 4)},
         "features R², last stage": agreed[-1],
         "features R², worst stage": min(agreed),
         "features R², mean of stages": float(np.mean(agreed)),
         "features, linear read-out of the last stage": read_out(reference.features[-1], batch.features[-1]),
     }
-    result = {"the score: cosine + norm left": angle + left, "cosine alone": angle, "norm left alone": left}
-    result |= {f"cosine + {w:g} norm left": angle + w * left for w in (0.25, 0.5, 2)}
-    result["cosine + log kept fraction"] = angle + counted
-    result |= {f"{name}, + norm left": found + left for name, found in instead.items()}
+    result = {"the score: divergence + volume / 2": knows + spread / 2, "divergence alone": knows, "volume alone": spread}
+    result |= {f"divergence + volume {text}": knows + w * spread for text, w in (("/ 4", 0.25), ("", 1.0), ("* 2", 2.0))}
+    result |= {f"the score + {name} / 2": knows + (spread + value) / 2 for name, value in more.items()}
+    result |= {f"divergence + {name}": knows + value for name, value in more.items()}
+    result["cosine + norm left (the form before)"] = instead["cosine"] + more["norm left"]
+    result |= {f"{name}, + volume / 2": found + spread / 2 for name, found in instead.items()}
     result |= {f"{name}, alone": found for name, found in instead.items()}
     return result
 
@@ -173,25 +170,18 @@ def forms(
 def job_of(name: str, data: Any) -> Job:
     """What a study was asked, made ready again."""
     config = json.loads((FOLDER / name / "study.json").read_text())["config"]
-    fields = {n: config.get(n) for n in Settings.__dataclass_fields__}
-    fields |= {"strategy": "random", "metric": "freeprune", "trials": 0, "compaction": False}  # what only runs are asked
-    fields |= {"latency_batch": 1, "latency_threads": 1, "target": parse_targets(config["target"])}
-    fields |= {"only": tuple(config["only"]), "ignore": tuple(config["ignore"])}
-    return prepare(config["model"], config["weights"], data, Settings(**fields), None)
+    names = [n for n in Settings.__dataclass_fields__ if n in config and n != "target"]
+    given = {n: tuple(v) if isinstance(v := config[n], list) else v for n in names}
+    return prepare(config["model"], config["weights"], data, Settings(parse_targets(config["target"]), **given), None)
 
 
 def compare_forms(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
-    training, _ = split(job.data, job.settings.seed)
-    images = draw(training, job.data, IMAGES + MORE, job.settings.seed).inputs[0].contiguous(memory_format=torch.channels_last)
-    images, more = images[:IMAGES], images[IMAGES:]
-    stages = STAGES[job.config["model"]]
-    dense = job.dense.dense
+    stages, dense, images = STAGES[job.config["model"]], job.dense.dense, job.scored
     whole = {
-        "batch": seen(dense, stages, images, normalise=True),
-        "stored": seen(dense, {}, images, normalise=False),
-        "wide": seen(dense, {}, torch.cat([images, more]), normalise=True),
+        "batch": seen(dense, stages, images.inputs[0], normalise=True),
+        "stored": seen(dense, {}, images.inputs[0], normalise=False),
     }
-    return [forms(job.backend.candidate(row), job.dense, stages, images, more, whole) for row in kept]
+    return [forms(job.backend.candidate(row), job.dense, stages, images, whole) for row in kept]
 
 
 def over_image_counts(job: Job, kept: np.ndarray) -> list[dict[str, float]]:

@@ -18,7 +18,8 @@ from freeprune.common import write_atomically
 from freeprune.engine.plots import save_heat_map
 
 DOCS = Path(__file__).parent.parent / "docs"
-ABLATIONS = ("freeprune", "agreement", "logitkl")  # the score, one half of it, and that half without renormalisation
+# The score, its two halves, and outputs compared in other ways.
+ABLATIONS = ("freeprune", "calibratedkl", "volume", "agreement", "logitkl")
 Studies = dict[str, dict[str, Any]]
 
 
@@ -182,8 +183,7 @@ Medians over the ResNet-20 cells; milliseconds with one thread, on a machine wit
 
 ## Forms of the score
 
-The same candidates, scored by variants of the FreePrune score: *norm left* added, then without it. 12 candidates in every cell,
-30 in the cells that have them.
+The same candidates, scored by variants of the FreePrune score.
 
 {forms(studies)}
 

@@ -49,11 +49,11 @@ class Run:
     costs: Mapping[str, float]
     seconds: float
     overhead: float
-    curve: list[tuple[int, float, float]]
+    curve: list[list[float]]
 
     def reaches(self, score: float) -> int | None:
         """The first trial that is as good."""
-        return next((trial for trial, _, best in self.curve if best >= score), None)
+        return next((int(trial) for trial, _, best in self.curve if best >= score), None)
 
 
 def compare(
@@ -147,12 +147,12 @@ def _run(job: Job, name: str, seed: int, folder: Path, score_all: ScoreAll, numb
         job.space, strategy_of(job, name, seed), score_all, ledger, job.settings.trials,
         batch=job.settings.proposals, time_limit=limit, progress=tell,
     )  # fmt: skip
-    curve: list[tuple[int, float, float]] = []
+    curve: list[list[float]] = []
     best: Trial | None = None
     for trial, one in enumerate(ledger.trials, start=1):
         if one.projected and (best is None or one.score > best.score):
             best = one
-            curve.append((trial, one.elapsed, one.score))
+            curve.append([trial, one.elapsed, one.score])
     if best is None or not math.isfinite(best.score):
         raise FreePruneError(f"{name} with seed {seed} found no network with a score; give it more trials or another --metric")
     last = ledger.trials[-1]

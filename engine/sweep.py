@@ -190,11 +190,7 @@ def pick(
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
-    fields = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in Settings.__dataclass_fields__
-    }
-    fields |= {"target": parse_targets(targets), "trials": PICKED}
-    asked = Settings(**fields)
+    asked = replace(_settings(config), target=parse_targets(targets), trials=PICKED)
     out = Path(out)
     files.check_folder(out, resume, force)
     job = prepare(model, config["weights"] if weights is None else weights, data, asked, finetune, timed=True)
@@ -208,8 +204,10 @@ def pick(
 
 def _settings(config: Mapping[str, Any]) -> Settings:
     """What a run was asked, from its `config.json`; its targets are left out."""
-    names = [field.name for field in fields(Settings) if field.name != "target"]
-    return Settings((), **{n: tuple(v) if isinstance(v := config[n], list) else v for n in names})
+    given: dict[str, Any] = {field.name: config[field.name] for field in fields(Settings) if field.name != "target"}
+    for name, value in given.items():
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return Settings((), **given)
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
@@ -218,9 +216,9 @@ def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
 
     def over(one: Trial) -> float:
         """How far over its targets a trial is, relative to them; 0 and less where it meets them."""
-        return max(one.costs[name] / limit - 1 for name, limit in limits.items() if name in one.costs)
+        return max((one.costs[name] / limit - 1 for name, limit in limits.items() if name in one.costs), default=0.0)
 
-    if any(job.backend.groups and len(one.kept) != job.space.size for one in trials):
+    if any(len(one.kept) != job.space.size for one in trials):
         raise FreePruneError("the sweep is of another network; give the one that it was made with")
     within = _best([one for one in trials if over(one) <= 0], PICKED)
     nearly = _best([one for one in trials if 0 < over(one) <= 0.5], PICKED)

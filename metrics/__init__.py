@@ -5,6 +5,7 @@ from __future__ import annotations
 from .adaptivebn import adaptivebn
 from .agreement import agreement
 from .base import Metric, MetricError, Reference, reference
+from .calibratedkl import calibratedkl
 from .fisher import fisher
 from .freeprune import freeprune
 from .gradalign import gradalign
@@ -22,11 +23,14 @@ from .snip import snip
 from .synflow import synflow
 from .taylor import taylor
 from .uniformity import uniformity
+from .volume import volume
 from .zen import zen
 from .zico import zico
 
 METRICS: dict[str, Metric] = {
     "freeprune": freeprune,
+    "calibratedkl": calibratedkl,
+    "volume": volume,
     "agreement": agreement,
     "logitkl": logitkl,
     "reconstruction": reconstruction,

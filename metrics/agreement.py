@@ -1,4 +1,4 @@
-"""Agreement of the pruned network's outputs with the dense one's: one half of the FreePrune score."""
+"""Agreement of the pruned network's outputs with the dense one's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..common import Batch, Candidate
 from .base import Reference, run
+from .outputs import centred
 
 
 def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -35,13 +36,6 @@ def cosine(dense: Tensor, pruned: Tensor) -> float:
     """The cosine of two tensors of outputs `(N, K, ...)`, centred over classes and images; `-inf` if `pruned` is not finite."""
     if not torch.isfinite(pruned).all():
         return float("-inf")
-    a, b = _centred(dense), _centred(pruned)
+    a, b = centred(dense), centred(pruned)
     scale = float(a.norm() * b.norm())
     return float((a * b).sum()) / scale if scale > 0 else 0.0
-
-
-def _centred(outputs: Tensor) -> Tensor:
-    rows = outputs.double().reshape(len(outputs), -1) if outputs.dim() < 3 else outputs.double().transpose(0, 1).flatten(1).T
-    if rows.shape[1] > 1:
-        rows = rows - rows.mean(dim=1, keepdim=True)
-    return rows - rows.mean(dim=0)

@@ -46,7 +46,7 @@ def test_the_curve_is_that_of_the_ledger(finished):
 
 
 def run(strategy, seed, *steps, trials=10):
-    curve = [(trial, float(trial), score) for trial, score in steps]
+    curve = [[trial, float(trial), score] for trial, score in steps]
     return comparison.Run(strategy, seed, trials, curve[-1][2], [], {}, 10.0, 1.0, curve)
 
 

@@ -1,5 +1,6 @@
 import json
 import sys
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import pytest
@@ -41,9 +42,9 @@ def test_the_dashboard_is_served(tmp_path):
     optuna_dashboard = pytest.importorskip("optuna_dashboard")
     recorded(tmp_path)
     application = optuna_dashboard.wsgi(dashboard.studies(tmp_path))
-    seen = []
-    environment = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "wsgi.input": None}
-    body = b"".join(application(environment, lambda status, headers: seen.append(status)))
+    seen, environment = [], {"PATH_INFO": "/api/studies"}
+    setup_testing_defaults(environment)
+    body = b"".join(application(environment, lambda status, *_: seen.append(status)))
     assert seen == ["200 OK"]
     assert json.loads(body)["study_summaries"][0]["study_name"] == "trials"
 

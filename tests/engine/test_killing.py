@@ -70,4 +70,4 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
         assert trials(path) == trials(whole)
         assert np.array_equal(resumed.kept, expected.kept)
         assert resumed.score == expected.score
-    assert len(cut) > 5  # the moments were different ones
+    assert len(cut) > 3  # the moments were different ones

@@ -67,7 +67,7 @@ def test_the_summary_says_what_was_asked_for(finished):
     assert summary["score"]["best"] >= summary["score"]["uniform"]
     assert summary["agreement"]["masked_vs_compact"] < 1e-5
     assert summary["agreement"]["compact_vs_onnx"] < 1e-4
-    assert set(summary["seconds"]) == {"trace", "search", "per_trial", "finetune", "export"}
+    assert set(summary["seconds"]) == {"trace", "search", "overhead", "per_trial", "finetune", "export"}
     assert set(summary["onnx"]["latency_ms"]) == {"dense", "pruned"}
     assert summary["seed"] == 0
 
@@ -133,7 +133,8 @@ def same_files(a, b):
     """Times aside, two run folders hold the same."""
     for name in ("config.json", "plan.json", "model.safetensors", "model.onnx"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    strip = [[{**json.loads(x), "seconds": 0} for x in (f / "trials.jsonl").read_text().splitlines()] for f in (a, b)]
+    times = {"seconds": 0, "elapsed": 0, "overhead": 0}
+    strip = [[{**json.loads(x), **times} for x in (f / "trials.jsonl").read_text().splitlines()] for f in (a, b)]
     assert strip[0] == strip[1]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
     for summary in summaries:
@@ -160,7 +161,7 @@ def test_a_run_killed_anywhere_and_resumed_ends_as_if_it_was_not(stage, at, fini
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
-    monkeypatch.setattr(run_module, "_search", None)
+    monkeypatch.setattr(run_module, "search", None)
     again = prune(finished.folder, finished.plan.granularity, resume=True)
     assert again.summary == finished.summary
 

@@ -37,7 +37,10 @@ EXPECTED = {
     # The first output, which is minus the second once each image is centred: dense 1/2, 1, pruned 0, 1. Centred over the
     # images -1/4, 1/4 and -1/2, 1/2: in two dimensions all that is left is the direction, and it is the same.
     "agreement": 1,
-    "freeprune": 1 + np.log(np.sqrt(5 / 6)) / 2,
+    # So is the spread over that one direction, and a scale of 1/2 makes the answers those of the dense network.
+    "calibratedkl": 0,
+    "volume": 0,
+    "freeprune": 0,
     # |g w|, dense: a, 2b by W1 and a, a, 2b - a by W2; the first goes.
     "taylor": np.log((A + 4 * B) / (2 * A + 4 * B)),
     # |g w|, pruned: 2b by W1 and 1/4, 1/4, 2b by W2.
@@ -61,7 +64,7 @@ EXPECTED = {
 def test_by_hand(metric):
     network = two_layers()
     pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
-    assert METRICS[metric](pruned, Reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5)
+    assert METRICS[metric](pruned, Reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5, abs=1e-7)
 
 
 def two_outputs(weights):
@@ -191,7 +194,8 @@ def test_agreement_knows_neither_scale_nor_shift_and_a_constant_answer_gets_0():
     assert agreement(Candidate(Skeleton(network), {"weight": torch.zeros(2, 2)}), dense, batch) == 0
 
 
-def test_agreement_of_maps_takes_positions_as_images():
+@pytest.mark.parametrize("metric", ["agreement", "calibratedkl", "volume"])
+def test_maps_take_positions_as_images(metric):
     generator = torch.Generator().manual_seed(0)
     weight, images = torch.randn(3, 2, generator=generator), torch.randn(2, 2, 4, 5, generator=generator)
     thinned = weight * torch.tensor([1.0, 0.0])
@@ -202,18 +206,81 @@ def test_agreement_of_maps_takes_positions_as_images():
     ):
         layer.weight = nn.Parameter(weight.reshape(shape))
         pruned, batch = Candidate(Skeleton(layer), {"weight": thinned.reshape(shape)}), Batch((inputs,))
-        found.append(agreement(pruned, Reference(layer, batch), batch))
+        found.append(METRICS[metric](pruned, Reference(layer, batch), batch))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    assert 0 < abs(found[0]) < 1
+    assert 0 < abs(found[0]) < 3
 
 
-def test_freeprune_is_1_for_the_dense_network_and_normalises_by_the_batch():
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def divergence_of(p, q):
+    """Of two classes, from the probabilities of the first."""
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def test_calibratedkl_by_hand():
+    # Two classes, of which only the difference of the logits matters: 1, -1, 3, -3, and c, -c, c, -c when pruned. Whatever c is, the
+    # best answer that one size allows is the mean probability.
+    network, batch = linear([[0.5, 0.0], [-0.5, 0.0]]), Batch((torch.tensor([[1.0, 1], [-1, -1], [3, 1], [-3, -1]]),))
+    dense = Reference(network, batch)
+    p = sigmoid(np.array([1.0, 3.0]))
+    expected = -divergence_of(p, p.mean()).mean()
+    for c in (0.01, 1.0, 50.0):
+        pruned = Candidate(Skeleton(network), {"weight": c * torch.tensor([[0.0, 0.5], [0.0, -0.5]])})
+        assert METRICS["calibratedkl"](pruned, dense, batch) == pytest.approx(expected, rel=1e-5)
+        wrong = Candidate(Skeleton(network), {"weight": c * torch.tensor([[0.0, -0.5], [0.0, 0.5]])})
+        assert METRICS["calibratedkl"](wrong, dense, batch) == pytest.approx(-divergence_of(p, 0.5).mean(), rel=1e-5)
+
+
+def test_a_single_output_is_the_logit_of_one_class_against_another():
+    one, two = nn.Linear(2, 1, bias=False), linear([[0.5, 0.0], [-0.5, 0.0]])
+    batch = Batch((torch.tensor([[1.0, 1], [-1, -1], [3, 1], [-3, -1]]),))
+    with torch.no_grad():
+        one.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    single = Candidate(Skeleton(one), {"weight": torch.tensor([[0.0, 1.0]])})
+    double = Candidate(Skeleton(two), {"weight": torch.tensor([[0.0, 0.5], [0.0, -0.5]])})
+    expected = METRICS["freeprune"](double, Reference(two, batch), batch)
+    assert METRICS["freeprune"](single, Reference(one, batch), batch) == pytest.approx(expected, rel=1e-5)
+    assert expected < -0.01
+
+
+def test_volume_by_hand():
+    # Three classes leave two directions, (1, -1, 0) and (1, 1, -2). Dense, the images vary as much along both; pruned, along the
+    # first alone, at any scale. Shares of the variance 1/2 and 1/2, 1 and 0; times two directions, and a hundredth more.
+    network, batch = nn.Linear(2, 3, bias=False), Batch((torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]),))
+    directions = torch.tensor([[3**0.5, 1], [-(3**0.5), 1], [0, -2]])
+    with torch.no_grad():
+        network.weight.copy_(directions)
+    lost = Candidate(Skeleton(network), {"weight": 7 * directions * torch.tensor([1.0, 0.0])})
+    expected = (np.log(2.01 / 1.01) + np.log(0.01 / 1.01)) / 4  # halved for the deviations, and again for the mean
+    dense = Reference(network, batch)
+    assert METRICS["volume"](lost, dense, batch) == pytest.approx(expected, rel=1e-4)
+    whole = METRICS["calibratedkl"](lost, dense, batch) + expected / 2
+    assert freeprune(lost, dense, batch) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["agreement", "calibratedkl", "volume", "freeprune"])
+def test_a_network_that_answers_nothing_is_worse_than_one_that_answers_a_little(metric):
+    network, batch = networks.build("resnet_a"), Batch((networks.images(32),))
+    dense = Reference(network, batch)
+    last = [name for name, p in network.named_parameters() if p.dim() == 2][-1]
+    weight = network.state_dict()[last]
+    nothing = Candidate(Skeleton(network), {last: torch.zeros_like(weight)})
+    little = Candidate(Skeleton(network), {last: weight * (torch.arange(weight.shape[1]) % 4 == 0)})
+    scores = [METRICS[metric](candidate, dense, batch) for candidate in (nothing, little, Candidate(Skeleton(network), {}))]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == 3
+
+
+def test_freeprune_is_0_for_the_dense_network_and_normalises_by_the_batch():
     """Scaling a layer before a batch norm changes the outputs in no way, whatever the stored statistics are."""
     network, batch = networks.build("resnet_a"), Batch((networks.images(16),))
     dense = Reference(network, batch)
-    assert freeprune(Candidate(Skeleton(network), {}), dense, batch) == pytest.approx(1)
+    assert freeprune(Candidate(Skeleton(network), {}), dense, batch) == pytest.approx(0, abs=1e-9)
     scaled = Candidate(Skeleton(network), {"0.weight": network[0].weight.detach() * 3})
-    assert agreement(scaled, dense, batch) == pytest.approx(1, abs=1e-5)
+    assert freeprune(scaled, dense, batch) == pytest.approx(0, abs=1e-5)
 
 
 def test_freeprune_refuses_numbers_that_are_not_finite():
