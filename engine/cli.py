@@ -112,10 +112,10 @@ def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option(
-                "--workers", type=int, help="Processes, with one thread each; with --ray, actors.  [default: one process, all threads]"
+                "--workers", type=int, help="Processes of one thread each; with --ray, actors.  [default: one, all threads]"
             ),
             click.option("--ray", help="The address of a Ray cluster to work on: HOST:PORT, ray://HOST:PORT or auto."),
-            click.option("--ray-gpus", default=0.0, help="GPUs for each actor; a fraction lets several share one.  [default: none]"),
+            click.option("--ray-gpus", default=0.0, help="GPUs for each actor; with a fraction, several share one."),
         ]
     ):
         command = option(command)
