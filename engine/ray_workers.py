@@ -26,7 +26,7 @@ from .models import cause
 from .workers import DEATHS, Backlog, Placement, attempt
 
 REACH = 5.0  # seconds within which the cluster has to answer
-PATIENCE = 120.0  # seconds to wait for a first actor: some clusters start machines on demand
+PATIENCE = 300.0  # seconds to wait for a first actor: some clusters start machines on demand
 # What a client of gRPC, which is what Ray's servers speak, says first, with its empty settings; and the byte that marks
 # settings in the server's answer (RFC 9113, sections 3.4 and 6.5).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -80,11 +80,11 @@ class _Actor:
         return attempt(self._load, packed)
 
     def _load(self, packed: bytes) -> None:
-        self._function = importlib.import_module("ray.cloudpickle").loads(packed)
+        self._function = _cloudpickle().loads(packed)
 
     def run(self, packed: bytes) -> tuple[bool, Any]:
         # Unpacked here and not by Ray, whose arrays are read-only.
-        return attempt(self._function, importlib.import_module("ray.cloudpickle").loads(packed))
+        return attempt(self._function, _cloudpickle().loads(packed))
 
 
 class _Actors:
@@ -103,14 +103,14 @@ class _Actors:
         self._failed: list[str] = []  # why the last of them did not start, since one did
 
     def each(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        ray, backlog = self._ray, Backlog(len(items))
+        ray, pack, backlog = self._ray, _cloudpickle().dumps, Backlog(len(items))
         self._failed.clear()
         running: dict[Any, tuple[Any, int]] = {}
         try:
             while backlog.waiting or running:
                 while backlog.waiting and self._idle:
                     actor, position = self._idle.pop(), backlog.waiting.popleft()
-                    running[actor.run.remote(_packed(items[position]))] = actor, position
+                    running[actor.run.remote(pack(items[position]))] = actor, position
                 self._start(min(self._count - len(running), len(backlog.waiting)))
                 if not running and not self._starting:
                     raise FreePruneError(
@@ -240,12 +240,16 @@ def _room(ray: Any, gpus: float) -> int:
     return max(int(room), 1)
 
 
-def _packed(thing: Any) -> bytes:
+def _cloudpickle() -> Any:
+    return importlib.import_module("ray.cloudpickle")
+
+
+def _packed(function: Callable[[Any], Any]) -> bytes:
     """Pickled, with the code of everything that is not installed: a network from the user's own file, say."""
-    cloudpickle = importlib.import_module("ray.cloudpickle")
+    cloudpickle = _cloudpickle()
     with _by_value(cloudpickle):
         try:
-            packed: bytes = cloudpickle.dumps(thing)
+            packed: bytes = cloudpickle.dumps(function)
         except Exception as error:
             raise FreePruneError(
                 f"the network or the data cannot be sent to Ray actors ({cause(error)}); leave out --ray, or keep what cannot "
