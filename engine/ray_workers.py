@@ -114,8 +114,8 @@ class _Actors:
                 self._start(min(self._count - len(running), len(backlog.waiting)))
                 if not running and not self._starting:
                     raise FreePruneError(
-                        f"{DEATHS} Ray actors in a row died while they started ({self._failed[-1]}); install the same "
-                        "versions of freeprune, torch and Ray on every node, then go on with --resume"
+                        f"{len(self._failed)} Ray actors in a row died while they started ({self._failed[-1]}); install the "
+                        "same versions of freeprune, torch and Ray on every node, then go on with --resume"
                     )
                 # An actor that nobody schedules keeps nobody waiting, as long as another one works.
                 ready, _ = ray.wait([*self._starting, *running], timeout=None if running else PATIENCE)

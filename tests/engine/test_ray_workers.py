@@ -145,6 +145,29 @@ def test_what_no_node_has_is_one_sentence(cluster, monkeypatch):
         list(given.each([1]))
 
 
+class Fragile:
+    """Can be pickled, and never be unpickled, as on a node where a package is missing."""
+
+    def __reduce__(self):
+        return int, ("many",)
+
+
+def test_actors_that_cannot_start_are_one_sentence(cluster, monkeypatch):
+    fragile, placement = Fragile(), Placement(1, ray=cluster.address)
+    sentence = r"cannot rebuild what it was sent \(ValueError: invalid literal"
+    with pool(lambda n: (n, fragile), placement) as given, pytest.raises(FreePruneError, match=sentence):
+        list(given.each([1]))
+
+    class Dying:
+        def load(self, packed):
+            os._exit(1)
+
+    monkeypatch.setattr(ray_workers, "_Actor", Dying)
+    sentence = "3 Ray actors in a row died while they started"
+    with pool(str, placement) as given, pytest.raises(FreePruneError, match=sentence):
+        list(given.each([1]))
+
+
 def test_there_are_as_many_actors_as_the_cluster_has_room_for():
     class Fake:
         def cluster_resources(self):
