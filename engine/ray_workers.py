@@ -1,7 +1,7 @@
 """The same function on many items, on the actors of a running Ray cluster.
 
-Each actor is sent the function once, with the network and the images that it closes over, and then only items: rate vectors, say.
-The function travels pickled between processes that trust each other; nothing of it reaches a disk.
+Each actor is sent the function once, with the network and the images that it closes over, and then only items: rate vectors,
+say. They travel pickled, as everything in Ray does, between processes that trust each other; nothing on a disk is unpickled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .models import cause
 from .workers import DEATHS, Backlog, Placement, attempt
 
 REACH = 5.0  # seconds within which the cluster has to answer
-PATIENCE = 120.0  # seconds to wait for a first actor: some clusters start machines on demand
-# What a client of gRPC, which is what Ray's servers speak, says first, with its empty settings; and the byte that marks settings
-# in the server's answer (RFC 9113, sections 3.4 and 6.5).
+PATIENCE = 300.0  # seconds to wait for a first actor: some clusters start machines on demand
+# What a client of gRPC, which is what Ray's servers speak, says first, with its empty settings; and the byte that marks
+# settings in the server's answer (RFC 9113, sections 3.4 and 6.5).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 SETTINGS = 4
 CLIENT_PORT = 10001  # of ray:// where the address names none
@@ -44,8 +44,8 @@ def check(placement: Placement) -> None:
     """
     if torch.cuda.is_available() and not placement.gpus:
         raise FreePruneError(
-            "the network is on this machine's GPU and Ray actors without --ray-gpus have none; give --ray-gpus, such as 0.25, or "
-            "hide the GPU with CUDA_VISIBLE_DEVICES="
+            "the network is on this machine's GPU and Ray actors without --ray-gpus have none; give --ray-gpus, such as 0.25, "
+            "or hide the GPU with CUDA_VISIBLE_DEVICES="
         )
     assert placement.ray is not None
     ray = _ray()
@@ -80,11 +80,11 @@ class _Actor:
         return attempt(self._load, packed)
 
     def _load(self, packed: bytes) -> None:
-        self._function = importlib.import_module("ray.cloudpickle").loads(packed)
+        self._function = _cloudpickle().loads(packed)
 
     def run(self, packed: bytes) -> tuple[bool, Any]:
         # Unpacked here and not by Ray, whose arrays are read-only.
-        return attempt(self._function, importlib.import_module("ray.cloudpickle").loads(packed))
+        return attempt(self._function, _cloudpickle().loads(packed))
 
 
 class _Actors:
@@ -103,19 +103,19 @@ class _Actors:
         self._failed: list[str] = []  # why the last of them did not start, since one did
 
     def each(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        ray, backlog = self._ray, Backlog(len(items))
+        ray, pack, backlog = self._ray, _cloudpickle().dumps, Backlog(len(items))
         self._failed.clear()
         running: dict[Any, tuple[Any, int]] = {}
         try:
             while backlog.waiting or running:
                 while backlog.waiting and self._idle:
                     actor, position = self._idle.pop(), backlog.waiting.popleft()
-                    running[actor.run.remote(_packed(items[position]))] = actor, position
+                    running[actor.run.remote(pack(items[position]))] = actor, position
                 self._start(min(self._count - len(running), len(backlog.waiting)))
                 if not running and not self._starting:
                     raise FreePruneError(
-                        f"{DEATHS} Ray actors in a row died while they started ({self._failed[-1]}); install the same versions of "
-                        "freeprune, torch and Ray on every node, then go on with --resume"
+                        f"{len(self._failed)} Ray actors in a row died while they started ({self._failed[-1]}); install the "
+                        "same versions of freeprune, torch and Ray on every node, then go on with --resume"
                     )
                 # An actor that nobody schedules keeps nobody waiting, as long as another one works.
                 ready, _ = ray.wait([*self._starting, *running], timeout=None if running else PATIENCE)
@@ -173,6 +173,8 @@ class _Actors:
 
 
 def _ray() -> Any:
+    if "ray" not in sys.modules:  # read when Ray is imported: without it, what happens to actors is printed to stdout
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -190,8 +192,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         ray.init(_reach(address), log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise FreePruneError(
-            f"the Ray cluster at {address} cannot be used from here ({cause(error)}); run this on one of its nodes with the same "
-            "versions of Python and Ray, or connect to ray://HOST:10001"
+            f"the Ray cluster at {address} cannot be used from here ({cause(error)}); run this on one of its nodes with the "
+            "same versions of Python and Ray, or connect to ray://HOST:10001 with 'ray[client]' installed"
         ) from None
     try:
         yield
@@ -204,31 +206,31 @@ def _reach(address: str) -> str:
 
     Ray alone would try for two minutes and then end this very process.
     """
-    if address.startswith("ray://"):
-        where = address.removeprefix("ray://")
-    else:
+    where = address.removeprefix("ray://")
+    if where == address:
         services = importlib.import_module("ray._private.services")
         try:
-            address = where = services.canonicalize_bootstrap_address_or_die(address)
+            where = services.canonicalize_bootstrap_address_or_die(address)
         except Exception as error:  # "auto" where no cluster runs, a host that does not resolve
             raise FreePruneError(
-                f"there is no Ray cluster at {address!r} ({cause(error)}); start one with `ray start --head`, or give HOST:PORT of "
-                "a running one"
+                f"there is no Ray cluster at {address} ({cause(error)}); start one with `ray start --head`, or give HOST:PORT "
+                "of a running one"
             ) from None
     try:
         place = urlsplit(f"//{where}")
         with socket.create_connection((place.hostname, place.port or CLIENT_PORT), REACH) as connection:
             if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):  # an encrypted one would have to be greeted otherwise
                 connection.sendall(PREFACE)
-                answer = connection.recv(9)
+                answer = connection.recv(9, socket.MSG_WAITALL)
                 if len(answer) < 9 or answer[3] != SETTINGS:
                     raise ConnectionError("what answers is not Ray")
     except (OSError, ValueError) as error:
+        at = address if where in address else f"{address} ({where})"
         raise FreePruneError(
-            f"the Ray cluster at {address} cannot be reached ({cause(error)}); give HOST:PORT as `ray start --head` shows it, or "
+            f"the Ray cluster at {at} cannot be reached ({cause(error)}); give HOST:PORT as `ray start --head` shows it, or "
             "ray://HOST:10001"
         ) from None
-    return address
+    return address if address.startswith("ray://") else where
 
 
 def _room(ray: Any, gpus: float) -> int:
@@ -238,16 +240,20 @@ def _room(ray: Any, gpus: float) -> int:
     return max(int(room), 1)
 
 
-def _packed(thing: Any) -> bytes:
+def _cloudpickle() -> Any:
+    return importlib.import_module("ray.cloudpickle")
+
+
+def _packed(function: Callable[[Any], Any]) -> bytes:
     """Pickled, with the code of everything that is not installed: a network from the user's own file, say."""
-    cloudpickle = importlib.import_module("ray.cloudpickle")
+    cloudpickle = _cloudpickle()
     with _by_value(cloudpickle):
         try:
-            packed: bytes = cloudpickle.dumps(thing)
+            packed: bytes = cloudpickle.dumps(function)
         except Exception as error:
             raise FreePruneError(
-                f"the network or the data cannot be sent to Ray actors ({cause(error)}); leave out --ray, or keep what cannot be "
-                "pickled (open files, locks) out of them"
+                f"the network or the data cannot be sent to Ray actors ({cause(error)}); leave out --ray, or keep what cannot "
+                "be pickled (open files, locks) out of them"
             ) from error
     return packed
 

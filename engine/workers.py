@@ -23,6 +23,8 @@ from ..common import FreePruneError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Taken = TypeVar("Taken", contravariant=True)
+Given = TypeVar("Given", covariant=True)
 
 DEATHS = 3  # workers that one item may cost before the run ends
 
@@ -53,15 +55,13 @@ class Placement:
         if self.gpus > 1 and self.gpus % 1:
             raise FreePruneError(f"--ray-gpus is {self.gpus}; give a fraction of one GPU or a whole number of them")
         if self.gpus and self.ray is None:
-            raise FreePruneError(
-                f"--ray-gpus {self.gpus:g} was given without --ray; give the cluster's address, or leave it out"
-            )
+            raise FreePruneError(f"--ray-gpus {self.gpus:g} was given without --ray; give a cluster's address, or neither")
 
 
-class Pool(Protocol[Item, Result]):
+class Pool(Protocol[Taken, Given]):
     """Workers that stay from one call to the next."""
 
-    def each(self, items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+    def each(self, items: Sequence[Taken]) -> Iterator[tuple[int, Given]]:
         """The position and the result of every item, in any order, as they are done.
 
         Raises:
@@ -119,6 +119,8 @@ def attempt(function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
     """True and the result, or False and what the function raised, fit to be sent to another process."""
     try:
         return True, function(item)
+    except FreePruneError as error:  # one sentence, which needs no traceback
+        return False, error
     except Exception as error:
         try:
             ForkingPickler.loads(ForkingPickler.dumps(error))

@@ -84,8 +84,9 @@ def test_a_study_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     assert found["candidates"] == expected["candidates"]
 
 
-def test_the_number_of_workers_changes_nothing(finished, tmp_path):
-    assert study(tmp_path, workers=2)["candidates"] == finished[1]["candidates"]
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    one, two = (study(tmp_path / str(count), workers=count)["candidates"] for count in (1, 2))
+    assert one == two
 
 
 def test_a_finished_study_takes_more_candidates(finished, tmp_path):
@@ -158,6 +159,7 @@ def test_the_heat_map_shows_the_studies_side_by_side(finished, tmp_path):
     [
         ({"candidates": 2}, "--candidates is 2; give 3 or more"),
         ({"seeds": 0}, "--seeds is 0; give 1 or more"),
+        ({"workers": 0}, "--workers is 0; give 1 or more"),
         ({"metrics": ["frepprune"]}, "did you mean 'freeprune'"),
         ({"resume": True}, "holds no run to resume"),
         ({"finetune": None}, "the study holds scores against fine-tuned accuracy"),

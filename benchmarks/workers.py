@@ -1,0 +1,131 @@
+"""What workers bring: Ray actors beside local processes, and how well many of them scale.
+
+    OMP_NUM_THREADS=1 python benchmarks/workers.py --data DIR --weights DIR [--only actors scaling]
+
+`actors`: ResNet-56, `channel`, `macs=50%`: the same 60 candidates on 2 local processes and on 4 Ray actors of the same machine,
+in turns. `scaling`: a metric that only sleeps, on 32 actors. DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of
+--weights the pretrained networks. Writes `results/workers.json`; what is not measured this time stays there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from main_job import RESULTS
+from ray.cluster_utils import Cluster
+
+from freeprune.engine.correlation import draw_candidates
+from freeprune.engine.data import load_data
+from freeprune.engine.job import Settings, prepare
+from freeprune.engine.targets import parse_targets
+from freeprune.engine.workers import Placement, Pool, pool
+
+NAP = 0.5  # seconds that the sleeping metric takes
+ACTORS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--candidates", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=["actors", "scaling"])
+    options = parser.parse_args()
+    path = RESULTS / "workers.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.only:
+        results[name] = actors(options) if name == "actors" else scaling()
+        path.write_text(json.dumps(results, indent=2) + "\n")
+        print(name, json.dumps(results[name]), flush=True)  # noqa: T201
+
+
+@contextmanager
+def cluster(cpus: int) -> Iterator[str]:
+    """The address of one on this machine, whose workers are as nice as the processes that they are compared with."""
+    head = {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
+def actors(options: argparse.Namespace) -> dict:
+    settings = Settings(
+        parse_targets(["macs=50%"]), "channel", "random", "freeprune", "l2", 0, 0, None, None, None, None,
+        None, None, (), (), 256, False, 1, 1,
+    )  # fmt: skip
+    weights = options.weights / "resnet56-cifar10.safetensors"
+    job = prepare("cifar:resnet56", weights, load_data(f"imagefolder:{options.data}"), settings, None)
+    kept = list(draw_candidates(job.space, options.candidates, 0))
+    score = job.scorer()
+
+    def scored(item: object) -> object:
+        if isinstance(item, int):
+            time.sleep(NAP)
+            return os.getpid()
+        return score(item)[0]
+
+    seconds: dict[str, list[float]] = {"processes": [], "actors": []}
+    found = {}
+    with cluster(4) as address, pool(scored, Placement(2)) as processes:
+        started(processes, 2)  # forked before this process has Ray's threads
+        with pool(scored, Placement(4, ray=address)) as remote:
+            started(remote, 4)
+            for _ in range(options.rounds):
+                for name, workers in (("processes", processes), ("actors", remote)):
+                    begin = time.perf_counter()
+                    found[name] = dict(workers.each(kept))
+                    seconds[name].append(time.perf_counter() - begin)
+    ratios = [a / p for a, p in zip(seconds["actors"], seconds["processes"], strict=True)]
+    return {
+        "candidates": len(kept),
+        "cores": os.cpu_count(),
+        "seconds": seconds,
+        "actors_over_processes": {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]},
+        "scores_equal": found["processes"] == found["actors"],
+        "load": os.getloadavg()[0],
+    }
+
+
+def scaling() -> dict:
+    def nap(item: int) -> int:
+        time.sleep(NAP)
+        return os.getpid()
+
+    with cluster(ACTORS) as address, pool(nap, Placement(ACTORS, ray=address)) as workers:
+        started(workers, ACTORS)
+        at_once = timed(lambda: list(workers.each(range(20 * ACTORS))))
+        in_batches = timed(lambda: [list(workers.each(range(ACTORS))) for _ in range(20)])
+    ideal = 20 * NAP
+    return {
+        "actors": ACTORS,
+        "cores": os.cpu_count(),
+        "seconds_of_an_item": NAP,
+        "efficiency": {"at_once": ideal / at_once, "in_batches_of_32": ideal / in_batches},
+        "load": os.getloadavg()[0],
+    }
+
+
+def started(workers: Pool, count: int) -> None:
+    """Wait until so many of them take part."""
+    while len({process for _, process in workers.each(range(count))}) < count:
+        pass
+
+
+def timed(function: Callable[[], Sequence]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
