@@ -14,6 +14,8 @@ import click
 
 from ..common import FreePruneError, entries, nearest
 
+MISSED = 3  # exit status of a run that ended well, but above a target that is measured
+
 
 class OneSentence(click.Group):
     """Errors go to stderr as one line, with exit status 2 and no traceback."""
@@ -76,7 +78,7 @@ def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option(
-                "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k."
+                "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or latency=5ms."
             ),
             click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit."),
             click.option("--criterion", default="l2", show_default=True, help="What orders units within a layer."),
@@ -124,7 +126,7 @@ def prune(model: str, **options: Any) -> None:
     """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
 
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
-    path/to/file.py:callable.
+    path/to/file.py:callable. Exit status 3 says that a target on latency was missed.
     """
     from . import display, run
     from .models import resolve
@@ -150,6 +152,8 @@ def prune(model: str, **options: Any) -> None:
         display.print_result(result)
         if options["weights"] is None:
             click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
+    if not all(target["met"] for target in result.summary["targets"].values()):
+        sys.exit(MISSED)
 
 
 @main.command()

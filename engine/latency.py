@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -63,7 +65,8 @@ class NetworkTimer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._images = batch_of(job.batch.inputs, job.settings.latency_batch)
-        self._scratch = tempfile.TemporaryDirectory()
+        self._scratch = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
     @cached_property
     def _dense(self) -> Path:
@@ -71,7 +74,7 @@ class NetworkTimer:
 
     def _exported(self, network: nn.Module, name: str) -> Path:
         try:
-            return export_onnx(network, self._images, Path(self._scratch.name) / name, {}).path
+            return export_onnx(network, self._images, self._scratch / name, {}).path
         except FreePruneError as error:
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
 
@@ -248,8 +251,9 @@ class Latency:
         Returns:
             The answer, of all that were measured the one nearest to the target or below it, and a report on the target.
         """
-        best, over, tightened = found, self._over(found.kept), 0
-        candidate, ratio, limit = best, over, self.limit
+        candidate, limit, tightened = found, self.limit, 0
+        ratio = self._over(found.kept)
+        best, over, best_limit = candidate, ratio, limit
         while over > 1 and tightened < TIGHTENINGS:
             limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
             try:
@@ -261,10 +265,11 @@ class Latency:
             candidate = _projected_again(space, candidate, trials, score)
             ratio = self._over(candidate.kept)
             if ratio < over:
-                best, over = candidate, ratio
+                best, over, best_limit = candidate, ratio, limit
         pruned, dense = self._times(best.kept)
         return best, {
             "target_ms": self.target.resolve(dense),
+            "limit_ms": best_limit,
             "predicted_ms": float(self.model(best.kept)[0]),
             "measured_ms": pruned,
             "dense_ms": dense,

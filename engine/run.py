@@ -29,7 +29,7 @@ from .latency import Latency, batch_of
 from .ledger import Ledger
 from .progress import Progress, silent
 from .searching import Found, search
-from .targets import LATENCY, parse_targets
+from .targets import LATENCY, binding, parse_targets
 from .training import Recipe, accuracy
 
 
@@ -152,6 +152,8 @@ def prune(
     if latency is not None:
         latency.save(folder)
     found, timed = _search(job, latency, folder, progress)
+    if latency is not None and timed is not None:
+        job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
     return _finish(job, found, timed, plan, folder, progress)
@@ -203,6 +205,7 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     summary = {
         "cost": _cost_table(job, found),
         "latency": timed,
+        "targets": _targets(job, found, timed),
         "accuracy": accuracies,
         "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
         "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
@@ -301,6 +304,19 @@ def _cost_table(job: Job, found: Found) -> dict[str, Any]:
     return {
         name: {"dense": dense[name], "pruned": pruned[name], "target": job.space.targets.get(name)} if name in dense else None
         for name in ("macs", "params", "nonzero")
+    }
+
+
+def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What was asked, whether it is met, and whether it is what keeps the network from being larger."""
+    tight = binding(job.space, found.kept)
+    return {
+        target.cost: {
+            "asked": str(target),
+            "met": timed is None or target.cost != LATENCY or timed["met"],
+            "binds": target.cost in tight,
+        }
+        for target in job.settings.target
     }
 
 
