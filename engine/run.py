@@ -25,7 +25,7 @@ from . import folder as files
 from .calibration import recalibrated
 from .finetuning import finetuned
 from .job import Finetune, Job, Settings, prepare, single
-from .latency import Latency, batch_of
+from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
 from .progress import Progress, silent
 from .searching import Found, search
@@ -202,6 +202,9 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     except FreePruneError as error:  # the pruned network is there all the same
         onnx = {**dict.fromkeys(("bytes", "dense_bytes", "latency_ms", "agreement")), "warnings": [str(error)]}
     progress("export", 1, 1, "")
+    if timed is not None and onnx["latency_ms"] is not None:
+        (target,) = (target for target in job.settings.target if target.cost == LATENCY)
+        timed = with_delivered(timed, target, onnx["latency_ms"])
     summary = {
         "cost": _cost_table(job, found),
         "latency": timed,
