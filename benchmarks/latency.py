@@ -3,8 +3,8 @@
     python benchmarks/latency.py [--batch 32] [--threads 1] [--only resnet56-round8]
 
 Each cell builds the tables and fits the model as `freeprune prune` does, then times ten random networks that played no part in
-it, each in turn with the dense one, and compares. Weights and images are random: their values do not matter for time. Results go
-to `results/latency.json`; a cell that is there is measured again.
+it, each in turn with the dense one, and compares. Weights and images are random: their values do not matter for time. Results
+go to `results/latency.json`; a cell that is there is measured again.
 """
 
 from __future__ import annotations
