@@ -91,7 +91,7 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     for level in np.linspace(0.25, 0.85, NETWORKS):
         shares = level + rng.uniform(-0.3, 0.3, job.space.size)
         kept = np.clip(np.rint(job.space.units * shares), job.space.minimum, job.space.units).astype(np.int64)
-        pruned, dense = timer(kept, latency.ROUNDS)
+        pruned, dense = timer(kept, 1)
         macs = float(job.backend.costs(kept[None])["macs"][0]) / job.dense_costs()["macs"]
         predicted = float(held.model(kept)[0]) / held.dense
         networks.append({"macs": macs, "predicted": predicted, "measured": pruned / dense})
@@ -123,9 +123,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CELLS), choices=list(CELLS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only:
         found = measure(name, options.batch, options.threads)
+        document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         document[name] = {"batch": options.batch, "threads": options.threads, "onnxruntime": onnxruntime.__version__, **found}
         write_atomically(RESULTS, (json.dumps(document, indent=2) + "\n").encode())
         print(f"{name}: median error {found['median_error']:.1%}, largest {found['largest_error']:.1%}")  # noqa: T201

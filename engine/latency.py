@@ -172,13 +172,13 @@ class Latency:
         start = time.perf_counter()
         network = copied(job.network, {}).cpu().eval()
         batch = job.settings.latency_batch
-        found = calls(network, batch_of(job.batch.inputs, batch))
         channel = job.backend.channel if isinstance(job.backend, Composed) else cast(Channel, job.backend)
+        found = timed_calls(network, batch_of(job.batch.inputs, batch), channel)
         if not tables:
             if measure is None:
                 measure = lambda layer, rows, columns: layer_ms(layer, rows, columns, job.settings.latency_threads)  # noqa: E731
-            reaches = _reaches(found, channel, job.space.minimum[: len(channel.groups)])
-            tables = build_tables(reaches, measure, lambda done, total: progress("latency", done, total, "tables"))
+            needed = reaches(found, channel, job.space.minimum[: len(channel.groups)])
+            tables = build_tables(needed, measure, lambda done, total: progress("latency", done, total, "tables"))
         self.tables = tables
         self.model = LatencyModel(found, tables, channel, batch)
         self._calibrate()
@@ -325,17 +325,23 @@ def _random_networks(job: Job) -> NDArray[np.int64]:
     return kept
 
 
-def _reaches(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]) -> dict[Layer, Reach]:
+def timed_calls(network: nn.Module, inputs: Inputs, channel: Channel) -> list[Call]:
+    """The layers whose weights the backend knows; the others count among the other multiplications."""
+    known = channel.shapes(np.array([[group.units for group in channel.groups]]))
+    return [call for call in calls(network, inputs) if call.weight in known]
+
+
+def reaches(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]) -> dict[Layer, Reach]:
     """For each distinct layer what pruning may leave of it."""
     units = np.array([group.units for group in channel.groups])
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
-    reaches: dict[Layer, Reach] = {}
+    result: dict[Layer, Reach] = {}
     for call in found:
         rows, columns = shapes[call.weight][0, :2]
         step = math.gcd(*map(int, shapes[call.weight][1:, 1] - columns)) or STEP
-        old = reaches.get(call.layer, Reach(int(rows), int(columns), step))
-        reaches[call.layer] = Reach(min(old.rows, int(rows)), min(old.columns, int(columns)), math.gcd(old.step, step))
-    return reaches
+        old = result.get(call.layer, Reach(int(rows), int(columns), step))
+        result[call.layer] = Reach(min(old.rows, int(rows)), min(old.columns, int(columns)), math.gcd(old.step, step))
+    return result
 
 
 def _read(path: Path) -> tuple[float, list[Table], dict[tuple[int, ...], tuple[float, float]]]:

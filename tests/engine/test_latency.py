@@ -3,12 +3,14 @@
 import json
 from functools import partial
 
+import networks
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import freeprune
 from freeprune.backends import find_backend, importance
@@ -16,7 +18,7 @@ from freeprune.common import Batch, FreePruneError
 from freeprune.engine import latency as latency_module
 from freeprune.engine import run as run_module
 from freeprune.engine.cli import main
-from freeprune.engine.latency import Latency, with_delivered
+from freeprune.engine.latency import Latency, LatencyModel, with_delivered
 from freeprune.engine.layer_latency import Layer, Reach, build_tables, calls, layer_ms
 from freeprune.engine.targets import parse_targets
 
@@ -101,6 +103,10 @@ def test_every_kind_of_layer_is_found_and_runs_alone():
     found = calls(network, (images,))
     assert [call.layer.op for call in found] == ["Conv", "Conv", "Conv", "ConvTranspose", "Conv", "MatMul"]
     shapes = dict(network.named_parameters())
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    macs = [call.layer.positions * shapes[call.weight].numel() for call in found]
+    assert 2 * sum(macs) == counter.get_total_flops()
     outputs = {}
     for name, module in network.named_children():
         module.register_forward_hook(lambda m, x, y, name=name: outputs.setdefault(name, y))
@@ -144,6 +150,21 @@ def test_shapes_are_those_of_the_pruned_network(granularity):
         assert {name: tuple(shapes[place]) for name, shapes in found.items()} == {
             name: tuple(pruned[name].shape) for name in ("0.weight", "3.weight", "7.weight")
         }
+
+
+@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
+def test_the_model_grows_with_every_unit(name):
+    dense, images = networks.build(name), torch.randn(2, *networks.SHAPE)
+    backend = find_backend("channel")(dense, (images,), importance("l2", dense, Batch((images,)), 0))
+    units, minimum = (np.array([getattr(g, kind) for g in backend.groups]) for kind in ("units", "minimum"))
+    found = latency_module.timed_calls(dense, (images,), backend)
+    tables = build_tables(latency_module.reaches(found, backend, minimum), law)
+    model = LatencyModel(found, tables, backend, len(images))
+    model.coefficients = np.array([1.0, 2.0, 3.0])
+    for kept in np.random.default_rng(0).integers(minimum, units + 1, (10, len(units))):
+        more = np.minimum(kept + np.eye(len(units), dtype=int), units)
+        assert (model(more) >= model(kept) - 1e-9).all()
+    assert model(units)[0] > model(minimum)[0] > 0
 
 
 UNITS = (16, 24)  # of the dense network, of four channels each
