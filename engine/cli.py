@@ -14,6 +14,8 @@ import click
 from ..common import FreePruneError, entries, nearest
 from . import cli_options as options
 
+MISSED = 3  # exit status of a run that ended well, but above a target that is measured
+
 
 class OneSentence(click.Group):
     """Errors go to stderr as one line, with exit status 2 and no traceback."""
@@ -62,7 +64,7 @@ def prune(model: str, **given: Any) -> None:
     """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
 
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
-    path/to/file.py:callable.
+    path/to/file.py:callable. Exit status 3 says that a target on latency was missed.
     """
     from . import display, run
     from .models import resolve
@@ -86,6 +88,8 @@ def prune(model: str, **given: Any) -> None:
         display.print_result(result)
         if given["weights"] is None:
             click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
+    if not all(target["met"] for target in result.summary["targets"].values()):
+        sys.exit(MISSED)
 
 
 @main.command()

@@ -75,6 +75,7 @@ def print_result(result: Result) -> None:
         table.add_row("  after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
     console = Console(soft_wrap=not Console().is_terminal)
     console.print(table)
+    console.print("; ".join(_target(target, summary["latency"]) for target in summary["targets"].values()))
     score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]
     difference = agreement["compact_vs_onnx"]
     onnx_difference = "none" if difference is None else f"{difference:.1e}"
@@ -92,6 +93,14 @@ def print_result(result: Result) -> None:
         console.print(f"compaction took {params['before'] - params['after']:,} further parameters that no longer mattered")
     for warning in onnx["warnings"]:
         console.print(f"warning: {warning}")
+
+
+def _target(target: dict[str, Any], latency: dict[str, Any] | None) -> str:
+    text = f"target {target['asked']} {'met' if target['met'] else 'missed'}"
+    if latency is not None and target["asked"].startswith("latency"):
+        text += f" ({latency['measured_ms']:.3g} ms measured, at most {latency['target_ms']:.3g}"
+        text += f", tightened {latency['tightened']} times)" if latency["tightened"] else ")"
+    return f"{text}, binds" if target["binds"] else text
 
 
 def print_study(study: Mapping[str, Any], folder: Path) -> None:

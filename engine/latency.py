@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -37,7 +39,7 @@ from .layer_latency import STEP, Call, Layer, Measure, Reach, Table, build_table
 from .ledger import Trial
 from .progress import Progress
 from .searching import Found, ScoreAll
-from .targets import LATENCY
+from .targets import LATENCY, Target
 
 VERSION = 1
 LEVELS = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)  # what about remains of each group in the networks that the model is fitted to
@@ -46,10 +48,11 @@ SPREAD = 0.3  # of single groups around it
 TIGHTENINGS = 3
 MARGIN = 0.99  # a network right at the target would miss it every second time
 BEST = 10  # trials that are projected again under a tightened target
+ROUNDS = 3  # of timing an answer, so that a busy moment of the machine does not decide; one is enough for the model
 REPEATS = 20
 
-Timer = Callable[[NDArray[np.int64]], tuple[float, float]]
-"""Kept units `(L,)` to the milliseconds of the pruned and of the dense network, timed in turn."""
+Timer = Callable[[NDArray[np.int64], int], tuple[float, float]]
+"""Kept units `(L,)` and a number of rounds to the milliseconds of the pruned and of the dense network, timed in turn."""
 
 
 def batch_of(inputs: Inputs, count: int) -> Inputs:
@@ -63,7 +66,8 @@ class NetworkTimer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._images = batch_of(job.batch.inputs, job.settings.latency_batch)
-        self._scratch = tempfile.TemporaryDirectory()
+        self._scratch = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
     @cached_property
     def _dense(self) -> Path:
@@ -71,16 +75,17 @@ class NetworkTimer:
 
     def _exported(self, network: nn.Module, name: str) -> Path:
         try:
-            return export_onnx(network, self._images, Path(self._scratch.name) / name, {}).path
+            return export_onnx(network, self._images, self._scratch / name, {}).path
         except FreePruneError as error:
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
 
-    def __call__(self, kept: NDArray[np.int64]) -> tuple[float, float]:
+    def __call__(self, kept: NDArray[np.int64], rounds: int) -> tuple[float, float]:
         job, dense = self._job, self._dense
         pruned = self._exported(apply(job.network, job.backend.plan(kept)), "pruned.onnx")
         paths = {"dense": dense, "pruned": pruned}
-        ms = latency_ms(paths, self._images, threads=job.settings.latency_threads, repeats=REPEATS)
-        return ms["pruned"], ms["dense"]
+        threads = job.settings.latency_threads
+        found = [latency_ms(paths, self._images, threads=threads, repeats=REPEATS) for _ in range(rounds)]
+        return min(ms["pruned"] for ms in found), min(ms["dense"] for ms in found)
 
 
 class LatencyModel:
@@ -167,13 +172,13 @@ class Latency:
         start = time.perf_counter()
         network = copied(job.network, {}).cpu().eval()
         batch = job.settings.latency_batch
-        found = calls(network, batch_of(job.batch.inputs, batch))
         channel = job.backend.channel if isinstance(job.backend, Composed) else cast(Channel, job.backend)
+        found = timed_calls(network, batch_of(job.batch.inputs, batch), channel)
         if not tables:
             if measure is None:
                 measure = lambda layer, rows, columns: layer_ms(layer, rows, columns, job.settings.latency_threads)  # noqa: E731
-            reaches = _reaches(found, channel, job.space.minimum[: len(channel.groups)])
-            tables = build_tables(reaches, measure, lambda done, total: progress("latency", done, total, "tables"))
+            needed = reaches(found, channel, job.space.minimum[: len(channel.groups)])
+            tables = build_tables(needed, measure, lambda done, total: progress("latency", done, total, "tables"))
         self.tables = tables
         self.model = LatencyModel(found, tables, channel, batch)
         self._calibrate()
@@ -187,7 +192,7 @@ class Latency:
         ms = []
         for done, kept in enumerate(networks):
             self._progress("latency", done, len(networks), "whole networks")
-            ms.append(self._times(kept))
+            ms.append(self._times(kept, 1))
         self._progress("latency", len(networks), len(networks), "whole networks")
         self.dense = min(dense for _, dense in ms)
         # Timed in turn with the dense network each; their ratio is free of what slows the machine down for a while.
@@ -206,10 +211,10 @@ class Latency:
         if self.limit > self.dense:
             raise FreePruneError(f"target {self.target} is more than the dense network takes ({self.dense:.3g} ms); lower it")
 
-    def _times(self, kept: NDArray[np.int64]) -> tuple[float, float]:
+    def _times(self, kept: NDArray[np.int64], rounds: int = ROUNDS) -> tuple[float, float]:
         key = tuple(map(int, kept))
         if key not in self._measured:
-            self._measured[key] = self._timer(kept)
+            self._measured[key] = self._timer(kept, rounds)
             if self._folder is not None:
                 self.save(self._folder)
         return self._measured[key]
@@ -248,8 +253,9 @@ class Latency:
         Returns:
             The answer, of all that were measured the one nearest to the target or below it, and a report on the target.
         """
-        best, over, tightened = found, self._over(found.kept), 0
-        candidate, ratio, limit = best, over, self.limit
+        candidate, limit, tightened = found, self.limit, 0
+        ratio = self._over(found.kept)
+        best, over, best_limit = candidate, ratio, limit
         while over > 1 and tightened < TIGHTENINGS:
             limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
             try:
@@ -261,10 +267,11 @@ class Latency:
             candidate = _projected_again(space, candidate, trials, score_all)
             ratio = self._over(candidate.kept)
             if ratio < over:
-                best, over = candidate, ratio
+                best, over, best_limit = candidate, ratio, limit
         pruned, dense = self._times(best.kept)
         return best, {
             "target_ms": self.target.resolve(dense),
+            "limit_ms": best_limit,
             "predicted_ms": float(self.model(best.kept)[0]),
             "measured_ms": pruned,
             "dense_ms": dense,
@@ -284,6 +291,18 @@ class Latency:
         """What a network takes, relative to the target."""
         pruned, dense = self._times(kept)
         return pruned / self.target.resolve(dense)
+
+
+def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, float]) -> dict[str, Any]:
+    """The report of `hold`, with what the run's own ONNX file took: the least of both, as of all turns of a measurement.
+
+    Args:
+        target: on latency.
+        ms: of the `pruned` and the `dense` file, timed in turn.
+    """
+    pruned, dense = min(report["measured_ms"], ms["pruned"]), min(report["dense_ms"], ms["dense"])
+    limit = target.resolve(dense)
+    return {**report, "target_ms": limit, "measured_ms": pruned, "dense_ms": dense, "met": pruned <= limit}
 
 
 def _projected_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll) -> Found:
@@ -308,17 +327,23 @@ def _random_networks(job: Job) -> NDArray[np.int64]:
     return kept
 
 
-def _reaches(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]) -> dict[Layer, Reach]:
+def timed_calls(network: nn.Module, inputs: Inputs, channel: Channel) -> list[Call]:
+    """The layers whose weights the backend knows; the others count among the other multiplications."""
+    known = channel.shapes(np.array([[group.units for group in channel.groups]]))
+    return [call for call in calls(network, inputs) if call.weight in known]
+
+
+def reaches(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]) -> dict[Layer, Reach]:
     """For each distinct layer what pruning may leave of it."""
     units = np.array([group.units for group in channel.groups])
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
-    reaches: dict[Layer, Reach] = {}
+    result: dict[Layer, Reach] = {}
     for call in found:
         rows, columns = shapes[call.weight][0, :2]
         step = math.gcd(*map(int, shapes[call.weight][1:, 1] - columns)) or STEP
-        old = reaches.get(call.layer, Reach(int(rows), int(columns), step))
-        reaches[call.layer] = Reach(min(old.rows, int(rows)), min(old.columns, int(columns)), math.gcd(old.step, step))
-    return reaches
+        old = result.get(call.layer, Reach(int(rows), int(columns), step))
+        result[call.layer] = Reach(min(old.rows, int(rows)), min(old.columns, int(columns)), math.gcd(old.step, step))
+    return result
 
 
 def _read(path: Path) -> tuple[float, list[Table], dict[tuple[int, ...], tuple[float, float]]]:

@@ -25,11 +25,11 @@ from . import folder as files
 from .calibration import recalibrated
 from .finetuning import finetuned
 from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
-from .latency import Latency, batch_of
+from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
 from .progress import Progress, silent
 from .searching import BATCH, Found, search
-from .targets import LATENCY
+from .targets import LATENCY, binding
 from .training import Recipe, accuracy
 from .workers import Placement, check, pool
 
@@ -131,15 +131,13 @@ def prune(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
-    asked = settings(
-        target,
-        Options(
-            granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
-            max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
-            calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
-        ),
-        strategy=strategy, trials=trials, time_limit=time_limit, compaction=compaction,
+    options = Options(
+        granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
+        max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
+        calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
     )  # fmt: skip
+    more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction}
+    asked = settings(target, options, **more)
     folder = Path(out)
     files.check_folder(folder, resume, force)
     placement = Placement(workers, ray, ray_gpus)
@@ -185,6 +183,7 @@ def finished_run(
         )  # fmt: skip
         if latency is not None:
             found, timed = latency.hold(found, ledger.trials, workers.each)
+            job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
     return _finish(job, found, timed, plan, folder, progress)
@@ -218,9 +217,13 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     except FreePruneError as error:  # the pruned network is there all the same
         onnx = {**dict.fromkeys(("bytes", "dense_bytes", "latency_ms", "agreement")), "warnings": [str(error)]}
     progress("export", 1, 1, "")
+    if timed is not None and onnx["latency_ms"] is not None:
+        (target,) = (target for target in job.settings.target if target.cost == LATENCY)
+        timed = with_delivered(timed, target, onnx["latency_ms"])
     summary = {
         "cost": _cost_table(job, found),
         "latency": timed,
+        "targets": _targets(job, found, timed),
         "accuracy": accuracies,
         "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
         "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
@@ -238,6 +241,7 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
             {"name": g.name, "units": g.units, "kept": int(k)} for g, k in zip(job.backend.groups, found.kept, strict=True)
         ],
         "trials": found.trials,
+        "search": found.log,
         "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
         "seed": job.settings.seed,
         "threads": torch.get_num_threads(),
@@ -320,6 +324,19 @@ def _cost_table(job: Job, found: Found) -> dict[str, Any]:
     return {
         name: {"dense": dense[name], "pruned": pruned[name], "target": job.space.targets.get(name)} if name in dense else None
         for name in ("macs", "params", "nonzero")
+    }
+
+
+def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What was asked, whether it is met, and whether it is what keeps the network from being larger."""
+    tight = binding(job.space, found.kept)
+    return {
+        target.cost: {
+            "asked": str(target),
+            "met": timed is None or target.cost != LATENCY or timed["met"],
+            "binds": target.cost in tight,
+        }
+        for target in job.settings.target
     }
 
 

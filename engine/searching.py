@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Found:
         trials: how many were scored.
         seconds: of the search, what an interrupted run had spent on it included.
         overhead: the part of them in which no score was waited for: asking, projecting, writing, telling.
+        log: what the strategy records of how it went, if it does.
     """
 
     kept: Kept
@@ -42,6 +44,7 @@ class Found:
     trials: int
     seconds: float
     overhead: float
+    log: list[dict[str, Any]]
 
 
 def in_turn(score: Callable[[Kept], float]) -> ScoreAll:
@@ -115,7 +118,7 @@ def search(
         strategy.tell(proposals, np.array(scores))
     if best == -math.inf:
         raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another --metric")
-    return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead)
+    return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead, list(getattr(strategy, "log", [])))
 
 
 class _Clock:
@@ -150,7 +153,7 @@ class _Clock:
 def _in_order(
     kept: Kept, start: int, known: dict[bytes, float], score_all: ScoreAll, clock: _Clock
 ) -> Iterator[tuple[int, float, float]]:
-    """Position, score and seconds of the rows from `start` on, in their order; what is known, or twice there, is scored once."""
+    """Position, score and seconds of the rows from `start` on, in their order; what is known or there twice is scored once."""
     rows = {row.tobytes(): row for row in kept[start:] if row.tobytes() not in known}
     results = clock.waiting(score_all(list(rows.values())) if rows else iter(()))
     keys, took = list(rows), dict.fromkeys(rows, 0.0)

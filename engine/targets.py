@@ -7,7 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..common import FreePruneError, nearest
+from ..search import Space
 
 LATENCY = "latency"  # measured; the others are counted
 COSTS = ("macs", "params", "nonzero", LATENCY)
@@ -132,11 +136,25 @@ def resolve(
 def _check_latency(target: Target, granularity: str, timed: bool) -> None:
     if not timed:
         raise FreePruneError(
-            f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, params "
-            "or nonzero instead"
+            f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, "
+            "params or nonzero instead"
         )
     if granularity.partition("+")[0] != "channel":
         raise FreePruneError(
             f"target {target} cannot be met at granularity {granularity}, since zeros that stay in place leave the ONNX file "
             "as slow as the dense one; use --granularity channel"
         )
+
+
+def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
+    """The limited costs that one more unit of some group would bring above their target.
+
+    Args:
+        space: with the targets.
+        kept: `(L,)` units of a network in it.
+    """
+    more = kept + np.eye(space.size, dtype=np.int64)[kept < space.units]
+    if not len(more):
+        return frozenset()
+    costs = space.costs(more)
+    return frozenset(name for name, target in space.targets.items() if (costs[name] > target).any())

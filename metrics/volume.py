@@ -49,4 +49,5 @@ def _log_spreads(outputs: Tensor) -> Tensor:
     directions = max(min(rows.shape) - 1, 1)
     variances = torch.linalg.eigvalsh(rows.T @ rows).flip(0)[:directions].clamp_min(0)
     share = variances / variances.sum().clamp_min(1e-30)
-    return (directions * share + FLOOR).log() / 2
+    spreads: Tensor = (directions * share + FLOOR).log() / 2
+    return spreads

@@ -247,7 +247,8 @@ def test_files_take_turns_and_the_minimum_counts(monkeypatch):
 
     monkeypatch.setattr("freeprune.backends.export._open", lambda path, threads: str(path))
     monkeypatch.setattr("freeprune.backends.export._run", run)
-    monkeypatch.setattr("freeprune.backends.export.time.perf_counter", lambda: now[0])
+    for clock in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"freeprune.backends.export.time.{clock}", lambda: now[0])
     assert latency_ms({"x": "a", "y": "b"}, (), threads=1, repeats=3) == pytest.approx({"x": 3.0, "y": 7.0})
     assert order == ["a", "b"] * 4
     durations.update(a=[0, 3000, 2000, 1000, 1], b=[0, 3000, 2000, 1000, 1])

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from freeprune.common import FreePruneError
-from freeprune.engine.targets import Target, parse_target, parse_targets, resolve
+from freeprune.engine.targets import Target, binding, parse_target, parse_targets, resolve
+from freeprune.search import Space
 
 
 @pytest.mark.parametrize(
@@ -13,6 +15,10 @@ from freeprune.engine.targets import Target, parse_target, parse_targets, resolv
         ("macs=60M", Target("macs", 60e6, False)),
         ("params=.5k", Target("params", 500.0, False)),
         ("params=123456", Target("params", 123456.0, False)),
+        ("latency=70%", Target("latency", 0.7, True)),
+        ("latency=0.7", Target("latency", 0.7, True)),
+        ("latency=5", Target("latency", 5.0, False)),
+        ("latency=0.5ms", Target("latency", 0.5, False)),
     ],
 )
 def test_forms(text, expected):
@@ -34,6 +40,8 @@ def test_a_mapping_is_taken_too():
         ("macs=5T", "malformed"),
         ("macs=0%", "leaves nothing"),
         ("macs=101%", "more than the dense network has"),
+        ("macs=5ms", "wrong unit"),
+        ("latency=5M", "wrong unit"),
         ("mac=50%", "unknown cost; did you mean 'macs'"),
     ],
 )
@@ -63,3 +71,25 @@ def test_meaningless_and_too_large_targets_are_refused():
         resolve(parse_targets(["params=50%"]), {"macs": 10.0, "nonzero": 5.0}, "weight")
     with pytest.raises(FreePruneError, match="more than the dense network has"):
         resolve(parse_targets(["macs=20"]), {"macs": 10.0}, "channel")
+
+
+def test_latency_is_neither_counted_nor_made_whole():
+    targets = parse_targets(["macs=50%", "latency=70%"])
+    assert resolve(targets, {"macs": 10.0}, "channel+nm", timed=True) == {"macs": 5.0}
+    assert targets[1].resolve(5.5) == pytest.approx(3.85)
+    assert [str(t) for t in parse_targets(["latency=70%"])] == ["latency=70%"]
+    assert str(parse_target("latency=0.5ms")) == "latency=0.5ms"
+    with pytest.raises(FreePruneError, match="for prune alone"):
+        resolve(targets, {"macs": 10.0}, "channel")
+    with pytest.raises(FreePruneError, match="cannot be met at granularity nm"):
+        resolve(targets, {"macs": 10.0}, "nm", timed=True)
+
+
+def test_what_binds_is_what_one_more_unit_would_exceed():
+    def costs(kept):
+        return {"macs": kept.sum(axis=1) * 1.0, "params": kept.max(axis=1) * 1.0}
+
+    space = Space(np.array([4, 4]), np.array([1, 1]), costs, {"macs": 6.0, "params": 3.0})
+    assert binding(space, np.array([3, 3])) == {"macs", "params"}
+    assert binding(space, np.array([3, 2])) == {"params"}
+    assert binding(Space(np.array([4, 4]), np.array([1, 1]), costs, {}), np.array([4, 4])) == frozenset()
