@@ -249,13 +249,13 @@ def test_generations_are_asked_whole_and_old_points_forgotten():
     strategy = made("evolution-generational", 0, 200)
     sizes = []
     for _ in range(4):
-        rates = strategy.ask(15)
+        rates = strategy.ask(7)
         sizes.append(len(rates))
         strategy.tell(rates, sphere(rates))
-    assert sizes == [15, 5, 15, 5]
+    assert sizes == [7, 3, 7, 3]
     before = strategy.log[-1]
     for _ in range(2):  # a generation that is worse throughout: only the elite is left of what was
-        strategy.tell(rates := strategy.ask(15), np.full(len(rates), -100.0))
+        strategy.tell(rates := strategy.ask(7), np.full(len(rates), -100.0))
     after = strategy.log[-1]
     assert after["best"] == before["best"]
     assert after["mean"] < -100 * (1 - 2 / Evolution.POPULATION)
