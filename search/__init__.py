@@ -1,7 +1,7 @@
 """Where the next rate vector comes from. To add a strategy: write a module here and add its line to STRATEGIES."""
 
 from .base import Strategy
-from .evolution import Evolution
+from .evolution import Evolution, GenerationalEvolution
 from .knapsack import Knapsack
 from .optuna_samplers import CMAES, GP, NSGAII, QMC, TPE
 from .random_search import RandomSearch
@@ -11,6 +11,7 @@ from .warm_starts import WARM_STARTS, warm_started
 STRATEGIES: dict[str, type[Strategy]] = {
     "random": RandomSearch,
     "evolution": Evolution,
+    "evolution-generational": GenerationalEvolution,
     "tpe": TPE,
     "cmaes": CMAES,
     "gp": GP,

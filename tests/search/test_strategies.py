@@ -1,5 +1,6 @@
 """What every strategy must do: these tests run over the table."""
 
+import json
 import logging
 import random
 
@@ -180,10 +181,36 @@ def test_the_first_line_of_the_docstring_is_a_sentence(name):
     assert STRATEGIES[name].__doc__.splitlines()[0].endswith(".")
 
 
-def test_evolution_starts_at_uniform_rates_and_stays_centred():
-    rates, _ = search("evolution", 0, batches=[10] * 8)
+EVOLUTIONS = ["evolution", "evolution-generational"]
+
+
+@pytest.mark.parametrize("name", EVOLUTIONS)
+def test_evolution_starts_at_uniform_rates_and_keeps_away_from_the_walls(name):
+    rates, _ = search(name, 0, batches=[10] * 8)
     assert (rates[0] == 0.5).all()
-    assert np.abs(rates.mean(1) - 0.5).max() < 0.1  # clipping moves the mean a little
+    assert np.allclose(rates.min(1) + rates.max(1), 1)
+
+
+def test_evolution_spends_nothing_on_groups_that_cannot_shrink():
+    units, minimum = np.full(4, 10), np.array([1, 10, 1, 1])
+    space = Space(units, minimum, lambda kept: {"size": kept.sum(1).astype(float)}, {"size": 25.0})
+    strategy = Evolution(space, 0, 40)
+    kept = space.project(np.array([[0.2, 0.0, 0.9, 0.8]]))
+    strategy.tell(space.proposal(kept[0])[None], np.array([1.0]))
+    rates = strategy.ask(20)
+    assert (rates[:, 1] == 0.5).all()
+    moved = rates[:, [0, 2, 3]]
+    assert np.allclose(moved.min(1) + moved.max(1), 1)
+
+
+@pytest.mark.parametrize("name", EVOLUTIONS)
+def test_foreign_points_take_the_place_of_the_first_random_ones(name):
+    strategy = made(name, 0)
+    strategy.tell(np.tile(CENTRE, (Evolution.INITIAL, 1)), np.zeros(Evolution.INITIAL))
+    rates = strategy.ask(8)
+    assert not (rates[0] == 0.5).all()
+    if name == "evolution":  # offspring at once: the optimum, mutated
+        assert np.abs(rates - CENTRE).mean() < 2 * Evolution.STEP
 
 
 def test_evolution_takes_finer_and_finer_steps():
@@ -193,8 +220,45 @@ def test_evolution_takes_finer_and_finer_steps():
         rates = strategy.ask(10)
         strategy.tell(rates, sphere(rates))
         spread.append(rates.std(0).mean())
-    assert np.mean(spread[-10:]) < np.mean(spread[1:6]) / 4
+    assert np.mean(spread[-10:]) < np.mean(spread[1:6]) / 3
     assert np.mean(spread[-10:]) > Evolution.SMALLEST_STEP / 2  # but never stands still
+
+
+@pytest.mark.parametrize("name", EVOLUTIONS)
+def test_evolution_logs_its_population(name):
+    strategy, scores = made(name, 0, 60), []
+    for rates in asked(strategy, [10] * 6):
+        scores += sphere(rates).tolist()
+        strategy.tell(rates, sphere(rates))
+    assert json.loads(json.dumps(strategy.log)) == strategy.log
+    assert [record["told"] for record in strategy.log] == [10, 20, 30, 40, 50, 60]
+    last = strategy.log[-1]
+    assert last["best"] == max(scores)
+    if name == "evolution":
+        best = np.sort(scores)[-Evolution.POPULATION :]
+        assert (last["mean"], last["std"]) == pytest.approx((best.mean(), best.std()))
+
+
+def test_a_log_without_any_score_says_how_many_were_told():
+    strategy = made("evolution", 0)
+    strategy.tell(strategy.ask(3), np.full(3, np.nan))
+    assert strategy.log == [{"told": 3}]
+
+
+def test_generations_are_asked_whole_and_old_points_forgotten():
+    strategy = made("evolution-generational", 0, 200)
+    sizes = []
+    for _ in range(4):
+        rates = strategy.ask(7)
+        sizes.append(len(rates))
+        strategy.tell(rates, sphere(rates))
+    assert sizes == [7, 3, 7, 3]
+    before = strategy.log[-1]
+    for _ in range(2):  # a generation that is worse throughout: only the elite is left of what was
+        strategy.tell(rates := strategy.ask(7), np.full(len(rates), -100.0))
+    after = strategy.log[-1]
+    assert after["best"] == before["best"]
+    assert after["mean"] < -100 * (1 - 2 / Evolution.POPULATION)
 
 
 def test_optuna_is_silent_and_its_verbosity_unchanged():
