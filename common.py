@@ -85,7 +85,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def unwritable(path: Path, error: OSError) -> FreePruneError:
     """The sentence about a file that the system refuses to write."""
     return FreePruneError(
-        f"{path} cannot be written ({error.strerror or error}); what was written before is whole: make room and go on with --resume"
+        f"{path} cannot be written ({error.strerror or error}); what was written before is whole: make room and go on with "
+        "--resume"
     )
 
 

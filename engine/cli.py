@@ -7,12 +7,15 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..common import FreePruneError, entries, nearest
 from . import cli_options as options
+
+if TYPE_CHECKING:
+    from .run import Result
 
 MISSED = 3  # exit status of a run that ended well, but above a target that is measured
 
@@ -82,14 +85,9 @@ def prune(model: str, **given: Any) -> None:
             progress=progress,
             **{**options.passed_on(run.prune, given), "finetune": finetune},
         )
-    if given["as_json"]:
-        click.echo(json.dumps(result.summary))
-    else:
-        display.print_result(result)
-        if given["weights"] is None:
-            click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
-    if not all(target["met"] for target in result.summary["targets"].values()):
-        sys.exit(MISSED)
+    if given["weights"] is None and not given["as_json"]:
+        click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
+    _report(result, given["as_json"])
 
 
 @main.command()
@@ -175,10 +173,19 @@ def pick(sweep_folder: Path, **given: Any) -> None:
     folders = {name: given[name] for name in ("out", "resume", "force")}
     with display.bars(quiet=given["as_json"]) as progress:
         result = sweep.pick(sweep_folder, target=given["targets"], finetune=finetune, progress=progress, **folders)
-    if given["as_json"]:
+    _report(result, given["as_json"])
+
+
+def _report(result: Result, as_json: bool) -> None:
+    """A finished run, and the exit status that goes with it."""
+    from . import display
+
+    if as_json:
         click.echo(json.dumps(result.summary))
     else:
         display.print_result(result)
+    if not all(target["met"] for target in result.summary["targets"].values()):
+        sys.exit(MISSED)
 
 
 @main.command()

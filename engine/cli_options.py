@@ -69,7 +69,7 @@ finetune_options = _all(
 )
 
 target_option = click.option(
-    "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50% or params=300k."
+    "--target", "targets", multiple=True, required=True, help="What may remain, such as macs=50%, params=300k or latency=5ms."
 )
 
 folder_options = _all(

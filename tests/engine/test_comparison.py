@@ -87,7 +87,9 @@ def test_the_winners_are_fine_tuned_when_asked(tmp_path, monkeypatch):
     )
     (tmp_path / "comparison.json").unlink()
     monkeypatch.setattr(comparison, "finetuned", None)
-    assert compared(tmp_path, trials=3, finetune=Recipe(images=64), resume=True)["strategies"].keys() == found["strategies"].keys()
+    assert (
+        compared(tmp_path, trials=3, finetune=Recipe(images=64), resume=True)["strategies"].keys() == found["strategies"].keys()
+    )
 
 
 def test_a_comparison_by_time_has_the_trials_that_fit(tmp_path):

@@ -221,8 +221,8 @@ def divergence_of(p, q):
 
 
 def test_calibratedkl_by_hand():
-    # Two classes, of which only the difference of the logits matters: 1, -1, 3, -3, and c, -c, c, -c when pruned. Whatever c is, the
-    # best answer that one size allows is the mean probability.
+    # Two classes, of which only the difference of the logits matters: 1, -1, 3, -3, and c, -c, c, -c when pruned. Whatever c
+    # is, the best answer that one size allows is the mean probability.
     network, batch = linear([[0.5, 0.0], [-0.5, 0.0]]), Batch((torch.tensor([[1.0, 1], [-1, -1], [3, 1], [-3, -1]]),))
     dense = Reference(network, batch)
     p = sigmoid(np.array([1.0, 3.0]))
@@ -247,8 +247,8 @@ def test_a_single_output_is_the_logit_of_one_class_against_another():
 
 
 def test_volume_by_hand():
-    # Three classes leave two directions, (1, -1, 0) and (1, 1, -2). Dense, the images vary as much along both; pruned, along the
-    # first alone, at any scale. Shares of the variance 1/2 and 1/2, 1 and 0; times two directions, and a hundredth more.
+    # Three classes leave two directions, (1, -1, 0) and (1, 1, -2). Dense, the images vary as much along both; pruned, along
+    # the first alone, at any scale. Shares of the variance 1/2 and 1/2, 1 and 0; times two directions, and a hundredth more.
     network, batch = nn.Linear(2, 3, bias=False), Batch((torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]),))
     directions = torch.tensor([[3**0.5, 1], [-(3**0.5), 1], [0, -2]])
     with torch.no_grad():
