@@ -23,12 +23,9 @@ from freeprune.backends import BACKENDS, apply, importance
 from freeprune.common import Batch
 from freeprune.engine.calibration import draw
 from freeprune.engine.data import load_data, split
-from freeprune.engine.ledger import Ledger
 from freeprune.engine.models import load_model, load_weights
-from freeprune.engine.searching import search
 from freeprune.engine.training import accuracy, train
 from freeprune.metrics import METRICS, reference
-from freeprune.search import STRATEGIES, Space
 
 RESULTS = Path(__file__).parent / "results"
 CHANNEL = {"target": {"macs": 0.5}}
@@ -41,8 +38,6 @@ JOBS = {
     "r20-weight-uniform": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight", "trials": 0}),
 }
 DENSE_JOBS = {"r56-dense": "resnet56", "r20-dense": "resnet20"}
-STRATEGY_JOBS = {f"strategy-{name}": name for name in ("random", "evolution", "tpe")}
-SEEDS = 5
 
 
 def main() -> None:
@@ -50,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--images", type=int, default=15000, help="of fine-tuning")
-    parser.add_argument("--only", nargs="*", default=[*JOBS, *DENSE_JOBS, *STRATEGY_JOBS])
+    parser.add_argument("--only", nargs="*", default=[*JOBS, *DENSE_JOBS])
     options = parser.parse_args()
     data = load_data(f"imagefolder:{options.data}")
     RESULTS.mkdir(exist_ok=True)
@@ -58,9 +53,7 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             continue
-        if name in STRATEGY_JOBS:
-            result = strategy(STRATEGY_JOBS[name], data, options.weights)
-        elif name in DENSE_JOBS:
+        if name in DENSE_JOBS:
             result = dense(DENSE_JOBS[name], data, options)
         else:
             result = job(name, data, options)
@@ -123,27 +116,6 @@ def prepared(network: str, weights: Path, data, granularity: str) -> tuple[torch
     training, _ = split(data, 0)
     batch = draw(training, data, 256, 0)
     return original, BACKENDS[granularity](original, batch.inputs, importance("l2", original)), batch
-
-
-def strategy(name: str, data, folder: Path, trials: int = 300) -> dict:
-    """The best scores that a strategy finds over seeds, beside that of equal rates: ResNet-56, channel, macs=50%."""
-    original, backend, batch = prepared("resnet56", folder / "resnet56-cifar10.safetensors", data, "channel")
-    units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
-    space = Space(units, fewest, backend.costs, {"macs": float(backend.costs(units[None])["macs"][0]) // 2})
-    against = reference(original, batch)
-
-    def score(kept: np.ndarray) -> float:
-        return METRICS["freeprune"](backend.candidate(kept), against, batch)
-
-    best, seconds = [], []
-    for seed in range(SEEDS):
-        with tempfile.TemporaryDirectory() as scratch:
-            ledger = Ledger(Path(scratch) / "trials.jsonl")
-            found = search(space, STRATEGIES[name](space, seed, trials), score, ledger, trials)
-        best.append(max(trial.score for trial in ledger.trials))  # of the trials alone, equal rates left out
-        seconds.append(found.seconds)
-        print(name, seed, best[-1], seconds[-1], flush=True)  # noqa: T201
-    return {"trials": trials, "best": best, "seconds": seconds, "uniform": score(space.uniform())}
 
 
 if __name__ == "__main__":

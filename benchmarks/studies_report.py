@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 from score_form import COUNTS, DRAWS
-from studies import CELLS, CHOSEN_ON, FOLDER, HARSH
+from studies import CELLS, CHOSEN_ON, FOLDER, HARSH, LOOKED_AT
 
 from freeprune.common import write_atomically
 from freeprune.engine.plots import save_heat_map
+from freeprune.metrics.statistics import spearman
 
 DOCS = Path(__file__).parent.parent / "docs"
 # The score, its two halves, and outputs compared in other ways.
 ABLATIONS = ("freeprune", "calibratedkl", "volume", "agreement", "logitkl")
+FEWEST = 6  # candidates that a correlation is given for
 Studies = dict[str, dict[str, Any]]
 
 
@@ -64,6 +66,28 @@ def verdicts(studies: Studies) -> str:
         )  # fmt: skip
     head = ["cell", "n", "accuracies, %", "ceiling", "FreePrune (95%)", "asked", "met", "best other", "ahead", "regret, points"]
     return table(head, rows)
+
+
+def unseen(studies: Studies) -> str:
+    """The score on the candidates that were fine-tuned after its form was settled, beside the best others there."""
+    names = [m for m in next(iter(studies.values()))["metrics"] if m not in ABLATIONS or m == "freeprune"]
+    rows, found = [], {m: [] for m in names}
+    for name, study in studies.items():
+        later = study["candidates"][LOOKED_AT[name] :]
+        if len(later) < FEWEST:
+            continue
+        accuracies = np.array([np.mean(c["accuracies"]) for c in later])
+        for m in names:
+            scores = np.array([-np.inf if (x := c["scores"][m]) is None else x for c in later])
+            found[m].append(float(np.nan_to_num(spearman(scores, accuracies))))
+        best = max((m for m in names if m != "freeprune"), key=lambda m: found[m][-1])
+        rows.append([name, str(len(later)), f"**{found['freeprune'][-1]:.2f}**", f"{best} {found[best][-1]:.2f}"])
+    if not rows:
+        return "There are none yet."
+    means = {m: float(np.mean(v)) for m, v in found.items()}
+    best = max((m for m in names if m != "freeprune"), key=means.__getitem__)
+    rows.append(["mean", "", f"**{means['freeprune']:.2f}**", f"{best} {means[best]:.2f}"])
+    return table(["cell", "candidates", "FreePrune", "best other"], rows)
 
 
 def matrix(studies: Studies) -> str:
@@ -129,8 +153,6 @@ def image_counts(studies: Studies) -> str:
 
 def longer(studies: Studies) -> str:
     """Whether the order of the candidates stays when they are fine-tuned for longer."""
-    from freeprune.metrics.statistics import spearman
-
     lines = []
     for name, study in studies.items():
         base = studies.get(name.removesuffix("-long"))
@@ -170,6 +192,13 @@ much the best of the five best-scored networks lacks to the best of all.
 {verdicts(studies)}
 
 {longer(studies)}
+
+## On candidates that came later
+
+When the form of the score was settled, some cells had 30 candidates and the others 12. These are the candidates that have been
+fine-tuned since; none of them had any part in it.
+
+{unseen(studies)}
 
 ## Every metric
 

@@ -15,9 +15,9 @@ def freeprune(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
     `-min_s KL(softmax(Y) || softmax(s Y')) + volume / 2`: the divergence of the pruned network's outputs from the dense
     network's at the best scale (see `calibratedkl`), and the mean log spread of the outputs over their directions (see
-    `volume`), both under the statistics of the batch. The first part ranks networks that still work. Where pruning has left next
-    to nothing of the function it is the same for all, and the second part says which of them can still be trained: one whose
-    outputs have not collapsed onto a few directions. One forward pass, no gradient, no label, and no look at the weights.
+    `volume`), both under the statistics of the batch. The first part ranks networks that still work. Where pruning has left
+    next to nothing of the function it is the same for all, and the second part says which of them can still be trained: one
+    whose outputs have not collapsed onto a few directions. One forward pass, no gradient, no label, no look at the weights.
 
     Args:
         candidate: the pruned network; left bit for bit unchanged.

@@ -17,8 +17,8 @@ def volume(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
     `mean_i log(s'_i / s_i)`, with s and s' the standard deviations of the centred outputs `(N, K)` of the dense and of the
     pruned network along their principal directions, largest first, each network's scaled to a mean variance of 1 with a
-    hundredth of that added to every one; over the min(N, K) - 1 directions that centred outputs have. A network that has come to
-    give the same mixture of classes for every image spreads along few of them, and training starts from there.
+    hundredth of that added to every one; over the min(N, K) - 1 directions that centred outputs have. A network that has come
+    to give the same mixture of classes for every image spreads along few of them, and training starts from there.
 
     One forward pass under batch statistics; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as further
     images.

@@ -350,7 +350,7 @@ def test_zeros_on_top_of_channels_are_welcome(clock, tmp_path):
 
 
 def test_a_study_refuses_a_target_on_latency(tmp_path):
-    with pytest.raises(FreePruneError, match="target latency=70% is for prune alone"):
+    with pytest.raises(FreePruneError, match="target latency=70% is for prune and pick alone"):
         freeprune.correlate(network(), pair(), target=["latency=70%"], out=tmp_path / "out", calibration_images=80)
 
 

@@ -62,10 +62,7 @@ def cluster():
 
 
 def prepared(model, granularity="channel"):
-    settings = Settings(
-        parse_targets(["macs=40%"]), granularity, "random", "freeprune", "l2", 0, 0, None, None, None, None,
-        None, None, (), (), 32, False, 1, 1,
-    )  # fmt: skip
+    settings = Settings(parse_targets(["macs=40%"]), granularity, calibration_images=32)
     job = prepare(model, None, "digits", settings, None)
     return job, list(draw_candidates(job.space, 12, 0))
 

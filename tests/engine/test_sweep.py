@@ -71,7 +71,6 @@ def test_any_point_becomes_a_finished_run(finished, tmp_path):
     cost = result.summary["cost"]["macs"]
     assert cost["pruned"] <= cost["target"] == int(0.4 * cost["dense"])
     assert result.summary["score"]["best"] >= result.summary["score"]["uniform"]
-    assert result.summary["score"]["best"] > found["budgets"][2]["score"]  # more than 30% of the MACs are worth something
     assert (tmp_path / "run" / "model.onnx").exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"] == str(out)
     exact = pick(out, target=["macs=50%"], out=tmp_path / "exact", finetune=None)

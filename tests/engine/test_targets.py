@@ -79,7 +79,7 @@ def test_latency_is_neither_counted_nor_made_whole():
     assert targets[1].resolve(5.5) == pytest.approx(3.85)
     assert [str(t) for t in parse_targets(["latency=70%"])] == ["latency=70%"]
     assert str(parse_target("latency=0.5ms")) == "latency=0.5ms"
-    with pytest.raises(FreePruneError, match="for prune alone"):
+    with pytest.raises(FreePruneError, match="for prune and pick alone"):
         resolve(targets, {"macs": 10.0}, "channel")
     with pytest.raises(FreePruneError, match="cannot be met at granularity nm"):
         resolve(targets, {"macs": 10.0}, "nm", timed=True)
