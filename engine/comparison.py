@@ -22,13 +22,13 @@ from .job import Finetune, Job, Options, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .records import Records
-from .searching import ScoreAll, search
+from .report import write_report
+from .searching import WITHOUT_END, ScoreAll, search
 from .training import Recipe, accuracy
 from .workers import Placement, pool
 
 CONTROL = "random"  # the other strategies are asked how soon they reach its best result
 FORMAT = 1
-WITHOUT_END = 10**9  # trials of a comparison that only time ends
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def compare(
         "runs": [{**asdict(run), "accuracy": None if accuracies is None else accuracies[i]} for i, run in enumerate(runs)],
     }
     files.write_json(folder / files.COMPARISON, comparison)
+    write_report(folder)
     return comparison
 
 

@@ -21,10 +21,11 @@ LATENCY = "latency.json"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
+REPORT = "report.html"  # all of it as a page
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
-    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT),
 )
 
 

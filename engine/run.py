@@ -28,6 +28,7 @@ from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
 from .progress import Progress, silent
+from .report import write_report
 from .searching import BATCH, Found, search
 from .targets import LATENCY, binding
 from .training import Recipe, accuracy
@@ -251,6 +252,7 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
         },
     }
     files.write_json(folder / files.SUMMARY, summary)
+    write_report(folder)
     return Result(final, plan, summary, folder)
 
 

@@ -17,6 +17,7 @@ from .data import load_data
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
+from .report import write_report
 from .run import Result, finished_run
 from .searching import search
 from .targets import Target, parse_budget, parse_targets
@@ -113,6 +114,7 @@ def sweep(
         ],
     }
     files.write_json(folder / files.SWEEP, document)
+    write_report(folder)
     return document
 
 
