@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 440.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 46.0
 MOST = 2000  # points drawn of one series: a browser takes its time for more, and an eye tells no more apart
 RADIUS = 2.6
+LETTER = 6.5  # width of a digit
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale) -> Markup:
     ]
     parts += [
         Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(across(at), bottom + 17, x.form(at))
-        for at in ticks(across.low, across.high)
+        for at in _readable(x, across)
     ]
     middle = (TOP + bottom) / 2
     labels = Markup(
@@ -145,6 +146,15 @@ def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale) -> Markup:
         '<text class="label" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
     ).format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, middle, y.label)
     return Markup("").join(parts) + labels
+
+
+def _readable(axis: Axis, scale: _Scale) -> list[float]:
+    """As many ticks as can be written side by side."""
+    for most in (5, 4, 3, 2, 1):
+        found = ticks(scale.low, scale.high, most)
+        if sum(len(axis.form(at)) + 2 for at in found) * LETTER < scale.end - scale.start:
+            break
+    return found
 
 
 def _drawn(one: Series, across: _Scale, up: _Scale) -> Markup:

@@ -113,6 +113,7 @@ def compare(
     comparison = {
         "freeprune_comparison": FORMAT,
         "config": config,
+        "versions": files.versions(),
         "uniform": uniform,
         "dense": job.dense_costs(),
         "strategies": {name: _judged(name, runs, accuracies) for name in names},

@@ -137,7 +137,7 @@ def correlate(
     scores = _scored(job, kept, table, scored, placement, progress)
     _, validation = split(job.data, seed)
     dense = accuracy(job.network, validation, collate=job.data.collate)
-    study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
+    study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
     files.write_json(folder / files.STUDY, study)
     write_report(folder)
     return study

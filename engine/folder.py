@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
                 f"the run in {folder} was started with {name} = {before.get(name)!r}, not {now[name]!r}; "
                 "resume it with the same options, or start again with --force"
             )
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures in a folder depend on."""
+    names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

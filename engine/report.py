@@ -119,8 +119,13 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "progress": _progress(trials, config, summary),
         "clouds": _clouds(scored, best, config, summary),
         "command": command_line(*command),
-        "versions": {"freeprune": config["freeprune"]} if summary is None else summary["versions"],
+        "versions": _versions(summary, config),
     }
+
+
+def _versions(found: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Of everything that the figures depend on; while there are none yet, of the library alone."""
+    return (found or {}).get("versions", {"freeprune": config["freeprune"]})  # type: ignore[no-any-return]
 
 
 def _trials(path: Path) -> tuple[list[Trial], str | None]:
@@ -225,7 +230,7 @@ def _comparison(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "budget": f"{config['time_limit']:g} s" if timed else f"{config['trials']} trials",
         "curves": _curves(runs, config, None if found is None else found["uniform"], timed),
         "command": command_line("compare", asked),
-        "versions": {"freeprune": config["freeprune"]},
+        "versions": _versions(found, config),
     }
 
 
@@ -257,8 +262,11 @@ def _curves(runs: Sequence[Mapping[str, Any]], config: Mapping[str, Any], unifor
             lines.append(Series(name, x, scores.mean(axis=0).tolist(), "line", style))
     if uniform is not None:
         lines.append(Series("equal rates", [float(grid[0]), float(end)], [uniform] * 2, "line", "equal"))
-    x_axis = Axis("seconds" if timed else "trials", low=0)
-    return chart("Best score so far of each strategy", [*areas, *lines], x_axis, Axis(f"best {config['metric']} score so far"))
+    if not lines:
+        return None
+    cut = min(lower_edge(np.concatenate([one.y for one in lines])), math.inf if uniform is None else uniform)
+    axes = Axis("seconds" if timed else "trials", low=0), Axis(f"best {config['metric']} score so far", cut=cut)
+    return chart("Best score so far of each strategy", [*areas, *lines], *axes)
 
 
 def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,7 +279,7 @@ def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "done": len(ledgers),
         "front": _front(trials, config, found),
         "command": command_line("sweep", {**config, "budgets": budgets, "out": folder}),
-        "versions": {"freeprune": config["freeprune"]},
+        "versions": _versions(found, config),
     }
 
 
@@ -324,9 +332,13 @@ def _study(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "metrics": ranked,
             "lowest": min(accuracies),
             "highest": max(accuracies),
-            "scatters": [_scatter(name, metric, found["candidates"], accuracies) for name, metric in ranked],
+            "scatters": [
+                (name, metric, _scatter(name, found["candidates"], accuracies))
+                for name, metric in ranked
+                if metric.get("spearman", {}).get("value") is not None
+            ],
         }
-    return {**content, "command": command_line("correlate", asked), "versions": {"freeprune": config["freeprune"]}}
+    return {**content, "command": command_line("correlate", asked), "versions": _versions(found, config)}
 
 
 def _spearman(metric: Mapping[str, Any]) -> float:
@@ -335,14 +347,10 @@ def _spearman(metric: Mapping[str, Any]) -> float:
     return -math.inf if value is None else float(value)
 
 
-def _scatter(
-    name: str, metric: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], accuracies: Sequence[float]
-) -> Chart | None:
+def _scatter(name: str, candidates: Sequence[Mapping[str, Any]], accuracies: Sequence[float]) -> Chart | None:
     """Score against accuracy after fine-tuning."""
     points = [(one["scores"][name], 100 * accuracy) for one, accuracy in zip(candidates, accuracies, strict=True)]
     points = [(score, accuracy) for score, accuracy in points if score is not None]
-    rho = _spearman(metric)
-    label = f"{name}: constant" if rho == -math.inf else f"{name}: ρ = {rho:.2f}"
     titles = [f"score {score:.4g}, accuracy {accuracy:.2f}%" for score, accuracy in points]
     series = [Series("", *_columns(points), style="front", titles=titles)]
-    return chart(f"Accuracy against the score of {name}", series, Axis(label), Axis("accuracy, %"))
+    return chart(f"Accuracy against the score of {name}", series, Axis("score, untrained"), Axis("accuracy, %"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -246,10 +245,7 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
         "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
         "seed": job.settings.seed,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")},
-        },
+        "versions": files.versions(),
     }
     files.write_json(folder / files.SUMMARY, summary)
     write_report(folder)

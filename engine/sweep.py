@@ -107,6 +107,7 @@ def sweep(
     document = {
         "freeprune_sweep": FORMAT,
         "config": config,
+        "versions": files.versions(),
         "dense": {"score": dense, "costs": job.dense_costs()},
         "budgets": found,
         "front": [
