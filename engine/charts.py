@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 440.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 46.0
 MOST = 2000  # points drawn of one series: a browser takes its time for more, and an eye tells no more apart
 RADIUS = 2.6
-LETTER = 6.5  # width of a digit
+LETTER = 8.2  # width of a digit where letters are largest, on a phone
 
 
 @dataclass(frozen=True)
