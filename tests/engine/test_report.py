@@ -209,6 +209,22 @@ def test_the_verdict_on_speed_stands_out_where_there_is_one(run):
     assert "not faster: ragged widths" in page.text
 
 
+def test_a_target_on_latency_is_accounted_for(run):
+    head, *lines = (run / "trials.jsonl").read_text().splitlines()
+    trials = [json.loads(line) for line in lines]
+    for number, trial in enumerate(trials):
+        trial["costs"]["latency"] = 1.5 + number / 100
+    (run / "trials.jsonl").write_text("\n".join([head, *map(json.dumps, trials)]) + "\n")
+    timed = {"measured_ms": 1.25, "target_ms": 1.75, "predicted_ms": 1.55, "dense_ms": 2.5, "limit_ms": 1.625, "tightened": 2}
+    change(run / "summary.json", latency=timed)
+    text = render(run)
+    assert (
+        "1.25 ms measured, at most 1.75 asked,\n1.55 predicted, 2.5 dense; the target was tightened 2 times" in Page(text).text
+    )
+    assert text.count('<circle class="chosen"') == 3
+    assert "predicted latency, ms" in page
+
+
 def test_an_unfinished_run_shows_what_there_is(run):
     for name in ("summary.json", "plan.json", "report.html"):
         (run / name).unlink()
