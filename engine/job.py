@@ -85,6 +85,7 @@ class Settings:
     ignore: tuple[str, ...] = ()
     calibration_images: int = 256
     compaction: bool = True
+    compress: bool = False
     latency_batch: int = 32
     latency_threads: int = 1
 
