@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model
 from torch import nn
 
 from ..backends import Plan, apply
-from ..common import FreePruneError, write_atomically
+from ..common import FreePruneError, parse_json, write_atomically
+from . import documents
+from .models import load_weights
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
@@ -22,6 +23,11 @@ CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # 
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
+REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
+    SUMMARY: documents.sound_summary,
+    COMPARISON: documents.sound_comparison,
+    SWEEP: documents.sound_sweep,
+}
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP),
@@ -84,7 +90,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise FreePruneError(f"{path} cannot be read ({error}); start again with --force") from None
     if not isinstance(document, dict):
@@ -101,7 +107,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
     """What a finished run, comparison or sweep reported; None where it has not finished."""
-    return read_json(folder / name) if (folder / name).exists() else None
+    if not (folder / name).exists():
+        return None
+    document = read_json(folder / name)
+    if not REPORTS[name](document):
+        raise FreePruneError(f"{folder / name} is damaged; start again with --force")
+    return document
 
 
 def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
@@ -109,10 +120,10 @@ def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
         try:
-            document = json.loads(path.read_text())
-        except (OSError, ValueError):
+            document = read_json(path)
+        except FreePruneError:
             continue
-        if isinstance(document, dict) and {"metrics", "noise", "candidates"} <= document.keys():
+        if documents.fits(document, documents.STUDY):
             found[path.parent.name] = document
     return found
 
@@ -146,11 +157,10 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     if (folder / COMPACTION).exists():
         smaller = apply(smaller, Plan.load(folder, COMPACTION))
     path = folder / WEIGHTS
+    if not path.exists():
+        raise FreePruneError(f"{path} is missing; finish the run with --resume")
     try:
-        load_tensors(smaller, path, strict=True)
-    except FileNotFoundError:
-        raise FreePruneError(f"{path} is missing; finish the run with --resume") from None
-    except (RuntimeError, SafetensorError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FreePruneError(f"{path} does not hold the pruned network's weights ({reason}); run the pruning again") from None
+        load_weights(smaller, path)
+    except FreePruneError as error:
+        raise FreePruneError(f"{path} does not hold the pruned network's weights: {error}") from error
     return smaller.eval()

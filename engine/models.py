@@ -91,9 +91,19 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         for key, tensor in expected.items()
         if key in given and given[key].shape != tensor.shape
     ]
+    retyped = [
+        f"{key} {given[key].dtype} instead of {tensor.dtype}"
+        for key, tensor in expected.items()
+        if key in given and given[key].is_floating_point() != tensor.is_floating_point()
+    ]
     troubles = [
         f"{len(keys)} {what} ({_shortened(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+            ("of another type", retyped),
+        )
         if keys
     ]
     if troubles:
@@ -102,7 +112,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             f"{len(given)}, {', '.join(troubles)}; give the weights of this very network"
         )
     for key, tensor in given.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor.double() if tensor.is_floating_point() else tensor).all()):  # float8 has no isfinite
             raise FreePruneError(f"tensor {key!r} in {str(path)!r} has NaN or infinite values; give sound weights")
     network.load_state_dict(given, strict=False)
     return network
@@ -265,6 +275,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             raise FreePruneError(
                 f"{str(path)!r} holds {_kind(value)} under {key!r}; expected a state dict: names and tensors only"
             )
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise FreePruneError(f"tensor {key!r} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights")
     return dict(content)
 
 
