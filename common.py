@@ -69,6 +69,12 @@ def nearest(name: str, known: list[str]) -> str:
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
+def brief(text: object) -> str:
+    """What a sentence can quote of a text that somebody else decides on."""
+    whole = str(text)
+    return whole if len(whole) <= 200 else f"{whole[:200]}..."
+
+
 def parse_json(content: bytes) -> Any:
     """The document in some JSON, as we write it: no field twice, no NaN or infinity.
 

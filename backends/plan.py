@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
-from ..common import DAMAGE, FreePruneError, parse_json, write_atomically
+from ..common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
 
 VERSION = 1
 MASKS = "masks.safetensors"
@@ -99,13 +99,13 @@ class Plan:
         except FileNotFoundError:
             raise FreePruneError(f"there is no {name} in {folder}; give the folder of a finished run") from None
         except (ValueError, OSError) as error:
-            raise FreePruneError(f"{path} cannot be read as a plan ({error}); run the pruning again") from None
+            raise FreePruneError(f"{path} cannot be read as a plan ({brief(error)}); run the pruning again") from None
         if not isinstance(document, dict) or document.get("version") != VERSION:
             raise FreePruneError(f"{path} is no plan of version {VERSION}; make it again with this version of freeprune")
         try:
             return _parse(document, folder)
         except DAMAGE as error:
-            raise FreePruneError(f"{path} is damaged ({type(error).__name__}: {error}); run the pruning again") from None
+            raise FreePruneError(f"{path} is damaged ({type(error).__name__}: {brief(error)}); run the pruning again") from None
 
 
 def _parse(document: dict[str, Any], folder: Path) -> Plan:

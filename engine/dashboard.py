@@ -50,10 +50,10 @@ def studies(folder: Path) -> BaseStorage:
     found = {path.stem: Ledger(path).trials for path in ledgers if path.exists()}
     if not any(found.values()):
         raise FreePruneError(f"{folder} holds no trials yet; start its search first")
-    if any(len(one.kept) != len(groups) for trials in found.values() for one in trials):
-        raise FreePruneError(
-            f"the trials in {folder} have other groups than its {files.CONFIG} names; start again with --force"
-        )
+    units = np.array([units for _, units in groups])
+    trials = [one for several in found.values() for one in several]
+    if any(len(one.kept) != len(units) or (one.kept > units).any() or (one.kept < 0).any() for one in trials):
+        raise FreePruneError(f"the trials in {folder} are not of the groups in its {files.CONFIG}; start again with --force")
     storage = InMemoryStorage()
     with _silent():
         for name, trials in found.items():

@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from ..backends import Plan, apply
-from ..common import FreePruneError, parse_json, write_atomically
+from ..common import FreePruneError, brief, parse_json, write_atomically
 from . import documents
 from .models import load_weights
 
@@ -79,7 +79,8 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     for name in now:
         if before.get(name) != now[name]:
             raise FreePruneError(
-                f"the run in {folder} was started with {name} = {before.get(name)!r}, not {now[name]!r}; "
+                f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
+                f"{brief(repr(now[name]))}; "
                 "resume it with the same options, or start again with --force"
             )
 
@@ -92,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise FreePruneError(f"{path} cannot be read ({error}); start again with --force") from None
+        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with --force") from None
     if not isinstance(document, dict):
         raise FreePruneError(f"{path} is no record of a run; start again with --force")
     return document

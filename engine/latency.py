@@ -31,7 +31,7 @@ from ..backends.channel import Channel
 from ..backends.composed import Composed
 from ..backends.copies import copied
 from ..backends.export import export_onnx, latency_ms
-from ..common import DAMAGE, FreePruneError, Inputs, write_atomically
+from ..common import DAMAGE, FreePruneError, Inputs, brief, write_atomically
 from ..search import Space
 from . import documents
 from . import folder as files
@@ -361,4 +361,4 @@ def _read(path: Path) -> tuple[float, list[Table], dict[tuple[int, ...], tuple[f
         }
         return float(document["seconds"]), tables, networks
     except DAMAGE as error:
-        raise FreePruneError(f"{path} is damaged ({error}); start again with --force") from None
+        raise FreePruneError(f"{path} is damaged ({brief(error)}); start again with --force") from None

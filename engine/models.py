@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..common import FreePruneError, nearest
+from ..common import FreePruneError, brief, nearest
 from .networks import NETWORKS
 
 # library: (module to import, its builder by name, what the builder is told besides the name)
@@ -113,7 +113,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         )
     for key, tensor in given.items():
         if not bool(torch.isfinite(tensor.double() if tensor.is_floating_point() else tensor).all()):  # float8 has no isfinite
-            raise FreePruneError(f"tensor {key!r} in {str(path)!r} has NaN or infinite values; give sound weights")
+            raise FreePruneError(f"tensor {brief(key)!r} in {str(path)!r} has NaN or infinite values; give sound weights")
     network.load_state_dict(given, strict=False)
     return network
 
@@ -178,7 +178,7 @@ def _folders(spec: str) -> list[str]:
 def cause(error: BaseException) -> str:
     """The type of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__
 
 
 def _from_library(library: str, name: str) -> object:
@@ -273,10 +273,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise FreePruneError(
-                f"{str(path)!r} holds {_kind(value)} under {key!r}; expected a state dict: names and tensors only"
+                f"{str(path)!r} holds {_kind(value)} under {brief(key)!r}; expected a state dict: names and tensors only"
             )
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-            raise FreePruneError(f"tensor {key!r} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights")
+            raise FreePruneError(
+                f"tensor {brief(key)!r} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights"
+            )
     return dict(content)
 
 
@@ -291,7 +293,7 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 
 def _shortened(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return ", ".join(map(brief, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def _kind(value: object) -> str:

@@ -4,6 +4,7 @@ A few hundred mangled files by default; `HYPOTHESIS=thorough pytest tests/engine
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -90,7 +91,8 @@ def runs(tmp_path_factory):
     torch.save(network().state_dict(), root / "weights.pt")
     torch.save(network().state_dict(), root / "old.pth", _use_new_zipfile_serialization=False)
     study = {"metrics": {"freeprune": {"spearman": {"value": 0.9}}}, "noise": {"ceiling": None}, "candidates": [{}]}
-    (root / "study.json").write_text(json.dumps(study))
+    (root / "study").mkdir()
+    (root / "study" / "study.json").write_text(json.dumps(study))
     return root
 
 
@@ -146,7 +148,7 @@ def mangled_json(content, random):
                 case 0:
                     del node[key]
                 case 1:
-                    node[key] = random.choice(HOSTILE)
+                    node[key] = copy.deepcopy(random.choice(HOSTILE))
                 case 2:
                     node[key] = [node[key]]
                 case 3:
@@ -251,6 +253,12 @@ def read_sweep(place):
         sweep.prepare = before
 
 
+def read_trials(place):
+    """As `pick` reads them."""
+    space = SimpleNamespace(targets={"macs": 9000.0}, size=2)
+    sweep._next_to(sweep.trials_of(place), SimpleNamespace(space=space))
+
+
 def read_report(place, name, show):
     document = folder.read_summary(place, name)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -295,9 +303,9 @@ READERS = {
     "compare/comparison.json": (mangled_json, lambda p: read_report(p, "comparison.json", display.print_comparison)),
     "sweep/sweep.json": (mangled_json, lambda p: read_report(p, "sweep.json", display.print_sweep)),
     "sweep/config.json": (mangled_json, read_sweep),
-    "sweep/ledgers/00.jsonl": (mangled_lines, lambda p: read_sweep(p.parent)),
+    "sweep/ledgers/00.jsonl": (mangled_lines, lambda p: read_trials(p.parent)),
     "latency.json": (mangled_json, lambda p: latency._read(p / "latency.json")),
-    "study.json": (mangled_json, lambda p: folder.studies_beside(p / "none")),
+    "study/study.json": (mangled_json, lambda p: folder.studies_beside(p)),
     "data.npz": (mangled_zip, read_data),
     "weights.safetensors": (mangled_header, lambda p: read_weights(p, "weights.safetensors")),
     "weights.pt": (mangled_zip, lambda p: read_weights(p, "weights.pt")),
