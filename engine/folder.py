@@ -65,6 +65,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     check_folder(folder, resume, force)
     if resume:
         _compare(read_json(folder / CONFIG), config, folder)
+        _remove_parts(folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,15 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
     for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
         path.unlink(missing_ok=True)
+    _remove_parts(folder)
     write_json(folder / CONFIG, config)
+
+
+def _remove_parts(folder: Path) -> None:
+    """What a process that was killed while it wrote left of a file; see `write_atomically` and `save_weights`."""
+    for name in FILES:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
