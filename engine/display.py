@@ -75,6 +75,8 @@ def print_result(result: Result) -> None:
         table.add_row("  after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
     console = Console(soft_wrap=not Console().is_terminal)
     console.print(table)
+    if onnx.get("verdict") is not None:
+        console.print(onnx["verdict"])
     console.print("; ".join(_target(target, summary["latency"]) for target in summary["targets"].values()))
     score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]
     difference = agreement["compact_vs_onnx"]

@@ -14,6 +14,7 @@ from torch import nn
 from ..common import FreePruneError
 from . import folder as files
 from .data import load_data
+from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
@@ -182,6 +183,8 @@ def pick(
     config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
     if document is None:
         raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
+    if not fits(config, ASKED):
+        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
         data = load_data(
