@@ -201,6 +201,15 @@ def dashboard(folder: Path, host: str, port: int) -> None:
 
 
 @main.command()
+@click.argument("folder", metavar="RUN", type=options.PATH)
+def report(folder: Path) -> None:
+    """Write report.html again, from what is in RUN, the folder of a run, a comparison, a sweep or a study, finished or not."""
+    from .report import write_report
+
+    click.echo(f"the report is {write_report(folder)}")
+
+
+@main.command()
 @click.argument("model")
 @options.data_options
 @options.target_option

@@ -30,6 +30,7 @@ from .finetuning import finetuned
 from .job import Finetune, Job, Settings, prepare
 from .progress import Progress, silent
 from .records import Records
+from .report import write_report
 from .targets import parse_targets
 from .training import Recipe, accuracy
 from .workers import Placement, check, pool
@@ -136,8 +137,9 @@ def correlate(
     scores = _scored(job, kept, table, scored, placement, progress)
     _, validation = split(job.data, seed)
     dense = accuracy(job.network, validation, collate=job.data.collate)
-    study = {"config": config, "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
+    study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
     files.write_json(folder / files.STUDY, study)
+    write_report(folder)
     return study
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ LATENCY = "latency.json"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
+REPORT = "report.html"  # all of it as a page
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
 REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
     SUMMARY: documents.sound_summary,
@@ -30,7 +33,7 @@ REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read 
 }
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
-    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT),
 )
 
 
@@ -92,6 +95,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
                 f"{brief(repr(now[name]))}; "
                 "resume it with the same options, or start again with --force"
             )
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures in a folder depend on."""
+    names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -47,14 +47,15 @@ class Ledger:
 
     Args:
         path: the file; made when the first trial is added. A last line that a crash cut short is dropped.
+        mend: whether it is dropped from the file as well; not where another process may be writing it.
 
     Raises:
         FreePruneError: the file is no ledger, is damaged before its last line, or comes from another version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mend: bool = True) -> None:
         self.path = path
-        self._records = Records(path, "freeprune_ledger", VERSION)
+        self._records = Records(path, "freeprune_ledger", VERSION, mend)
         self.trials: list[Trial] = []
         for number, entry in enumerate(self._records.entries, start=1):
             try:

@@ -18,6 +18,7 @@ class Records:
         path: the file; made when the first record is added. A last line that a crash cut short is dropped.
         kind: what it holds; stands in the first line with the version.
         version: of what a record says.
+        mend: whether a last line cut short is dropped from the file as well; not where another process may be writing it.
 
     Attributes:
         entries: the records, oldest first.
@@ -26,13 +27,13 @@ class Records:
         FreePruneError: the file holds something else, is damaged before its last line, or comes from another version.
     """
 
-    def __init__(self, path: Path, kind: str, version: int = 1) -> None:
+    def __init__(self, path: Path, kind: str, version: int = 1, mend: bool = True) -> None:
         self.path, self.kind, self.version = path, kind, version
         self.entries: list[dict[str, Any]] = []
         if path.exists():
-            self._read()
+            self._read(mend)
 
-    def _read(self) -> None:
+    def _read(self, mend: bool) -> None:
         try:
             content = self.path.read_bytes()
         except OSError as error:
@@ -50,7 +51,7 @@ class Records:
                 raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")
             if number > 0:
                 self.entries.append(entry)
-        if len(whole) < len(content):
+        if mend and len(whole) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 import time
 import zlib
@@ -30,6 +29,7 @@ from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
 from .progress import Progress, silent
+from .report import write_report
 from .searching import BATCH, Found, search
 from .targets import LATENCY, binding
 from .training import Recipe, accuracy
@@ -251,12 +251,10 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
         "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
         "seed": job.settings.seed,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")},
-        },
+        "versions": files.versions(),
     }
     files.write_json(folder / files.SUMMARY, summary)
+    write_report(folder)
     return Result(final, plan, summary, folder)
 
 

@@ -18,6 +18,7 @@ from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
+from .report import write_report
 from .run import Result, finished_run
 from .searching import search
 from .targets import Target, parse_budget, parse_targets
@@ -107,6 +108,7 @@ def sweep(
     document = {
         "freeprune_sweep": FORMAT,
         "config": config,
+        "versions": files.versions(),
         "dense": {"score": dense, "costs": job.dense_costs()},
         "budgets": found,
         "front": [
@@ -114,6 +116,7 @@ def sweep(
         ],
     }
     files.write_json(folder / files.SWEEP, document)
+    write_report(folder)
     return document
 
 
