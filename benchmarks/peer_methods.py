@@ -28,6 +28,7 @@ from freeprune.backends import BACKENDS, apply, importance
 from freeprune.common import Profile
 from freeprune.engine.data import Data, split, stack
 from freeprune.engine.job import Job, prepare, settings
+from freeprune.engine.networks import PadShortcut
 from freeprune.search import Space
 from freeprune.search.warm_starts import POINTS
 
@@ -231,12 +232,18 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def torch_pruning(problem: Problem, **kind: bool) -> Answer:
-    """DepGraph with the L2 norm of groups, all groups at one ratio; the largest network within the budget."""
+    """DepGraph with the L2 norm of groups, all groups at one ratio; the largest network within the budget.
+
+    Shortcuts that pad channels on both sides it takes for ones that leave channels where they are: channel 0 of one stage goes
+    with channel 0 of the next, not with the one that it is added to. Streams with such shortcuts are left whole.
+    """
     import torch_pruning as peer
 
     clock = Clock()
     example = stack(problem.data.train, [0, 1], problem.data.collate)[0][0]
     limit = problem.share * macs(problem.network, example)
+    padded = any(isinstance(m, PadShortcut) for m in problem.network.modules())
+    whole = [n for n, _ in problem.network.named_modules() if padded and (n == "conv1" or n.endswith(".conv2"))]
 
     def pruned(ratio: float, others: Sequence[int] = (), other: float = 0.0) -> nn.Module:
         """Some layers at another ratio, where that is asked for."""
@@ -244,7 +251,8 @@ def torch_pruning(problem: Problem, **kind: bool) -> Answer:
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         pruner = peer.pruner.BasePruner(
             network, example, peer.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
-            pruning_ratio_dict={layers[i]: other for i in others}, ignored_layers=layers[-1:], **kind,
+            pruning_ratio_dict={layers[i]: other for i in others},
+            ignored_layers=[layers[-1], *(network.get_submodule(name) for name in whole)], **kind,
         )  # fmt: skip
         pruner.step()
         return network

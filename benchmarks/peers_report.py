@@ -245,8 +245,9 @@ Latency: ONNX Runtime, batch {LATENCY_BATCH}, in brackets as a share of the dens
 
 {methods}
 
-Torch-Pruning and FastNAS see other groups than FreePrune does: of a residual stream with padded shortcuts Torch-Pruning removes
-the first stage's channels from all stages, and FastNAS leaves it whole, so that what it prunes lies inside the blocks.
+In ResNets for CIFAR, whose shortcuts pad channels, Torch-Pruning and FastNAS prune the widths inside the blocks and leave the
+residual streams whole. FastNAS does so by itself; Torch-Pruning would tie channel 0 of one stage to channel 0 of the next,
+though the padding adds it to another, so that its streams were taken out here.
 
 ## (a) Channels, residual networks
 
