@@ -30,6 +30,7 @@ REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read 
     SUMMARY: documents.sound_summary,
     COMPARISON: documents.sound_comparison,
     SWEEP: documents.sound_sweep,
+    STUDY: lambda document: documents.fits(document, documents.STUDY),
 }
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
