@@ -61,6 +61,7 @@ def main() -> None:
 @options.finetune_options
 @click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
 @click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
+@click.option("--compress", is_flag=True, help="Store zeros sparsely in the ONNX file where that makes it smaller.")
 @options.latency_options
 @options.folder_options
 def prune(model: str, **given: Any) -> None:
@@ -197,6 +198,15 @@ def dashboard(folder: Path, host: str, port: int) -> None:
     from .dashboard import show
 
     show(folder, host, port)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=options.PATH)
+def report(folder: Path) -> None:
+    """Write report.html again, from what is in RUN, the folder of a run, a comparison, a sweep or a study, finished or not."""
+    from .report import write_report
+
+    click.echo(f"the report is {write_report(folder)}")
 
 
 @main.command()

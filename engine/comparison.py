@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..backends import apply
-from ..common import FreePruneError, find
+from ..common import DAMAGE, FreePruneError, find
 from ..metrics.statistics import mean_interval, paired_p
 from ..search import STRATEGIES
 from . import folder as files
@@ -22,13 +22,13 @@ from .job import Finetune, Job, Options, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .records import Records
-from .searching import ScoreAll, search
+from .report import write_report
+from .searching import WITHOUT_END, ScoreAll, search
 from .training import Recipe, accuracy
 from .workers import Placement, pool
 
 CONTROL = "random"  # the other strategies are asked how soon they reach its best result
 FORMAT = 1
-WITHOUT_END = 10**9  # trials of a comparison that only time ends
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,14 @@ def compare(
     comparison = {
         "freeprune_comparison": FORMAT,
         "config": config,
+        "versions": files.versions(),
         "uniform": uniform,
         "dense": job.dense_costs(),
         "strategies": {name: _judged(name, runs, accuracies) for name in names},
         "runs": [{**asdict(run), "accuracy": None if accuracies is None else accuracies[i]} for i, run in enumerate(runs)],
     }
     files.write_json(folder / files.COMPARISON, comparison)
+    write_report(folder)
     return comparison
 
 
@@ -168,7 +170,7 @@ def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement
     for number, entry in enumerate(records.entries, start=1):
         try:
             done[str(entry["strategy"]), int(entry["seed"])] = float(entry["accuracy"])
-        except (KeyError, TypeError, ValueError):
+        except DAMAGE:
             raise records.damaged(number) from None
     left = [run for run in runs if (run.strategy, run.seed) not in done]
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common import DAMAGE
+from .documents import fits
 from .records import Records
 
 VERSION = 2  # 1 knew no probes and no elapsed time
@@ -45,19 +47,20 @@ class Ledger:
 
     Args:
         path: the file; made when the first trial is added. A last line that a crash cut short is dropped.
+        mend: whether it is dropped from the file as well; not where another process may be writing it.
 
     Raises:
         FreePruneError: the file is no ledger, is damaged before its last line, or comes from another version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mend: bool = True) -> None:
         self.path = path
-        self._records = Records(path, "freeprune_ledger", VERSION)
+        self._records = Records(path, "freeprune_ledger", VERSION, mend)
         self.trials: list[Trial] = []
         for number, entry in enumerate(self._records.entries, start=1):
             try:
                 self.trials.append(_parse(entry))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except DAMAGE:
                 raise self._records.damaged(number) from None
 
     def add(self, trial: Trial) -> None:
@@ -78,7 +81,15 @@ class Ledger:
         self.trials.append(trial)
 
 
+SHAPE = {
+    "proposal": [float], "kept": [int], "score": (float, None), "costs": {str: float}, "seconds": float, "projected": bool,
+    "elapsed": float, "overhead": float,
+}  # fmt: skip
+
+
 def _parse(entry: dict[str, Any]) -> Trial:
+    if not fits(entry, SHAPE) or len(entry["proposal"]) != len(entry["kept"]):
+        raise ValueError("this is no trial")
     score = entry["score"]
     return Trial(
         proposal=np.array(entry["proposal"], np.float64),

@@ -96,7 +96,7 @@ def save_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     grid = np.linspace(0, end, 200) if timed else np.arange(1, end + 1)
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name in comparison["strategies"]:
-        lines = np.array([_best_so_far(run, grid, timed) for run in comparison["runs"] if run["strategy"] == name])
+        lines = np.array([best_so_far(run, grid, timed) for run in comparison["runs"] if run["strategy"] == name])
         known = np.isfinite(lines).all(axis=0)
         (line,) = axis.plot(grid[known], lines[:, known].mean(axis=0), label=name)
         axis.fill_between(
@@ -109,7 +109,7 @@ def save_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     return _save(figure, folder, "comparison", plt)
 
 
-def _best_so_far(run: Mapping[str, Any], grid: Any, timed: bool) -> Any:
+def best_so_far(run: Mapping[str, Any], grid: Any, timed: bool) -> Any:
     """A run's best score at each place of the grid; NaN before the first."""
     places, scores = np.array([step[1 if timed else 0] for step in run["curve"]]), np.array([step[2] for step in run["curve"]])
     at = np.searchsorted(places, grid, side="right") - 1

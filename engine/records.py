@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..common import FreePruneError, unwritable, write_atomically
+from ..common import DAMAGE, FreePruneError, parse_json, unwritable, write_atomically
 
 
 class Records:
@@ -18,6 +18,7 @@ class Records:
         path: the file; made when the first record is added. A last line that a crash cut short is dropped.
         kind: what it holds; stands in the first line with the version.
         version: of what a record says.
+        mend: whether a last line cut short is dropped from the file as well; not where another process may be writing it.
 
     Attributes:
         entries: the records, oldest first.
@@ -26,28 +27,31 @@ class Records:
         FreePruneError: the file holds something else, is damaged before its last line, or comes from another version.
     """
 
-    def __init__(self, path: Path, kind: str, version: int = 1) -> None:
+    def __init__(self, path: Path, kind: str, version: int = 1, mend: bool = True) -> None:
         self.path, self.kind, self.version = path, kind, version
         self.entries: list[dict[str, Any]] = []
         if path.exists():
-            self._read()
+            self._read(mend)
 
-    def _read(self) -> None:
-        content = self.path.read_bytes()
+    def _read(self, mend: bool) -> None:
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise FreePruneError(f"{self.path} cannot be read ({error.strerror}); start again with --force") from None
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines()):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if not isinstance(entry, dict):
                     raise TypeError(f"{type(entry).__name__} instead of a record")
                 known = number > 0 or entry[self.kind] == self.version
-            except (ValueError, KeyError, TypeError):
+            except DAMAGE:
                 raise self.damaged(number) from None
             if not known:
                 raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")
             if number > 0:
                 self.entries.append(entry)
-        if len(whole) < len(content):
+        if mend and len(whole) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
 

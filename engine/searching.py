@@ -17,6 +17,7 @@ from ..search.base import Strategy
 from .ledger import Ledger, Trial
 
 BATCH = 10  # proposals asked at a time: few enough to learn often, enough to project together
+WITHOUT_END = 10**9  # trials of a search that only time ends
 
 Kept = NDArray[np.int64]
 

@@ -14,9 +14,11 @@ from torch import nn
 from ..common import FreePruneError
 from . import folder as files
 from .data import load_data
+from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
+from .report import write_report
 from .run import Result, finished_run
 from .searching import search
 from .targets import Target, parse_budget, parse_targets
@@ -106,6 +108,7 @@ def sweep(
     document = {
         "freeprune_sweep": FORMAT,
         "config": config,
+        "versions": files.versions(),
         "dense": {"score": dense, "costs": job.dense_costs()},
         "budgets": found,
         "front": [
@@ -113,6 +116,7 @@ def sweep(
         ],
     }
     files.write_json(folder / files.SWEEP, document)
+    write_report(folder)
     return document
 
 
@@ -182,6 +186,8 @@ def pick(
     config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
     if document is None:
         raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
+    if not fits(config, ASKED):
+        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
         data = load_data(
