@@ -62,7 +62,7 @@ def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
     assert errors == ""
     for word in ("MACs", "target 60.0%", "after fine-tuning", "compact against ONNX"):
         assert word in output
-    names = {"config.json", "trials.jsonl", "plan.json", "model.safetensors", "model.onnx", "summary.json"}
+    names = {"config.json", "trials.jsonl", "plan.json", "model.safetensors", "model.onnx", "summary.json", "report.html"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "config.json").read_text())["target"] == ["macs=60%"]
 

@@ -154,7 +154,7 @@ def files_of(folder):
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     summary = json.loads(found.pop("summary.json"))
     del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
-    found.pop("trials.jsonl")
+    del found["trials.jsonl"], found["report.html"]  # which says how long things took
     return found, summary, trials(folder / "trials.jsonl")
 
 
