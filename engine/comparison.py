@@ -103,6 +103,8 @@ def compare(
     files.open_folder(folder, config, resume, force)
     finished = files.read_summary(folder, files.COMPARISON)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     with pool(job.scorer(), placement) as workers:

@@ -173,6 +173,8 @@ def finished_run(
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
     if latency is not None:
         latency.save(folder)

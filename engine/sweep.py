@@ -80,6 +80,8 @@ def sweep(
     files.open_folder(folder, config, resume, force)
     finished = files.read_summary(folder, files.SWEEP)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
