@@ -65,7 +65,7 @@ def print_result(result: Result) -> None:
         if cost is not None:
             target = f" (target {cost['target'] / cost['dense']:.1%})" if cost["target"] is not None else ""
             remains = f"{cost['pruned'] / cost['dense']:.1%}{target}"
-            table.add_row(LABELS[name], amount(cost["dense"]), amount(cost["pruned"]), remains)
+            table.add_row(LABELS.get(name, name), amount(cost["dense"]), amount(cost["pruned"]), remains)
     onnx = summary["onnx"]
     if onnx["latency_ms"] is not None:
         _add_onnx(table, onnx)
@@ -73,7 +73,7 @@ def print_result(result: Result) -> None:
     table.add_row("test accuracy", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
     if accuracy["finetuned"] is not None:
         table.add_row("  after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console(markup=False, soft_wrap=not Console().is_terminal)
     console.print(table)
     if onnx.get("verdict") is not None:
         console.print(onnx["verdict"])
@@ -118,7 +118,7 @@ def print_study(study: Mapping[str, Any], folder: Path) -> None:
         else:
             cells = [_interval(found[kind]) for kind in ("spearman", "kendall", "partial", "regret")]
             table.add_row(name, *cells, f"{found['ms']:.0f}")
-    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console = Console(markup=False, soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
     console.print(table)
     for name, found in study["metrics"].items():
         if found["error"] is not None:
@@ -160,7 +160,7 @@ def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
         if tuned:
             row.append(_plus_minus({k: None if v is None else 100 * v for k, v in one["accuracy"].items()}, 2))
         table.add_row(*row)
-    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console = Console(markup=False, soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
     console.print(table)
     console.print(
         f"equal rates {_number(comparison['uniform'])}; ±: 95% intervals over seeds; p: paired t-test against random; "
@@ -178,7 +178,7 @@ def print_sweep(sweep: Mapping[str, Any], folder: Path) -> None:
     for one in sweep["budgets"]:
         costs = (f"{amount(one['costs'][name])} ({one['costs'][name] / whole:.1%})" for name, whole in dense["costs"].items())
         table.add_row(one["target"], *costs, _number(one["score"]), _number(one["uniform"]), f"{one['seconds']:.1f}")
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console(markup=False, soft_wrap=not Console().is_terminal)
     console.print(table)
     console.print(
         f"{len(sweep['front'])} networks on the front; finish one with freeprune pick {folder} --target "

@@ -113,7 +113,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         )
     for key, tensor in given.items():
         if not bool(torch.isfinite(tensor.double() if tensor.is_floating_point() else tensor).all()):  # float8 has no isfinite
-            raise FreePruneError(f"tensor {brief(key)!r} in {str(path)!r} has NaN or infinite values; give sound weights")
+            raise FreePruneError(f"tensor {brief(repr(key))} in {str(path)!r} has NaN or infinite values; give sound weights")
     network.load_state_dict(given, strict=False)
     return network
 
@@ -273,11 +273,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise FreePruneError(
-                f"{str(path)!r} holds {_kind(value)} under {brief(key)!r}; expected a state dict: names and tensors only"
+                f"{str(path)!r} holds {_kind(value)} under {brief(repr(key))}; expected a state dict: names and tensors only"
             )
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
             raise FreePruneError(
-                f"tensor {brief(key)!r} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights"
+                f"tensor {brief(repr(key))} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights"
             )
     return dict(content)
 

@@ -83,7 +83,7 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
 # A whole run
 
 STAGES = ("prepare", "search", "test", "fine-tune", "export")  # as a run reports them; before its first report it prepares
-STRIKES = {"prepare": 1, "search": 4, "test": 1, "fine-tune": 3, "export": 4}
+STRIKES = {"prepare": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
 
 
 def network():
@@ -131,13 +131,14 @@ def killed_run(out, stage, moment, calls=None):
 
         def strike(*_):
             counts[now[0]] += 1
-            if now[0] == stage and counts[stage] == moment:
+            if counts[now[0]] == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def progress(name, done, total, note):
             now[0] = name
+            sys.setprofile(strike if stage in (None, name) else None)  # counting takes more time than the run
 
-        sys.setprofile(strike)
+        progress("prepare", 0, 0, "")
         pruned(out, progress=progress)
         sys.setprofile(None)
         if calls is not None:
@@ -174,7 +175,7 @@ def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_pat
             pruned(out, resume=(out / "config.json").exists())
             assert files_of(out) == expected
             freeprune.load(out, network())
-    assert len(left) > 4  # the moments were different ones
+    assert len(left) > 3  # the moments were different ones
 
 
 @pytest.mark.parametrize(

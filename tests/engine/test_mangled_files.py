@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import zipfile
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,8 @@ from freeprune.common import FreePruneError
 from freeprune.engine import display, folder, latency, sweep
 from freeprune.engine.dashboard import studies
 from freeprune.engine.data import load_data
+from freeprune.engine.documents import ASKED
+from freeprune.engine.job import Settings
 from freeprune.engine.layer_latency import Layer, Table
 from freeprune.engine.ledger import Ledger
 from freeprune.engine.models import load_weights
@@ -43,7 +46,7 @@ FUZZED = settings(
 )
 HOSTILE = (
     None, True, False, -1, 0, 1, 2, 3, 0.5, -0.5, 1e308, 2**31, 2**63, 10**30, 10**400, "", "x", "1", "0", "nan", "__class__",
-    "__dict__", "forward", "training", "_parameters", "../../etc/passwd", "/dev/zero", [], {}, [[]], [0], [1, 2], [-1],
+    "__dict__", "forward", "training", "_parameters", "../../etc/passwd", "/dev/zero", "[/x]", [], {}, [[]], [0], [1, 2], [-1],
     {"0": [0]}, {"": None}, [None], ["a"],
 )  # fmt: skip
 
@@ -346,3 +349,8 @@ def test_an_unmangled_file_is_read(name, runs, tmp_path):
     path = tmp_path / "copy" / name
     shutil.copy(path, path.with_name("whole.json"))
     READERS[name][1](path.parent)
+
+
+def test_every_setting_has_a_shape():
+    """Of a sweep's config, from which `pick` makes its settings."""
+    assert ASKED.keys() >= {field.name for field in fields(Settings)} - {"target"}
