@@ -289,7 +289,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
         ([torch.zeros(1)], "holds a list; expected a state dict"),
         ({}, "holds a dict; expected a state dict with at least one tensor"),
         ({"0.weight": 3}, "holds a int under '0.weight'"),
-        ({0: torch.zeros(1)}, "holds a Tensor under '0'"),
+        ({0: torch.zeros(1)}, "holds a Tensor under 0"),
         (nn.Identity(), r"cannot be read \(UnpicklingError"),
     ],
 )
