@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +63,46 @@ def nearest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
     return f"known: {', '.join(known)}"
+
+
+# What reading plain data of the wrong shape raises: what a reader takes for damage.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def brief(text: object) -> str:
+    """What a sentence can quote of a text that somebody else decides on."""
+    whole = str(text)
+    return whole if len(whole) <= 200 else f"{whole[:200]}..."
+
+
+def parse_json(content: bytes) -> Any:
+    """The document in some JSON, as we write it: no field twice, no NaN or infinity.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(content, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds the number {text}")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("it holds a field twice")
+    return document
 
 
 def write_atomically(path: Path, content: bytes) -> None:

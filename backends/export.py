@@ -74,12 +74,12 @@ def export_onnx(
         dynamic = True
         notes: tuple[str, ...] = ()
     except Exception as error:
-        reason = _cause(error)
+        reason = cause(error)
         try:
             model = _traced(network, inputs, dynamic=False)
             _check(model, network, inputs, follows=False)
         except Exception as fatal:
-            raise FreePruneError(f"the network cannot be exported to ONNX: {_cause(fatal)}") from fatal
+            raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
         dynamic, notes = False, (f"the ONNX file takes batches of {len(inputs[0])} only: {reason}",)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
@@ -99,7 +99,7 @@ def run_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], threads: 
     Raises:
         FreePruneError: the file is missing or no ONNX, or the inputs do not fit it.
     """
-    return _run(_open(path, threads or torch.get_num_threads()), _arrays(inputs))
+    return run_rows(_open(path, threads or torch.get_num_threads()), as_arrays(inputs))
 
 
 def latency_ms(
@@ -118,17 +118,17 @@ def latency_ms(
         threads: of ONNX Runtime.
         repeats: how many turns at most; fewer, but at least 3, where these would take more than some seconds.
     """
-    arrays = _arrays(inputs)
+    arrays = as_arrays(inputs)
     sessions = {name: _open(path, threads) for name, path in paths.items()}
     best = dict.fromkeys(sessions, float("inf"))
     for session in sessions.values():
-        _run(session, arrays)
+        run_rows(session, arrays)
     clock = time.thread_time if threads == 1 else time.perf_counter  # one thread is the caller's own
     turns, start = 0, time.perf_counter()
     while turns < 3 or (turns < repeats and time.perf_counter() - start < LATENCY_SECONDS):
         for name, session in sessions.items():
             begin = clock()
-            _run(session, arrays)
+            run_rows(session, arrays)
             best[name] = min(best[name], (clock() - begin) * 1e3)
         turns += 1
     return best
@@ -195,7 +195,7 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], *, follow
     batch = len(inputs[0])
     with torch.no_grad():
         expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
-    given = _run(session(model.SerializeToString(), 1), _arrays(inputs))
+    given = run_rows(session(model.SerializeToString(), 1), as_arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
     if follows and any(shape[:1] != (batch,) for shape in shapes):
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
@@ -229,10 +229,10 @@ def _open(path: str | os.PathLike[str], threads: int) -> Any:
     try:
         return session(os.fspath(path), threads)
     except Exception as error:
-        raise FreePruneError(f"{os.fspath(path)} cannot be run by ONNX Runtime: {_cause(error)}") from error
+        raise FreePruneError(f"{os.fspath(path)} cannot be run by ONNX Runtime: {cause(error)}") from error
 
 
-def _run(session: Any, arrays: Arrays) -> Arrays:
+def run_rows(session: Any, arrays: Arrays) -> Arrays:
     """All rows through a session; in chunks, the last one filled up, where the file fixes the batch size."""
     expected = session.get_inputs()
     if len(expected) != len(arrays):
@@ -254,14 +254,15 @@ def _run_once(session: Any, arrays: Arrays) -> Arrays:
         return tuple(session.run(None, {x.name: array for x, array in zip(session.get_inputs(), arrays, strict=True)}))
     except Exception as error:
         shapes = [array.shape for array in arrays]
-        raise FreePruneError(f"ONNX Runtime fails on inputs of shapes {shapes}: {_cause(error)}") from error
+        raise FreePruneError(f"ONNX Runtime fails on inputs of shapes {shapes}: {cause(error)}") from error
 
 
-def _arrays(inputs: Sequence[Tensor]) -> Arrays:
+def as_arrays(inputs: Sequence[Tensor]) -> Arrays:
+    """The inputs as ONNX Runtime takes them."""
     return tuple(np.ascontiguousarray(x.detach().cpu().numpy()) for x in inputs)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The first line of what an error began with, without terminal colours."""
     while error.__cause__ is not None and not isinstance(error, FreePruneError):
         error = error.__cause__

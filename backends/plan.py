@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
-from ..common import FreePruneError, write_atomically
+from ..common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
 
 VERSION = 1
 MASKS = "masks.safetensors"
@@ -95,49 +95,92 @@ class Plan:
         """
         path = folder / name
         try:
-            document = json.loads(path.read_text())
+            document = parse_json(path.read_bytes())
         except FileNotFoundError:
             raise FreePruneError(f"there is no {name} in {folder}; give the folder of a finished run") from None
         except (ValueError, OSError) as error:
-            raise FreePruneError(f"{path} cannot be read as a plan ({error}); run the pruning again") from None
+            raise FreePruneError(f"{path} cannot be read as a plan ({brief(error)}); run the pruning again") from None
         if not isinstance(document, dict) or document.get("version") != VERSION:
             raise FreePruneError(f"{path} is no plan of version {VERSION}; make it again with this version of freeprune")
         try:
             return _parse(document, folder)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FreePruneError(f"{path} is damaged ({type(error).__name__}: {error}); run the pruning again") from None
+        except DAMAGE as error:
+            raise FreePruneError(f"{path} is damaged ({type(error).__name__}: {brief(error)}); run the pruning again") from None
 
 
 def _parse(document: dict[str, Any], folder: Path) -> Plan:
-    structure = {str(name): tuple(int(n) for n in shape) for name, shape in document["structure"].items()}
+    structure = {_text(name): _sizes(shape) for name, shape in document["structure"].items()}
     if fingerprint(structure) != document["structure_sha256"]:
         raise ValueError("its structure does not have the hash it names")
+    kept = {
+        name: {_whole(int(d), len(structure[name])): _indices(ids, structure[name][int(d)]) for d, ids in dims.items()}
+        for name, dims in document["kept"].items()
+    }
+    for layer in document["biases"]:
+        if not structure[f"{layer}.weight"] or f"{layer}.bias" in structure:
+            raise ValueError(f"a bias for {layer!r}, which has one or can have none")
     return Plan(
-        granularity=str(document["granularity"]),
+        granularity=_text(document["granularity"]),
         structure=structure,
-        rates={str(name): float(rate) for name, rate in document["rates"].items()},
-        kept={
-            str(name): {int(d): _indices(ids, structure[name][int(d)]) for d, ids in dims.items()}
-            for name, dims in document["kept"].items()
-        },
+        rates={name: _rate(rate) for name, rate in document["rates"].items()},
+        kept=kept,
         attributes=tuple(
-            Attribute(str(module), str(name), tuple(int(v) for v in value) if isinstance(value, list) else int(value))
+            Attribute(_text(module), _text(name), tuple(map(_number, value)) if isinstance(value, list) else _number(value))
             for module, name, value in document["attributes"]
         ),
-        masks=_load_masks(document["masks"], folder),
-        biases=tuple(str(layer) for layer in document["biases"]),
+        masks=_load_masks(
+            document["masks"], {name: shape_left(shape, kept.get(name, {})) for name, shape in structure.items()}, folder
+        ),
+        biases=tuple(map(_text, document["biases"])),
     )
 
 
-def _indices(ids: list[int], size: int) -> NDArray[np.int64]:
-    kept = np.array(ids, np.int64)
-    if kept.ndim != 1 or not kept.size or kept[0] < 0 or kept[-1] >= size or (np.diff(kept) <= 0).any():
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where a name was expected")
+    return value
+
+
+def _whole(value: Any, end: int = 2**63) -> int:
+    if type(value) is not int or not 0 <= value < end:
+        raise ValueError(f"{str(value)[:20]} where a whole number from 0 to {end - 1} was expected")
+    return value
+
+
+def _number(value: Any) -> int:
+    """An attribute's: in a tuple of sizes there may be a -1 beside them."""
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{str(value)[:20]} where a size was expected")
+    return value
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"a {type(values).__name__} where a list of sizes was expected")
+    return tuple(map(_whole, values))
+
+
+def _rate(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"{str(value)[:20]} where a rate was expected")
+    return float(value)
+
+
+def _indices(ids: Any, size: int) -> NDArray[np.int64]:
+    kept = np.array(_sizes(ids), np.int64)
+    if not kept.size or kept[-1] >= size or (np.diff(kept) <= 0).any():
         raise ValueError(f"indices that are not ascending within 0 to {size - 1}")
     return kept
 
 
-def _load_masks(entry: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    if not entry:
+def shape_left(shape: tuple[int, ...], kept: Mapping[int, NDArray[np.int64]]) -> tuple[int, ...]:
+    """The shape of a tensor after shrinking."""
+    return tuple(len(kept[d]) if d in kept else n for d, n in enumerate(shape))
+
+
+def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, Tensor]:
+    """The masks that a plan names; `shapes` are those that the tensors of these names must have."""
+    if entry == {}:
         return {}
     path = folder / MASKS  # the plan's own "file" is for people: a path in a plan is never followed
     try:
@@ -148,12 +191,17 @@ def _load_masks(entry: dict[str, Any], folder: Path) -> dict[str, Tensor]:
         raise FreePruneError(f"{path} is not the file that the plan names by its hash; copy the one made with this plan")
     try:
         packed = load_arrays(content)
-    except SafetensorError as error:
+    except Exception as error:  # what its library raises for a broken header is not only its own error
         raise ValueError(str(error)) from None
+    named = {name: _sizes(shape) for name, shape in entry["shapes"].items()}
+    if named.keys() != packed.keys():
+        raise ValueError("other masks than the file holds")
     masks = {}
-    for name, shape in entry["shapes"].items():
-        bits = np.unpackbits(packed[name], count=int(np.prod(shape)))
-        masks[str(name)] = torch.from_numpy(bits.astype(bool)).reshape(shape)
+    for name, shape in named.items():
+        bits, count = packed[name], math.prod(shape)
+        if shape != shapes[name] or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
+            raise ValueError(f"a mask for {name!r} of another shape than the tensor")
+        masks[name] = torch.from_numpy(np.unpackbits(bits, count=count).astype(bool)).reshape(shape)
     return masks
 
 

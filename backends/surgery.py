@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..common import FreePruneError
 from .copies import copied
 from .kept_statistics import watch
 from .plan import Attribute, Plan, check_structure
@@ -26,6 +27,7 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
         FreePruneError: the plan was made for another network; the first difference is named.
     """
     check_structure(network, plan)
+    _check_places(network, plan)
     network = shrunk(network, plan.kept)
     modules = dict(network.named_modules())
     for attribute in plan.attributes:
@@ -38,6 +40,27 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
         module: Any = modules[layer]
         module.bias = nn.Parameter(module.weight.new_zeros(module.weight.shape[0]), module.weight.requires_grad)
     return network
+
+
+def _check_places(network: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that would change anything but sizes, parameters and missing biases: a plan is data of unknown origin."""
+    modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
+    for attribute in plan.attributes:
+        module = modules.get(attribute.module)
+        before = None if module is None else module.__dict__.get(attribute.name)
+        wanted = attribute.value if isinstance(attribute.value, tuple) else (attribute.value,)
+        sizes = before if isinstance(before, tuple | list) else (before,)
+        if attribute.name.startswith("_") or len(sizes) != len(wanted) or any(type(size) is not int for size in sizes):
+            raise FreePruneError(
+                f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "
+                "network, or run the pruning again"
+            )
+    for name in [*plan.masks, *(f"{layer}.weight" for layer in plan.biases)]:
+        if name not in parameters:
+            raise FreePruneError(f"the plan masks {name!r} or adds to it, which is no parameter; run the pruning again")
+    for layer in plan.biases:
+        if modules[layer]._parameters.get("bias", parameters) is not None:
+            raise FreePruneError(f"the plan gives {layer!r} a bias, which has no place for one; run the pruning again")
 
 
 def masked(network: nn.Module, plan: Plan) -> nn.Module:

@@ -77,10 +77,8 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     build, side, step = CELLS[name]
     images = TensorDataset(torch.randn(80, 3, side, side), torch.arange(80) % 10)
     settings = Settings(
-        target=parse_targets(["latency=100%"]), granularity="channel", strategy="random", metric="freeprune", criterion="l2",
-        trials=0, seed=0, max_rate=None, round_to=step, min_width=None, repair=None, nm=None, block=None, only=(), ignore=(),
-        calibration_images=batch, compaction=False, latency_batch=batch, latency_threads=threads,
-    )  # fmt: skip
+        parse_targets(["latency=100%"]), round_to=step, calibration_images=batch, latency_batch=batch, latency_threads=threads
+    )
     job = prepare(build().eval(), None, (images, images), settings, None, timed=True)
     timer = latency.NetworkTimer(job)
     start = time.perf_counter()

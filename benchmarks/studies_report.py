@@ -126,7 +126,7 @@ def forms(studies: Studies) -> str:
     """The ablation: every form of the score in every cell."""
     found = {n: json.loads(p.read_text())["spearman"] for n in studies if (p := FOLDER / n / "score_form.json").exists()}
     if not found:
-        return ""
+        return "Not measured for the present candidates; `benchmarks/score_form.py` does it."
     names = list(next(iter(found.values())))
     held = [n for n in found if n not in CHOSEN_ON]
     rows = []
@@ -218,7 +218,8 @@ The same candidates, scored by variants of the FreePrune score.
 
 ## How many calibration images
 
-Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image.
+Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image. Of the score's form
+before the present one, with 12 candidates.
 
 {image_counts(studies)}
 """

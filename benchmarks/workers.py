@@ -59,10 +59,7 @@ def cluster(cpus: int) -> Iterator[str]:
 
 
 def actors(options: argparse.Namespace) -> dict:
-    settings = Settings(
-        parse_targets(["macs=50%"]), "channel", "random", "freeprune", "l2", 0, 0, None, None, None, None,
-        None, None, (), (), 256, False, 1, 1,
-    )  # fmt: skip
+    settings = Settings(parse_targets(["macs=50%"]))
     weights = options.weights / "resnet56-cifar10.safetensors"
     job = prepare("cifar:resnet56", weights, load_data(f"imagefolder:{options.data}"), settings, None)
     kept = list(draw_candidates(job.space, options.candidates, 0))

@@ -61,6 +61,7 @@ def main() -> None:
 @options.finetune_options
 @click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
 @click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
+@click.option("--compress", is_flag=True, help="Store zeros sparsely in the ONNX file where that makes it smaller.")
 @options.latency_options
 @options.folder_options
 def prune(model: str, **given: Any) -> None:

@@ -50,6 +50,8 @@ def _recipe(command: str, finetune: Any) -> dict[str, Any]:
 
 def _written(option: click.Option, value: Any) -> list[str]:
     flag = max(option.opts, key=len)
+    if option.is_flag and not option.secondary_opts:
+        return [flag] if value else []
     if option.secondary_opts:  # a pair such as --repair/--no-repair
         return [flag if value else option.secondary_opts[0]]
     if option.multiple:

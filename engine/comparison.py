@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..backends import apply
-from ..common import FreePruneError, find
+from ..common import DAMAGE, FreePruneError, find
 from ..metrics.statistics import mean_interval, paired_p
 from ..search import STRATEGIES
 from . import folder as files
@@ -103,6 +103,8 @@ def compare(
     files.open_folder(folder, config, resume, force)
     finished = files.read_summary(folder, files.COMPARISON)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     with pool(job.scorer(), placement) as workers:
@@ -170,7 +172,7 @@ def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement
     for number, entry in enumerate(records.entries, start=1):
         try:
             done[str(entry["strategy"]), int(entry["seed"])] = float(entry["accuracy"])
-        except (KeyError, TypeError, ValueError):
+        except DAMAGE:
             raise records.damaged(number) from None
     left = [run for run in runs if (run.strategy, run.seed) not in done]
 

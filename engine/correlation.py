@@ -19,7 +19,7 @@ from torch import nn
 
 from ..backends import Backend, apply
 from ..backends.plan import fingerprint, structure_of
-from ..common import Batch, FreePruneError, entries, find
+from ..common import DAMAGE, Batch, FreePruneError, entries, find
 from ..metrics import METRICS, Metric, MetricError, Reference
 from ..metrics.statistics import judged, noise
 from ..search import Space
@@ -39,8 +39,8 @@ Kept = NDArray[np.int64]
 
 # What a run is asked and a study is not: the same study whatever stands there.
 NOT_ASKED = (
-    "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "latency_batch", "latency_threads",
-    "groups", "image_size",
+    "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "compress",
+    "latency_batch", "latency_threads", "groups", "image_size",
 )  # fmt: skip
 FEWEST = 3  # candidates; fewer cannot be ranked
 ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
@@ -191,7 +191,7 @@ def _finetuned(
             key = (int(entry["candidate"]), int(entry["seed"]))
             done[key] = float(entry["accuracy"])
             known = entry["kept"]
-        except (KeyError, TypeError, ValueError):
+        except DAMAGE:
             raise records.damaged(number) from None
         if key[0] < len(kept) and known != kept[key[0]].tolist():
             raise FreePruneError(
@@ -237,7 +237,7 @@ def _scored(
         try:
             score = -math.inf if entry["score"] is None else float(entry["score"])
             known[entry["metric"], int(entry["candidate"])] = _Scored(score, float(entry["ms"]), entry.get("error"))
-        except (KeyError, TypeError, ValueError):
+        except DAMAGE:
             raise records.damaged(number) from None
     missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
     left = [i for i, names in missing.items() if names]

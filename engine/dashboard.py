@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from ..common import FreePruneError
+from ..common import DAMAGE, FreePruneError
 from . import folder as files
 from .ledger import Ledger, Trial
 
@@ -40,11 +40,20 @@ def studies(folder: Path) -> BaseStorage:
     Raises:
         FreePruneError: the folder holds no trials.
     """
-    groups = [(str(name), int(units)) for name, units in files.read_config(folder)["groups"]]
+    try:
+        groups = [(str(name), int(units)) for name, units in files.read_config(folder)["groups"]]
+        if any(units < 1 for _, units in groups):
+            raise ValueError("a group without units")
+    except DAMAGE:
+        raise FreePruneError(f"{folder / files.CONFIG} does not say which groups there are; start again with --force") from None
     ledgers = [folder / files.LEDGER, *sorted((folder / files.LEDGERS).glob("*.jsonl"))]
     found = {path.stem: Ledger(path).trials for path in ledgers if path.exists()}
     if not any(found.values()):
         raise FreePruneError(f"{folder} holds no trials yet; start its search first")
+    units = np.array([units for _, units in groups])
+    trials = [one for several in found.values() for one in several]
+    if any(len(one.kept) != len(units) or (one.kept > units).any() or (one.kept < 0).any() for one in trials):
+        raise FreePruneError(f"the trials in {folder} are not of the groups in its {files.CONFIG}; start again with --force")
     storage = InMemoryStorage()
     with _silent():
         for name, trials in found.items():

@@ -256,6 +256,9 @@ def _npz(path: Path, mean: Sequence[float] | None, std: Sequence[float] | None) 
         ) from error
     if absent:
         raise FreePruneError(f"{str(path)!r} lacks {', '.join(absent)} (it holds {held}); expected {', '.join(ARRAYS)}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # of a file in the archive that is no .npy
+            raise FreePruneError(f"{name} in {str(path)!r} is no array; expected plain arrays {', '.join(ARRAYS)}")
     return _from_arrays(arrays, mean, std, source=f"npz:{path}")
 
 

@@ -65,7 +65,7 @@ def print_result(result: Result) -> None:
         if cost is not None:
             target = f" (target {cost['target'] / cost['dense']:.1%})" if cost["target"] is not None else ""
             remains = f"{cost['pruned'] / cost['dense']:.1%}{target}"
-            table.add_row(LABELS[name], amount(cost["dense"]), amount(cost["pruned"]), remains)
+            table.add_row(LABELS.get(name, name), amount(cost["dense"]), amount(cost["pruned"]), remains)
     onnx = summary["onnx"]
     if onnx["latency_ms"] is not None:
         _add_onnx(table, onnx)
@@ -73,8 +73,10 @@ def print_result(result: Result) -> None:
     table.add_row("test accuracy", f"{accuracy['dense']:.2%}", f"{accuracy['pruned']:.2%}", "")
     if accuracy["finetuned"] is not None:
         table.add_row("  after fine-tuning", "", f"{accuracy['finetuned']:.2%}", "")
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console(markup=False, soft_wrap=not Console().is_terminal)
     console.print(table)
+    if onnx.get("verdict") is not None:
+        console.print(onnx["verdict"])
     console.print("; ".join(_target(target, summary["latency"]) for target in summary["targets"].values()))
     score, agreement, seconds = summary["score"], summary["agreement"], summary["seconds"]
     difference = agreement["compact_vs_onnx"]
@@ -116,7 +118,7 @@ def print_study(study: Mapping[str, Any], folder: Path) -> None:
         else:
             cells = [_interval(found[kind]) for kind in ("spearman", "kendall", "partial", "regret")]
             table.add_row(name, *cells, f"{found['ms']:.0f}")
-    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console = Console(markup=False, soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
     console.print(table)
     for name, found in study["metrics"].items():
         if found["error"] is not None:
@@ -139,12 +141,12 @@ def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     title = f"{config['granularity']} pruning at {', '.join(config['target'])}: {budget}, {config['seeds']} seeds"
     table = Table(title=title, title_justify="left")
     tuned = any(one["accuracy"] is not None for one in found.values())
-    columns = ["strategy", "best score", "beats random", "p", "trials to random's best", "seconds", "own share"]
+    columns = ["strategy", "best score", "beats random", "p", "to random's best", "seconds", "own share"]
     for name in [*columns, *(["accuracy"] if tuned else [])]:
         table.add_column(name, justify="left" if name == "strategy" else "right")
     for name, one in sorted(found.items(), key=lambda item: -item[1]["best"]["value"]):
         against = one["against_random"]
-        row = [name, _interval(one["best"], 4)]
+        row = [name, _plus_minus(one["best"], 3)]
         if against is None:
             row += ["", "", ""]
         else:
@@ -152,16 +154,16 @@ def print_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
             row += [
                 f"{against['wins']} of {config['seeds']}",
                 "–" if against["p"] is None else f"{against['p']:.3f}",
-                f"{int(np.median(reached))}, in {len(reached)} of {config['seeds']}" if reached else "never",
+                f"{int(np.median(reached))} trials, in {len(reached)}" if reached else "never",
             ]
         row += [f"{one['seconds']:.1f}", f"{one['overhead']:.1%}"]
         if tuned:
-            row.append(_interval({k: None if v is None else 100 * v for k, v in one["accuracy"].items()}))
+            row.append(_plus_minus({k: None if v is None else 100 * v for k, v in one["accuracy"].items()}, 2))
         table.add_row(*row)
-    console = Console(soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
+    console = Console(markup=False, soft_wrap=not Console().is_terminal, width=max(WIDE, Console().width))
     console.print(table)
     console.print(
-        f"equal rates {_number(comparison['uniform'])}; brackets: 95% intervals over seeds; p: paired t-test against random; "
+        f"equal rates {_number(comparison['uniform'])}; ±: 95% intervals over seeds; p: paired t-test against random; "
         f"own share: of the seconds, what the strategy and the ledger took; everything is in {folder}"
     )
 
@@ -176,7 +178,7 @@ def print_sweep(sweep: Mapping[str, Any], folder: Path) -> None:
     for one in sweep["budgets"]:
         costs = (f"{amount(one['costs'][name])} ({one['costs'][name] / whole:.1%})" for name, whole in dense["costs"].items())
         table.add_row(one["target"], *costs, _number(one["score"]), _number(one["uniform"]), f"{one['seconds']:.1f}")
-    console = Console(soft_wrap=not Console().is_terminal)
+    console = Console(markup=False, soft_wrap=not Console().is_terminal)
     console.print(table)
     console.print(
         f"{len(sweep['front'])} networks on the front; finish one with freeprune pick {folder} --target "
@@ -189,9 +191,17 @@ def _value(found: Mapping[str, Any]) -> float:
     return -2.0 if value is None else float(value)
 
 
-def _interval(found: Mapping[str, float | None], digits: int = 2) -> str:
-    value, low, high = ("–" if found[k] is None else f"{found[k]:.{digits}f}" for k in ("value", "low", "high"))
+def _interval(found: Mapping[str, float | None]) -> str:
+    value, low, high = ("–" if found[k] is None else f"{found[k]:.2f}" for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _plus_minus(found: Mapping[str, float | None], digits: int) -> str:
+    """A mean and half the width of its interval, which is symmetric."""
+    value, high = found["value"], found["high"]
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if high is None else f"{value:.{digits}f} ± {high - value:.{digits}f}"
 
 
 def _number(score: float | None) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model
 from torch import nn
 
 from ..backends import Plan, apply
-from ..common import FreePruneError, write_atomically
+from ..common import FreePruneError, brief, parse_json, write_atomically
+from . import documents
+from .models import load_weights
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
@@ -25,6 +26,12 @@ COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
 REPORT = "report.html"  # all of it as a page
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
+REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
+    SUMMARY: documents.sound_summary,
+    COMPARISON: documents.sound_comparison,
+    SWEEP: documents.sound_sweep,
+    STUDY: lambda document: documents.fits(document, documents.STUDY),
+}
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT),
@@ -62,6 +69,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     check_folder(folder, resume, force)
     if resume:
         _compare(read_json(folder / CONFIG), config, folder)
+        _remove_parts(folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +77,23 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
     for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
         path.unlink(missing_ok=True)
+    _remove_parts(folder)
     write_json(folder / CONFIG, config)
+
+
+def _remove_parts(folder: Path) -> None:
+    """What a process that was killed while it wrote left of a file; see `write_atomically` and `save_weights`."""
+    for name in FILES:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     for name in now:
         if before.get(name) != now[name]:
             raise FreePruneError(
-                f"the run in {folder} was started with {name} = {before.get(name)!r}, not {now[name]!r}; "
+                f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
+                f"{brief(repr(now[name]))}; "
                 "resume it with the same options, or start again with --force"
             )
 
@@ -93,9 +110,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise FreePruneError(f"{path} cannot be read ({error}); start again with --force") from None
+        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with --force") from None
     if not isinstance(document, dict):
         raise FreePruneError(f"{path} is no record of a run; start again with --force")
     return document
@@ -110,7 +127,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
     """What a finished run, comparison or sweep reported; None where it has not finished."""
-    return read_json(folder / name) if (folder / name).exists() else None
+    if not (folder / name).exists():
+        return None
+    document = read_json(folder / name)
+    if not REPORTS[name](document):
+        raise FreePruneError(f"{folder / name} is damaged; start again with --force")
+    return document
 
 
 def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
@@ -118,10 +140,10 @@ def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
         try:
-            document = json.loads(path.read_text())
-        except (OSError, ValueError):
+            document = read_json(path)
+        except FreePruneError:
             continue
-        if isinstance(document, dict) and {"metrics", "noise", "candidates"} <= document.keys():
+        if documents.fits(document, documents.STUDY):
             found[path.parent.name] = document
     return found
 
@@ -155,11 +177,10 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     if (folder / COMPACTION).exists():
         smaller = apply(smaller, Plan.load(folder, COMPACTION))
     path = folder / WEIGHTS
+    if not path.exists():
+        raise FreePruneError(f"{path} is missing; finish the run with --resume")
     try:
-        load_tensors(smaller, path, strict=True)
-    except FileNotFoundError:
-        raise FreePruneError(f"{path} is missing; finish the run with --resume") from None
-    except (RuntimeError, SafetensorError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FreePruneError(f"{path} does not hold the pruned network's weights ({reason}); run the pruning again") from None
+        load_weights(smaller, path)
+    except FreePruneError as error:
+        raise FreePruneError(f"{path} does not hold the pruned network's weights: {error}") from error
     return smaller.eval()

@@ -85,6 +85,7 @@ class Settings:
     ignore: tuple[str, ...] = ()
     calibration_images: int = 256
     compaction: bool = True
+    compress: bool = False
     latency_batch: int = 32
     latency_threads: int = 1
 
@@ -227,6 +228,8 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, name)
         if value < least:
             raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
+    if not 0 <= settings.seed < 2**32:
+        raise FreePruneError(f"--seed is {settings.seed}; give a whole number from 0 to {2**32 - 1}")
     if settings.max_rate is not None and not 0 < settings.max_rate < 1:
         raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
 

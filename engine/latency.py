@@ -31,8 +31,9 @@ from ..backends.channel import Channel
 from ..backends.composed import Composed
 from ..backends.copies import copied
 from ..backends.export import export_onnx, latency_ms
-from ..common import FreePruneError, Inputs, write_atomically
+from ..common import DAMAGE, FreePruneError, Inputs, brief, write_atomically
 from ..search import Space
+from . import documents
 from . import folder as files
 from .job import Job
 from .layer_latency import STEP, Call, Layer, Measure, Reach, Table, build_tables, calls, layer_ms
@@ -350,6 +351,8 @@ def _read(path: Path) -> tuple[float, list[Table], dict[tuple[int, ...], tuple[f
     document = files.read_json(path)
     if document.get("freeprune_latency") != VERSION:
         raise FreePruneError(f"{path} is no record of latencies of this version; start again with --force")
+    if not documents.fits(document, documents.LATENCY):
+        raise FreePruneError(f"{path} is damaged; start again with --force")
     try:
         tables = [Table.from_json(entry) for entry in document["tables"]]
         networks = {
@@ -357,5 +360,5 @@ def _read(path: Path) -> tuple[float, list[Table], dict[tuple[int, ...], tuple[f
             for entry in document["networks"]
         }
         return float(document["seconds"]), tables, networks
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FreePruneError(f"{path} is damaged ({error}); start again with --force") from None
+    except DAMAGE as error:
+        raise FreePruneError(f"{path} is damaged ({brief(error)}); start again with --force") from None

@@ -167,7 +167,8 @@ class Table:
             ValueError, KeyError, TypeError: it is damaged.
         """
         rows, columns, ms = np.array(entry["rows"]), np.array(entry["columns"]), np.array(entry["ms"], np.float64)
-        if ms.shape != (len(rows), len(columns)) or not (np.isfinite(ms) & (ms >= 0)).all():
+        ascending = all(sizes.size and sizes[0] > 0 and (np.diff(sizes) > 0).all() for sizes in (rows, columns))
+        if not ascending or ms.shape != (len(rows), len(columns)) or not (ms >= 0).all():
             raise ValueError("a table has the wrong shape or values")
         return Table(Layer.from_json(entry["layer"]), rows, columns, ms)
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common import DAMAGE
+from .documents import fits
 from .records import Records
 
 VERSION = 2  # 1 knew no probes and no elapsed time
@@ -58,7 +60,7 @@ class Ledger:
         for number, entry in enumerate(self._records.entries, start=1):
             try:
                 self.trials.append(_parse(entry))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except DAMAGE:
                 raise self._records.damaged(number) from None
 
     def add(self, trial: Trial) -> None:
@@ -79,7 +81,15 @@ class Ledger:
         self.trials.append(trial)
 
 
+SHAPE = {
+    "proposal": [float], "kept": [int], "score": (float, None), "costs": {str: float}, "seconds": float, "projected": bool,
+    "elapsed": float, "overhead": float,
+}  # fmt: skip
+
+
 def _parse(entry: dict[str, Any]) -> Trial:
+    if not fits(entry, SHAPE) or len(entry["proposal"]) != len(entry["kept"]):
+        raise ValueError("this is no trial")
     score = entry["score"]
     return Trial(
         proposal=np.array(entry["proposal"], np.float64),

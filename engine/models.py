@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..common import FreePruneError, nearest
+from ..common import FreePruneError, brief, nearest
 from .networks import NETWORKS
 
 # library: (module to import, its builder by name, what the builder is told besides the name)
@@ -91,9 +91,19 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         for key, tensor in expected.items()
         if key in given and given[key].shape != tensor.shape
     ]
+    retyped = [
+        f"{key} {given[key].dtype} instead of {tensor.dtype}"
+        for key, tensor in expected.items()
+        if key in given and given[key].is_floating_point() != tensor.is_floating_point()
+    ]
     troubles = [
         f"{len(keys)} {what} ({_shortened(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+            ("of another type", retyped),
+        )
         if keys
     ]
     if troubles:
@@ -102,8 +112,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             f"{len(given)}, {', '.join(troubles)}; give the weights of this very network"
         )
     for key, tensor in given.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise FreePruneError(f"tensor {key!r} in {str(path)!r} has NaN or infinite values; give sound weights")
+        if not bool(torch.isfinite(tensor.double() if tensor.is_floating_point() else tensor).all()):  # float8 has no isfinite
+            raise FreePruneError(f"tensor {brief(repr(key))} in {str(path)!r} has NaN or infinite values; give sound weights")
     network.load_state_dict(given, strict=False)
     return network
 
@@ -168,7 +178,7 @@ def _folders(spec: str) -> list[str]:
 def cause(error: BaseException) -> str:
     """The type of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__
 
 
 def _from_library(library: str, name: str) -> object:
@@ -263,7 +273,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise FreePruneError(
-                f"{str(path)!r} holds {_kind(value)} under {key!r}; expected a state dict: names and tensors only"
+                f"{str(path)!r} holds {_kind(value)} under {brief(repr(key))}; expected a state dict: names and tensors only"
+            )
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise FreePruneError(
+                f"tensor {brief(repr(key))} in {str(path)!r} holds no plain numbers; expected dense, unquantised weights"
             )
     return dict(content)
 
@@ -279,7 +293,7 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 
 def _shortened(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return ", ".join(map(brief, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def _kind(value: object) -> str:

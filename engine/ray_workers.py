@@ -224,6 +224,8 @@ def _reach(address: str) -> str:
                 answer = connection.recv(9, socket.MSG_WAITALL)
                 if len(answer) < 9 or answer[3] != SETTINGS:
                     raise ConnectionError("what answers is not Ray")
+        if not address.startswith("ray://"):  # a proxy may speak the protocol and know no Ray; this asks once, and at once
+            _ask(where)
     except (OSError, ValueError) as error:
         at = address if where in address else f"{address} ({where})"
         raise FreePruneError(
@@ -231,6 +233,14 @@ def _reach(address: str) -> str:
             "ray://HOST:10001"
         ) from None
     return address if address.startswith("ray://") else where
+
+
+def _ask(where: str) -> None:
+    raylet = importlib.import_module("ray._raylet")
+    try:
+        raylet.GcsClient(address=where)
+    except Exception as error:
+        raise ConnectionError(f"what answers is not Ray: {cause(error)}") from None
 
 
 def _room(ray: Any, gpus: float) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..common import FreePruneError, unwritable, write_atomically
+from ..common import DAMAGE, FreePruneError, parse_json, unwritable, write_atomically
 
 
 class Records:
@@ -34,15 +34,18 @@ class Records:
             self._read(mend)
 
     def _read(self, mend: bool) -> None:
-        content = self.path.read_bytes()
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise FreePruneError(f"{self.path} cannot be read ({error.strerror}); start again with --force") from None
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines()):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if not isinstance(entry, dict):
                     raise TypeError(f"{type(entry).__name__} instead of a record")
                 known = number > 0 or entry[self.kind] == self.version
-            except (ValueError, KeyError, TypeError):
+            except DAMAGE:
                 raise self.damaged(number) from None
             if not known:
                 raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")

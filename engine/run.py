@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backends import Plan, apply, compact, masked
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
+from ..backends.sparse import compress_onnx
 from ..common import FreePruneError
 from ..search import Strategy
 from . import folder as files
@@ -31,6 +33,7 @@ from .report import write_report
 from .searching import BATCH, Found, search
 from .targets import LATENCY, binding
 from .training import Recipe, accuracy
+from .verdict import verdict
 from .workers import Placement, check, pool
 
 
@@ -80,6 +83,7 @@ def prune(
     calibration_images: int = 256,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     compaction: bool = True,
+    compress: bool = False,
     latency_batch: int = 32,
     latency_threads: int = 1,
     weights: str | Path | None = None,
@@ -121,6 +125,7 @@ def prune(
         calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
         compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
+        compress: whether zeros are stored sparsely in the ONNX file where that makes it smaller.
         latency_batch: images at a time in the latency measurement, also for a target on latency.
         latency_threads: threads of it.
         weights: a file for the dense network's weights.
@@ -136,7 +141,7 @@ def prune(
         max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
         calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
     )  # fmt: skip
-    more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction}
+    more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction, "compress": compress}
     asked = settings(target, options, **more)
     folder = Path(out)
     files.check_folder(folder, resume, force)
@@ -168,6 +173,8 @@ def finished_run(
     files.open_folder(folder, job.config, resume, force)
     finished = files.read_summary(folder)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
     if latency is not None:
         latency.save(folder)
@@ -215,7 +222,8 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     try:
         onnx = _export(job, final, plan, second, found, folder)
     except FreePruneError as error:  # the pruned network is there all the same
-        onnx = {**dict.fromkeys(("bytes", "dense_bytes", "latency_ms", "agreement")), "warnings": [str(error)]}
+        missing = ("bytes", "dense_bytes", "latency_ms", "agreement", "verdict")
+        onnx = {**dict.fromkeys(missing), "warnings": [str(error)]}
     progress("export", 1, 1, "")
     if timed is not None and onnx["latency_ms"] is not None:
         (target,) = (target for target in job.settings.target if target.cost == LATENCY)
@@ -289,15 +297,21 @@ def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: 
         "channels": json.dumps(channels, separators=(",", ":")),  # the dense network's indices of what is left
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata)
+    compressed = compress_onnx(exported.path, images) if job.settings.compress else None
     agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
     timed = batch_of(images, job.settings.latency_batch)
     with tempfile.TemporaryDirectory() as scratch:
         dense = export_onnx(job.network, images, Path(scratch) / "dense.onnx", {})
         latency = latency_ms({"dense": dense.path, "pruned": exported.path}, timed, threads=job.settings.latency_threads)
-        dense_bytes = dense.bytes
-    return {
-        "bytes": exported.bytes,
-        "dense_bytes": dense_bytes,
+        sizes = {
+            "bytes": exported.path.stat().st_size,
+            "dense_bytes": dense.bytes,
+            "gzip_bytes": _gzip_bytes(exported.path),
+            "dense_gzip_bytes": _gzip_bytes(dense.path),
+        }
+    report = {
+        **sizes,
+        "compressed": None if compressed is None else asdict(compressed),
         "dynamic_batch": exported.dynamic_batch,
         "warnings": list(exported.warnings),
         "latency_ms": latency,
@@ -305,6 +319,11 @@ def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: 
         "latency_threads": job.settings.latency_threads,
         "agreement": agreement,
     }
+    return {**report, "verdict": verdict(job.settings, report)}
+
+
+def _gzip_bytes(path: Path) -> int:
+    return len(zlib.compress(path.read_bytes()))
 
 
 def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int64]]]:

@@ -14,6 +14,7 @@ from torch import nn
 from ..common import FreePruneError
 from . import folder as files
 from .data import load_data
+from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
@@ -79,6 +80,8 @@ def sweep(
     files.open_folder(folder, config, resume, force)
     finished = files.read_summary(folder, files.SWEEP)
     if finished is not None:
+        if not (folder / files.REPORT).exists():  # killed in between
+            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
@@ -185,6 +188,8 @@ def pick(
     config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
     if document is None:
         raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
+    if not fits(config, ASKED):
+        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
         data = load_data(

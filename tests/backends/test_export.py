@@ -246,7 +246,7 @@ def test_files_take_turns_and_the_minimum_counts(monkeypatch):
         now[0] += durations[name].pop(0) / 1e3
 
     monkeypatch.setattr("freeprune.backends.export._open", lambda path, threads: str(path))
-    monkeypatch.setattr("freeprune.backends.export._run", run)
+    monkeypatch.setattr("freeprune.backends.export.run_rows", run)
     for clock in ("perf_counter", "thread_time"):
         monkeypatch.setattr(f"freeprune.backends.export.time.{clock}", lambda: now[0])
     assert latency_ms({"x": "a", "y": "b"}, (), threads=1, repeats=3) == pytest.approx({"x": 3.0, "y": 7.0})

@@ -1,4 +1,4 @@
-"""A search killed at any moment and resumed ends with the trials and the answer of one that never was."""
+"""What is killed at any moment and resumed ends as if it never was: with the same trials, answer and files."""
 
 import json
 import multiprocessing
@@ -6,10 +6,17 @@ import os
 import random
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
+import freeprune
+from freeprune.backends import export
 from freeprune.engine.ledger import Ledger
 from freeprune.engine.searching import in_turn, search
 from freeprune.search import STRATEGIES, Space
@@ -71,3 +78,129 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
         assert np.array_equal(resumed.kept, expected.kept)
         assert resumed.score == expected.score
     assert len(cut) > 3  # the moments were different ones
+
+
+# A whole run
+
+STAGES = ("prepare", "search", "test", "fine-tune", "export")  # as a run reports them; before its first report it prepares
+STRIKES = {"prepare": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+    )
+
+
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(TensorDataset(torch.randn(n, 1, 6, 6, generator=generator), torch.arange(n) % 3) for n in (40, 12))
+
+
+def pruned(out, **more):
+    return freeprune.prune(
+        network(), pair(), target={"nonzero": 0.5}, granularity="channel+weight", trials=8, proposals=3, calibration_images=20,
+        finetune=freeprune.Recipe(epochs=1, batch_size=8), compress=True, latency_batch=2, out=out, **more,
+    )  # fmt: skip
+
+
+TRACED = {}
+
+
+@pytest.fixture
+def one_trace(monkeypatch):
+    """Every network is traced for ONNX once and for all, also in processes that are forked later: it takes most of a run."""
+    real = export._traced
+
+    def traced(network, inputs, *, dynamic):
+        state = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
+        if (state, dynamic) not in TRACED:
+            TRACED[state, dynamic] = real(network, inputs, dynamic=dynamic).SerializeToString()
+        return onnx.load_model_from_string(TRACED[state, dynamic])
+
+    monkeypatch.setattr(export, "_traced", traced)
+
+
+def killed_run(out, stage, moment, calls=None):
+    """A run in a process of its own that is killed at the so-manieth call or return within a stage."""
+
+    def run():
+        now = ["prepare"]
+        counts = dict.fromkeys(STAGES, 0)
+
+        def strike(*_):
+            counts[now[0]] += 1
+            if counts[now[0]] == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def progress(name, done, total, note):
+            now[0] = name
+            sys.setprofile(strike if stage in (None, name) else None)  # counting takes more time than the run
+
+        progress("prepare", 0, 0, "")
+        pruned(out, progress=progress)
+        sys.setprofile(None)
+        if calls is not None:
+            calls[:] = [counts[name] for name in STAGES]
+
+    process = FORK.Process(target=run)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def files_of(folder):
+    """Everything in a run folder but what was measured."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    summary = json.loads(found.pop("summary.json"))
+    del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
+    del found["trials.jsonl"], found["report.html"]  # which says how long things took
+    return found, summary, trials(folder / "trials.jsonl")
+
+
+def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_path, one_trace):
+    calls = FORK.Array("q", len(STAGES))
+    pruned(tmp_path / "whole")
+    assert killed_run(tmp_path / "again", None, 0, calls) == 0
+    expected = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "again") == expected
+    rng, left = random.Random(7), set()
+    for stage, count in zip(STAGES, calls, strict=True):
+        assert count > 0
+        for moment in rng.sample(range(1, count * 49 // 50), STRIKES[stage]):
+            out = tmp_path / f"{stage}-{moment}"
+            assert killed_run(out, stage, moment) == -signal.SIGKILL
+            left.add(frozenset(path.name for path in out.iterdir()) if out.exists() else None)
+            pruned(out, resume=(out / "config.json").exists())
+            assert files_of(out) == expected
+            freeprune.load(out, network())
+    assert len(left) > 3  # the moments were different ones
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "plan.json", "masks.safetensors", "model.safetensors", "model.onnx", "summary.json"]
+)
+def test_a_run_killed_while_it_writes_a_file_leaves_no_half_of_it(name, tmp_path, monkeypatch, one_trace):
+    out = tmp_path / "out"
+
+    class Killed(BaseException):
+        pass
+
+    real = Path.replace
+
+    def replace(path, to):
+        if to.name == name:
+            half = path.read_bytes()[: path.stat().st_size // 2]
+            path.with_name(path.name.rstrip("0123456789") + "1").write_bytes(half)  # as a killed process would leave it
+            raise Killed
+        return real(path, to)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Killed):
+        pruned(out)
+    monkeypatch.setattr(Path, "replace", real)
+    assert not (out / name).exists()
+    pruned(out, resume=(out / "config.json").exists())
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    freeprune.load(out, network())

@@ -93,6 +93,24 @@ def test_single_weights_are_counted_exactly_and_stay_zero(tmp_path):
         assert not dict(result.network.named_parameters())[name][~mask].any()
 
 
+def test_a_compressed_file_is_smaller_and_computes_the_same(tmp_path):
+    options = {"target": {"nonzero": 0.1}, "trials": 0, "finetune": None, "compaction": False}
+    plain, small = (prune(tmp_path / str(c), "weight", compress=c, **options) for c in (False, True))
+    assert plain.summary["onnx"]["compressed"] is None
+    found = small.summary["onnx"]["compressed"]
+    assert found["before"] == plain.summary["onnx"]["bytes"]
+    assert found["bytes"] == small.summary["onnx"]["bytes"] == (small.folder / "model.onnx").stat().st_size < found["before"]
+    assert small.summary["agreement"] == plain.summary["agreement"]
+
+
+def test_the_verdict_goes_by_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "latency_ms", lambda *_, **__: {"dense": 2.0, "pruned": 2.0})
+    verdict = prune(tmp_path / "out", "weight", trials=0, finetune=None).summary["onnx"]["verdict"]
+    assert verdict.startswith(
+        "weight gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread)"
+    )
+
+
 def dying(smaller, data):
     """Leaves two channels of the first layer without weights, as fine-tuning with masks may."""
     with torch.no_grad():
@@ -138,7 +156,7 @@ def same_files(a, b):
     assert strip[0] == strip[1]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
     for summary in summaries:
-        del summary["seconds"], summary["onnx"]["latency_ms"]
+        del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
     assert summaries[0] == summaries[1]
 
 

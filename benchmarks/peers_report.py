@@ -1,0 +1,274 @@
+"""The comparison with peers as tables and a plot: reads `results/peers/`, writes `docs/results.md` and the plot beside it.
+
+python benchmarks/peers_report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+from peer_methods import DESCRIBED
+from peers import DENSE, LATENCY_BATCH, RESULTS, Cell, cells
+
+from freeprune.common import write_atomically
+from freeprune.metrics.statistics import Estimate, mean_interval
+
+matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "freeprune"  # the same results give the same bytes
+matplotlib.rcParams["svg.fonttype"] = "none"
+import matplotlib.pyplot as plt  # noqa: E402
+
+DOCS = Path(__file__).parent.parent / "docs"
+NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG"}
+OURS = "freeprune"
+OFF = 0.01  # of the budget
+BASELINES = ("uniform", "random")
+Runs = list[dict[str, Any]]  # of one method in one cell, by seed; each with its accuracy, share, seconds and so on
+
+
+def runs_of(folder: Path) -> dict[Cell, dict[str, Runs]]:
+    """What is there, cells of one network, granularity and budget together."""
+    found: dict[tuple[Any, ...], dict[str, Runs]] = {}
+    for cell in cells():
+        start = cell.name(0).removesuffix("0")
+        for path in sorted(folder.glob(f"{start}*.json")):
+            if not path.stem.removeprefix(start).isdecimal():  # another method, whose name begins alike
+                continue
+            document = json.loads(path.read_text())
+            about = {k: document[k] for k in ("seed", "finetune_images", "precision", "threads", "load", "versions")}
+            for method, result in document["methods"].items():
+                found.setdefault(budget_of(cell), {}).setdefault(method, []).append({**about, **result})
+    return found
+
+
+def budget_of(cell: Cell) -> tuple[Any, ...]:
+    return cell.table, cell.network, cell.granularity, cell.cost, cell.share
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def estimate(runs: Runs) -> Estimate:
+    """Of the accuracy, in percent."""
+    return mean_interval([100 * run["accuracy"] for run in runs])
+
+
+def told(found: Estimate) -> str:
+    if math.isnan(found.low):
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} ({found.low:.1f} to {found.high:.1f})"
+
+
+def seconds(runs: Runs, kind: str) -> str:
+    return f"{mean(run[kind] for run in runs):.0f}"
+
+
+def latency(runs: Runs, threads: str) -> str:
+    """Milliseconds and the share of the dense network's, each measured in turn with it."""
+    pairs = [run["latency"][threads] for run in runs]
+    return f"{mean(p['pruned'] for p in pairs):.1f} ({mean(p['pruned'] / p['dense'] for p in pairs):.2f})"
+
+
+def share(runs: Runs, asked: float) -> str:
+    own = mean(run["share"] for run in runs)
+    return f"{own:.1%}" + (" †" if abs(own / asked - 1) > OFF else "")
+
+
+def ordered(found: dict[str, Runs]) -> list[str]:
+    """Best first."""
+    return sorted(found, key=lambda method: -estimate(found[method]).value)
+
+
+def side_by_side(found: dict[str, Runs], asked: float, cost: str, dense: Runs | None) -> str:
+    """One budget: every method with what it costs to find and to run."""
+    rows = []
+    for method in ordered(found):
+        runs = found[method]
+        name = f"**{method}**" if method == OURS else method
+        rows.append([
+            name, str(len(runs)), told(estimate(runs)), share(runs, asked), f"{mean(r['evaluated'] for r in runs):.0f}",
+            seconds(runs, "processor_seconds"), seconds(runs, "seconds"), latency(runs, "1"), latency(runs, "2"),
+        ])  # fmt: skip
+    if dense is not None:
+        blank = ["", "", ""]
+        rows.append([DENSE, str(len(dense)), told(estimate(dense)), "100%", *blank, latency(dense, "1"), latency(dense, "2")])
+    head = [
+        "method",
+        "seeds",
+        "accuracy, %",
+        cost,
+        "networks run",
+        "search, CPU s",
+        "on the wall, s",
+        "1 thread, ms",
+        "2 threads, ms",
+    ]
+    return table(head, rows)
+
+
+def verdict(found: dict[str, Runs]) -> str:
+    """Where FreePrune stands among the methods of a budget."""
+    if OURS not in found:
+        return "FreePrune has not been run here yet."
+    ours = estimate(found[OURS])
+    values = {method: estimate(runs) for method, runs in found.items() if method != OURS}
+    ahead = [m for m, v in values.items() if v.value > ours.value]
+    if ahead:
+        gaps = ", ".join(f"{m} by {values[m].value - ours.value:.2f} points" for m in ahead)
+        first = f"FreePrune is behind {gaps}."
+    else:
+        first = f"FreePrune's mean is the highest of {len(values) + 1}."
+    apart = [m for m in BASELINES if m in values and values[m].high < ours.low]
+    second = f" Its interval lies above that of {' and '.join(apart)}." if apart else ""
+    return first + second
+
+
+def search_costs(found: dict[str, Runs]) -> str:
+    ours = mean(run["processor_seconds"] for run in found[OURS]) if OURS in found else math.nan
+    rows = []
+    for method in sorted(found, key=lambda m: mean(r["processor_seconds"] for r in found[m])):
+        runs = found[method]
+        own = mean(run["processor_seconds"] for run in runs)
+        rows.append([
+            method, str(len(runs)), told(estimate(runs)), f"{mean(r['evaluated'] for r in runs):.0f}", f"{own:.0f}",
+            seconds(runs, "seconds"), f"{own / ours:.1f}",
+        ])  # fmt: skip
+    return table(["method", "seeds", "accuracy, %", "networks run", "CPU s", "on the wall, s", "times FreePrune"], rows)
+
+
+def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
+    """Accuracy by budget, and by seconds of search at the budget that all tables have."""
+    left, right = "resnet20", ("a", "resnet20", "channel", "macs", 0.45)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    methods = [m for m in DESCRIBED if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE]
+    colours = {m: plt.get_cmap("tab10")(i % 10) for i, m in enumerate(methods)}
+    for method in methods:
+        style = {"color": colours[method], "lw": 2.5 if method == OURS else 1.2, "marker": "o", "ms": 4, "capsize": 2}
+        points = sorted((b[4], estimate(f[method])) for b, f in results.items() if b[:2] == ("a", left) and method in f)
+        errors = [0 if math.isnan(e.low) else e.high - e.value for _, e in points]
+        axes[0].errorbar([100 * s for s, _ in points], [e.value for _, e in points], errors, label=method, **style)
+        runs = results.get(right, {}).get(method)
+        if runs:
+            spent = max(mean(r["processor_seconds"] for r in runs), 0.1)
+            axes[1].scatter(spent, estimate(runs).value, color=colours[method], s=90 if method == OURS else 36, zorder=3)
+            axes[1].annotate(method, (spent, estimate(runs).value), (5, 4), textcoords="offset points", fontsize=8)
+    axes[0].set(xlabel="MACs left, %", ylabel="accuracy after fine-tuning, %", title="ResNet-20, channel")
+    axes[1].set(xlabel="search, processor seconds", title="ResNet-20, channel, macs=45%", xscale="log")
+    axes[0].legend(fontsize=8)
+    axes[1].margins(x=0.2)  # room for names
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(folder / "results.svg", metadata={"Date": None})
+    figure.savefig(folder / "results.png", dpi=110)
+    plt.close(figure)
+
+
+def section(results: dict[tuple[Any, ...], dict[str, Runs]], letter: str) -> str:
+    """The tables of one letter, a heading each."""
+    parts = []
+    for (which, network, granularity, cost, asked), found in results.items():
+        if which != letter or asked == 1.0:
+            continue
+        dense = results.get((which, network, "channel", "macs", 1.0), {}).get(DENSE)
+        parts.append(f"### {NAMES[network]}, `{granularity}`, `{cost}={100 * asked:g}%`")
+        parts.append(side_by_side(found, asked, "MACs" if cost == "macs" else "weights", dense))
+        parts.append(verdict(found))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def conditions(results: dict[tuple[Any, ...], dict[str, Runs]]) -> str:
+    """What held for all runs, from the runs themselves."""
+    runs = [run for found in results.values() for several in found.values() for run in several]
+    images = sorted({run["finetune_images"] for run in runs})
+    precisions = sorted({run["precision"] for run in runs})
+    versions = sorted({f"{k} {v}" for r in runs for k, v in {**r["versions"], **peer_versions(r)}.items()})
+    loads = [run["load"] for run in runs]
+    return (
+        f"Fine-tuning: {' or '.join(f'{n:,}' for n in images)} images of 50,000, `{'`, `'.join(precisions)}`. "
+        f"Versions: {', '.join(versions)}.\nThe load of the machine lay between {min(loads):.1f} and {max(loads):.1f} when "
+        "searches began; seconds on the wall and the\nlatency of two threads suffer from it, processor seconds and the latency "
+        "of one thread do not."
+    )
+
+
+def peer_versions(run: dict[str, Any]) -> dict[str, str]:
+    return {k: v for k, v in run["notes"].items() if k in ("torch-pruning", "nvidia-modelopt")}
+
+
+def missing(folder: Path, seeds: int) -> str:
+    wanted = [cell.name(seed) for seed in range(seeds) for cell in cells()]
+    there = sum((folder / f"{name}.json").exists() for name in wanted)
+    return (
+        "" if there == len(wanted) else f"**{there} of {len(wanted)} cells are measured; tables below hold what is there.**\n\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    results = runs_of(options.results)
+    plot(results, options.docs)
+    methods = "\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items())
+    costs = [
+        f"### {NAMES[network]}, `macs={100 * asked:g}%`\n\n{search_costs(found)}"
+        for (which, network, _, _, asked), found in results.items()
+        if which == "d"
+    ]
+    text = f"""# Side by side
+
+What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to the
+same cost with the L2 norm as criterion, counted by one tracer whoever pruned it, and is fine-tuned on the same images with the
+same seed by the same recipe. Accuracy is that of the 10,000 test images, which no method sees. This page is written by
+`benchmarks/peers_report.py`; [how to measure it again](../benchmarks/README.md).
+
+{missing(options.results, options.seeds)}{conditions(results)}
+
+Mean over seeds, with the 95% interval of Student's t where there is more than one. † more than 1% off the budget. *Networks
+run*: how many pruned networks a method ran to find its own. Search seconds: from the dense network to the plan, one thread.
+Latency: ONNX Runtime, batch {LATENCY_BATCH}, in brackets as a share of the dense network's, measured in turn with it.
+
+![Accuracy of every method by budget and by seconds of search](results.svg)
+
+## The methods
+
+{methods}
+
+In ResNets for CIFAR, whose shortcuts pad channels, Torch-Pruning and FastNAS prune the widths inside the blocks and leave the
+residual streams whole. FastNAS does so by itself; Torch-Pruning would tie channel 0 of one stage to channel 0 of the next,
+though the padding adds it to another, so that its streams were taken out here.
+
+## (a) Channels, residual networks
+
+{section(results, "a")}
+
+## (b) Channels, another architecture
+
+{section(results, "b")}
+
+## (c) Weights, blocks, kernels: allocations
+
+{section(results, "c")}
+
+## (d) The cost of a search
+
+All methods of a table in one process, one after the other.
+
+{chr(10).join(costs) or "Not measured yet."}
+"""
+    write_atomically(options.docs / "results.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()

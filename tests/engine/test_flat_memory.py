@@ -1,0 +1,89 @@
+"""A long search needs no more memory than a short one, apart from the trials that it records.
+
+What may grow, linearly: `Ledger.trials` and the records behind it, and one score for each different network that the search
+knows. Both hold numbers and no tensor: about 2 KB a trial for four groups.
+"""
+
+import fnmatch
+import gc
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import TensorDataset
+
+import freeprune
+from freeprune.engine.job import prepare, settings, strategy_of
+from freeprune.engine.ledger import Ledger
+from freeprune.engine.searching import in_turn, search
+
+EARLY, LATE = 50, 500
+PACKAGE = Path(freeprune.__file__).parent
+FOLDERS = [f"{PACKAGE}/{name}/*" for name in ("engine", "search", "metrics", "backends")] + [f"{PACKAGE}/common.py"]
+KNOWN = 250  # bytes of a network's key and score in the dictionary of known ones, and of its slot
+
+
+def job(granularity, strategy):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 24, 3, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 20, 3), nn.ReLU(),
+        nn.Conv2d(20, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    data = tuple(TensorDataset(torch.randn(n, 1, 8, 8, generator=generator), torch.arange(n) % 3) for n in (20, 10))
+    options = {"granularity": granularity, "calibration_images": 4}
+    return prepare(network, None, data, settings({"macs": 0.5}, options, strategy=strategy, trials=LATE), None)
+
+
+def own_bytes():
+    """What lines of this package have allocated and not freed."""
+    return sum(
+        trace.size
+        for trace in tracemalloc.take_snapshot().traces
+        if any(fnmatch.fnmatch(trace.traceback[0].filename, pattern) for pattern in FOLDERS)
+    )
+
+
+def state():
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and not is_lazy(one)]
+    return len(tensors), sum(one.numel() * one.element_size() for one in tensors), own_bytes()
+
+
+@pytest.mark.parametrize(("granularity", "strategy"), [("channel", "random"), ("weight", "evolution")])
+def test_memory_is_flat_but_for_the_recorded_trials(granularity, strategy, tmp_path):
+    asked, path, states = job(granularity, strategy), tmp_path / "trials.jsonl", {}
+
+    def progress(done, total, best):
+        if done in (EARLY, LATE) and done not in states:
+            states[done] = state()
+
+    scorer = asked.scorer()
+    tracemalloc.start()
+    try:
+        ledger = Ledger(path)
+        search(
+            asked.space, strategy_of(asked, strategy, 0), in_turn(lambda kept: scorer(kept)[0]), ledger, LATE, progress=progress
+        )
+        (early, early_bytes, before), (late, late_bytes, after) = states[EARLY], states[LATE]
+        assert (late, late_bytes) == (early, early_bytes)
+        recorded = recorded_bytes(path, LATE) - recorded_bytes(path, EARLY)
+    finally:
+        tracemalloc.stop()
+    assert 0 < after - before <= recorded + KNOWN * (LATE - EARLY)
+
+
+def recorded_bytes(path, trials):
+    """What a ledger of so many trials takes when nothing else is there."""
+    part = path.with_name("part.jsonl")
+    part.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: trials + 1]))
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    ledger = Ledger(part)
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    assert len(ledger.trials) == trials
+    return taken
