@@ -195,8 +195,8 @@ much the best of the five best-scored networks lacks to the best of all.
 
 ## On candidates that came later
 
-The form of the score was picked with all cells in view, six of which had 30 candidates then and ten 12. These are the candidates
-that have been fine-tuned since: the only figures on this page that had no part in the choice.
+The form of the score was picked with all cells in view, six of which had 30 candidates then and ten 12. These are the
+candidates that have been fine-tuned since: the only figures on this page that had no part in the choice.
 
 {unseen(studies)}
 
