@@ -22,10 +22,10 @@ from .job import Finetune, Job, Options, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .records import Records
-from .report import write_report
+from .report import read_finished, write_report
 from .searching import WITHOUT_END, ScoreAll, search
 from .training import Recipe, accuracy
-from .workers import Placement, pool
+from .workers import Placement, check, pool
 
 CONTROL = "random"  # the other strategies are asked how soon they reach its best result
 FORMAT = 1
@@ -68,7 +68,9 @@ def compare(
     seeds: int = 5,
     finetune: Recipe | Finetune | None = None,
     weights: str | Path | None = None,
-    placement: Placement = Placement(),  # noqa: B008  # frozen
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -93,6 +95,8 @@ def compare(
     """
     names = tuple(strategies)
     _check(names, trials, time_limit, seeds)
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
     folder = Path(out)
@@ -101,16 +105,16 @@ def compare(
     config = {**job.config, "strategies": list(names), "seeds": seeds}
     del config["strategy"]
     files.open_folder(folder, config, resume, force)
-    finished = files.read_summary(folder, files.COMPARISON)
+    finished = read_finished(folder, files.COMPARISON)
     if finished is not None:
-        if not (folder / files.REPORT).exists():  # killed in between
-            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
-    with pool(job.scorer(), placement) as workers:
+    with pool(job.scorer(), placement) as processes:
         wanted = [(name, asked.seed + s) for s in range(seeds) for name in names]
-        runs = [_run(job, name, seed, folder, workers.each, i, len(wanted), progress) for i, (name, seed) in enumerate(wanted)]
-        uniform = next(iter(workers.each([job.space.uniform()])))[1][0]
+        runs = [
+            _run(job, name, seed, folder, processes.each, i, len(wanted), progress) for i, (name, seed) in enumerate(wanted)
+        ]
+        uniform = next(iter(processes.each([job.space.uniform()])))[1][0]
     accuracies = None if finetune is None else _finetuned(job, runs, folder, placement, progress)
     comparison = {
         "freeprune_comparison": FORMAT,

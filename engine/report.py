@@ -29,6 +29,14 @@ GRID = 200  # places at which a curve is drawn
 COLOURS = 8  # classes s0, s1, ... of the style sheet
 
 
+def read_finished(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a run, a comparison or a sweep ended with; None where it has not ended. One killed right before its page gets it."""
+    finished = files.read_summary(folder, name)
+    if finished is not None and not (folder / files.REPORT).exists():
+        write_report(folder)
+    return finished
+
+
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` from what is in a folder, of a finished or an unfinished run, comparison, sweep or study.
 

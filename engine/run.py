@@ -29,7 +29,7 @@ from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
 from .progress import Progress, silent
-from .report import write_report
+from .report import read_finished, write_report
 from .searching import BATCH, Found, search
 from .targets import LATENCY, binding
 from .training import Recipe, accuracy
@@ -171,10 +171,8 @@ def finished_run(
         latency = Latency(job, folder if resume else None, progress)
         job = replace(job, space=latency.space(latency.limit))
     files.open_folder(folder, job.config, resume, force)
-    finished = files.read_summary(folder)
+    finished = read_finished(folder, files.SUMMARY)
     if finished is not None:
-        if not (folder / files.REPORT).exists():  # killed in between
-            write_report(folder)
         return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
     if latency is not None:
         latency.save(folder)

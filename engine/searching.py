@@ -48,17 +48,6 @@ class Found:
     log: list[dict[str, Any]]
 
 
-def in_turn(score: Callable[[Kept], float]) -> ScoreAll:
-    """One network after the other, in this process."""
-
-    def score_all(batch: Sequence[Kept]) -> Iterator[tuple[int, tuple[float, float]]]:
-        for position, kept in enumerate(batch):
-            start = time.perf_counter()
-            yield position, (score(kept), time.perf_counter() - start)
-
-    return score_all
-
-
 def search(
     space: Space,
     strategy: Strategy,

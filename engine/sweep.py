@@ -18,12 +18,12 @@ from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
-from .report import write_report
+from .report import read_finished, write_report
 from .run import Result, finished_run
 from .searching import search
 from .targets import Target, parse_budget, parse_targets
 from .training import Recipe
-from .workers import Placement, pool
+from .workers import Placement, check, pool
 
 FORMAT = 1
 HANDED_ON = 5  # of the best points of a budget, with which the next one begins
@@ -68,6 +68,8 @@ def sweep(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
@@ -78,15 +80,13 @@ def sweep(
     job = prepare(model, weights, data, asked, None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
     files.open_folder(folder, config, resume, force)
-    finished = files.read_summary(folder, files.SWEEP)
+    finished = read_finished(folder, files.SWEEP)
     if finished is not None:
-        if not (folder / files.REPORT).exists():  # killed in between
-            write_report(folder)
         return finished
     (folder / files.LEDGERS).mkdir(exist_ok=True)
     jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
     found = []
-    with pool(job.scorer(), Placement(workers, ray, ray_gpus)) as processes:
+    with pool(job.scorer(), placement) as processes:
         best: list[Trial] = []
         for number, (rung, here) in enumerate(zip(rungs, jobs, strict=True)):
             ledger = Ledger(folder / files.LEDGERS / f"{number:02d}.jsonl")

@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import freeprune
 from freeprune.backends import BACKENDS
 from freeprune.common import FreePruneError
 from freeprune.engine import run as run_module
 from freeprune.engine.cli import main
+from freeprune.engine.cli_options import passed_on
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
 
@@ -219,3 +221,14 @@ def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert json.loads(metadata["channels"]) == plan["kept"]
     assert metadata["granularity"] == "channel"
+
+
+# What a command reads from its options itself, instead of handing it on under its own name.
+READ = {"targets", "threads", "as_json", "mean", "std", "image_size", "data", "learning_rate", "batch_size", "precision"}
+READ |= {"distill", "finetune_epochs", "finetune_images", "function"}
+
+
+@pytest.mark.parametrize("command", ["prune", "compare", "sweep", "correlate"])
+def test_no_option_is_taken_and_then_ignored(command):
+    offered = {parameter.name: None for parameter in main.commands[command].params}
+    assert offered.keys() - READ <= passed_on(getattr(freeprune, command), offered).keys()

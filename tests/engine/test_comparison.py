@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from freeprune import FreePruneError, Recipe, compare
 from freeprune.engine import comparison
 from freeprune.engine.cli import main
 from freeprune.engine.ledger import Ledger
+from freeprune.metrics import METRICS
 
 ASKED = {"target": ["macs=40%"], "strategies": ["random", "evolution"], "trials": 12, "seeds": 2, "calibration_images": 32}
 
@@ -96,6 +98,24 @@ def test_a_comparison_by_time_has_the_trials_that_fit(tmp_path):
     found = compared(tmp_path, trials=None, time_limit=0.3, seeds=1)
     assert {run["trials"] % 10 for run in found["runs"]} == {0}  # whole batches
     assert all(run["trials"] >= 10 and run["seconds"] >= 0.3 for run in found["runs"])
+
+
+def test_scores_are_computed_where_it_is_asked(tmp_path):
+    parent, seen = os.getpid(), tmp_path / "seen"
+
+    def metric(candidate, dense, batch):
+        """Who computed it."""
+        (seen / str(os.getpid())).touch()
+        return METRICS["params"](candidate, dense, batch)
+
+    seen.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS, "who", metric)
+        compared(tmp_path / "out", metric="who", workers=2, seeds=1)
+    assert str(parent) not in {path.name for path in seen.iterdir()}
+    with pytest.raises(FreePruneError, match="cannot be reached"):
+        compared(tmp_path / "ray", ray="127.0.0.1:1")
+    assert not (tmp_path / "ray").exists()
 
 
 def test_warm_starts_count_and_come_first_for_everybody(tmp_path):

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import TensorDataset
+from toys import in_turn
 
 import freeprune
 from freeprune.engine.job import prepare, settings, strategy_of
 from freeprune.engine.ledger import Ledger
-from freeprune.engine.searching import in_turn, search
+from freeprune.engine.searching import search
 
 EARLY, LATE = 50, 500
 PACKAGE = Path(freeprune.__file__).parent

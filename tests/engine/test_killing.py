@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from toys import in_turn
 
 import freeprune
 from freeprune.backends import export
 from freeprune.engine.ledger import Ledger
-from freeprune.engine.searching import in_turn, search
+from freeprune.engine.searching import search
 from freeprune.search import STRATEGIES, Space
 
 TRIALS, MOMENTS = 24, 20

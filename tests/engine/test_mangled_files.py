@@ -21,8 +21,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
 from torch.utils.data import TensorDataset
+from toys import in_turn, network
 
 import freeprune
 from freeprune.backends import Plan, apply
@@ -35,7 +35,7 @@ from freeprune.engine.job import Settings
 from freeprune.engine.layer_latency import Layer, Table
 from freeprune.engine.ledger import Ledger
 from freeprune.engine.models import load_weights
-from freeprune.engine.searching import in_turn, search
+from freeprune.engine.searching import search
 from freeprune.search import STRATEGIES, Space
 
 THOROUGH = os.environ.get("HYPOTHESIS") == "thorough"
@@ -49,15 +49,6 @@ HOSTILE = (
     "__dict__", "forward", "training", "_parameters", "../../etc/passwd", "/dev/zero", "[/x]", [], {}, [[]], [0], [1, 2], [-1],
     {"0": [0]}, {"": None}, [None], ["a"],
 )  # fmt: skip
-
-
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3),
-        )  # fmt: skip
 
 
 def pair():
@@ -348,7 +339,9 @@ def test_an_unmangled_file_is_read(name, runs, tmp_path):
     shutil.copytree(runs, tmp_path / "copy")
     path = tmp_path / "copy" / name
     shutil.copy(path, path.with_name("whole.json"))
+    before = path.read_bytes()
     READERS[name][1](path.parent)
+    assert path.read_bytes() == before  # reading mends only what is broken
 
 
 def test_every_setting_has_a_shape():

@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from toys import network
 
 import freeprune
 from freeprune.engine import run as run_module
 from freeprune.engine.networks import NETWORKS
 
 GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
-
-
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3),
-        )  # fmt: skip
 
 
 def pair(seed=0):

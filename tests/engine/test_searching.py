@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 import pytest
+from toys import in_turn
 
 from freeprune.common import FreePruneError
 from freeprune.engine import records, searching
 from freeprune.engine.ledger import Ledger
-from freeprune.engine.searching import in_turn, search
+from freeprune.engine.searching import search
 from freeprune.search import STRATEGIES, Space
 
 UNITS = np.array([10, 20, 30, 40])
