@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,7 +225,7 @@ def _reach(address: str) -> str:
                 answer = connection.recv(9, socket.MSG_WAITALL)
                 if len(answer) < 9 or answer[3] != SETTINGS:
                     raise ConnectionError("what answers is not Ray")
-        if not address.startswith("ray://"):  # a proxy may speak the protocol and know no Ray; this asks once, and at once
+        if not address.startswith("ray://"):
             _ask(where)
     except (OSError, ValueError) as error:
         at = address if where in address else f"{address} ({where})"
@@ -236,11 +237,23 @@ def _reach(address: str) -> str:
 
 
 def _ask(where: str) -> None:
+    """Whether what speaks the protocol knows Ray, and is no proxy. Ray's client has no time limit of its own: a thread does."""
+    refused: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            raylet.GcsClient(address=where)
+        except Exception as error:
+            refused.append(error)
+
     raylet = importlib.import_module("ray._raylet")
-    try:
-        raylet.GcsClient(address=where)
-    except Exception as error:
-        raise ConnectionError(f"what answers is not Ray: {cause(error)}") from None
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH)
+    if refused:
+        raise ConnectionError(f"what answers is not Ray: {cause(refused[0])}")
+    if thread.is_alive():
+        raise ConnectionError(f"nothing that Ray understands came within {REACH:g} seconds")
 
 
 def _room(ray: Any, gpus: float) -> int:

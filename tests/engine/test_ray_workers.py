@@ -224,6 +224,29 @@ def test_what_listens_and_is_not_ray_is_one_sentence(answer, monkeypatch):
         thread.join()
 
 
+def test_a_proxy_that_knows_no_ray_is_one_sentence(monkeypatch):
+    """It greets as Ray's servers do, and then says nothing."""
+    monkeypatch.setattr(ray_workers, "REACH", 0.2)
+    done = threading.Event()
+    with socket.create_server(("", 0)) as server:  # Ray replaces 127.0.0.1 by the address that others see
+
+        def greet(connection):
+            with connection, suppress(OSError):
+                connection.sendall(b"\0\0\0\4\0\0\0\0\0")
+                while connection.recv(1000):  # until the other side gives up
+                    pass
+
+        def serve():
+            with suppress(OSError):  # the socket is closed when the test is over
+                while not done.is_set():
+                    threading.Thread(target=greet, args=[server.accept()[0]], daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(FreePruneError, match="nothing that Ray understands came within"):
+            check(Placement(ray=f"127.0.0.1:{server.getsockname()[1]}"))
+        done.set()
+
+
 def test_a_gpu_on_this_side_only_is_refused(monkeypatch):
     monkeypatch.setattr(ray_workers.torch.cuda, "is_available", lambda: True)
     with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without --ray-gpus have none"):
