@@ -108,9 +108,8 @@ def test_criteria_leave_the_network_as_it_is_and_cover_what_they_read(criterion)
 
 def test_biases_and_norm_scales_do_not_order_channels():
     """One number a channel, brought to the mean of a whole kernel, would outweigh what the weights say."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.LazyLinear(2))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(8, 2))
     inputs = (torch.rand(2, 3, 6, 6),)
-    network.eval()(*inputs)
     with torch.no_grad():
         for conv in (network[0].weight, network[3].weight.transpose(0, 1)):
             conv.copy_(torch.arange(1.0, 5).reshape(4, 1, 1, 1).expand_as(conv))
