@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune.backends import BACKENDS, apply, importance
@@ -34,10 +35,16 @@ JOBS = {
     "r56": ("resnet56", CHANNEL),
     "r56-uniform": ("resnet56", {**CHANNEL, "trials": 0}),
     "r56-round8": ("resnet56", {**CHANNEL, "round_to": 8}),
+    "r56-latency": ("resnet56", {"target": {"macs": 0.5, "latency": 0.6}, "round_to": 8}),
     "r20-weight": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight"}),
     "r20-weight-uniform": ("resnet20", {"target": {"nonzero": 0.2}, "granularity": "weight", "trials": 0}),
 }
 DENSE_JOBS = {"r56-dense": "resnet56", "r20-dense": "resnet20"}
+# Latency alone: weights and images of 224 pixels are random, so nothing is fine-tuned and the score means little.
+TIMED_JOBS = {
+    "r50": {"target": {"macs": 0.5}, "round_to": 16},
+    "r50-latency": {"target": {"macs": 0.5, "latency": 0.58}, "round_to": 16},
+}
 
 
 def main() -> None:
@@ -45,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--images", type=int, default=15000, help="of fine-tuning")
-    parser.add_argument("--only", nargs="*", default=[*JOBS, *DENSE_JOBS])
+    parser.add_argument("--only", nargs="*", default=[*JOBS, *DENSE_JOBS, *TIMED_JOBS])
     options = parser.parse_args()
     data = load_data(f"imagefolder:{options.data}")
     RESULTS.mkdir(exist_ok=True)
@@ -55,6 +62,8 @@ def main() -> None:
             continue
         if name in DENSE_JOBS:
             result = dense(DENSE_JOBS[name], data, options)
+        elif name in TIMED_JOBS:
+            result = timed(TIMED_JOBS[name])
         else:
             result = job(name, data, options)
         path.write_text(json.dumps(result, indent=2) + "\n")
@@ -87,6 +96,18 @@ def dense(network: str, data, options) -> dict:
         "finetune_images": options.images,
         "accuracy": {"dense": accuracy(original, data.test), "finetuned": accuracy(tuned, data.test)},
     }
+
+
+def timed(settings: dict) -> dict:
+    """A torchvision ResNet-50 pruned to a budget, for what its latency is then."""
+    torch.manual_seed(0)
+    images = TensorDataset(torch.randn(64, 3, 224, 224), torch.arange(64) % 10)
+    with tempfile.TemporaryDirectory() as folder:
+        result = freeprune.prune(
+            load_model("torchvision:resnet50"), (images, images), out=Path(folder) / "run", seed=0, finetune=None,
+            trials=30, calibration_images=16, **settings,
+        )  # fmt: skip
+    return result.summary
 
 
 def trial_over_forward(network: str, weights: Path, data, summary: dict) -> dict:
