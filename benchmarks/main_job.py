@@ -100,11 +100,13 @@ def dense(network: str, data, options) -> dict:
 
 def timed(settings: dict) -> dict:
     """A torchvision ResNet-50 pruned to a budget, for what its latency is then."""
+    from zoo import models  # torchvision, as it imports beside a torch without CUDA
+
     torch.manual_seed(0)
     images = TensorDataset(torch.randn(64, 3, 224, 224), torch.arange(64) % 10)
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
-            load_model("torchvision:resnet50"), (images, images), out=Path(folder) / "run", seed=0, finetune=None,
+            models.resnet50(weights=None), (images, images), out=Path(folder) / "run", seed=0, finetune=None,
             trials=30, calibration_images=16, **settings,
         )  # fmt: skip
     return result.summary

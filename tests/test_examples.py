@@ -1,0 +1,67 @@
+"""Every example, run as a user runs it: a command in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SHARED = {"digits_data", "small_vit"}  # what examples import
+
+
+def run(name, *arguments):
+    """What an example prints."""
+    # `freeprune` is found beside the interpreter; one thread is as fast on networks of this size
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path):
+    printed = run("own_model", "--out", tmp_path)
+    before, after = map(int, re.search(r"parameters: (\d+) -> (\d+)", printed).groups())
+    dense, finetuned = map(float, re.search(r"accuracy: ([\d.]+)% -> ([\d.]+)%", printed).groups())
+    assert after < 0.6 * before
+    assert dense > 85
+    assert finetuned > dense - 5
+    assert (tmp_path / "report.html").exists()
+    found = re.findall(r"(\d) image\(s\) of \[1, 8, 8\]: classes \[(.*)\]", run("load_onnx", tmp_path / "model.onnx"))
+    assert [(int(batch), len(classes.split(", "))) for batch, classes in found] == [(1, 1), (5, 5)]
+
+
+def test_a_transformer_loses_heads_and_widths(tmp_path):
+    dense, pruned = run("vision_transformer", "--out", tmp_path, "--epochs", 4).splitlines()
+    for name, most in (("heads", 6), ("perceptrons", 192)):
+        before, after = ([int(n) for n in re.search(rf"{name} \[(.*?)\]", line)[1].split(", ")] for line in (dense, pruned))
+        assert before == [most] * 3
+        assert all(0 < n <= most for n in after)
+        assert sum(after) < sum(before)
+
+
+def test_an_image_folder_by_commands(tmp_path):
+    printed = run("image_folder", "--out", tmp_path)
+    assert printed.count("$ freeprune") == 2
+    assert "target macs=40% met" in printed
+    assert (tmp_path / "run" / "model.onnx").stat().st_size < (tmp_path / "dense.safetensors").stat().st_size
+
+
+def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
+    printed = run("custom_metric", "--out", tmp_path, "--candidates", 3)
+    assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
+
+
+def test_no_example_is_left_out():
+    tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
+    assert tested == {path.stem for path in EXAMPLES.glob("*.py")} - SHARED
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_the_list_of_examples_names_all(name):
+    assert name in (EXAMPLES / "README.md").read_text() or name == "digits_data.py"
