@@ -28,10 +28,9 @@ from freeprune.engine.data import load_data, split
 from freeprune.engine.job import Job, Settings, prepare
 from freeprune.engine.targets import parse_targets
 from freeprune.metrics.agreement import cosine
-from freeprune.metrics.base import Reference, weights
+from freeprune.metrics.base import Reference
 from freeprune.metrics.calibratedkl import divergence as calibrated
-from freeprune.metrics.freeprune import freeprune
-from freeprune.metrics.logdensity import logdensity
+from freeprune.metrics.freeprune import freeprune, log_kept
 from freeprune.metrics.magnitude import magnitude
 from freeprune.metrics.statistics import spearman
 from freeprune.metrics.taylor import taylor
@@ -138,9 +137,9 @@ def forms(
     agreed = [explained(a, b, i) for a, b, i in zip(reference.features, batch.features, ids, strict=True)]
     error = (reference.output - batch.output).square().sum() / reference.output.square().sum()
     knows, spread = calibrated(reference.output, batch.output), log_volume(reference.output, batch.output)
+    kept = log_kept(candidate)
     more = {
         "norm left": magnitude(candidate, against, images),
-        "log kept fraction": logdensity(candidate, against, images) / len(weights(candidate)),
         "first-order importance left (labels)": taylor(candidate, against, images),
     }
     instead = {  # of the divergence at the best scale
@@ -157,12 +156,17 @@ def forms(
         "features R², mean of stages": float(np.mean(agreed)),
         "features, linear read-out of the last stage": read_out(reference.features[-1], batch.features[-1]),
     }
-    result = {"the score: divergence + volume / 2": knows + spread / 2, "divergence alone": knows, "volume alone": spread}
-    result |= {f"divergence + volume {text}": knows + w * spread for text, w in (("/ 4", 0.25), ("", 1.0), ("* 2", 2.0))}
-    result |= {f"the score + {name} / 2": knows + (spread + value) / 2 for name, value in more.items()}
-    result |= {f"divergence + {name}": knows + value for name, value in more.items()}
-    result["cosine + norm left (the form before)"] = instead["cosine"] + more["norm left"]
-    result |= {f"{name}, + volume / 2": found + spread / 2 for name, found in instead.items()}
+    rest = (spread + kept) / 2
+    result = {"the score: divergence + volume / 2 + log kept / 2": knows + rest}
+    result |= {"without the divergence": rest, "without the volume": knows + kept / 2}
+    result |= {"without the log kept (the form before)": knows + spread / 2}
+    result |= {"divergence alone": knows, "volume alone": spread, "log kept alone": kept}
+    result |= {f"with volume {text}": knows + w * spread + kept / 2 for text, w in (("/ 4", 0.25), ("* 1", 1.0))}
+    result |= {f"with log kept {text}": knows + spread / 2 + w * kept for text, w in (("/ 4", 0.25), ("* 1", 1.0))}
+    result |= {f"{name} / 2 instead of the log kept": knows + (spread + value) / 2 for name, value in more.items()}
+    result |= {f"the score + {name} / 2": knows + rest + value / 2 for name, value in more.items()}
+    result["cosine + norm left (an earlier form)"] = instead["cosine"] + more["norm left"]
+    result |= {f"{name}, + volume / 2 + log kept / 2": found + rest for name, found in instead.items()}
     result |= {f"{name}, alone": found for name, found in instead.items()}
     return result
 

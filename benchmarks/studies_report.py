@@ -19,8 +19,8 @@ from freeprune.engine.plots import save_heat_map
 from freeprune.metrics.statistics import spearman
 
 DOCS = Path(__file__).parent.parent / "docs"
-# The score, its two halves, and outputs compared in other ways.
-ABLATIONS = ("freeprune", "calibratedkl", "volume", "agreement", "logitkl")
+# The score, its parts, and outputs compared in other ways.
+ABLATIONS = ("freeprune", "calibratedkl", "volume", "logdensity", "agreement", "logitkl")
 FEWEST = 6  # candidates that a correlation is given for
 Studies = dict[str, dict[str, Any]]
 

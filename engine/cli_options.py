@@ -97,7 +97,10 @@ space_options = _all(
 
 search_options = _all(
     click.option("--metric", default="freeprune", show_default=True, help="What scores rate vectors."),
-    click.option("--warm-starts", help="Allocations scored first: some of uniform,erk,global,knapsack.  [default: none]"),
+    click.option(
+        "--warm-starts",
+        help="Allocations scored first: some of uniform,erk,global,knapsack, or none.  [default: erk,global; compare: none]",
+    ),
     click.option("--proposals", default=10, show_default=True, help="Rate vectors asked for before their scores are told."),
 )
 
@@ -122,7 +125,8 @@ def passed_on(function: Callable[..., Any], options: dict[str, Any]) -> dict[str
     taken = {*signatures.signature(function).parameters, *Options.__annotations__}
     given = {name: value for name, value in options.items() if name in taken and name != "data"}
     if "warm_starts" in given:
-        given["warm_starts"] = names(given["warm_starts"])
+        text = given["warm_starts"]
+        given["warm_starts"] = None if text is None else () if text == "none" else names(text)
     return given
 
 

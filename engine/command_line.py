@@ -57,6 +57,10 @@ def _written(option: click.Option, value: Any) -> list[str]:
     if option.multiple:
         return [f"{flag} {shlex.quote(str(one))}" for one in value]
     text = (
-        ",".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}" if type(value) is float else str(value)
+        (",".join(map(str, value)) or "none")
+        if isinstance(value, list | tuple)
+        else f"{value:g}"
+        if type(value) is float
+        else str(value)
     )
     return [f"{flag} {shlex.quote(text)}"] if text and text != option.default else []

@@ -78,6 +78,8 @@ def compare(
 ) -> dict[str, Any]:
     """Search with several strategies and seeds under equal conditions, and say which is how good.
 
+    Unlike in `prune`, there are no warm starts unless they are asked for: it is the strategies that are compared.
+
     Args:
         model: as for `prune`, like all that is not named here.
         out: the folder for the ledgers, `comparison.json` and plots.
@@ -98,6 +100,7 @@ def compare(
     placement = Placement(workers, ray, ray_gpus)
     check(placement)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
+    options["warm_starts"] = options.get("warm_starts") or ()
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
     folder = Path(out)
     files.check_folder(folder, resume, force)

@@ -34,6 +34,9 @@ from .training import Recipe
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
+WARM_STARTS = ("erk", "global")  # of a search that is not told otherwise
+FEWEST_TRIALS = 10  # for them to be worth their share
+
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
@@ -46,7 +49,7 @@ class Options(TypedDict, total=False):
     metric: str
     criterion: str
     seed: int
-    warm_starts: Iterable[str]
+    warm_starts: Iterable[str] | None
     proposals: int
     max_rate: float | None
     round_to: int | str | None
@@ -93,6 +96,8 @@ class Settings:
 def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
     """The settings of a job from what its caller was given."""
     given: dict[str, Any] = {**options, **more}
+    if given.get("warm_starts") is None:
+        given["warm_starts"] = WARM_STARTS if given.get("trials", Settings.trials) >= FEWEST_TRIALS else ()
     for name in ("warm_starts", "only", "ignore"):
         given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given)

@@ -66,7 +66,7 @@ def prune(
     criterion: str = "l2",
     trials: int = 300,
     time_limit: float | None = None,
-    warm_starts: Iterable[str] = (),
+    warm_starts: Iterable[str] | None = None,
     proposals: int = BATCH,
     workers: int | None = None,
     ray: str | None = None,
@@ -108,7 +108,7 @@ def prune(
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         time_limit: seconds after which the search ends, though there are trials left.
         warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `erk`, `global`, `knapsack`. They
-            count as trials.
+            count as trials. Default: `erk` and `global` where there are 10 trials or more.
         proposals: how many rate vectors are asked of the strategy before their scores are told.
         workers: processes that score, with one thread each. Default: this one, with all its threads.
         ray: the address of a Ray cluster whose actors score instead, `workers` of them; see `docs/cluster.md`.

@@ -127,7 +127,7 @@ def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
     if unknown is not None:
         raise MetricError(
             f"the pruned network's {unknown!r} has no counterpart in the dense one, and this metric compares weights; "
-            "use --metric agreement, which compares outputs"
+            "use --metric calibratedkl, which compares outputs"
         )
     return {name: (own[name], candidate.dense[name]) for name in parameters}
 
@@ -149,7 +149,7 @@ def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
     if own.shape != tensor.shape:
         raise MetricError(
             f"{name!r} has shape {tuple(own.shape)} in the pruned network, and which of {tuple(tensor.shape)} it kept is not "
-            "known; give the plan, or use --metric agreement, which compares outputs"
+            "known; give the plan, or use --metric calibratedkl, which compares outputs"
         )
     return tensor if own.dim() < 2 else tensor * (own != 0)
 

@@ -40,7 +40,7 @@ EXPECTED = {
     # So is the spread over that one direction, and a scale of 1/2 makes the answers those of the dense network.
     "calibratedkl": 0,
     "volume": 0,
-    "freeprune": 0,
+    "freeprune": np.log(2 / 3) / 2 / 2,  # the first layer keeps two of its three weights, the second all: the mean, halved
     # |g w|, dense: a, 2b by W1 and a, a, 2b - a by W2; the first goes.
     "taylor": np.log((A + 4 * B) / (2 * A + 4 * B)),
     # |g w|, pruned: 2b by W1 and 1/4, 1/4, 2b by W2.
@@ -257,7 +257,8 @@ def test_volume_by_hand():
     expected = (np.log(2.01 / 1.01) + np.log(0.01 / 1.01)) / 4  # halved for the deviations, and again for the mean
     dense = Reference(network, batch)
     assert METRICS["volume"](lost, dense, batch) == pytest.approx(expected, rel=1e-4)
-    whole = METRICS["calibratedkl"](lost, dense, batch) + expected / 2
+    # and of five weights two are left
+    whole = METRICS["calibratedkl"](lost, dense, batch) + expected / 2 + np.log(2 / 5) / 2
     assert freeprune(lost, dense, batch) == pytest.approx(whole, rel=1e-4)
 
 

@@ -1,0 +1,74 @@
+"""How Sphinx builds the documentation: `make docs`.
+
+The repository root is Sphinx's source folder, so that a relative link means the same on the site as in the repository, and the
+build checks the links and anchors of README.md, CONTRIBUTING.md, CHANGELOG.md and the README of examples and benchmarks as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+from freeprune.backends import BACKENDS, CRITERIA
+from freeprune.metrics import METRICS
+from freeprune.search import STRATEGIES
+
+# Where the files can be seen that are no pages of the site, such as https://HOST/OWNER/freeprune/blob/main. Without it, a link
+# to such a file downloads it.
+REPOSITORY = os.environ.get("REPOSITORY", "").rstrip("/")
+
+
+def table(entries: Mapping[str, Any]) -> str:
+    """What `freeprune list` prints, as a table of Markdown."""
+    lines = {name: (entry.__doc__ or "").strip().splitlines()[0].replace("|", r"\|") for name, entry in entries.items()}
+    return "\n".join(["| name | what it is |", "|---|---|", *(f"| `{name}` | {line} |" for name, line in lines.items())])
+
+
+def link_to_repository(app: Sphinx, doctree: nodes.document) -> None:
+    """Let links to files that are no pages go to the repository."""
+    for node in list(doctree.findall(addnodes.download_reference)) if REPOSITORY else []:
+        path = Path(app.env.relfn2path(node["reftarget"], app.env.docname)[0])
+        node.replace_self(nodes.reference("", "", *node.children, refuri=f"{REPOSITORY}/{path.as_posix()}"))
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", link_to_repository)
+
+
+project = "FreePrune"
+author = "The FreePrune authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+
+root_doc = "docs/index"
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md", "docs/*.md"]
+exclude_patterns = [".*", "build", "runs", "tests"]  # not walked through
+
+myst_enable_extensions = ["substitution"]
+myst_heading_anchors = 3
+myst_substitutions = {
+    "metrics": table(METRICS),
+    "strategies": table(STRATEGIES),
+    "granularities": table(BACKENDS),
+    "criteria": table(CRITERIA),
+}
+
+# Docstrings mark code as Markdown does, by single backticks.
+default_role = "code"
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+# The build needs no network, so it knows no other project's names.
+nitpick_ignore_regex = [("py:.*", r"(?!freeprune\.).*")]
+
+html_theme = "furo"
+html_title = "FreePrune"
+html_additional_pages = {"index": "redirect.html"}
+templates_path = ["templates"]
