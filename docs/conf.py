@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation: `make docs`.
 
 The repository root is Sphinx's source folder, so that a relative link means the same on the site as in the repository, and the
-build checks the links and anchors of README.md, CONTRIBUTING.md, CHANGELOG.md and the README of examples and benchmarks as well.
+build checks the links and anchors of the other Markdown files as well.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from freeprune.common import FreePruneError
 from freeprune.engine import run as run_module
 from freeprune.engine.cli import main
 from freeprune.engine.cli_options import passed_on
+from freeprune.engine.job import settings
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
 
@@ -232,3 +233,14 @@ READ |= {"distill", "finetune_epochs", "finetune_images", "function"}
 def test_no_option_is_taken_and_then_ignored(command):
     offered = {parameter.name: None for parameter in main.commands[command].params}
     assert offered.keys() - READ <= passed_on(getattr(freeprune, command), offered).keys()
+
+
+@pytest.mark.parametrize(("given", "meant"), [(None, None), ("none", ()), ("erk, uniform", ("erk", "uniform"))])
+def test_warm_starts_are_named_or_none_at_all(given, meant):
+    assert passed_on(freeprune.prune, {"warm_starts": given}) == {"warm_starts": meant}
+
+
+@pytest.mark.parametrize(("trials", "expected"), [(9, ()), (10, ("erk", "global")), (300, ("erk", "global"))])
+def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
+    assert settings(["macs=50%"], {}, trials=trials).warm_starts == expected
+    assert settings(["macs=50%"], {"warm_starts": ()}, trials=trials).warm_starts == ()

@@ -125,6 +125,10 @@ def test_warm_starts_count_and_come_first_for_everybody(tmp_path):
     assert np.array_equal(first[0][0].kept, first[1][0].kept)
 
 
+def test_strategies_are_compared_without_warm_starts_unless_they_are_asked_for(finished):
+    assert finished[1]["config"]["warm_starts"] == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
