@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUNS := runs
 
-.PHONY: test lint demo clean
+.PHONY: test lint demo docs clean
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -19,6 +19,11 @@ demo: .venv/ready
 	$(BIN)/freeprune prune digits:cnn --weights $(RUNS)/digits-cnn.safetensors --data digits \
 	    --granularity channel --target macs=40% --strategy evolution --trials 300 --finetune-epochs 10 --seed 0 --out $(RUNS)/demo
 
+# The pages as a site, with the API reference. A link that leads nowhere is an error.
+docs: .venv/ready
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -c docs . .build/docs
+	@echo open .build/docs/index.html
+
 # mypy finds the package through .venv/src, since the repository root itself is the package.
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -28,4 +33,4 @@ demo: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .build build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

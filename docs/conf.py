@@ -66,7 +66,11 @@ autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # The build needs no network, so it knows no other project's names.
-nitpick_ignore_regex = [("py:.*", r"(?!freeprune\.).*")]
+# What is internal has no page.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!freeprune\.).*"),
+    ("py:class", r"freeprune\.(common\.(Skeleton|Profile)|backends\.plan\.Attribute)"),
+]
 
 html_theme = "furo"
 html_title = "FreePrune"
