@@ -42,7 +42,7 @@ def setup(app: Sphinx) -> None:
 
 
 project = "FreePrune"
-author = "The FreePrune authors"
+author = copyright = "The FreePrune authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "docs/index"
@@ -61,6 +61,9 @@ myst_substitutions = {
 # Docstrings mark code as Markdown does, by single backticks.
 default_role = "code"
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
@@ -69,7 +72,7 @@ napoleon_use_ivar = True
 # What is internal has no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!freeprune\.).*"),
-    ("py:class", r"freeprune\.(common\.(Skeleton|Profile)|backends\.plan\.Attribute)"),
+    ("py:class", r"freeprune\.(common\.(Skeleton|Profile)|backends\.plan\.Attribute|engine\.(data|job|progress)\.\w+)"),
 ]
 
 html_theme = "furo"
