@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -363,7 +364,15 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 def _read(kind: Any) -> set[str]:
     """The names that occur in the methods of a class, those of its making left out."""
     methods = [m for c in kind.__mro__ for name, m in vars(c).items() if name != "__init__" and c is not nn.Module]
-    return {name for method in methods if hasattr(method, "__code__") for name in method.__code__.co_names}
+    return {name for method in methods if hasattr(method, "__code__") for name in _names(method.__code__)}
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names in a piece of code and in what it has inside, such as a lambda or a generator expression."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
 
 
 def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:

@@ -210,6 +210,19 @@ class WindowAttention(Attention):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
 
 
+class SeparateAttention(nn.Module):
+    """Three projections; the number of heads is read inside a generator expression only, which is code of its own."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class SelfAttention(nn.MultiheadAttention):
     def forward(self, x):
         return super().forward(x, x, x, need_weights=False)[0]
@@ -291,6 +304,7 @@ KINDS = {
     "one head": lambda: Encoder(Attention(24, 1)),
     "a norm for each head": lambda: Encoder(Attention(24, 4, norm=True)),
     "window attention": lambda: Encoder(WindowAttention(24, 4)),
+    "separate attention": lambda: Encoder(SeparateAttention(24, 4)),
     "torch's attention": lambda: Encoder(SelfAttention(24, 4, batch_first=True)),
     "channels-first norm": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), ChannelsFirstNorm(8), nn.GELU(), nn.Conv2d(8, 5, 1)
@@ -346,6 +360,15 @@ def test_heads_go_whole_and_the_attributes_follow():
     assert (compact.attention.num_heads, compact.attention.head_dim, compact.attention.attn_dim) == (3, 6, 18)
     assert (compact.width, compact.mlp, compact.patches) == (10, 40, 16)
     assert compact.attention.qkv.weight.shape == (54, 10)
+
+
+def test_an_attribute_that_only_a_generator_expression_reads_follows():
+    network, backend = made("separate attention")
+    widths = {group.name: group.units for group in backend.groups}
+    assert widths == {"patch": 24, "attention.q": 4, "up": 40}
+    compact = apply(network, backend.plan(np.array([{"patch": 10, "attention.q": 3, "up": 7}[name] for name in widths])))
+    assert compact.attention.num_heads == 3
+    assert compact.attention.k.weight.shape == (18, 10)
 
 
 def test_a_lone_head_shrinks_in_its_width():
