@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from score_form import COUNTS, DRAWS
-from studies import CELLS, CHOSEN_ON, FOLDER, HARSH, LOOKED_AT
+from studies import CELLS, FOLDER, HARSH, KEPT_OUT
 
 from freeprune.common import write_atomically
 from freeprune.engine.plots import save_heat_map
@@ -21,7 +21,6 @@ from freeprune.metrics.statistics import spearman
 DOCS = Path(__file__).parent.parent / "docs"
 # The score, its parts, and outputs compared in other ways.
 ABLATIONS = ("freeprune", "calibratedkl", "volume", "logdensity", "agreement", "logitkl")
-FEWEST = 6  # candidates that a correlation is given for
 Studies = dict[str, dict[str, Any]]
 
 
@@ -58,7 +57,7 @@ def verdicts(studies: Studies) -> str:
         first = "yes" if ours["value"] >= others[best] else "within" if ours["high"] >= others[best] else "no"
         rows.append(
             [
-                name + (" (chosen on)" if name in CHOSEN_ON else ""), str(len(study["candidates"])),
+                name + (" (kept out)" if name in KEPT_OUT else ""), str(len(study["candidates"])),
                 f"{min(accuracies):.1f} to {max(accuracies):.1f}", number(ceiling),
                 f"**{ours['value']:.2f}** ({interval(ours)})", number(asked), "yes" if ours["value"] >= asked else "**no**",
                 f"{best} {others[best]:.2f}", first, number(value(study, "freeprune", "regret")),
@@ -68,38 +67,16 @@ def verdicts(studies: Studies) -> str:
     return table(head, rows)
 
 
-def unseen(studies: Studies) -> str:
-    """The score on the candidates that were fine-tuned after its form was settled, beside the best others there."""
-    names = [m for m in next(iter(studies.values()))["metrics"] if m not in ABLATIONS or m == "freeprune"]
-    rows, found = [], {m: [] for m in names}
-    for name, study in studies.items():
-        later = study["candidates"][LOOKED_AT[name] :]
-        if len(later) < FEWEST:
-            continue
-        accuracies = np.array([np.mean(c["accuracies"]) for c in later])
-        for m in names:
-            scores = np.array([-np.inf if (x := c["scores"][m]) is None else x for c in later])
-            found[m].append(float(np.nan_to_num(spearman(scores, accuracies))))
-        best = max((m for m in names if m != "freeprune"), key=lambda m: found[m][-1])
-        rows.append([name, str(len(later)), f"**{found['freeprune'][-1]:.2f}**", f"{best} {found[best][-1]:.2f}"])
-    if not rows:
-        return "There are none yet."
-    means = {m: float(np.mean(v)) for m, v in found.items()}
-    best = max((m for m in names if m != "freeprune"), key=means.__getitem__)
-    rows.append(["mean", "", f"**{means['freeprune']:.2f}**", f"{best} {means[best]:.2f}"])
-    return table(["cell", "candidates", "FreePrune", "best other"], rows)
-
-
 def matrix(studies: Studies) -> str:
     """Spearman of every metric in every cell, best mean first; what is constant counts as 0 in the mean."""
     names = list(next(iter(studies.values()))["metrics"])
     found = {m: [value(s, m) for s in studies.values()] for m in names}
     means = {m: float(np.mean(np.nan_to_num(v))) for m, v in found.items()}
-    others = {m: float(np.mean([np.nan_to_num(value(s, m)) for n, s in studies.items() if n not in CHOSEN_ON])) for m in names}
+    others = {m: float(np.mean([np.nan_to_num(value(s, m)) for n, s in studies.items() if n in KEPT_OUT])) for m in names}
     order = sorted(names, key=lambda m: -means[m])
     rows = [["noise ceiling", "", "", *(number(s["noise"]["ceiling"]) for s in studies.values())]]
     rows += [[m, f"**{means[m]:.2f}**", number(others[m]), *(number(x) for x in found[m])] for m in order]
-    return table(["metric", "mean", "mean of cells not chosen on", *map(short, studies)], rows)
+    return table(["metric", "mean", "mean of cells kept out", *map(short, studies)], rows)
 
 
 def short(name: str) -> str:
@@ -128,14 +105,14 @@ def forms(studies: Studies) -> str:
     if not found:
         return "Not measured for the present candidates; `benchmarks/score_form.py` does it."
     names = list(next(iter(found.values())))
-    held = [n for n in found if n not in CHOSEN_ON]
+    held = [n for n in found if n in KEPT_OUT]
     rows = []
     for form in names:
         values = [float("nan") if (v := f[form]) is None else v for f in found.values()]
         mean = float(np.mean(np.nan_to_num(values)))
         other = float(np.mean([np.nan_to_num(found[n][form] or 0.0) for n in held])) if held else float("nan")
         rows.append([form, f"**{mean:.3f}**", number(other, 3), *(number(v) for v in values)])
-    return table(["form", "mean", "mean of cells not chosen on", *map(short, found)], rows)
+    return table(["form", "mean", "mean of cells kept out", *map(short, found)], rows)
 
 
 def image_counts(studies: Studies) -> str:
@@ -187,18 +164,12 @@ CIFAR-10 (JPEG); accuracies on 5,000 training images that the fine-tuning did no
 
 Asked: at the harsh budgets 0.90, elsewhere 0.9 of the noise ceiling, which is what a perfect score would reach. *Ahead*: of the
 best metric that is no ablation of the score itself; *within* where that one lies within the score's interval. Regret: how
-much the best of the five best-scored networks lacks to the best of all.
+much the best of the five best-scored networks lacks to the best of all. The form of the score was chosen with all cells in view
+but those *kept out*, whose accuracies nobody had looked at when it was settled.
 
 {verdicts(studies)}
 
 {longer(studies)}
-
-## On candidates that came later
-
-The form of the score was picked with all cells in view, six of which had 30 candidates then and ten 12. These are the
-candidates that have been fine-tuned since: the only figures on this page that had no part in the choice.
-
-{unseen(studies)}
 
 ## Every metric
 
@@ -218,8 +189,7 @@ The same candidates, scored by variants of the FreePrune score.
 
 ## How many calibration images
 
-Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image. Of the score's form
-before the present one, with 12 candidates.
+Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image.
 
 {image_counts(studies)}
 """

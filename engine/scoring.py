@@ -26,7 +26,7 @@ def score(
         batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
         metric: its name (`freeprune list metrics`).
         plan: what was removed, for metrics that compare weights and have to know which coordinates were kept; the default
-            metric compares outputs and needs none.
+            metric compares outputs, counts weights and needs none.
 
     Returns:
         Larger is better; comparable between prunings of one dense network on one batch. `-inf` where there is none.
