@@ -220,7 +220,7 @@ def report(folder: Path) -> None:
 @options.recipe_options
 @click.option("--seeds", default=2, show_default=True, help="Seeds that a repeated candidate is fine-tuned with.")
 @click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
-@click.option("--metrics", help="Which metrics, such as freeprune,snip.  [default: all]")
+@click.option("--metrics", help="Which metrics, such as freeprune,snip,my.py:callable.  [default: all]")
 @click.option("--rescore", is_flag=True, help="Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
 @options.placement_options
 @options.folder_options
@@ -260,7 +260,7 @@ def _plot(draw: Callable[[], Any]) -> None:
 @options.data_options
 @click.option("--plan", "plan_path", required=True, type=options.PATH, help="A plan.json, or its folder.")
 @click.option("--pruned", type=options.PATH, help="Weights of the pruned network.  [default: the dense ones' part]")
-@click.option("--metric", default="freeprune", show_default=True, help="What scores it.")
+@click.option("--metric", default="freeprune", show_default=True, help="What scores it; as for prune.")
 @click.option("--calibration-images", default=256, show_default=True, help="Training images that the score is computed on.")
 def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""

@@ -96,7 +96,12 @@ space_options = _all(
 )
 
 search_options = _all(
-    click.option("--metric", default="freeprune", show_default=True, help="What scores rate vectors."),
+    click.option(
+        "--metric",
+        default="freeprune",
+        show_default=True,
+        help="What scores rate vectors; or your own path/to/file.py:callable.",
+    ),
     click.option(
         "--warm-starts",
         help="Allocations scored first: some of uniform,erk,global,knapsack, or none.  [default: erk,global; compare: none]",

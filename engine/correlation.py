@@ -19,7 +19,7 @@ from torch import nn
 
 from ..backends import Backend, apply
 from ..backends.plan import fingerprint, structure_of
-from ..common import DAMAGE, Batch, FreePruneError, entries, find
+from ..common import DAMAGE, Batch, FreePruneError, entries
 from ..metrics import METRICS, Metric, MetricError, Reference
 from ..metrics.statistics import judged, noise
 from ..search import Space
@@ -27,7 +27,7 @@ from . import folder as files
 from .calibration import recalibrated
 from .data import split
 from .finetuning import finetuned
-from .job import Finetune, Job, Settings, prepare
+from .job import Finetune, Job, Settings, metric_name, metric_of, prepare
 from .progress import Progress, silent
 from .records import Records
 from .report import write_report
@@ -60,7 +60,7 @@ def correlate(
     seeds: int = 2,
     repeat: int = 3,
     finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
-    metrics: Iterable[str] | None = None,
+    metrics: Iterable[str | Metric] | None = None,
     calibration_images: int = 256,
     seed: int = 0,
     max_rate: float | None = None,
@@ -93,7 +93,7 @@ def correlate(
         seeds: with how many seeds a candidate is fine-tuned that is repeated, for the noise ceiling.
         repeat: every so-manieth candidate is repeated.
         finetune: the same recipe for all of them, or your own function.
-        metrics: names; default: all there are.
+        metrics: names, or your own as for `prune`, which the study then calls `module:function`; default: all there are.
         workers: processes for fine-tuning and scoring, one thread each; default: this one with all its threads. The study
             is the same for any number of them.
         ray: the address of a Ray cluster on whose actors to do both instead; `workers` is then their number.
@@ -143,10 +143,10 @@ def correlate(
     return study
 
 
-def _metrics(names: Iterable[str] | None) -> dict[str, Metric]:
-    if names is None:
+def _metrics(asked: Iterable[str | Metric] | None) -> dict[str, Metric]:
+    if asked is None:
         return entries(METRICS, "metric")
-    table = {name: find(METRICS, name, "metric") for name in names}
+    table = {metric_name(metric): metric_of(metric) for metric in asked}
     return table if CONTROL in table else {**table, CONTROL: METRICS[CONTROL]}
 
 
@@ -263,7 +263,7 @@ def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Ref
     start = time.perf_counter()
     error = None
     try:
-        score = metric(backend.candidate(kept), dense, batch)
+        score = float(metric(backend.candidate(kept), dense, batch))
     except MetricError as reason:
         score, error = math.nan, str(reason)
     return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)

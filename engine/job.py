@@ -26,6 +26,7 @@ from .calibration import draw
 from .data import Data, load_data, split
 from .memory import fastest
 from .models import load_model, load_weights
+from .models import resolve as resolve_callable
 from .searching import BATCH
 from .selection import fewest_units
 from .targets import Target, parse_targets, resolve
@@ -46,7 +47,7 @@ class Options(TypedDict, total=False):
     """What `prune`, `compare` and `sweep` are told alike; `prune` says what each means."""
 
     granularity: str
-    metric: str
+    metric: str | Metric
     criterion: str
     seed: int
     warm_starts: Iterable[str] | None
@@ -71,7 +72,7 @@ class Settings:
     target: tuple[Target, ...]
     granularity: str = "channel"
     strategy: str = "evolution"
-    metric: str = "freeprune"
+    metric: str | Metric = "freeprune"
     criterion: str = "l2"
     trials: int = 300
     time_limit: float | None = None
@@ -143,7 +144,7 @@ class Job:
 
         def score(kept: NDArray[np.int64]) -> tuple[float, float]:
             start = time.perf_counter()
-            return metric(backend.candidate(kept), dense, batch), time.perf_counter() - start
+            return float(metric(backend.candidate(kept), dense, batch)), time.perf_counter() - start
 
         return score
 
@@ -154,7 +155,7 @@ def prepare(
 ) -> Job:  # fmt: skip
     """Check everything and bring it together; `timed` says whether a target on latency, for `latency.py` to add, is welcome."""
     backend_class = find_backend(settings.granularity)
-    metric = find(METRICS, settings.metric, "metric")
+    metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
     _check_numbers(settings)
@@ -197,6 +198,7 @@ def prepare(
         "std": list(data.std),
         "image_size": data.image_size,
         **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
+        "metric": metric_name(settings.metric),
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
@@ -205,6 +207,18 @@ def prepare(
         network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits), metric, output, config, seconds,
     )  # fmt: skip
+
+
+def metric_of(given: str | Metric) -> Metric:
+    """A metric by its name, or one of the user's own: a function, or where one is, as `path/to/file.py:callable`."""
+    if not isinstance(given, str):
+        return given
+    return resolve_callable(given, list(METRICS)) if ":" in given else find(METRICS, given, "metric")
+
+
+def metric_name(given: str | Metric) -> str:
+    """What a metric is called in records: a function by its module and name, which can be given again like any other."""
+    return given if isinstance(given, str) else _name(given)
 
 
 def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | None = None) -> Strategy:

@@ -21,6 +21,7 @@ from ..backends import Plan, apply, compact, masked
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
 from ..backends.sparse import compress_onnx
 from ..common import FreePruneError
+from ..metrics import Metric
 from ..search import Strategy
 from . import folder as files
 from .calibration import recalibrated
@@ -62,7 +63,7 @@ def prune(
     out: str | Path,
     granularity: str = "channel",
     strategy: str = "evolution",
-    metric: str = "freeprune",
+    metric: str | Metric = "freeprune",
     criterion: str = "l2",
     trials: int = 300,
     time_limit: float | None = None,
@@ -103,7 +104,8 @@ def prune(
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
         strategy: what proposes rate vectors: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
-        metric: what scores them (`freeprune list metrics`).
+        metric: what scores them (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
+            (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
         criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         time_limit: seconds after which the search ends, though there are trials left.

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Plan
-from ..common import Batch, Candidate, FreePruneError, Skeleton, find
-from ..metrics import METRICS, reference
-from .job import check_network
+from ..common import Batch, Candidate, FreePruneError, Skeleton
+from ..metrics import Metric, reference
+from .job import check_network, metric_of
 
 Calibration = Batch | Tensor | Sequence[Tensor]
 
 
 def score(
-    network: nn.Module, dense: nn.Module, batch: Calibration, metric: str = "freeprune", plan: Plan | None = None
+    network: nn.Module, dense: nn.Module, batch: Calibration, metric: str | Metric = "freeprune", plan: Plan | None = None
 ) -> float:
     """How well a pruned network would do after fine-tuning, as a metric sees it without any. Both are left as they are.
 
@@ -24,7 +24,7 @@ def score(
         network: pruned in any way, by any tool: with zeros, or with smaller tensors.
         dense: the network that it was made from.
         batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
-        metric: its name (`freeprune list metrics`).
+        metric: its name (`freeprune list metrics`), or your own, as for `prune`.
         plan: what was removed, for metrics that compare weights and have to know which coordinates were kept; the default
             metric compares outputs, counts weights and needs none.
 
@@ -34,7 +34,7 @@ def score(
     Raises:
         FreePruneError: the network rejects the images, or what the metric compares cannot be matched.
     """
-    function = find(METRICS, metric, "metric")
+    function = metric_of(metric)
     images = _batch(batch)
     for each in (network, dense):
         check_network(each)
@@ -42,7 +42,7 @@ def score(
     kept = {} if plan is None else plan.kept
     candidate = Candidate(skeleton, {}, (), kept, Skeleton(dense).tensors)
     try:
-        found = function(candidate, reference(dense, images), images)
+        found = float(function(candidate, reference(dense, images), images))
     except RuntimeError as error:  # torch's, of a batch that does not fit
         first = str(error).strip().split("\n")[0]
         raise FreePruneError(

@@ -127,6 +127,18 @@ def test_a_score_that_cannot_be_had_ranks_last(tmp_path, monkeypatch):
     assert [c["scores"]["odd"] for c in found["candidates"]] == [None, 2, 3, 4]
 
 
+def weight_sum(candidate, dense, batch):
+    return sum(tensor.abs().sum() for tensor in candidate.tensors.values())
+
+
+def test_a_metric_of_the_users_own_is_studied_beside_the_others(tmp_path):
+    found = study(tmp_path, metrics=["freeprune", weight_sum])
+    (name,) = set(found["metrics"]) - {"freeprune", "logdensity"}
+    assert name.endswith("test_correlation:weight_sum")
+    assert found["metrics"][name]["spearman"]["value"] is not None
+    assert all(candidate["scores"][name] > 0 for candidate in found["candidates"])
+
+
 def test_a_metric_that_cannot_be_had_is_reported_with_the_reason(tmp_path, monkeypatch):
     def refuse(*_):
         raise MetricError("it needs a rectifier")

@@ -209,6 +209,23 @@ def test_no_fine_tuning_is_reported_as_none(tmp_path):
     assert result.summary["accuracy"]["finetuned"] is None
 
 
+def smallest(candidate, dense, batch):
+    """In entries of tensors, as a tensor: what a metric has at its end, often enough."""
+    return -torch.tensor(sum(tensor.numel() for tensor in candidate.tensors.values()))
+
+
+def test_the_users_own_metric_decides_and_is_recorded(tmp_path):
+    result = prune(tmp_path / "a", metric=smallest, finetune=None)
+    scores = [json.loads(line)["score"] for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()[1:]]
+    assert len(set(scores)) > 1
+    assert all(score < 0 and score.is_integer() for score in scores)
+    assert result.summary["score"]["best"] == max(scores)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["metric"].endswith("test_run:smallest")
+    file = tmp_path / "mine.py"
+    file.write_text("def one(candidate, dense, batch):\n    return 1.0\n")
+    assert prune(tmp_path / "b", metric=f"{file}:one", finetune=None).summary["score"]["best"] == 1.0
+
+
 def test_the_users_own_fine_tuning_is_taken_and_held_to_the_masks(tmp_path):
     def ruin(smaller, data):
         with torch.no_grad():

@@ -65,6 +65,23 @@ def test_a_network_that_yields_nan_scores_minus_infinity():
     assert freeprune.score(Broken(), networks.build("resnet_a"), IMAGES) == float("-inf")
 
 
+def entries_left(candidate, dense, batch):
+    """A tensor, as what one has at the end often is."""
+    return torch.tensor(float(sum(p.numel() for p in candidate.tensors.values() or candidate.skeleton.tensors.values())))
+
+
+def test_a_metric_may_be_a_function_or_the_place_of_one(tmp_path):
+    network, _, _, smaller = pruned("channel")
+    found = freeprune.score(smaller, network, IMAGES, entries_left)
+    assert type(found) is float
+    assert 0 < found < freeprune.score(network, network, IMAGES, entries_left)
+    file = tmp_path / "mine.py"
+    file.write_text("def seven(candidate, dense, batch):\n    return 7\n")
+    assert freeprune.score(smaller, network, IMAGES, f"{file}:seven") == 7.0
+    with pytest.raises(FreePruneError, match="has no callable 'six'"):
+        freeprune.score(smaller, network, IMAGES, f"{file}:six")
+
+
 @pytest.mark.parametrize(
     ("batch", "metric", "sentence"),
     [
