@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -213,7 +213,9 @@ def metric_of(given: str | Metric) -> Metric:
     """A metric by its name, or one of the user's own: a function, or where one is, as `path/to/file.py:callable`."""
     if not isinstance(given, str):
         return given
-    return resolve_callable(given, list(METRICS)) if ":" in given else find(METRICS, given, "metric")
+    if ":" not in given:
+        return find(METRICS, given, "metric")
+    return cast(Metric, resolve_callable(given, list(METRICS)))
 
 
 def metric_name(given: str | Metric) -> str:

@@ -1,4 +1,4 @@
-"""A metric of your own: a function, one line in the table, and a study that says what it is worth.
+"""A metric of your own: a function, and a study that says what it is worth.
 
     python examples/custom_metric.py [--out runs/metric] [--candidates 8]
 
@@ -13,7 +13,7 @@ from torch import nn
 
 import freeprune
 from freeprune.common import Batch, Candidate
-from freeprune.metrics import METRICS, Reference
+from freeprune.metrics import Reference
 
 
 def sameclass(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -21,9 +21,6 @@ def sameclass(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     with torch.no_grad():
         answers = candidate(*batch.inputs)
     return float((answers.argmax(1) == dense.output.argmax(1)).double().mean())
-
-
-METRICS["sameclass"] = sameclass  # a metric like any other from here on; a package of its own would use an entry point
 
 
 def main() -> None:
@@ -38,7 +35,7 @@ def main() -> None:
     dense = train(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)), epochs=8)
 
     study = freeprune.correlate(
-        dense, datasets(), target={"macs": 0.1}, metrics=["sameclass", "freeprune", "uniformity"],
+        dense, datasets(), target={"macs": 0.1}, metrics=[sameclass, "freeprune", "uniformity"],
         candidates=options.candidates, finetune=freeprune.Recipe(epochs=1), out=options.out, force=True,
     )  # fmt: skip
     for name, found in study["metrics"].items():
