@@ -69,11 +69,7 @@ autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # The build needs no network, so it knows no other project's names.
-# What is internal has no page.
-nitpick_ignore_regex = [
-    ("py:.*", r"(?!freeprune\.).*"),
-    ("py:class", r"freeprune\.(common\.(Skeleton|Profile)|backends\.plan\.Attribute|engine\.(data|job|progress)\.\w+)"),
-]
+nitpick_ignore_regex = [("py:.*", r"(?!freeprune\.).*")]
 
 html_theme = "furo"
 html_title = "FreePrune"

@@ -48,6 +48,6 @@ def test_the_site_builds_and_no_link_leads_nowhere(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    reference = (tmp_path / "site" / "docs" / "api.html").read_text()
-    assert all(f'id="freeprune.{name}"' in reference for name in freeprune.__all__)
-    assert all(name in reference for table in (METRICS, STRATEGIES, BACKENDS, CRITERIA) for name in table)
+    pages = {name: (tmp_path / "site" / "docs" / f"{name}.html").read_text() for name in ("api", "names")}
+    assert all(f'id="freeprune.{name}"' in pages["api"] for name in freeprune.__all__)
+    assert all(name in pages["names"] for table in (METRICS, STRATEGIES, BACKENDS, CRITERIA) for name in table)
