@@ -78,7 +78,7 @@ def compare(
 ) -> dict[str, Any]:
     """Search with several strategies and seeds under equal conditions, and say which is how good.
 
-    Unlike in `prune`, there are no warm starts unless they are asked for: it is the strategies that are compared.
+    There are no warm starts unless they are asked for: it is the strategies that are compared.
 
     Args:
         model: as for `prune`, like all that is not named here.

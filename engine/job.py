@@ -35,7 +35,9 @@ from .training import Recipe
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
-WARM_STARTS = ("erk", "global")  # of a search that is not told otherwise
+# Of a search that is not told otherwise. Both are about single weights: where channels go, a search is no better for them, and
+# slower to leave them than equal rates (`docs/strategies.md`).
+WARM_STARTS = ("erk", "global")
 FEWEST_TRIALS = 10  # for them to be worth their share
 
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
@@ -98,7 +100,8 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: Options
     """The settings of a job from what its caller was given."""
     given: dict[str, Any] = {**options, **more}
     if given.get("warm_starts") is None:
-        given["warm_starts"] = WARM_STARTS if given.get("trials", Settings.trials) >= FEWEST_TRIALS else ()
+        channels = "channel" in given.get("granularity", Settings.granularity)
+        given["warm_starts"] = () if channels or given.get("trials", Settings.trials) < FEWEST_TRIALS else WARM_STARTS
     for name in ("warm_starts", "only", "ignore"):
         given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given)

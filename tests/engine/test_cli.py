@@ -241,6 +241,8 @@ def test_warm_starts_are_named_or_none_at_all(given, meant):
 
 
 @pytest.mark.parametrize(("trials", "expected"), [(9, ()), (10, ("erk", "global")), (300, ("erk", "global"))])
-def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
-    assert settings(["macs=50%"], {}, trials=trials).warm_starts == expected
-    assert settings(["macs=50%"], {"warm_starts": ()}, trials=trials).warm_starts == ()
+def test_a_search_over_zeros_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
+    assert settings(["macs=50%"], {"granularity": "weight"}, trials=trials).warm_starts == expected
+    assert settings(["macs=50%"], {"granularity": "weight", "warm_starts": ()}, trials=trials).warm_starts == ()
+    for granularity in ("channel", "channel+nm"):
+        assert settings(["macs=50%"], {"granularity": granularity}, trials=trials).warm_starts == ()
