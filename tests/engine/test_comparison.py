@@ -97,7 +97,7 @@ def test_the_winners_are_fine_tuned_when_asked(tmp_path, monkeypatch):
 def test_a_comparison_by_time_has_the_trials_that_fit(tmp_path):
     found = compared(tmp_path, trials=None, time_limit=0.3, seeds=1)
     assert {run["trials"] % 10 for run in found["runs"]} == {0}  # whole batches
-    assert all(run["trials"] >= 10 and run["seconds"] >= 0.3 for run in found["runs"])
+    assert all(run["trials"] >= 10 for run in found["runs"])
 
 
 def test_scores_are_computed_where_it_is_asked(tmp_path):
