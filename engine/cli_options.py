@@ -104,7 +104,7 @@ search_options = _all(
     ),
     click.option(
         "--warm-starts",
-        help="Allocations scored first: some of uniform,erk,global,knapsack.  [default: none with channel, else erk,global]",
+        help="Scored first: some of uniform,erk,global,knapsack; or none.  [default: none with channel, else erk,global]",
     ),
     click.option("--proposals", default=10, show_default=True, help="Rate vectors asked for before their scores are told."),
 )
