@@ -110,7 +110,7 @@ def train(
 
     Raises:
         FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs that are
-            not logits; labels outside the classes; a loss that is not finite.
+            not logits; labels outside the classes; a loss that is not finite; a network without a backward pass.
     """
     if recipe.distill and teacher is None:
         raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
@@ -153,7 +153,15 @@ def train(
                     f"the loss became {value} at step {step + 1} of {steps}; lower --learning-rate "
                     f"(now {recipe.learning_rate:g})"
                 )
-            fabric.backward(loss)
+            try:
+                fabric.backward(loss)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation without a derivative, or gradients turned off
+                reason = str(error).partition("\n")[0]
+                raise FreePruneError(
+                    f"the network's backward pass failed ({reason}); give one whose operations all have a gradient, or 0 epochs"
+                ) from error
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _zero(pruned)

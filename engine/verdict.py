@@ -51,7 +51,7 @@ def _name(asked: Settings) -> str:
 def _advice(asked: Settings, ratio: float) -> list[str]:
     channel, _, second = asked.granularity.rpartition("+")
     zeros = second != "channel"
-    faster = ratio < 1 - NOISE
+    faster, slower = ratio < 1 - NOISE, ratio > 1 + NOISE
     advice = []
     if not faster and "channel" in (channel, second):
         if asked.round_to in (None, 1, "1"):
@@ -60,6 +60,8 @@ def _advice(asked: Settings, ratio: float) -> list[str]:
             advice.append("a lower target may change that")
     if faster and zeros and not channel:
         advice.append("this runtime skips no zeros, so that what it gained comes from channels that compaction removed")
+    if slower and zeros and not channel and asked.compaction:
+        advice.append("the widths that compaction leaves can cost more than they save: try --no-compaction")
     if zeros:
         advice.append(ELSEWHERE.get(second, "whether another runtime gains from it has to be measured there"))
     elif not faster:
