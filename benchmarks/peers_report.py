@@ -151,6 +151,7 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     methods = [m for m in DESCRIBED if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE]
     colours = {m: plt.get_cmap("tab10")(i % 10) for i, m in enumerate(methods)}
+    labels: dict[float, tuple[float, list[str]]] = {}  # by accuracy, since methods that found the same networks share a place
     for method in methods:
         style = {"color": colours[method], "lw": 2.5 if method == OURS else 1.2, "marker": "o", "ms": 4, "capsize": 2}
         points = sorted((b[4], estimate(f[method])) for b, f in results.items() if b[:2] == ("a", left) and method in f)
@@ -160,7 +161,9 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
         if runs:
             spent = max(mean(r["processor_seconds"] for r in runs), 0.1)
             axes[1].scatter(spent, estimate(runs).value, color=colours[method], s=90 if method == OURS else 36, zorder=3)
-            axes[1].annotate(method, (spent, estimate(runs).value), (5, 4), textcoords="offset points", fontsize=8)
+            labels.setdefault(estimate(runs).value, (spent, []))[1].append(method)
+    for value, (spent, names) in labels.items():
+        axes[1].annotate("\n".join(names), (spent, value), (5, 4), textcoords="offset points", fontsize=8)
     axes[0].set(xlabel="MACs left, %", ylabel="accuracy after fine-tuning, %", title="ResNet-20, channel")
     axes[1].set(xlabel="search, processor seconds", title="ResNet-20, channel, macs=45%", xscale="log")
     axes[0].legend(fontsize=8)

@@ -182,6 +182,7 @@ def finished_run(
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")
 
+    _tell_dense(job, progress)
     asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
     with pool(job.scorer(), placement) as workers:
         found = search(
@@ -194,6 +195,17 @@ def finished_run(
     plan = job.backend.plan(found.kept)
     plan.save(folder)
     return _finish(job, found, timed, plan, folder, progress)
+
+
+def _tell_dense(job: Job, progress: Progress) -> None:
+    """How many images the dense network gets right, before the search: weights or data that are not its own show here first."""
+    labels, output = job.scored.labels, job.dense.output
+    if labels is None or output.ndim != 2:
+        return
+    right, guessing = int((output.argmax(1) == labels).sum()) / len(labels), 1 / output.shape[1]
+    hint = ", hardly more than by guessing: are weights, --mean, --std and the classes the network's own?"
+    note = "of the calibration images right" + (hint if right < max(min(2 * guessing, 0.6), 0.1) else "")
+    progress("dense", round(right * len(labels)), len(labels), note)
 
 
 def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, folder: Path, progress: Progress) -> Result:

@@ -83,8 +83,9 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
 
 # A whole run
 
-STAGES = ("prepare", "search", "test", "fine-tune", "export")  # as a run reports them; before its first report it prepares
-STRIKES = {"prepare": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
+# As a run reports them; before its first report it prepares.
+STAGES = ("prepare", "dense", "search", "test", "fine-tune", "export")
+STRIKES = {"prepare": 1, "dense": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
 
 
 def network():

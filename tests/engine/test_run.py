@@ -170,6 +170,24 @@ def test_a_run_killed_anywhere_and_resumed_ends_as_if_it_was_not(stage, at, fini
     same_files(tmp_path / "out", finished.folder)
 
 
+def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path):
+    def told(name, data):
+        stages = []
+        prune(tmp_path / name, data=data, trials=1, finetune=None, progress=lambda *stage: stages.append(stage))
+        assert stages[0][0] == "dense" and stages[0][2] == 80  # noqa: PT018
+        return stages[0]
+
+    images, net = pair()[0].tensors[0], network().eval()
+    best = net(images).argmax(1)
+    _, right, _, note = told("own", (TensorDataset(images, best), TensorDataset(images, best)))
+    assert right > 70  # all, but for what the statistics of the batch change
+    assert note == "of the calibration images right"
+    wrong = (best + 1) % 3
+    _, right, _, note = told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong)))
+    assert right < 10
+    assert "hardly more than by guessing: are weights, --mean" in note
+
+
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "search", None)
     again = prune(finished.folder, finished.plan.granularity, resume=True)
