@@ -25,11 +25,9 @@ from torch.utils.data import DataLoader, Subset
 
 import freeprune
 from freeprune.backends import BACKENDS, apply, importance
-from freeprune.common import Profile
 from freeprune.engine.data import Data, split, stack
 from freeprune.engine.job import Job, prepare, settings
 from freeprune.engine.networks import PadShortcut
-from freeprune.search import Space
 from freeprune.search.warm_starts import POINTS
 
 CRITERION = "l2"
@@ -149,27 +147,6 @@ def drawn(problem: Problem, job: Job) -> np.ndarray:
 
 def warm_start(name: str, problem: Problem, job: Job) -> np.ndarray:
     return POINTS[name](job.space, job.backend.profile(job.importance))
-
-
-def magnitude(problem: Problem, job: Job) -> np.ndarray:
-    """One threshold on the norm of all units, whichever layer they are in."""
-    return global_magnitude(job.space, job.backend.profile(job.importance))
-
-
-def global_magnitude(space: Space, profile: Profile) -> np.ndarray:
-    """The most units that one threshold leaves within the budget; layers keep their fewest in any case."""
-    ascending = [values[::-1] for values in profile.importance]
-    thresholds = np.unique(np.concatenate(ascending))
-
-    def kept(index: int) -> np.ndarray:
-        below = [np.searchsorted(values, thresholds[index]) for values in ascending]
-        return np.maximum(space.units - np.array(below, np.int64), space.minimum)
-
-    low, high = -1, len(thresholds) - 1  # too many units; the fewest
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if space.fits(kept(middle)[None])[0] else (middle, high)
-    return kept(high)
 
 
 def eagleeye(problem: Problem) -> Answer:
@@ -344,7 +321,7 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
     "random": partial(allocated, choose=drawn),
     "erk": partial(allocated, choose=partial(warm_start, "erk")),
     "lamp": partial(allocated, choose=partial(warm_start, "global")),
-    "magnitude": partial(allocated, choose=magnitude),
+    "magnitude": partial(allocated, choose=partial(warm_start, "magnitude")),
     "eagleeye-256": partial(searched, metric="adaptivebn", strategy="random", warm_starts=()),
     "eagleeye": eagleeye,
     "torch-pruning": torch_pruning,

@@ -104,7 +104,8 @@ search_options = _all(
     ),
     click.option(
         "--warm-starts",
-        help="Scored first: some of uniform,erk,global,knapsack; or none.  [default: none with channel, else erk,global]",
+        help="Scored first: some of uniform,erk,global,magnitude,knapsack; or none.  "
+        "[default: none with channel, else erk,global,magnitude]",
     ),
     click.option("--proposals", default=10, show_default=True, help="Rate vectors asked for before their scores are told."),
 )

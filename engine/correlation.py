@@ -132,7 +132,7 @@ def correlate(
         scored.drop(lambda entry: entry.get("metric") in asked)
         recorded = {entry.get("metric") for entry in scored.entries}
         table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
-    kept = draw_candidates(job.space, candidates, seed)
+    kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
     scores = _scored(job, kept, table, scored, placement, progress)
     _, validation = split(job.data, seed)

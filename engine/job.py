@@ -37,7 +37,7 @@ LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
 # Of a search that is not told otherwise. Both are about single weights: where channels go, a search is no better for them, and
 # slower to leave them than equal rates (`docs/strategies.md`).
-WARM_STARTS = ("erk", "global")
+WARM_STARTS = ("erk", "global", "magnitude")
 FEWEST_TRIALS = 10  # for them to be worth their share
 
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
@@ -100,8 +100,9 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: Options
     """The settings of a job from what its caller was given."""
     given: dict[str, Any] = {**options, **more}
     if given.get("warm_starts") is None:
-        channels = "channel" in given.get("granularity", Settings.granularity)
-        given["warm_starts"] = () if channels or given.get("trials", Settings.trials) < FEWEST_TRIALS else WARM_STARTS
+        channels = _prunes_channels(given.get("granularity", Settings.granularity))
+        few = given.get("trials", Settings.trials) < FEWEST_TRIALS
+        given["warm_starts"] = () if channels or few else WARM_STARTS
     for name in ("warm_starts", "only", "ignore"):
         given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given)
@@ -135,8 +136,7 @@ class Job:
     def within(self, targets: tuple[Target, ...]) -> Job:
         """The same job under other targets."""
         limits = resolve(targets, self.dense_costs(), self.settings.granularity)
-        space = Space(self.space.units, self.space.minimum, self.space.costs, limits)
-        return replace(self, space=space, settings=replace(self.settings, target=targets))
+        return replace(self, space=self.space.changed(targets=limits), settings=replace(self.settings, target=targets))
 
     def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
         """A function from kept units `(L,)` to the score and the seconds that it took.
@@ -208,8 +208,13 @@ def prepare(
     }
     return Job(
         network, data, training, batch, images, settings, finetune, backend, order,
-        Space(units, minimum, backend.costs, limits), metric, output, config, seconds,
+        Space(units, minimum, backend.costs, limits, geometric=not _prunes_channels(settings.granularity)), metric, output,
+        config, seconds,
     )  # fmt: skip
+
+
+def _prunes_channels(granularity: str) -> bool:
+    return "channel" in granularity.split("+")
 
 
 def metric_of(given: str | Metric) -> Metric:

@@ -241,7 +241,7 @@ class Latency:
     def space(self, limit: float) -> Space:
         """The job's space with so many milliseconds at most, as predicted."""
         before = self._job.space
-        return Space(before.units, before.minimum, self.costs, {**before.targets, LATENCY: limit})
+        return before.changed(costs=self.costs, targets={**before.targets, LATENCY: limit})
 
     def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, dict[str, Any]]:
         """Measure the winner; while it is too slow, project the best trials again under a tightened target.

@@ -36,7 +36,8 @@ class Evolution:
     tournaments gene by gene and is mutated in all genes, first coarsely, later finely. Since a common shift of all
     genes changes nothing (see `Strategy`), genes are shifted so that the smallest and the largest lie equally far from the
     walls of the cube. A score that is not finite never enters the population. Foreign points enter it, and take the place
-    of as many of the first, random ones.
+    of as many of the first, random ones. How far several of them lie apart is then how coarse the first mutations are, if
+    that is finer: points that are known to be good say where it is worth looking.
 
     The constants were chosen by `benchmarks/strategy_constants.py`: smooth objectives under a MACs budget, 12, 30 and 57
     groups whose sensitivities span two orders of magnitude, 300 trials in batches of 10. Gaps are given as (score of the
@@ -62,6 +63,7 @@ class Evolution:
         self._elite = tools.HallOfFame(self.POPULATION)
         self._asked = 0
         self._pending = False
+        self._foreign: list[NDArray[np.float64]] = []
         self._told = 0
         self._toolbox = base.Toolbox()
         self._toolbox.register("select", tools.selTournament, k=self.PARENTS, tournsize=self.TOURNAMENT)
@@ -87,6 +89,7 @@ class Evolution:
         if not self._pending:  # foreign points: so many of the first, random ones need not be asked
             self._asked += len(rates)
             rates = np.array([self._centred(point) for point in rates])
+            self._foreign += list(rates)
         self._pending = False
         self._told += len(scores)
         individuals = []
@@ -117,9 +120,17 @@ class Evolution:
         else:
             parents = [Individual(parent) for parent in self._toolbox.select(population)]
             child = reduce(lambda one, other: self._toolbox.mate(one, other)[0], parents)
-            step = max(self.STEP * 0.5 ** (self.HALVINGS * self._told / self._trials), self.SMALLEST_STEP)
+            calmed = self._first_step() * 0.5 ** (self.HALVINGS * self._told / self._trials)
+            step = max(calmed, self.SMALLEST_STEP)
         self._toolbox.mutate(child, sigma=step)
         return self._centred(np.array(child))
+
+    def _first_step(self) -> float:
+        """The standard deviation of the first mutations: that of the foreign points, at most STEP."""
+        if len(self._foreign) < 2:
+            return self.STEP
+        genes = np.array(self._foreign)[:, self._free]
+        return min(float(np.sqrt(genes.var(axis=0).mean())) if genes.size else 0.0, self.STEP)
 
     def _centred(self, genes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same but for a common shift, as far from the walls as it can be."""

@@ -12,7 +12,7 @@ from ..common import FreePruneError
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
-# Halvings of the shift's interval [-1, 1]: 2**-49 in the end, less than a unit of any group of up to 10**14 units.
+# Halvings of the shift's interval, 2 for rates and at most 64 for logarithms: less than a unit of any group in the end.
 BISECTIONS = 50
 
 
@@ -24,6 +24,8 @@ class Space:
         minimum: `(L,)`, the fewest units of each group that may stay, at least 1.
         costs: the cost model.
         targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
+        geometric: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it. Where
+            a tenth or less stays, as with single weights, equal steps then mean about equally much.
 
     Raises:
         FreePruneError: there is no group, a target names a cost that the model does not give, or even `minimum` exceeds
@@ -37,6 +39,8 @@ class Space:
         minimum: NDArray[np.int64],
         costs: CostModel,
         targets: Mapping[str, float],
+        *,
+        geometric: bool = False,
     ) -> None:
         self.units = np.array(units, dtype=np.int64)
         self.minimum = np.array(minimum, dtype=np.int64)
@@ -52,13 +56,36 @@ class Space:
             raise ValueError(f"units {self.units.shape} and minimum {self.minimum.shape} must be vectors of one length")
         if (self.minimum < 1).any() or (self.minimum > self.units).any():
             raise ValueError("each group must keep at least 1 and at most all of its units")
-        self._max_rates = 1 - self.minimum / self.units
+        self.geometric = geometric
+        left = self.minimum / self.units
+        # What can be removed of each group, as a rate or as a logarithm, and what a coordinate of 1 stands for: the same for
+        # all groups where logarithms are meant, so that a common shift is a common factor.
+        self._most = -np.log(left) if geometric else 1 - left
+        self._reach = np.full(self.size, self._most.max()) if geometric else self._most
+        self._furthest = float(self._most.max()) if geometric else 1.0
         self._check_targets()
+
+    def changed(
+        self,
+        *,
+        costs: CostModel | None = None,
+        targets: Mapping[str, float] | None = None,
+        geometric: bool | None = None,
+    ) -> Space:
+        """A space of the same groups with what is given instead of its own."""
+        return Space(
+            self.units,
+            self.minimum,
+            self.costs if costs is None else costs,
+            self.targets if targets is None else targets,
+            geometric=self.geometric if geometric is None else geometric,
+        )
 
     def project(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
         """The allowed network next to each proposal, as kept units.
 
-        A coordinate u stands for the rate u * (1 - minimum / units). All rates of a proposal are shifted by one common
+        A coordinate u stands for the rate u * (1 - minimum / units); in a geometric space for the fraction f ** u that stays,
+        f being the smallest of all minimum / units. All rates (or logarithms) of a proposal are shifted by one common
         amount, up or down and clipped at their bounds, to where the budget is just met in whole units; what rounding
         left over is then given back unit by unit, largest remainder first, while all targets hold. The result is
         maximal: one more unit of any group would exceed a target.
@@ -69,15 +96,15 @@ class Space:
         Returns:
             `(P, L)` kept units; every row depends on its own proposal alone.
         """
-        rates = self._rates(proposals)
-        enough = np.ones(len(rates))  # this shift removes all that may be removed,
+        wanted = self._removals(proposals)
+        enough = np.full(len(wanted), self._furthest)  # this shift removes all that may be removed,
         little = -enough  # this one nothing
         for _ in range(BISECTIONS):
             middle = (enough + little) / 2
-            fits = self.fits(self._floor(self._kept(rates, middle)))
+            fits = self.fits(self._floor(self._kept(wanted, middle)))
             enough = np.where(fits, middle, enough)
             little = np.where(fits, little, middle)
-        kept = self._kept(rates, enough)
+        kept = self._kept(wanted, enough)
         return self._fill(self._floor(kept), kept)
 
     def uniform(self) -> NDArray[np.int64]:
@@ -94,7 +121,7 @@ class Space:
         Returns:
             `(P, L)` kept units; those of `proposal(kept)` are `kept` again.
         """
-        kept = self.units * (1 - self._rates(proposals))
+        kept = self._kept(self._removals(proposals), np.zeros(len(proposals)))
         return np.maximum(np.rint(kept).astype(np.int64), self.minimum)
 
     def proposal(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -102,23 +129,27 @@ class Space:
 
         A maximal network (see `project`) projects onto itself.
         """
-        removable = self.units - self.minimum
-        gone: NDArray[np.float64] = (self.units - kept) / np.maximum(removable, 1)
-        return gone
+        point: NDArray[np.float64]
+        if self.geometric:
+            point = np.minimum(-np.log(kept / self.units) / max(self._furthest, 1e-9), 1)
+        else:
+            point = (self.units - kept) / np.maximum(self.units - self.minimum, 1)
+        return point
 
-    def _rates(self, proposals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The rates `(P, L)` that proposals stand for."""
+    def _removals(self, proposals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rates `(P, L)` that proposals stand for, or minus the logarithms of what stays."""
         proposals = np.asarray(proposals, dtype=np.float64)
         if proposals.ndim != 2 or proposals.shape[1] != self.size:
             raise ValueError(f"proposals must have the shape (P, {self.size}), not {proposals.shape}")
         if not ((proposals >= 0) & (proposals <= 1)).all():
             raise ValueError("proposals must lie in [0, 1]")
-        rates: NDArray[np.float64] = proposals * self._max_rates
-        return rates
+        removals: NDArray[np.float64] = proposals * self._reach
+        return removals
 
-    def _kept(self, rates: NDArray[np.float64], shifts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _kept(self, removals: NDArray[np.float64], shifts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Kept units before rounding, `(P, L)`."""
-        kept: NDArray[np.float64] = self.units * (1 - np.clip(rates + shifts[:, None], 0, self._max_rates))
+        shifted = np.clip(removals + shifts[:, None], 0, self._most)
+        kept: NDArray[np.float64] = self.units * (np.exp(-shifted) if self.geometric else 1 - shifted)
         return kept
 
     def _floor(self, kept: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -52,7 +52,20 @@ def global_threshold(space: Space, profile: Profile) -> Kept:
     Source: Lee et al. 2021, arXiv:2010.07611, eq. 4. Differs: of units instead of weights, with any criterion in place of
     the magnitude, and within the bounds.
     """
-    scores = [_lamp(values) for values in profile.importance]
+    return _threshold(space, [_lamp(values) for values in profile.importance])
+
+
+def magnitude(space: Space, profile: Profile) -> Kept:
+    """One threshold over the units of all groups, on their importance as it is, to where the budget is just met.
+
+    Source: Han et al. 2015, arXiv:1506.02626, with one threshold for all layers. Differs: of units, with any criterion, and
+    within the bounds. It means most where all units are of one size.
+    """
+    return _threshold(space, profile.importance)
+
+
+def _threshold(space: Space, scores: Sequence[NDArray[np.float64]]) -> Kept:
+    """The most units that one threshold on the scores, descending in each group, leaves within the budget."""
     ascending = [values[::-1] for values in scores]
     thresholds = np.unique(np.concatenate(scores))
 
@@ -63,7 +76,7 @@ def global_threshold(space: Space, profile: Profile) -> Kept:
 
     low, high = -1, len(thresholds) - 1  # too many units; the fewest
     if not space.fits(kept(high)[None])[0]:
-        return space.minimum  # several units of a group are its best
+        return space.minimum  # several units are the best
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if space.fits(kept(middle)[None])[0] else (middle, high)
@@ -83,6 +96,7 @@ POINTS: dict[str, Callable[[Space, Profile], Kept]] = {
     "uniform": uniform,
     "erk": erk,
     "global": global_threshold,
+    "magnitude": magnitude,
 }
 KNAPSACK = "knapsack"
 WARM_STARTS = (*POINTS, KNAPSACK)
@@ -159,8 +173,8 @@ def warm_started(
 
     Args:
         strategy: makes it, as the entries of `STRATEGIES` do; it is given the trials that are left.
-        names: of `uniform`, `erk`, `global`, `knapsack`; a strategy that is itself a knapsack begins with its probes anyway,
-            and leaves the last one out. With none the strategy is made as it is.
+        names: of `uniform`, `erk`, `global`, `magnitude`, `knapsack`; a strategy that is itself a knapsack begins with its
+            probes anyway, and leaves the last one out. With none the strategy is made as it is.
         profile: of the network's groups.
 
     Raises:

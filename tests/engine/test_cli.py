@@ -14,7 +14,7 @@ from freeprune.common import FreePruneError
 from freeprune.engine import run as run_module
 from freeprune.engine.cli import main
 from freeprune.engine.cli_options import passed_on
-from freeprune.engine.job import settings
+from freeprune.engine.job import prepare, settings
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
 
@@ -240,9 +240,17 @@ def test_warm_starts_are_named_or_none_at_all(given, meant):
     assert passed_on(freeprune.prune, {"warm_starts": given}) == {"warm_starts": meant}
 
 
-@pytest.mark.parametrize(("trials", "expected"), [(9, ()), (10, ("erk", "global")), (300, ("erk", "global"))])
+@pytest.mark.parametrize(
+    ("trials", "expected"), [(9, ()), (10, ("erk", "global", "magnitude")), (300, ("erk", "global", "magnitude"))]
+)
 def test_a_search_over_zeros_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
     assert settings(["macs=50%"], {"granularity": "weight"}, trials=trials).warm_starts == expected
     assert settings(["macs=50%"], {"granularity": "weight", "warm_starts": ()}, trials=trials).warm_starts == ()
     for granularity in ("channel", "channel+nm"):
         assert settings(["macs=50%"], {"granularity": granularity}, trials=trials).warm_starts == ()
+
+
+@pytest.mark.parametrize(("granularity", "geometric"), [("channel", False), ("channel+nm", False), ("weight", True)])
+def test_what_stays_of_weights_is_searched_by_factors(granularity, geometric):
+    job = prepare("digits:cnn", None, "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
+    assert job.space.geometric == job.within(job.settings.target).space.geometric == geometric

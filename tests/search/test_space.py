@@ -44,7 +44,9 @@ def cases(draw):
         targets[name] = least + draw(st.floats(0, 1.1)) * (most - least)
     coordinate = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
     row = st.lists(coordinate, min_size=size, max_size=size)
-    return Space(units, minimum, costs, targets), np.array(draw(st.lists(row, min_size=1, max_size=4)))
+    return Space(units, minimum, costs, targets, geometric=draw(st.booleans())), np.array(
+        draw(st.lists(row, min_size=1, max_size=4))
+    )
 
 
 def fits(space, kept):
@@ -55,15 +57,22 @@ def fits(space, kept):
 def slowly(space, proposal):
     """The projection of one proposal as the docstring tells it, giving back one unit at a time."""
     limits = 1 - space.minimum / space.units
-    rates = proposal * limits
+    rates, furthest = proposal * limits, 1.0
 
     def real(shift):
         return space.units * (1 - np.clip(rates + shift, 0, limits))
 
+    if space.geometric:
+        smallest = space.minimum / space.units
+        furthest = -np.log(smallest.min())
+
+        def real(shift):
+            return space.units * np.exp(-np.clip(proposal * furthest + shift, 0, -np.log(smallest)))
+
     def rounded(values):
         return [max(math.floor(v), low) for v, low in zip(values, space.minimum, strict=True)]
 
-    high, low = 1.0, -1.0
+    high, low = furthest, -furthest
     for _ in range(BISECTIONS):
         middle = (high + low) / 2
         high, low = (middle, low) if fits(space, rounded(real(middle))) else (high, middle)
@@ -134,6 +143,16 @@ def test_rounding_by_hand():
     # of 8, 3 and 0 removable units
     assert space.round(np.array([[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5]])).tolist() == [[10, 4, 1], [2, 1, 1], [6, 2, 1]]
     assert space.proposal(np.array([6, 1, 1])).tolist() == [0.5, 1, 0]
+
+
+def test_geometric_coordinates_by_hand():
+    # The fewest that may stay is a hundredth, so that a coordinate of 1/2 stands for a tenth and one of 1/4 for 10 ** -0.5.
+    space = Space(np.array([1000, 1000]), np.array([10, 100]), total, {"nonzero": 400}, geometric=True)
+    assert space.round(np.array([[0, 0], [0.5, 0.25], [1, 1]])).tolist() == [[1000, 1000], [100, 316], [10, 100]]
+    assert space.proposal(np.array([100, 100])) == pytest.approx([0.5, 0.5])
+    # A common shift is a common factor, until a group is whole or has its fewest.
+    assert space.project(np.array([[0.5, 0.5 + np.log10(3) / 2], [0.2, 0.2 + np.log10(3) / 2]])).tolist() == [[300, 100]] * 2
+    assert space.project(np.array([[0, 1]])).tolist() == [[300, 100]]
 
 
 @settings(max_examples=100, deadline=None)

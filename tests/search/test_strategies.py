@@ -145,6 +145,18 @@ def test_foreign_points_are_learnt_from(name):
         assert np.median(sphere(rates)) > np.quantile(search("random", 0, batches=[80])[1], 0.75)
 
 
+@pytest.mark.parametrize("name", ["evolution", "evolution-generational"])
+def test_foreign_points_that_lie_close_together_are_searched_closely(name):
+    def spread(of):
+        strategy = made(name, 0, trials=10**6)  # so many that mutations have not calmed down yet
+        foreign = np.clip(CENTRE + np.random.default_rng(0).normal(0, of, (40, SIZE)), 0, 1)
+        strategy.tell(foreign, sphere(foreign))
+        return np.concatenate(list(asked(strategy, [10, 10]))).std(axis=0).mean()
+
+    assert spread(0.03) < spread(0.1) / 2 < spread(1.0) / 2
+    assert spread(1e-9) > 0.01  # a step of less than a unit would find nothing new
+
+
 def long(name):
     """Batches enough to learn from; the Gaussian process is slow, and needs fewer."""
     return [10] * (5 if name == "gp" else 8)

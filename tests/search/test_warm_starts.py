@@ -5,9 +5,9 @@ import pytest
 
 from freeprune.common import FreePruneError, Profile
 from freeprune.search import STRATEGIES, WARM_STARTS, Space, warm_started
-from freeprune.search.warm_starts import POINTS, erk, global_threshold
+from freeprune.search.warm_starts import POINTS, erk, global_threshold, magnitude
 
-FIXED = ("uniform", "erk", "global")
+FIXED = ("uniform", "erk", "global", "magnitude")
 
 
 def size(kept):
@@ -80,6 +80,13 @@ def test_a_global_threshold_in_a_group_of_zeros():
     assert global_threshold(space_of([4, 2], target=3), profile).tolist() == [1, 2]
 
 
+def test_one_threshold_on_importance_by_hand():
+    profile = Profile((np.array([2.0, 2, 1, 1]), np.array([4.0, 3, 0])), np.ones(2))
+    found = {target: magnitude(space_of([4, 3], target=target), profile).tolist() for target in (7, 6, 5, 4, 3, 2)}
+    assert found == {7: [4, 3], 6: [4, 2], 5: [2, 2], 4: [2, 2], 3: [1, 2], 2: [1, 1]}
+    assert magnitude(space_of([4, 3], minimum=[3, 1], target=5), profile).tolist() == [3, 2]
+
+
 def test_erk_by_hand():
     # Densities 1 : 2 : 8 over 10 units each. With 15 to keep the third is whole before the others have 5.
     profile = Profile(tuple(np.ones(10) for _ in range(3)), np.array([0.1, 0.2, 0.8]))
@@ -94,7 +101,7 @@ def test_every_strategy_begins_with_them(name):
     space, profile = space_of(UNITS), profile_of(UNITS)
     trace = search(warm_started(STRATEGIES[name], space, FIXED, profile, 0, 24), space, 24)
     expected = [space.project(space.proposal(POINTS[point](space, profile))[None])[0].tolist() for point in FIXED]
-    assert [kept for _, kept, _ in trace[:3]] == expected
+    assert [kept for _, kept, _ in trace[: len(FIXED)]] == expected
     assert name == "knapsack" or not any(probing for probing, _, _ in trace)
 
 
@@ -163,7 +170,7 @@ def test_errors_are_sentences():
     space, profile = space_of(UNITS), profile_of(UNITS)
     with pytest.raises(FreePruneError, match=r"^there is no warm start 'unifrom'; did you mean 'uniform'\? \(known: erk, "):
         warm_started(STRATEGIES["random"], space, ("unifrom",), profile, 0, 10)
-    with pytest.raises(FreePruneError, match=r"^3 warm starts are more than 2 trials; "):
+    with pytest.raises(FreePruneError, match=r"^4 warm starts are more than 2 trials; "):
         warm_started(STRATEGIES["random"], space, FIXED, profile, 0, 2)
-    with pytest.raises(FreePruneError, match=r"^the knapsack probes each of 5 groups alone and needs 7 trials, not 6; "):
+    with pytest.raises(FreePruneError, match=r"^the knapsack probes each of 5 groups alone and needs 7 trials, not 5; "):
         warm_started(STRATEGIES["random"], space, WARM_STARTS, profile, 0, 9)
