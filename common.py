@@ -194,10 +194,12 @@ class Profile:
     Attributes:
         importance: for each group the importances `(units,)` of its units, descending and not negative.
         erk: `(L,)`, the density that each group should have relative to the others, after the Erdős-Rényi kernel.
+        shared: `(L,)`, which groups several layers write to and several read, as a residual stream's channels.
     """
 
     importance: tuple[NDArray[np.float64], ...]
     erk: NDArray[np.float64]
+    shared: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -213,14 +214,17 @@ class Channel:
         weight twice, by its outputs and by its inputs. A group that no layer makes stays as dense as it may.
         """
         shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
-        densities = []
+        densities, shared = [], []
         for group in self._coupling.groups:
+            ends = Counter(dim for name, dim in group.members if len(shapes.get(name, ())) > 1)
+            shared.append(ends[0] > 1 and ends[1] > 1)
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
         units = zip(self._totals(importance), self._steps, strict=True)
         return Profile(
             tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
             np.array(densities),
+            np.array(shared, np.bool_),
         )
 
 

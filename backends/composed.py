@@ -96,6 +96,7 @@ class Composed:
         return Profile(
             tuple(values for part in parts for values in part.importance),
             np.concatenate([part.erk / part.erk.mean() for part in parts]),
+            np.concatenate([part.shared for part in parts]),
         )
 
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:

@@ -176,6 +176,7 @@ class Masked(ABC):
         return Profile(
             tuple(units(name) for name in self._ranks),
             np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
+            np.zeros(len(self._weights), np.bool_),
         )
 
 

@@ -44,6 +44,7 @@ class Problem:
         self.profile = Profile(
             tuple(-np.sort(-rng.random(u)) for u in self.units),
             np.sqrt(self.sensitivity) * np.exp(rng.normal(0, 0.5, size)),
+            np.zeros(size, np.bool_),
         )
 
     def costs(self, kept):

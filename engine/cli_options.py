@@ -104,8 +104,8 @@ search_options = _all(
     ),
     click.option(
         "--warm-starts",
-        help="Scored first: some of uniform,erk,global,magnitude,knapsack; or none.  "
-        "[default: none with channel, else erk,global,magnitude]",
+        help="Scored first: some of uniform,inner,erk,global,magnitude,knapsack; or none.  "
+        "[default: uniform,inner,magnitude with channel, else erk,global,magnitude]",
     ),
     click.option("--proposals", default=10, show_default=True, help="Rate vectors asked for before their scores are told."),
 )

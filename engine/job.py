@@ -35,9 +35,9 @@ from .training import Recipe
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
 
-# Of a search that is not told otherwise. Both are about single weights: where channels go, a search is no better for them, and
-# slower to leave them than equal rates (`docs/strategies.md`).
+# Of a search that is not told otherwise; what they bring is in `docs/strategies.md`. ERK densities and LAMP are about weights.
 WARM_STARTS = ("erk", "global", "magnitude")
+CHANNEL_WARM_STARTS = ("uniform", "inner", "magnitude")
 FEWEST_TRIALS = 10  # for them to be worth their share
 
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
@@ -102,7 +102,7 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: Options
     if given.get("warm_starts") is None:
         channels = _prunes_channels(given.get("granularity", Settings.granularity))
         few = given.get("trials", Settings.trials) < FEWEST_TRIALS
-        given["warm_starts"] = () if channels or few else WARM_STARTS
+        given["warm_starts"] = () if few else CHANNEL_WARM_STARTS if channels else WARM_STARTS
     for name in ("warm_starts", "only", "ignore"):
         given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given)

@@ -109,9 +109,9 @@ def prune(
         criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         time_limit: seconds after which the search ends, though there are trials left.
-        warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `erk`, `global`, `magnitude`,
-            `knapsack`. They count as trials. Default: `erk`, `global` and `magnitude` where zeros stay in place and there are
-            10 trials or more; else none.
+        warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `inner`, `erk`, `global`,
+            `magnitude`, `knapsack`. They count as trials. Default, with 10 trials or more: `uniform`, `inner` and `magnitude`
+            with channels, `erk`, `global` and `magnitude` where zeros stay in place.
         proposals: how many rate vectors are asked of the strategy before their scores are told.
         workers: processes that score, with one thread each. Default: this one, with all its threads.
         ray: the address of a Ray cluster whose actors score instead, `workers` of them; see `docs/cluster.md`.

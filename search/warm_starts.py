@@ -13,7 +13,7 @@ from .base import Strategy
 from .knapsack import Knapsack, Sensitivity
 from .space import Space
 
-HALVINGS = 60  # of the factor on ERK densities
+HALVINGS = 60  # of the factor on ERK densities, and of what goes inside
 
 Kept = NDArray[np.int64]
 Make = Callable[[Space, int, int], Strategy]  # from space, seed and trials, as the entries of STRATEGIES do
@@ -22,6 +22,27 @@ Make = Callable[[Space, int, int], Strategy]  # from space, seed and trials, as 
 def uniform(space: Space, profile: Profile) -> Kept:
     """The same rate in every group."""
     return space.uniform()
+
+
+def inner(space: Space, profile: Profile) -> Kept:
+    """The same rate in every group but the shared ones, which stay whole unless the budget cannot be met without them.
+
+    What flows through a residual stream is all that later layers have, while what is inside a block is that block's own. To
+    prune the inner widths alone is the usual recipe by hand for residual networks (Li et al. 2017, arXiv:1608.08710, section
+    4.2).
+    """
+
+    def kept(removed: float) -> Kept:
+        """From nothing at 0 over all that may go inside at 1 to all that may go anywhere at 2."""
+        rates = np.where(profile.shared, max(removed - 1, 0), min(removed, 1))
+        units: Kept = np.ceil(space.units - rates * (space.units - space.minimum) - 1e-9).astype(np.int64)
+        return units
+
+    low, high = 0.0, 2.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if space.fits(kept(middle)[None])[0] else (middle, high)
+    return kept(high)
 
 
 def erk(space: Space, profile: Profile) -> Kept:
@@ -94,6 +115,7 @@ def _lamp(importance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 POINTS: dict[str, Callable[[Space, Profile], Kept]] = {
     "uniform": uniform,
+    "inner": inner,
     "erk": erk,
     "global": global_threshold,
     "magnitude": magnitude,
@@ -173,8 +195,8 @@ def warm_started(
 
     Args:
         strategy: makes it, as the entries of `STRATEGIES` do; it is given the trials that are left.
-        names: of `uniform`, `erk`, `global`, `magnitude`, `knapsack`; a strategy that is itself a knapsack begins with its
-            probes anyway, and leaves the last one out. With none the strategy is made as it is.
+        names: of `uniform`, `inner`, `erk`, `global`, `magnitude`, `knapsack`; a strategy that is itself a knapsack begins
+            with its probes anyway, and leaves the last one out. With none the strategy is made as it is.
         profile: of the network's groups.
 
     Raises:

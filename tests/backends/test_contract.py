@@ -101,6 +101,19 @@ def test_a_profile_has_every_unit_in_descending_order(granularity, name, criteri
         assert (np.diff(values) <= 0).all()
     assert profile.erk.shape == (len(backend.groups),)
     assert (profile.erk > 0).all()
+    assert profile.shared.shape == (len(backend.groups),)
+
+
+def test_the_streams_of_a_residual_network_are_shared():
+    network = NETWORKS["cifar:resnet20"]()
+    order = importance("l2", network)
+    backend = BACKENDS["channel"](network, (torch.zeros(1, 3, 32, 32),), order)
+    shared = backend.profile(order).shared
+    assert [g.name for g, is_shared in zip(backend.groups, shared, strict=True) if is_shared] == [
+        "conv1", "layer2.0.conv2", "layer3.0.conv2",
+    ]  # fmt: skip
+    masks = BACKENDS["weight"](network, (torch.zeros(1, 3, 32, 32),), order)
+    assert not masks.profile(order).shared.any()
 
 
 def test_a_profile_by_hand():

@@ -5,9 +5,10 @@ import pytest
 
 from freeprune.common import FreePruneError, Profile
 from freeprune.search import STRATEGIES, WARM_STARTS, Space, warm_started
-from freeprune.search.warm_starts import POINTS, erk, global_threshold, magnitude
+from freeprune.search.warm_starts import POINTS, erk, global_threshold, inner, magnitude
 
-FIXED = ("uniform", "erk", "global", "magnitude")
+ALONE = np.zeros(2, np.bool_)  # no group is shared
+FIXED = ("uniform", "inner", "erk", "global", "magnitude")
 
 
 def size(kept):
@@ -21,7 +22,9 @@ def space_of(units, minimum=1, target=None):
 
 def profile_of(units, seed=0):
     rng = np.random.default_rng(seed)
-    return Profile(tuple(-np.sort(-rng.random(u)) for u in units), rng.uniform(0.01, 1, len(units)))
+    return Profile(
+        tuple(-np.sort(-rng.random(u)) for u in units), rng.uniform(0.01, 1, len(units)), rng.random(len(units)) < 0.5
+    )
 
 
 def score(kept):
@@ -64,9 +67,19 @@ def test_uniform_is_that_of_the_space():
     assert np.array_equal(POINTS["uniform"](space, profile_of([7, 30, 12, 64])), space.uniform())
 
 
+def test_inner_widths_by_hand():
+    # The second group is shared; of the others nine tenths may go.
+    profile = Profile(tuple(np.ones(10) for _ in range(3)), np.ones(3), np.array([False, True, False]))
+    found = {t: inner(space_of([10] * 3, target=t), profile).tolist() for t in (30, 20, 16, 13, 12, 7, 3)}
+    assert found == {
+        30: [10, 10, 10], 20: [5, 10, 5], 16: [3, 10, 3], 13: [1, 10, 1], 12: [1, 10, 1], 7: [1, 5, 1], 3: [1, 1, 1],
+    }  # fmt: skip
+    assert inner(space_of([10] * 3, minimum=[4, 2, 1], target=20), profile).tolist() == [6, 10, 4]
+
+
 def test_a_global_threshold_by_hand():
     # Squares 4, 4, 1, 1 and 16, 9, 0; the scores 4/8, 4/8, 1/10, 1/10 and 16/16, 9/25, 0.
-    profile = Profile((np.array([2.0, 2, 1, 1]), np.array([4.0, 3, 0])), np.ones(2))
+    profile = Profile((np.array([2.0, 2, 1, 1]), np.array([4.0, 3, 0])), np.ones(2), ALONE)
     found = {
         target: global_threshold(space_of([4, 3], target=target), profile).tolist() for target in (7, 6, 5, 4, 3, 2)
     }  # fmt: skip
@@ -76,12 +89,12 @@ def test_a_global_threshold_by_hand():
 
 
 def test_a_global_threshold_in_a_group_of_zeros():
-    profile = Profile((np.zeros(4), np.array([2.0, 1])), np.ones(2))
+    profile = Profile((np.zeros(4), np.array([2.0, 1])), np.ones(2), ALONE)
     assert global_threshold(space_of([4, 2], target=3), profile).tolist() == [1, 2]
 
 
 def test_one_threshold_on_importance_by_hand():
-    profile = Profile((np.array([2.0, 2, 1, 1]), np.array([4.0, 3, 0])), np.ones(2))
+    profile = Profile((np.array([2.0, 2, 1, 1]), np.array([4.0, 3, 0])), np.ones(2), ALONE)
     found = {target: magnitude(space_of([4, 3], target=target), profile).tolist() for target in (7, 6, 5, 4, 3, 2)}
     assert found == {7: [4, 3], 6: [4, 2], 5: [2, 2], 4: [2, 2], 3: [1, 2], 2: [1, 1]}
     assert magnitude(space_of([4, 3], minimum=[3, 1], target=5), profile).tolist() == [3, 2]
@@ -89,7 +102,7 @@ def test_one_threshold_on_importance_by_hand():
 
 def test_erk_by_hand():
     # Densities 1 : 2 : 8 over 10 units each. With 15 to keep the third is whole before the others have 5.
-    profile = Profile(tuple(np.ones(10) for _ in range(3)), np.array([0.1, 0.2, 0.8]))
+    profile = Profile(tuple(np.ones(10) for _ in range(3)), np.array([0.1, 0.2, 0.8]), np.zeros(3, np.bool_))
     assert erk(space_of([10] * 3, target=15), profile).tolist() == [1, 3, 10]  # just short of 2 and 4
     assert erk(space_of([10] * 3, target=11), profile).tolist() == [1, 2, 8]
     assert erk(space_of([10] * 3, target=30), profile).tolist() == [10, 10, 10]
@@ -170,7 +183,7 @@ def test_errors_are_sentences():
     space, profile = space_of(UNITS), profile_of(UNITS)
     with pytest.raises(FreePruneError, match=r"^there is no warm start 'unifrom'; did you mean 'uniform'\? \(known: erk, "):
         warm_started(STRATEGIES["random"], space, ("unifrom",), profile, 0, 10)
-    with pytest.raises(FreePruneError, match=r"^4 warm starts are more than 2 trials; "):
+    with pytest.raises(FreePruneError, match=r"^5 warm starts are more than 2 trials; "):
         warm_started(STRATEGIES["random"], space, FIXED, profile, 0, 2)
-    with pytest.raises(FreePruneError, match=r"^the knapsack probes each of 5 groups alone and needs 7 trials, not 5; "):
+    with pytest.raises(FreePruneError, match=r"^the knapsack probes each of 5 groups alone and needs 7 trials, not 4; "):
         warm_started(STRATEGIES["random"], space, WARM_STARTS, profile, 0, 9)
