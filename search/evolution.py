@@ -53,6 +53,7 @@ class Evolution:
     PARENTS = 6  # gap 0.23 with six as with four and ten: blending averages the noise of mutations away
     TOURNAMENT = 3
     STEP = 0.2  # standard deviation of the first mutations; gap 0.23, 0.25 with 0.15
+    FINEST = 0.05  # of first steps: points that are told may be nearly the same
     HALVINGS = 2.0  # of the step, in the course of a search; gap 0.23, 0.25 with 1.5 as with 3
     SMALLEST_STEP = 0.02  # about one unit of a layer with 64: smaller steps would change nothing
 
@@ -126,11 +127,11 @@ class Evolution:
         return self._centred(np.array(child))
 
     def _first_step(self) -> float:
-        """The standard deviation of the first mutations: that of the foreign points, at most STEP."""
-        if len(self._foreign) < 2:
+        """The standard deviation of the first mutations: that of the foreign points, from FINEST to STEP."""
+        if len(self._foreign) < 2 or not self._free.any():
             return self.STEP
-        genes = np.array(self._foreign)[:, self._free]
-        return min(float(np.sqrt(genes.var(axis=0).mean())) if genes.size else 0.0, self.STEP)
+        apart = float(np.sqrt(np.array(self._foreign)[:, self._free].var(axis=0).mean()))
+        return min(max(apart, self.FINEST), self.STEP)
 
     def _centred(self, genes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same but for a common shift, as far from the walls as it can be."""
