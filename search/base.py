@@ -14,8 +14,8 @@ class Strategy(Protocol):
     """Proposes points of the unit cube and learns from their scores; knows nothing about networks.
 
     Proposals depend on nothing but the space, the seed, the numbers asked for and the scores told, so that a search is
-    resumed by asking and telling again. A point is turned into a rate vector by `Space.project`, which shifts all rates of
-    a point together until the budget is met: points that differ by a common shift are scored alike.
+    resumed by asking and telling again. A point is turned into a rate vector by `Space.project`, which shifts all
+    coordinates of a point together until the budget is met: points that differ by a common shift are scored alike.
 
     A strategy may have a property `probing`, read after each `ask`: True if what was last asked is to be rounded to whole
     units (`Space.round`) instead of projected into the budget. Such trials count, but cannot win. And it may have a
