@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib
 from peer_methods import DESCRIBED
-from peers import DENSE, LATENCY_BATCH, RESULTS, Cell, cells
+from peers import DENSE, LATENCY_BATCH, RESULTS, SLOW, Cell, cells
 
 from freeprune.common import write_atomically
 from freeprune.metrics.statistics import Estimate, mean_interval
@@ -45,6 +45,8 @@ def runs_of(folder: Path) -> dict[Cell, dict[str, Runs]]:
             about = {k: document[k] for k in ("seed", "finetune_images", "precision", "threads", "load", "versions")}
             for method, result in document["methods"].items():
                 found.setdefault(budget_of(cell), {}).setdefault(method, []).append({**about, **result})
+                if cell.table == "d" and method in SLOW:
+                    found.setdefault(("a", *budget_of(cell)[1:]), {}).setdefault(method, []).append({**about, **result})
     return found
 
 
