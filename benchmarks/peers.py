@@ -68,8 +68,8 @@ class Cell:
 
 
 CHANNEL = (
-    "freeprune", "uniform", "random", "eagleeye-256", "torch-pruning", "torch-pruning-global", "torch-pruning-isomorphic",
-    "fastnas", "eagleeye",
+    "freeprune", "freeprune-8", "uniform", "random", "eagleeye-256", "torch-pruning", "torch-pruning-global",
+    "torch-pruning-isomorphic", "fastnas", "eagleeye",
 )  # fmt: skip
 ALLOCATIONS = ("freeprune", "uniform", "erk", "lamp", "magnitude")
 SLOW = ("eagleeye", "fastnas")

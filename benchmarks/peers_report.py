@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -122,7 +123,7 @@ def verdict(found: dict[str, Runs]) -> str:
     if OURS not in found:
         return "FreePrune has not been run here yet."
     ours = estimate(found[OURS])
-    values = {method: estimate(runs) for method, runs in found.items() if method != OURS}
+    values = {method: estimate(runs) for method, runs in found.items() if not method.startswith(OURS)}
     ahead = [m for m, v in values.items() if v.value > ours.value]
     if ahead:
         gaps = ", ".join(f"{m} by {values[m].value - ours.value:.2f} points" for m in ahead)
@@ -152,13 +153,20 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     left, right = "resnet20", ("a", "resnet20", "channel", "macs", 0.45)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     methods = [m for m in DESCRIBED if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE]
-    colours = {m: plt.get_cmap("tab10")(i % 10) for i, m in enumerate(methods)}
+    colours = {m: plt.get_cmap("tab20")(2 * i % 20 + i // 10) for i, m in enumerate(methods)}
     labels: dict[float, tuple[float, list[str]]] = {}  # by accuracy, since methods that found the same networks share a place
     for method in methods:
         style = {"color": colours[method], "lw": 2.5 if method == OURS else 1.2, "marker": "o", "ms": 4, "capsize": 2}
-        points = sorted((b[4], estimate(f[method])) for b, f in results.items() if b[:2] == ("a", left) and method in f)
-        errors = [0 if math.isnan(e.low) else e.high - e.value for _, e in points]
-        axes[0].errorbar([100 * s for s, _ in points], [e.value for _, e in points], errors, label=method, **style)
+        points = sorted(
+            ((b[4], f[method]) for b, f in results.items() if b[:2] == ("a", left) and method in f), key=itemgetter(0)
+        )
+        seeds = [[100 * run["accuracy"] for run in runs] for _, runs in points]
+        means = [mean(values) for values in seeds]
+        spread = [
+            [m - min(v) for m, v in zip(means, seeds, strict=True)],
+            [max(v) - m for m, v in zip(means, seeds, strict=True)],
+        ]
+        axes[0].errorbar([100 * s for s, _ in points], means, spread, label=method, **style)
         runs = results.get(right, {}).get(method)
         if runs:
             spent = max(mean(r["processor_seconds"] for r in runs), 0.1)
@@ -245,6 +253,8 @@ run*: how many pruned networks a method ran to find its own. Search seconds: fro
 Latency: ONNX Runtime, batch {LATENCY_BATCH}, in brackets as a share of the dense network's, measured in turn with it.
 
 ![Accuracy of every method by budget and by seconds of search](results.svg)
+
+In the plot: means, and on the left the lowest and the highest seed.
 
 ## The methods
 
