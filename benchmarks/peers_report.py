@@ -44,6 +44,7 @@ def runs_of(folder: Path) -> dict[Cell, dict[str, Runs]]:
                 continue
             document = json.loads(path.read_text())
             about = {k: document[k] for k in ("seed", "finetune_images", "precision", "threads", "load", "versions")}
+            about["remark"] = document.get("remark")
             for method, result in document["methods"].items():
                 found.setdefault(budget_of(cell), {}).setdefault(method, []).append({**about, **result})
                 if cell.table == "d" and method in SLOW:
@@ -145,16 +146,22 @@ def search_costs(found: dict[str, Runs]) -> str:
             method, str(len(runs)), told(estimate(runs)), f"{mean(r['evaluated'] for r in runs):.0f}", f"{own:.0f}",
             seconds(runs, "seconds"), f"{own / ours:.1f}",
         ])  # fmt: skip
-    return table(["method", "seeds", "accuracy, %", "networks run", "CPU s", "on the wall, s", "times FreePrune"], rows)
+    head = ["method", "seeds", "accuracy, %", "networks run", "CPU s", "on the wall, s", "times FreePrune"]
+    remarks = sorted({run["remark"] for runs in found.values() for run in runs if run["remark"]})
+    return "\n\n".join([table(head, rows), *remarks])
 
 
 def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     """Accuracy by budget, and by seconds of search at the budget that all tables have."""
     left, right = "resnet20", ("a", "resnet20", "channel", "macs", 0.45)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    methods = [m for m in DESCRIBED if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE]
+    methods = [
+        m
+        for m in DESCRIBED
+        if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m not in (DENSE, "freeprune-8")
+    ]
     colours = {m: plt.get_cmap("tab20")(2 * i % 20 + i // 10) for i, m in enumerate(methods)}
-    labels: dict[float, tuple[float, list[str]]] = {}  # by accuracy, since methods that found the same networks share a place
+    labels: dict[tuple[float, int], tuple[float, list[str]]] = {}  # methods that found the same networks as fast share one
     for method in methods:
         style = {"color": colours[method], "lw": 2.5 if method == OURS else 1.2, "marker": "o", "ms": 4, "capsize": 2}
         points = sorted(
@@ -171,8 +178,8 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
         if runs:
             spent = max(mean(r["processor_seconds"] for r in runs), 0.1)
             axes[1].scatter(spent, estimate(runs).value, color=colours[method], s=90 if method == OURS else 36, zorder=3)
-            labels.setdefault(estimate(runs).value, (spent, []))[1].append(method)
-    for value, (spent, names) in labels.items():
+            labels.setdefault((estimate(runs).value, round(math.log10(spent))), (spent, []))[1].append(method)
+    for (value, _), (spent, names) in labels.items():
         axes[1].annotate("\n".join(names), (spent, value), (5, 4), textcoords="offset points", fontsize=8)
     axes[0].set(xlabel="MACs left, %", ylabel="accuracy after fine-tuning, %", title="ResNet-20, channel")
     axes[1].set(xlabel="search, processor seconds", title="ResNet-20, channel, macs=45%", xscale="log")
