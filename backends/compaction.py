@@ -13,7 +13,6 @@ nothing. Values are assumed to be finite (zero times anything is zero).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..common import FreePruneError, Inputs
+from ..copies import copied
 from .certificate import Mismatch, replay
 from .coupling import Coupling
 from .meta import on_meta
@@ -65,11 +65,11 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     """
     _, example, dense = trace_example(network, inputs)
     # A fresh copy for every forward pass, which may leave something behind, such as a cache.
-    traced = on_meta(network) if example[0].is_meta else copy.deepcopy(network).eval().cpu()
-    flow = flow_of(network, copy.deepcopy(traced), example, dense)
+    traced = on_meta(network) if example[0].is_meta else copied(network).eval().cpu()
+    flow = flow_of(network, copied(traced), example, dense)
     coupling, repairs = Coupling(dense, traced), list[Repair]()
     if not _needed(coupling, flow).all():
-        coupling, repairs = settle(copy.deepcopy(traced), example, dense)
+        coupling, repairs = settle(copied(traced), example, dense)
     classes = _certified(traced, example, coupling, repairs, flow)
     indices = coupling.kept_indices(classes)
     plan = Plan(
@@ -170,7 +170,7 @@ def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = tuple(x.to(device) for x in inputs)
     with torch.no_grad():
-        before, after = (tree_leaves(net(*example)) for net in (copy.deepcopy(network).eval(), smaller))
+        before, after = (tree_leaves(net(*example)) for net in (copied(network).eval(), smaller))
     pairs = [(a.double(), b.double()) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor)]
     found = [(a - b).abs().max() / a.abs().max().clamp(min=1e-12) for a, b in pairs]
     return max(float(x.nan_to_num(torch.inf)) for x in found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import os
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..common import FreePruneError, write_atomically
+from ..copies import copied
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -65,7 +65,7 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     if size > LARGEST_WEIGHTS:
         raise FreePruneError(f"the weights take {size / 2**30:.1f} GiB, but a single ONNX file holds less than 2 GiB")
-    network = copy.deepcopy(network).cpu().eval()
+    network = copied(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
     try:
         model = _traced(network, inputs, dynamic=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..common import FreePruneError
-from .copies import copied
+from ..copies import copied
 from .kept_statistics import watch
 from .plan import Attribute, Plan, check_structure
 
@@ -70,7 +69,7 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     norm and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
     """
     check_structure(network, plan)
-    network = copy.deepcopy(network)
+    network = copied(network)
     parameters = dict(network.named_parameters())
     with torch.no_grad():
         for name, dims in plan.kept.items():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..common import Batch, FreePruneError
+from ..copies import copied
 from .data import Data, stack
 
 
@@ -29,7 +28,7 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int) -> Batch:
 
 def recalibrated(network: nn.Module, batch: Batch) -> nn.Module:
     """A copy whose batch norms hold the statistics of the calibration batch, so that it works before any fine-tuning."""
-    network = copy.deepcopy(network).eval()
+    network = copied(network).eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

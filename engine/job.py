@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..backends import Backend, find_backend, importance
-from ..backends.copies import copied
 from ..backends.criteria import CRITERIA, Importance
 from ..common import Batch, FreePruneError, find
+from ..copies import copied
 from ..metrics import METRICS, Metric, Reference, reference
 from ..search import STRATEGIES, Space, Strategy
 from ..search.warm_starts import WarmStarted, warm_started
@@ -181,7 +181,7 @@ def prepare(
             options[name] = value
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = copied(network, {}).to(device)
+    scored = copied(network).to(device)
     images = fastest(scored, batch.to(device))
     order = importance(settings.criterion, scored, images, settings.seed)
     backend: Backend = backend_class(scored, images.inputs, order, **options)

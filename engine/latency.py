@@ -29,9 +29,9 @@ from torch import nn
 from ..backends import apply
 from ..backends.channel import Channel
 from ..backends.composed import Composed
-from ..backends.copies import copied
 from ..backends.export import export_onnx, latency_ms
 from ..common import DAMAGE, FreePruneError, Inputs, brief, write_atomically
+from ..copies import copied
 from ..search import Space
 from . import documents
 from . import folder as files
@@ -171,7 +171,7 @@ class Latency:
         if folder is not None and (folder / files.LATENCY).exists():
             self._seconds, tables, self._measured = _read(folder / files.LATENCY)
         start = time.perf_counter()
-        network = copied(job.network, {}).cpu().eval()
+        network = copied(job.network).cpu().eval()
         batch = job.settings.latency_batch
         channel = job.backend.channel if isinstance(job.backend, Composed) else cast(Channel, job.backend)
         found = timed_calls(network, batch_of(job.batch.inputs, batch), channel)

@@ -1,10 +1,12 @@
 import copy
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from freeprune.backends.copies import copied
+from freeprune.copies import copied
 
 
 class Own(nn.Module):
@@ -77,3 +79,29 @@ def test_subclasses_with_slots_and_states_are_left_to_deepcopy(kind):
 
     dense = Stateful(4, 4, 1) if kind is nn.Conv2d else Stateful(4, 2)
     assert copied(dense, {}).copied
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+def test_results_of_computations_are_detached_and_made_anew(change):
+    dense = nn.Sequential(change(nn.Linear(3, 4)), nn.ReLU()).eval()
+    dense.kept = [{"last": dense(torch.ones(2, 3))}]
+    dense(torch.ones(2, 3))
+    found = copied(dense)
+    assert torch.equal(found(torch.ones(2, 3)), dense(torch.ones(2, 3)))
+    assert found.kept[0]["last"].is_leaf
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.mul_(2)
+    assert not torch.equal(found(torch.ones(2, 3)), dense(torch.ones(2, 3)))
+
+
+def test_what_cannot_be_copied_is_an_error():
+    dense = nn.Sequential(nn.Linear(2, 2))
+    dense.lock = threading.Lock()
+    with pytest.raises(TypeError, match="lock"):
+        copied(dense)
