@@ -171,7 +171,7 @@ def pick(sweep_folder: Path, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     finetune = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"])
-    folders = {name: given[name] for name in ("out", "resume", "force")}
+    folders = {name: given[name] for name in ("out", "resume", "force", "rehearsal")}
     with display.bars(quiet=given["as_json"]) as progress:
         result = sweep.pick(sweep_folder, target=given["targets"], finetune=finetune, progress=progress, **folders)
     _report(result, given["as_json"])
@@ -270,14 +270,12 @@ def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibra
     from .calibration import draw
     from .data import split
     from .folder import PLAN
-    from .job import built
+    from .job import dense_network
     from .models import load_weights
 
     options.set_threads(given["threads"])
     plan = Plan.load(plan_path.parent if plan_path.name == PLAN else plan_path)
-    network = built(model, given["seed"])
-    if given["weights"] is not None:
-        network = load_weights(network, given["weights"])
+    network = dense_network(model, given["weights"], given["seed"])
     smaller = prune_by(network, plan)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
@@ -300,29 +298,28 @@ def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibra
 def train(model: str, **given: Any) -> None:
     """Train MODEL, or adapt it with --weights, and save its weights."""
     from . import display, training
+    from .adoption import in_float32, with_values
     from .folder import save_weights
-    from .job import built
-    from .models import load_weights
+    from .job import dense_network
 
     out: Path = given["out"]
     if out.suffix != ".safetensors":
         raise FreePruneError(f"--out {out} must end in .safetensors")
     options.set_threads(given["threads"])
-    network = built(model, given["seed"])
-    if given["weights"] is not None:
-        network = load_weights(network, given["weights"])
+    network = dense_network(model, given["weights"], given["seed"])
     data = options.data_of(given)
     recipe = options.recipe_of(given, given["epochs"], None, augment=data.augment)
     with display.bars(quiet=given["as_json"]) as progress:
         trained = training.train(
-            network,
+            in_float32(network),
             data.train,
             recipe,
             seed=given["seed"],
             collate=data.collate,
             progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
         )
-    accuracy = training.accuracy(trained, data.test, collate=data.collate)
+    trained = with_values(network, trained)
+    accuracy = training.accuracy(in_float32(trained), data.test, collate=data.collate)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(trained, out)
     summary = {"accuracy": accuracy, "weights": str(out)}
@@ -360,12 +357,12 @@ def inspect(
     """
     from . import inspection
     from .graph import save
-    from .models import load_model, load_weights
+    from .job import dense_network
 
     if graph is not None and graph.suffix != ".svg":
         raise FreePruneError(f"--graph {graph} must end in .svg")
     inputs = inspection.example(shapes, data)
-    network = model if weights is None else load_weights(load_model(model), weights)
+    network = dense_network(model, weights, seed=0)
     given = {name: value for name, value in layout.items() if value is not None}
     found = inspection.inspect(network, inputs, granularity, **given)
     if graph is not None:
@@ -389,10 +386,10 @@ def apply(model: str, weights: Path, plan_path: Path, out: Path, force: bool) ->
     from ..backends import Plan
     from ..backends import apply as prune_by
     from . import folder
-    from .models import load_model, load_weights
+    from .job import dense_network
 
     plan = Plan.load(plan_path.parent if plan_path.name == folder.PLAN else plan_path)
-    network = load_weights(load_model(model), weights)
+    network = dense_network(model, weights, seed=0)
     smaller = prune_by(network, plan)
     folder.check_folder(out, resume=False, force=force)
     if (out / folder.WEIGHTS).exists() and not force:

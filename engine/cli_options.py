@@ -74,6 +74,11 @@ target_option = click.option(
 
 folder_options = _all(
     click.option("--out", required=True, type=PATH, help="The folder for everything that is written."),
+    click.option(
+        "--rehearsal/--no-rehearsal",
+        default=True,
+        help="First try all steps with the dense network on a few images, and refuse what fails.  [default: yes]",
+    ),
     click.option("--resume", is_flag=True, help="Go on with what is in --out."),
     click.option("--force", is_flag=True, help="Replace what is in --out."),
 )

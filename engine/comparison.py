@@ -16,12 +16,13 @@ from ..common import DAMAGE, FreePruneError, find
 from ..metrics.statistics import mean_interval, paired_p
 from ..search import STRATEGIES
 from . import folder as files
-from .calibration import recalibrated
+from .calibration import keep, recalibrated
 from .finetuning import finetuned
 from .job import Finetune, Job, Options, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
 from .records import Records
+from .rehearsal import rehearse
 from .report import read_finished, write_report
 from .searching import WITHOUT_END, ScoreAll, search
 from .training import Recipe, accuracy
@@ -56,6 +57,7 @@ class Run:
         return next((int(trial) for trial, _, best in self.curve if best >= score), None)
 
 
+@files.keeps_traceback
 def compare(
     model: nn.Module | str,
     data: Any,
@@ -104,10 +106,13 @@ def compare(
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, finetune)
+    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None)
     config = {**job.config, "strategies": list(names), "seeds": seeds}
     del config["strategy"]
+    if not (resume and (folder / files.COMPARISON).exists()):
+        rehearse(job, None if finetune is None else job.data.test, exports=False, progress=progress)
     files.open_folder(folder, config, resume, force)
+    keep(job.batch, job.data, folder)
     finished = read_finished(folder, files.COMPARISON)
     if finished is not None:
         return finished

@@ -24,15 +24,17 @@ from ..metrics import METRICS, Metric, MetricError, Reference
 from ..metrics.statistics import judged, noise
 from ..search import Space
 from . import folder as files
-from .calibration import recalibrated
+from .calibration import keep, recalibrated
 from .data import split
 from .finetuning import finetuned
 from .job import Finetune, Job, Settings, metric_name, metric_of, prepare
 from .progress import Progress, silent
 from .records import Records
+from .rehearsal import rehearse
 from .report import write_report
 from .targets import parse_targets
 from .training import Recipe, accuracy
+from .user_code import scored
 from .workers import Placement, check, pool
 
 Kept = NDArray[np.int64]
@@ -48,6 +50,7 @@ COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where i
 CONTROL = "logdensity"  # what partial correlations hold constant
 
 
+@files.keeps_traceback
 def correlate(
     model: nn.Module | str,
     data: Any,
@@ -78,6 +81,7 @@ def correlate(
     resume: bool = False,
     force: bool = False,
     rescore: bool = False,
+    rehearsal: bool = True,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
@@ -100,6 +104,7 @@ def correlate(
         ray_gpus: GPUs of each actor, such as 0.25.
         rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
             of other metrics stays.
+        rehearsal: whether all steps are first tried with the dense network on a few images.
 
     Returns:
         The study as it stands in `study.json`; see `docs/score.md`.
@@ -116,26 +121,29 @@ def correlate(
     settings = Settings(
         parse_targets(target), granularity, strategy="random", criterion=criterion, seed=seed, max_rate=max_rate,
         round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=tuple(only), ignore=tuple(ignore),
-        calibration_images=calibration_images,
+        calibration_images=calibration_images, rehearsal=rehearsal,
     )  # fmt: skip
     placement = Placement(workers, ray, ray_gpus)
     check(placement)
     folder = Path(out)
     resume = resume or rescore
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, settings, finetune)
+    job = prepare(model, weights, data, settings, finetune, folder=folder if resume else None)
+    _, validation = split(job.data, seed)
+    if not rescore:
+        rehearse(job, validation, exports=False, progress=progress)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
     files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
-    scored = Records(folder / files.SCORES, "freeprune_scores")
+    keep(job.batch, job.data, folder)
+    records = Records(folder / files.SCORES, "freeprune_scores")
     if rescore:
         asked = set(table)
-        scored.drop(lambda entry: entry.get("metric") in asked)
-        recorded = {entry.get("metric") for entry in scored.entries}
+        records.drop(lambda entry: entry.get("metric") in asked)
+        recorded = {entry.get("metric") for entry in records.entries}
         table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
     kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
-    scores = _scored(job, kept, table, scored, placement, progress)
-    _, validation = split(job.data, seed)
+    scores = _scored(job, kept, table, records, placement, progress)
     dense = accuracy(job.network, validation, collate=job.data.collate)
     study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
     files.write_json(folder / files.STUDY, study)
@@ -263,7 +271,7 @@ def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Ref
     start = time.perf_counter()
     error = None
     try:
-        score = float(metric(backend.candidate(kept), dense, batch))
+        score = scored(metric, backend.candidate(kept), dense, batch)
     except MetricError as reason:
         score, error = math.nan, str(reason)
     return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from ..common import FreePruneError, nearest
 from .image_files import Files, list_images, read_images
 from .models import call, cause
+from .user_code import UserError, place_of
 
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "package.module:callable", "path/to/file.py:callable"]
 
@@ -162,28 +165,19 @@ def stack(
         collate: what makes a batch of a list of items; PyTorch's default if None.
 
     Returns:
-        The network's inputs, normally one tensor `(N, C, H, W)`, and the labels, int64 `(N,)`.
+        The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels, int64 `(N,)`.
 
     Raises:
         FreePruneError: an item cannot be read, or the batch is not (inputs ..., labels).
     """
     indices = list(indices)
-    try:
+    with telling_items(dataset, f"{len(indices)} items"):
         fetch = getattr(dataset, "__getitems__", None)
         items = fetch(indices) if fetch else [dataset[i] for i in indices]
         batch = (collate or default_collate)(items)
-    except FreePruneError:
-        raise
-    except Exception as error:
-        raise FreePruneError(
-            f"{len(indices)} items of {_described(dataset)} cannot be read into a batch ({cause(error)}); expected items "
-            "(image tensor, label) of one shape"
-        ) from error
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise FreePruneError(f"a batch of {_described(dataset)} is {_described(batch)}; expected (inputs, labels)")
-    *inputs, labels = batch
-    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-        inputs = list(inputs[0])
+    inputs, labels = parts(batch)
     for name, value in [*(("input", value) for value in inputs), ("label", labels)]:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
             raise FreePruneError(
@@ -193,7 +187,39 @@ def stack(
         raise FreePruneError(
             f"the labels of {_described(dataset)} are {_described(labels)} in a batch; expected one integer for each image"
         )
-    return tuple(inputs), labels.long()
+    return inputs, labels.long()
+
+
+def parts(batch: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
+    """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`."""
+    *inputs, labels = batch
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        inputs = list(inputs[0])
+    return in_float32(inputs), labels
+
+
+def in_float32(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Inputs of a network, with floating tensors in float32, as networks are worked on."""
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+@contextmanager
+def telling_items(dataset: object, items: str = "items") -> Iterator[None]:
+    """An error of a data set that reads some of its items, or of what makes a batch of them, as a sentence.
+
+    Raises:
+        UserError: in place of whatever was raised; sentences pass.
+    """
+    try:
+        yield
+    except FreePruneError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{items} of {_described(dataset)} cannot be read into a batch ({cause(error)}{place_of(error)}); expected items "
+            "(image tensor, label) of one shape",
+            "".join(traceback.format_exception(error)),
+        ) from error
 
 
 # --- image folders ----------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ ASKED: Shape = {
     "time_limit": (float, None), "warm_starts": [str], "proposals": int, "seed": int, "max_rate": (float, None),
     "round_to": (int, str, None), "min_width": (int, None), "repair": (bool, None), "nm": (str, None), "block": (str, None),
     "only": [str], "ignore": [str], "calibration_images": int, "compaction": bool, "compress": bool, "latency_batch": int,
-    "latency_threads": int,
+    "latency_threads": int, "rehearsal": bool,
 }  # fmt: skip
 
 STUDY: Shape = {

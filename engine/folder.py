@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors.torch import save_model
 from torch import nn
@@ -15,7 +16,13 @@ from torch import nn
 from ..backends import Plan, apply
 from ..common import FreePruneError, brief, parse_json, write_atomically
 from . import documents
+from .adoption import bare
+from .calibration import CALIBRATION
 from .models import load_weights
+from .user_code import UserError
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
@@ -24,6 +31,7 @@ LATENCY = "latency.json"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
+ERROR = "error.txt"  # the traceback of an error in a function of the user's own
 REPORT = "report.html"  # all of it as a page
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
 REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
@@ -34,7 +42,7 @@ REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read 
 }
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
-    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
 )
 
 
@@ -60,6 +68,23 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
 
 
+def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Makes a function that runs in the folder `out` keep the traceback of an error in the user's code there."""
+
+    @functools.wraps(function)
+    def kept(*args: Given.args, **options: Given.kwargs) -> Returned:
+        try:
+            return function(*args, **options)
+        except UserError as error:
+            folder = Path(str(options["out"]))
+            if not (folder / CONFIG).exists():  # nothing was begun
+                raise
+            write_atomically(folder / ERROR, error.trace.encode())
+            raise UserError(f"{error}; the traceback is in {folder / ERROR}", error.trace) from error.__cause__
+
+    return kept
+
+
 def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool) -> None:
     """Make the folder ready: what a forced run replaces is removed, what a resumed run was asked is compared.
 
@@ -69,6 +94,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     check_folder(folder, resume, force)
     if resume:
         _compare(read_json(folder / CONFIG), config, folder)
+        (folder / ERROR).unlink(missing_ok=True)
         _remove_parts(folder)
         return
     try:
@@ -164,16 +190,16 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     Args:
         folder: the run folder; `plan.json` and `model.safetensors` are read, and `masks.safetensors` and `compaction.json`
             where the run has them.
-        network: the dense network as its code makes it, with any weights; left as it is.
+        network: the dense network as its code makes it, with any weights, wrapped or not; left as it is.
 
     Returns:
-        A new network in eval mode.
+        A new network in eval mode, in the types of the given one, without wrappers.
 
     Raises:
         FreePruneError: a file is missing or damaged, or the network is not the one that was pruned.
     """
     folder = Path(folder)
-    smaller = apply(network, Plan.load(folder))
+    smaller = apply(bare(network, trained=False), Plan.load(folder))
     if (folder / COMPACTION).exists():
         smaller = apply(smaller, Plan.load(folder, COMPACTION))
     path = folder / WEIGHTS

@@ -27,9 +27,10 @@ from ..backends.meta import on_meta
 from ..backends.trace import Leaf, Product, Trace, plain_kernels, sentence
 from ..common import FreePruneError, Inputs
 from ..search.space import amount
-from .data import load_data, stack
+from .adoption import adopted
+from .data import in_float32, load_data, stack
 from .display import LABELS
-from .job import built, check_network
+from .job import built
 
 SHOWN = 3  # names in one cell of a table; the JSON has all
 
@@ -133,9 +134,8 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
     """
     backend_class = find_backend(granularity)
     _check_options(granularity, getattr(backend_class, "options", ()), options)
-    network = built(model, seed=0) if isinstance(model, str) else model
-    check_network(network)
-    examples = (inputs,) if isinstance(inputs, Tensor) else inputs
+    network = adopted(built(model, seed=0) if isinstance(model, str) else model)
+    examples = in_float32((inputs,) if isinstance(inputs, Tensor) else inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ..backends import Backend, find_backend, importance
 from ..backends.criteria import CRITERIA, Importance
@@ -22,8 +21,10 @@ from ..copies import copied
 from ..metrics import METRICS, Metric, Reference, reference
 from ..search import STRATEGIES, Space, Strategy
 from ..search.warm_starts import WarmStarted, warm_started
-from .calibration import draw
+from .adoption import bare, in_float32
+from .calibration import calibration
 from .data import Data, load_data, split
+from .hooks import check_hooks
 from .memory import fastest
 from .models import load_model, load_weights
 from .models import resolve as resolve_callable
@@ -31,6 +32,7 @@ from .searching import BATCH
 from .selection import fewest_units
 from .targets import Target, parse_targets, resolve
 from .training import Recipe
+from .user_code import name_of, scored
 
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
@@ -65,6 +67,7 @@ class Options(TypedDict, total=False):
     calibration_images: int
     latency_batch: int
     latency_threads: int
+    rehearsal: bool
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Settings:
     compress: bool = False
     latency_batch: int = 32
     latency_threads: int = 1
+    rehearsal: bool = True
 
 
 def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
@@ -112,9 +116,12 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: Options
 class Job:
     """Everything checked and at hand; nothing written yet.
 
-    `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates run on it.
+    `given` is the dense network in its own types, `network` the same in float32, which everything is done with; both are
+    without wrappers and on the CPU. `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates
+    run on it.
     """
 
+    given: nn.Module
     network: nn.Module
     data: Data
     train: Any
@@ -147,28 +154,33 @@ class Job:
 
         def score(kept: NDArray[np.int64]) -> tuple[float, float]:
             start = time.perf_counter()
-            return float(metric(backend.candidate(kept), dense, batch)), time.perf_counter() - start
+            return scored(metric, backend.candidate(kept), dense, batch), time.perf_counter() - start
 
         return score
 
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, timed: bool = False,
+    *, folder: Path | None = None, timed: bool = False,
 ) -> Job:  # fmt: skip
-    """Check everything and bring it together; `timed` says whether a target on latency, for `latency.py` to add, is welcome."""
+    """Check everything and bring it together.
+
+    Args:
+        folder: of the run to resume, whose calibration batch is taken; None for a new one.
+        timed: whether a target on latency, for `latency.py` to add, is welcome.
+    """
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
     _check_numbers(settings)
-    network = built(model, settings.seed) if isinstance(model, str) else model
-    if weights is not None:
-        network = load_weights(network, weights)
-    check_network(network)
+    given = on_cpu(dense_network(model, weights, settings.seed))
+    network = in_float32(given)
     data = load_data(source)
     training, _ = split(data, settings.seed)
-    batch = draw(training, data, settings.calibration_images, settings.seed)
+    batch = calibration(training, data, settings.calibration_images, settings.seed, folder)
+    if not isinstance(model, str):  # code registers its own hooks again
+        check_hooks(network, tuple(x[:2] for x in batch.inputs))
     start = time.perf_counter()
     options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
     for name in LAYOUT_OPTIONS:
@@ -181,12 +193,12 @@ def prepare(
             options[name] = value
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = copied(network).to(device)
-    images = fastest(scored, batch.to(device))
-    order = importance(settings.criterion, scored, images, settings.seed)
-    backend: Backend = backend_class(scored, images.inputs, order, **options)
+    judged = copied(network).to(device)
+    images = fastest(judged, batch.to(device))
+    order = importance(settings.criterion, judged, images, settings.seed)
+    backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
-    output = reference(scored, images)
+    output = reference(judged, images)
     _check_classes(output, batch.labels, data)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, settings.granularity, timed=timed)
@@ -204,12 +216,12 @@ def prepare(
         "metric": metric_name(settings.metric),
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
-        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else _name(finetune),
+        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
     }
     return Job(
-        network, data, training, batch, images, settings, finetune, backend, order,
-        Space(units, minimum, backend.costs, limits, geometric=not _prunes_channels(settings.granularity)), metric, output,
-        config, seconds,
+        given, network, data, training, batch, images, settings, finetune, backend, order,
+        Space(units, minimum, backend.costs, limits, geometric=not _prunes_channels(settings.granularity)),
+        metric, output, config, seconds,
     )  # fmt: skip
 
 
@@ -228,7 +240,7 @@ def metric_of(given: str | Metric) -> Metric:
 
 def metric_name(given: str | Metric) -> str:
     """What a metric is called in records: a function by its module and name, which can be given again like any other."""
-    return given if isinstance(given, str) else _name(given)
+    return given if isinstance(given, str) else name_of(given)
 
 
 def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | None = None) -> Strategy:
@@ -245,11 +257,25 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     return warm_started(make, job.space, asked.warm_starts, job.backend.profile(job.importance), seed, planned)
 
 
+def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int) -> nn.Module:
+    """The network that was given or named, without wrappers, in its own types, with the weights of a file if one is given."""
+    if weights is None:
+        return bare(built(model, seed) if isinstance(model, str) else model)
+    empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
+    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights))
+
+
 def built(spec: str, seed: int) -> nn.Module:
     """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return load_model(spec)
+
+
+def on_cpu(network: nn.Module) -> nn.Module:
+    """The network on the CPU."""
+    there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
+    return network if there else copied(network).cpu()
 
 
 def _check_numbers(settings: Settings) -> None:
@@ -261,24 +287,6 @@ def _check_numbers(settings: Settings) -> None:
         raise FreePruneError(f"--seed is {settings.seed}; give a whole number from 0 to {2**32 - 1}")
     if settings.max_rate is not None and not 0 < settings.max_rate < 1:
         raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
-
-
-def check_network(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
-            )
-        if "quantized" in type(module).__module__:
-            raise FreePruneError(f"module {name!r} is quantised; prune the network before it is quantised")
-    devices = {str(parameter.device) for parameter in network.parameters()}
-    if len(devices) > 1:
-        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
-    for name, parameter in network.named_parameters():
-        if is_lazy(parameter):
-            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
-        if not torch.isfinite(parameter).all():
-            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
 
 
 def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
@@ -294,7 +302,3 @@ def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
 def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     """The costs of the only row."""
     return {name: float(values[0]) for name, values in costs.items()}
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"

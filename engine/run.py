@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,21 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from ..backends import Plan, apply, compact, masked
+from ..backends import Plan, compact
 from ..backends.export import export_onnx, latency_ms, relative_difference, run_onnx
 from ..backends.sparse import compress_onnx
 from ..common import FreePruneError
 from ..metrics import Metric
 from ..search import Strategy
 from . import folder as files
-from .calibration import recalibrated
-from .finetuning import finetuned
+from .adoption import check_still_finite, in_float32
+from .calibration import keep, recalibrated
+from .finetuning import finetuned, in_types_of_given
 from .job import Finetune, Job, Options, prepare, settings, single, strategy_of
 from .latency import Latency, batch_of, with_delivered
 from .ledger import Ledger
+from .outputs import outputs
 from .progress import Progress, silent
+from .rehearsal import DenseExport, Rehearsed, pruned_and_checked, rehearse
 from .report import read_finished, write_report
 from .searching import BATCH, Found, search
 from .targets import LATENCY, binding
@@ -43,7 +45,7 @@ class Result:
     """A finished run.
 
     Attributes:
-        network: the pruned, fine-tuned network, in eval mode on the CPU.
+        network: the pruned, fine-tuned network, in eval mode on the CPU, in the types of the network that was given.
         plan: what was removed.
         summary: costs, accuracies, scores, agreements, latency, seconds; as in `summary.json`.
         folder: the run folder.
@@ -55,6 +57,7 @@ class Result:
     folder: Path
 
 
+@files.keeps_traceback
 def prune(
     model: nn.Module | str,
     data: Any,
@@ -87,6 +90,7 @@ def prune(
     compress: bool = False,
     latency_batch: int = 32,
     latency_threads: int = 1,
+    rehearsal: bool = True,
     weights: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -96,8 +100,10 @@ def prune(
 
     Args:
         model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
-            as it is.
-        data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders.
+            as it is. It is taken out of `nn.DataParallel`, `torch.compile` and the like, and worked on in float32; the result
+            is rounded to its own types.
+        data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders, with
+            items (input, label) or (input, input, label). Floating inputs are cast to float32.
         target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
             of the dense network, as a fraction or an absolute number, of latency in milliseconds.
         out: the folder for everything the run writes.
@@ -131,6 +137,9 @@ def prune(
         compress: whether zeros are stored sparsely in the ONNX file where that makes it smaller.
         latency_batch: images at a time in the latency measurement, also for a target on latency.
         latency_threads: threads of it.
+        rehearsal: whether all that follows the search is first tried with the dense network on a few images, so that what fails
+            is known before anything is searched or written. Without it, a network that cannot be exported is pruned all the
+            same and has no ONNX file.
         weights: a file for the dense network's weights.
         resume: go on with the run in `out`.
         force: replace the run in `out`.
@@ -143,6 +152,7 @@ def prune(
         granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
         max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
         calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
+        rehearsal=rehearsal,
     )  # fmt: skip
     more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction, "compress": compress}
     asked = settings(target, options, **more)
@@ -150,7 +160,7 @@ def prune(
     files.check_folder(folder, resume, force)
     placement = Placement(workers, ray, ray_gpus)
     check(placement)
-    job = prepare(model, weights, data, asked, finetune, timed=True)
+    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None, timed=True)
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
 
 
@@ -169,21 +179,25 @@ def finished_run(
         job: with the counted targets; one on latency is added here.
         strategy: makes it for the job's space.
     """
+    rehearsed = Rehearsed()
+    if not (resume and (folder / files.SUMMARY).exists()):
+        _tell_dense(job, progress)
+        rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
     latency = None
     if any(target.cost == LATENCY for target in job.settings.target):
         latency = Latency(job, folder if resume else None, progress)
         job = replace(job, space=latency.space(latency.limit))
     files.open_folder(folder, job.config, resume, force)
+    keep(job.batch, job.data, folder)
     finished = read_finished(folder, files.SUMMARY)
     if finished is not None:
-        return Result(files.load(folder, job.network), Plan.load(folder), finished, folder)
+        return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
     if latency is not None:
         latency.save(folder)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")
 
-    _tell_dense(job, progress)
     asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
     with pool(job.scorer(), placement) as workers:
         found = search(
@@ -195,7 +209,7 @@ def finished_run(
             job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return _finish(job, found, timed, plan, folder, progress)
+    return _finish(job, found, timed, plan, rehearsed, folder, progress)
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:
@@ -210,16 +224,11 @@ def _tell_dense(job: Job, progress: Progress) -> None:
     progress("dense", round(right * len(labels)), len(labels), note)
 
 
-def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, folder: Path, progress: Progress) -> Result:
+def _finish(
+    job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed, folder: Path, progress: Progress
+) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
-    compact = apply(job.network, plan).eval()
-    images = job.batch.inputs
-    masked_vs_compact = relative_difference(_outputs(masked(job.network, plan), images), _outputs(compact, images))
-    if not masked_vs_compact < 1e-3:
-        raise FreePruneError(
-            f"the pruned network computes something else than the masked one (difference {masked_vs_compact:.1e}), and was "
-            "not kept; please report the network"
-        )
+    compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     compact = recalibrated(compact, job.batch)
     accuracies: dict[str, float | None] = {
         "dense": _accuracy(job.network, job, progress, "dense"),
@@ -229,14 +238,17 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     final = finetuned(compact, plan, job, job.settings.seed, progress)
     finetune_seconds = time.perf_counter() - start
     final, second, compacted = _compacted(final, plan, job, folder)
+    delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
+    check_still_finite(final, delivered)
+    final = in_float32(delivered)
     accuracies["finetuned"] = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
-    files.save_weights(final, folder / files.WEIGHTS)
+    files.save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
     progress("export", 0, 1, "")
     try:
-        onnx = _export(job, final, plan, second, found, folder)
+        onnx = _export(job, final, plan, second, found, rehearsed.dense, folder)
     except FreePruneError as error:  # the pruned network is there all the same
-        missing = ("bytes", "dense_bytes", "latency_ms", "agreement", "verdict")
+        missing = ("bytes", "dense_bytes", "batch", "latency_ms", "agreement", "verdict")
         onnx = {**dict.fromkeys(missing), "warnings": [str(error)]}
     progress("export", 1, 1, "")
     if timed is not None and onnx["latency_ms"] is not None:
@@ -271,7 +283,7 @@ def _finish(job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, fo
     }
     files.write_json(folder / files.SUMMARY, summary)
     write_report(folder)
-    return Result(final, plan, summary, folder)
+    return Result(delivered, plan, summary, folder)
 
 
 def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, dict[str, Any]]:
@@ -300,7 +312,9 @@ def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn
     return found.network, found.plan, report
 
 
-def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, folder: Path) -> dict[str, Any]:
+def _export(
+    job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path
+) -> dict[str, Any]:
     """Write the ONNX file, hold it against the network, and time it against the dense network's."""
     images = job.batch.inputs
     channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
@@ -312,21 +326,19 @@ def _export(job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: 
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata)
     compressed = compress_onnx(exported.path, images) if job.settings.compress else None
-    agreement = relative_difference(_outputs(final, images), run_onnx(exported.path, images))
+    agreement = relative_difference(outputs(final, images), run_onnx(exported.path, images))
     timed = batch_of(images, job.settings.latency_batch)
-    with tempfile.TemporaryDirectory() as scratch:
-        dense = export_onnx(job.network, images, Path(scratch) / "dense.onnx", {})
-        latency = latency_ms({"dense": dense.path, "pruned": exported.path}, timed, threads=job.settings.latency_threads)
-        sizes = {
-            "bytes": exported.path.stat().st_size,
-            "dense_bytes": dense.bytes,
-            "gzip_bytes": _gzip_bytes(exported.path),
-            "dense_gzip_bytes": _gzip_bytes(dense.path),
-        }
+    dense = dense or DenseExport(job)
+    paths = {"dense": dense.file.path, "pruned": exported.path}
+    latency = latency_ms(paths, timed, threads=job.settings.latency_threads)
     report = {
-        **sizes,
+        "bytes": exported.path.stat().st_size,
+        "dense_bytes": dense.file.bytes,
+        "gzip_bytes": _gzip_bytes(exported.path),
+        "dense_gzip_bytes": _gzip_bytes(dense.file.path),
         "compressed": None if compressed is None else asdict(compressed),
         "dynamic_batch": exported.dynamic_batch,
+        "batch": None if exported.dynamic_batch else len(images[0]),
         "warnings": list(exported.warnings),
         "latency_ms": latency,
         "latency_batch": job.settings.latency_batch,
@@ -374,18 +386,6 @@ def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, 
 def _accuracy(network: nn.Module, job: Job, progress: Progress, which: str) -> float:
     progress("test", 0, 1, f"accuracy of the {which} network")
     return accuracy(network, job.data.test, collate=job.data.collate)
-
-
-def _outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[NDArray[Any], ...]:
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            output = network(*inputs)
-    finally:
-        network.train(training)
-    tensors = output if isinstance(output, tuple | list) else (output,)
-    return tuple(t.cpu().numpy() for t in tensors)
 
 
 def _finite(score: float) -> float | None:

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from ..backends import Plan
 from ..common import Batch, Candidate, FreePruneError, Skeleton
-from ..metrics import Metric, reference
-from .job import check_network, metric_of
+from ..metrics import METRICS, Metric, reference
+from .adoption import adopted
+from .data import in_float32
+from .job import metric_of
+from .user_code import scored
 
 Calibration = Batch | Tensor | Sequence[Tensor]
 
@@ -21,7 +24,7 @@ def score(
     """How well a pruned network would do after fine-tuning, as a metric sees it without any. Both are left as they are.
 
     Args:
-        network: pruned in any way, by any tool: with zeros, or with smaller tensors.
+        network: pruned in any way, by any tool: with zeros, or with smaller tensors. Scored in float32, without wrappers.
         dense: the network that it was made from.
         batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
         metric: its name (`freeprune list metrics`), or your own, as for `prune`.
@@ -36,13 +39,14 @@ def score(
     """
     function = metric_of(metric)
     images = _batch(batch)
-    for each in (network, dense):
-        check_network(each)
+    network, dense = (adopted(each) for each in (network, dense))
     skeleton = Skeleton(network)
     kept = {} if plan is None else plan.kept
     candidate = Candidate(skeleton, {}, (), kept, Skeleton(dense).tensors)
     try:
-        found = float(function(candidate, reference(dense, images), images))
+        known = reference(dense, images)
+        builtin = function in METRICS.values()
+        found = float(function(candidate, known, images)) if builtin else scored(function, candidate, known, images)
     except RuntimeError as error:  # torch's, of a batch that does not fit
         first = str(error).strip().split("\n")[0]
         raise FreePruneError(
@@ -53,11 +57,11 @@ def score(
 
 def _batch(given: Calibration) -> Batch:
     if isinstance(given, Batch):
-        return given
+        return Batch(in_float32(given.inputs), given.labels)
     if isinstance(given, Tensor):
-        return Batch((given,))
+        return Batch(in_float32((given,)))
     if len(given) == 2 and all(isinstance(x, Tensor) for x in given) and not torch.is_floating_point(given[1]):
-        return Batch((given[0],), given[1])
+        return Batch(in_float32(given[:1]), given[1])
     raise FreePruneError(
         "the batch is neither a tensor of images nor images and integer labels; give images (N, C, H, W), or both in a pair"
     )

@@ -13,11 +13,13 @@ from torch import nn
 
 from ..common import FreePruneError
 from . import folder as files
+from .calibration import keep
 from .data import load_data
 from .documents import ASKED, fits
 from .job import Finetune, Job, Options, Settings, prepare, settings, strategy_of
 from .ledger import Ledger, Trial
 from .progress import Progress, silent
+from .rehearsal import rehearse
 from .report import read_finished, write_report
 from .run import Result, finished_run
 from .searching import search
@@ -30,6 +32,7 @@ HANDED_ON = 5  # of the best points of a budget, with which the next one begins
 PICKED = 20  # trials next to a target that are projected onto it
 
 
+@files.keeps_traceback
 def sweep(
     model: nn.Module | str,
     data: Any,
@@ -77,9 +80,12 @@ def sweep(
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, None)
+    job = prepare(model, weights, data, asked, None, folder=folder if resume else None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
+    if not (resume and (folder / files.SWEEP).exists()):
+        rehearse(job, None, exports=False, progress=progress)
     files.open_folder(folder, config, resume, force)
+    keep(job.batch, job.data, folder)
     finished = read_finished(folder, files.SWEEP)
     if finished is not None:
         return finished
@@ -156,6 +162,7 @@ def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
     return front
 
 
+@files.keeps_traceback
 def pick(
     folder: str | Path,
     *,
@@ -165,6 +172,7 @@ def pick(
     data: Any = None,
     weights: str | Path | None = None,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    rehearsal: bool = True,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -180,6 +188,7 @@ def pick(
         model: where the sweep had one that was no spec, the same one again; otherwise the sweep's.
         data: likewise.
         weights: default: the sweep's.
+        rehearsal: as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or something asked cannot be done.
@@ -198,10 +207,11 @@ def pick(
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
-    asked = replace(_settings(config), target=parse_targets(targets), trials=PICKED)
+    asked = replace(_settings(config), target=parse_targets(targets), trials=PICKED, rehearsal=rehearsal)
     out = Path(out)
     files.check_folder(out, resume, force)
-    job = prepare(model, config["weights"] if weights is None else weights, data, asked, finetune, timed=True)
+    weights = config["weights"] if weights is None else weights
+    job = prepare(model, weights, data, asked, finetune, folder=out if resume else None, timed=True)
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})

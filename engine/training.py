@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..common import FreePruneError
+from ..copies import copied
+from .adoption import check_still_finite
+from .data import parts, telling_items
 from .memory import takes_channels_last
+from .randomness import seeded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -95,8 +95,9 @@ def train(
     """A trained copy of a network. On a CPU the same seed gives the same weights, bit for bit.
 
     Args:
-        network: images to logits `(N, classes)`; left bit for bit as it was.
-        dataset: map-style, of items (image `(C, H, W)` float32, or a tuple of such inputs; label int).
+        network: images to logits `(N, classes)`; left bit for bit as it was. Of several outputs in training mode the first one
+            is trained on, and must be the logits.
+        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label int); floating inputs are cast to float32.
         recipe: how long and how.
         seed: decides the order of the data, the augmentation and every other random draw.
         masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
@@ -110,11 +111,12 @@ def train(
 
     Raises:
         FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs that are
-            not logits; labels outside the classes; a loss that is not finite; a network without a backward pass.
+            not logits; labels outside the classes; a loss or trained tensors that are not finite; a network without a backward
+            pass.
     """
     if recipe.distill and teacher is None:
         raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
-    student = copy.deepcopy(network)
+    student = copied(network)
     home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
     pruned = _pruned_entries(student, masks or {})
     _zero(pruned)
@@ -123,13 +125,13 @@ def train(
     model, optimizer = fabric.setup(student, _optimizer(student, recipe))
     # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
     pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
-    guide = fabric.to_device(copy.deepcopy(teacher).eval()) if recipe.distill and teacher is not None else None
+    guide = fabric.to_device(copied(teacher).eval()) if recipe.distill and teacher is not None else None
 
-    with _seeded(seed):
+    with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
         order = itertools.islice(_shuffled_batches(len(dataset), batch_size, generator), steps)  # type: ignore[arg-type]
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator)
-        for step, batch in enumerate(loader):
+        for step, batch in enumerate(_batches(loader)):
             images, labels = _inputs_and_labels(batch)
             images = fabric.to_device(images)
             if step == 0:
@@ -141,11 +143,11 @@ def train(
                 images = images.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rate_factor(step, steps, recipe.warmup)
-            logits = _logits(model, images, labels)
+            logits = _logits(_first(_run(model, images)), labels)
             loss = F.cross_entropy(logits, fabric.to_device(labels))
             if guide is not None:
                 with torch.no_grad(), fabric.autocast():
-                    target = _logits(guide, images, labels).float()
+                    target = _logits(_run(guide, images), labels).float()
                 loss = (1 - recipe.distill) * loss + recipe.distill * _divergence(logits, target)
             value = loss.item()
             if not math.isfinite(value):
@@ -167,7 +169,9 @@ def train(
             _zero(pruned)
             if progress is not None:
                 progress(step + 1, steps, value)
-    return student.to(home).eval()
+    trained = student.to(home).eval()
+    check_still_finite(network, trained)
+    return trained
 
 
 def accuracy(
@@ -176,25 +180,28 @@ def accuracy(
     *,
     batch_size: int = 500,
     collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
 ) -> float:
     """The fraction, 0 to 1, of images whose largest logit is their label's; in eval mode, the network left as it was.
+
+    The seed decides what a data set draws that changes its items at random.
 
     Raises:
         FreePruneError: an empty data set; outputs that are not logits; labels outside the classes.
     """
     fabric = _fabric()
-    judged = fabric.to_device(copy.deepcopy(network).eval())
+    judged = fabric.to_device(copied(network).eval())
     right = total = 0
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
-    with torch.no_grad():
-        for batch in loader:
+    with torch.no_grad(), seeded(seed):
+        for batch in _batches(loader):
             images, labels = _inputs_and_labels(batch)
             images = fabric.to_device(images)
             if total == 0:
                 channels_last = takes_channels_last(judged, images)
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            right += int((_logits(judged, images, labels).argmax(1).cpu() == labels).sum())
+            right += int((_logits(_run(judged, images), labels).argmax(1).cpu() == labels).sum())
             total += len(labels)
     if total == 0:
         raise FreePruneError("there are no images to measure the accuracy on; give a data set with at least one")
@@ -242,21 +249,6 @@ def _fabric(precision: str | None = None) -> Fabric:
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else it names the precision once for every network
     return Fabric(accelerator="auto", devices=1, precision=precision)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Global random states from the seed (for dropout, and for data sets that augment by themselves), then restored."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _schedule(recipe: Recipe, length: int) -> tuple[int, int]:
@@ -311,18 +303,38 @@ def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 
 def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
-    """A batch of the loader taken apart: the inputs as they are and the labels `(N,)` as int64 on the CPU."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+    """A batch of the loader taken apart: one input or a tuple of several, and the labels `(N,)` as int64 on the CPU."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise FreePruneError(f"a batch is {_described(batch)}; expected the two parts (inputs, labels)")
-    labels = torch.as_tensor(batch[1], device="cpu")
+    inputs, labels = parts(batch)
+    labels = torch.as_tensor(labels, device="cpu")
     if labels.ndim != 1 or labels.is_floating_point():
         raise FreePruneError(f"the labels of a batch are {_described(labels)}; expected integers of shape (N,)")
-    return batch[0], labels.long()
+    return (inputs[0] if len(inputs) == 1 else inputs), labels.long()
 
 
-def _logits(network: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
-    """The network's output, known to be logits `(N, classes)` that these labels index."""
-    output = network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; an error of the data set is a sentence."""
+    iterator = iter(loader)
+    while True:
+        with telling_items(loader.dataset):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _run(network: nn.Module, inputs: Any) -> Any:
+    return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+
+
+def _first(output: Any) -> Any:
+    """What is trained on: of several outputs the first, as networks with side outputs in training mode give them."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _logits(output: Any, labels: Tensor) -> Tensor:
+    """A network's output, known to be logits `(N, classes)` that these labels index."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(labels):
         raise FreePruneError(
             f"the network returned {_described(output)}; expected logits, one tensor of shape ({len(labels)}, classes)"

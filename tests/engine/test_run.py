@@ -1,4 +1,5 @@
 import json
+import threading
 
 import numpy as np
 import onnx
@@ -336,19 +337,16 @@ def spoilt():
     return dense
 
 
-def computed():
-    """A weight that is the result of a computation, which torch cannot copy."""
+def locked():
     dense = network()
-    dense[3] = nn.utils.weight_norm(dense[3])
-    dense(torch.zeros(2, 1, 8, 8))
+    dense.lock = threading.Lock()
     return dense
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (computed, "the network cannot be copied .*make it hold plain parameters"),
+        (locked, "the network cannot be copied .*lock.*make its modules hold plain parameters"),
         (Needs, "rejects an input of shape 1x1x8x8: .*missing 1 required positional argument: 'labels'"),
         (lambda: torch.jit.script(network()), "'the network' is scripted"),
         (mixed, "lie on cpu and meta; move it to one device"),

@@ -383,7 +383,7 @@ def test_sentences_for_arguments(dataset):
     ("change", "sentence"),
     [
         (lambda network, images: {"logits": network(images)}, "the network returned a dict; expected logits"),
-        (lambda network, images: (network(images), images), "a tuple of 2"),
+        (lambda network, images: (images, network(images)), r"shape \(8, 3, 8, 8\); expected logits, one tensor"),
         (lambda network, images: images, r"shape \(8, 3, 8, 8\); expected logits, one tensor of shape \(8, classes\)"),
         (lambda network, images: network(images)[:1], r"shape \(1, 4\)"),
         (lambda network, images: network(images)[:, :3], "label 3, but the network has 3 classes.* from 0 to 2"),
@@ -413,3 +413,79 @@ def test_sentences_for_batches(dataset, collate, sentence):
 def test_a_learning_rate_that_explodes_is_a_sentence(dataset):
     with pytest.raises(FreePruneError, match=r"the loss became (nan|inf) at step \d of 5; .*\(now 1e\+30\)"):
         train(make(), dataset, Recipe(images=40, batch_size=8, learning_rate=1e30, warmup=0), seed=0)
+
+
+class Side(nn.Module):
+    """Logits and a second output in training mode, or in both."""
+
+    def __init__(self, always=False):
+        super().__init__()
+        self.inner, self.always = make(), always
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return (logits, images) if self.training or self.always else logits
+
+
+def test_of_several_outputs_in_training_mode_the_first_is_trained_on(dataset):
+    trained, plain = (train(network, dataset, SHORT, seed=0) for network in (Side(), make()))
+    assert same(trained.inner.state_dict(), plain.state_dict())
+    assert 0 <= accuracy(trained, dataset) <= 1
+    with pytest.raises(FreePruneError, match="returned a tuple of 2; expected logits"):
+        accuracy(Side(always=True), dataset)
+
+
+def test_items_may_be_flat_and_of_any_floating_type(dataset):
+    """`(a, b, label)` is two inputs and a label; what floats is cast to float32."""
+    flat = [(image, image.flip(2), label) for image, label in zip(dataset.images, dataset.labels, strict=True)]
+    nested = [((a.double(), b.half().double()), label) for a, b, label in flat]
+    network = Wrap(lambda network, left, right: network(left) + network(right.half().float()))
+    results = [train(network, items, SHORT, seed=0) for items in (flat, nested)]
+    assert same(*(result.state_dict() for result in results))
+    assert accuracy(results[0], flat) == accuracy(results[0], nested)
+
+
+def test_the_accuracy_of_a_test_set_that_draws_is_decided_by_the_seed():
+    network, states = make(), []
+    for leak in (1, 2):
+        torch.manual_seed(leak)
+        random.seed(leak)
+        np.random.seed(leak)  # noqa: NPY002
+        states.append(accuracy(network, Noisy(noise=3.0), seed=5))
+    assert states[0] == states[1]
+
+
+def test_an_item_that_cannot_be_read_in_training_is_a_sentence_with_its_place():
+    class Broken(Images):
+        def __getitem__(self, index):
+            if index == 7:
+                raise OSError("truncated file")
+            return super().__getitem__(index)
+
+    for use in (lambda d: train(make(), d, SHORT, seed=0), lambda d: accuracy(make(), d)):
+        with pytest.raises(
+            FreePruneError, match=r"items of a Broken cannot be read .*OSError: truncated file at .*test_training"
+        ):
+            use(Broken())
+
+
+@pytest.mark.parametrize("kind", ["weight", "buffer"])
+def test_tensors_that_training_left_without_a_number_are_a_sentence(kind, dataset):
+    class Spoilt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.steps = make(), 0
+            self.register_buffer("mask", torch.tensor([-math.inf]))  # as given: that is fine
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, images):
+            self.steps += self.training
+            if self.steps == 5 and kind == "buffer":
+                self.mean.fill_(math.nan)
+            elif self.steps == 5:  # the last step: no loss is computed from what it makes
+                self.inner.head.bias.register_hook(lambda gradient: gradient * math.nan)
+            return self.inner(images)
+
+    name = "mean" if kind == "buffer" else "inner.head.bias"
+    with pytest.raises(FreePruneError, match=f"'{name}' holds values that are not finite after training"):
+        train(Spoilt(), dataset, Recipe(images=40, batch_size=8), seed=0)

@@ -1,0 +1,91 @@
+"""Calls of functions that are the user's own: an error in one is a sentence with its place, and its traceback is kept."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..common import Batch, Candidate, FreePruneError
+from ..metrics import Metric, Reference
+from .models import cause
+
+ROOT = Path(__file__).parent.parent
+OURS = {str(ROOT / folder) for folder in ("", "engine", "search", "metrics", "backends")}
+INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib"))
+
+
+class UserError(FreePruneError):
+    """An error in the user's own code.
+
+    Attributes:
+        trace: the whole traceback.
+    """
+
+    def __init__(self, sentence: str, trace: str) -> None:
+        super().__init__(sentence, trace)  # both, so that it survives the way from a worker
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """An error of the user's code as a sentence.
+
+    Args:
+        what: whose it is, such as "the fine-tuning function 'my:tune'".
+
+    Raises:
+        UserError: in place of whatever was raised; sentences pass.
+    """
+    try:
+        yield
+    except FreePruneError:
+        raise
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        raise UserError(f"{what} failed ({cause(error)}{place_of(error)}); mend it, and go on with --resume", trace) from error
+
+
+def place_of(error: BaseException) -> str:
+    """Where the user's code was when an error was raised, as ` at file.py:12`; empty where no such code was at work.
+
+    The last line that is neither ours nor in an installed package; where there is none, that of an installed package.
+    """
+    places = []
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        places.append((step.tb_frame.f_code.co_filename, step.tb_lineno))
+        step = step.tb_next
+    others = [one for one in places if str(Path(one[0]).parent) not in OURS and not one[0].startswith("<")]
+    own = [one for one in others if not one[0].startswith(INSTALLED)] or others
+    return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What one of the user's functions returns; see `telling`."""
+    with telling(f"{what} {name_of(function)!r}"):
+        return function(*arguments)
+
+
+def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch) -> float:
+    """What a metric says, as a number."""
+    found = called("the metric", metric, candidate, dense, batch)
+    try:
+        return float(found)
+    except (RuntimeError, TypeError, ValueError):
+        raise FreePruneError(
+            f"the metric {name_of(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it, and go "
+            "on with --resume"
+        ) from None
+
+
+def name_of(function: Any) -> str:
+    """A function by its module and name."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
