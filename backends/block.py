@@ -11,6 +11,7 @@ import numpy as np
 from ..common import FreePruneError
 from .criteria import Importance
 from .mask import Masked, Ranks, Scores, ranked
+from .weights import IN, OUT, UNKNOWN, Layout
 
 DEFAULT = "1x4"
 
@@ -26,23 +27,29 @@ class Block(Masked):
     options = ("block",)
 
     def __init__(self, *args: Any, block: str = DEFAULT, **more: Any) -> None:
-        self._dim, self._length = self.span(block=block)
+        along, self._length = self.span(block=block)
+        self._axis = 1 if along == OUT else 2
         super().__init__(*args, **more)
 
     @classmethod
-    def span(cls, **options: Any) -> tuple[int, int]:
+    def span(cls, **options: Any) -> tuple[str, int]:
         block = options.get("block", DEFAULT)
         form = re.fullmatch(r"(\d+)x(\d+)", block)
         sizes = [int(n) for n in form.groups()] if form else []
         if sorted(sizes)[:1] != [1] or sizes == [1, 1]:
             raise FreePruneError(f"--block {block!r} is no vector; write 1x4 for four inputs or 4x1 for four outputs")
-        return (1, sizes[1]) if sizes[0] == 1 else (0, sizes[0])
+        return (IN, sizes[1]) if sizes[0] == 1 else (OUT, sizes[0])
 
-    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        return {name: self._layer(values, importance) for name, values in scores.items()}
+    def refusal(self, layout: Layout) -> str | None:
+        if layout.roles is None:
+            return UNKNOWN
+        return "its outputs are used in parts" if layout.in_parts and self._axis == 1 else None
+
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: self._layer(values, importance) for name, values in matrices.items()}
 
     def _layer(self, scores: Scores, importance: Importance) -> Ranks:
-        starts = np.arange(0, scores.shape[self._dim], self._length)
-        units = ranked(importance.total(np.add.reduceat(scores, starts, axis=self._dim)))
-        lengths = np.diff(np.append(starts, scores.shape[self._dim]))
-        return np.repeat(units, lengths, axis=self._dim)
+        size = scores.shape[self._axis]
+        starts = np.arange(0, size, self._length)
+        units = ranked(importance.total(np.add.reduceat(scores, starts, axis=self._axis)))
+        return np.repeat(units, np.diff(np.append(starts, size)), axis=self._axis)

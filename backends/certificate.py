@@ -7,7 +7,7 @@ the dense network that it should be.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -114,9 +114,6 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def box(self, layer: Layer) -> None:
         """Decided in the dense trace."""
-
-    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
-        """Costs come from the dense trace."""
 
     def varies(self, tensor: Tensor, dim: int) -> bool:
         """In the dense network, since a dimension of size 1 does not show it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,10 +22,11 @@ from .certificate import Mismatch, replay
 from .cost import Size, SumOfProducts, Term
 from .coupling import ClassGroup, Coupling
 from .criteria import Importance
-from .plan import Plan, structure_of
+from .plan import Attribute, Plan, structure_of
 from .repair import attributes, settle, slimmed
 from .surgery import shared_tensors, sliced
 from .trace import Trace, trace_example
+from .weights import Layout, sort_out
 
 
 class Channel:
@@ -68,13 +69,39 @@ class Channel:
         parameters = dict(network.named_parameters())
         self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
         self._order = self._ordered(importance)
-        self.groups = tuple(
-            _group(group, int(step), max_rate, min_width)
-            for group, step in zip(self._coupling.groups, self._steps, strict=True)
-        )
+        self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
+        if not self._runs(np.array([group.minimum for group in self.groups], np.int64)):
+            self.groups = self._sized(max_rate, max(min_width, 2))  # with a single channel other operators may run
         self._costs = self._cost_model(dense)
+
+    def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
+        groups = zip(self._coupling.groups, self._steps, strict=True)
+        return tuple(_group(group, int(step), max_rate, min_width) for group, step in groups)
+
+    def _runs(self, kept: Counts) -> bool:
+        """Whether the network runs as predicted with these units."""
+        try:
+            self._certify(self._kept_classes(kept))
+        except Mismatch:
+            return False
+        return True
+
+    def _certify(self, classes: NDArray[np.bool_]) -> list[Attribute]:
+        """Replay the network with these classes against the dense trace.
+
+        Returns:
+            The sizes to set in it.
+
+        Raises:
+            Mismatch: they differ.
+        """
+        indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
+        sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
+        with slimmed(self._traced, self._owners, indices, sizes):
+            replay(self._traced, self._inputs, self._coupling.trace, nodes)
+        return sizes
 
     def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
         """For each group the importance of its classes: the sum over everything that goes with one."""
@@ -91,12 +118,18 @@ class Channel:
         return [start + np.argsort(-total, kind="stable") for start, total in groups]
 
     def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
-        groups, weights = len(self.groups), {product.weight for product in dense.products}
+        groups = len(self.groups)
+        at_work, computed = sort_out(dense.products)
+        own = {*at_work, *(name for _, weight in computed.values() for name in weight.factors)}
+        weights = [term for name, term in self._terms.items() if name in own]
+        for name, (product, weight) in computed.items():
+            if name == weight.name and name not in own:
+                weights.append((weight.constant, [self._coupling.counts(product.dims[d]) for d in weight.dims]))
         products = [(p.constant, [self._coupling.counts(ids) for ids in p.dims]) for p in dense.products]
         return {
             "macs": SumOfProducts(products, groups),
             "params": SumOfProducts(list(self._terms.values()), groups),
-            "nonzero": SumOfProducts([term for name, term in self._terms.items() if name in weights], groups),
+            "nonzero": SumOfProducts(weights, groups),
         }
 
     @cached_property
@@ -121,6 +154,17 @@ class Channel:
         """How many entries these weights keep: one term each, of the numbers of channels that stay."""
         return SumOfProducts([self._terms[name] for name in names], len(self.groups))
 
+    def times(self, layouts: Iterable[Layout]) -> list[SumOfProducts]:
+        """For each weight how often its entries are multiplied for one image, of the numbers of channels that stay."""
+        found = []
+        for layout in layouts:
+            terms = []
+            for product, weight in layout.uses:
+                others = [ids for d, ids in enumerate(product.dims) if d not in weight.dims]
+                terms.append((product.constant // weight.constant, [self._coupling.counts(ids) for ids in others]))
+            found.append(SumOfProducts(terms, len(self.groups)))
+        return found
+
     @property
     def coupling(self) -> Coupling:
         """What goes together, with the trace that says so."""
@@ -141,7 +185,7 @@ class Channel:
         channels = self.channels(kept)
         known: dict[tuple[int, bytes], Counts] = {}  # the sizes that a network has are few
         found = {}
-        for name in sorted({p.weight for p in self._coupling.trace.products if p.weight is not None}):
+        for name in sorted({p.parameter for p in self._coupling.trace.products if p.parameter is not None}):
             shape = self._traced.get_parameter(name).shape
             columns = np.broadcast_to(np.array(shape, np.int64), (len(channels), len(shape))).copy()
             for dim, (always, per_unit) in self._sizes.get(name, {}).items():
@@ -152,13 +196,13 @@ class Channel:
             found[name] = columns
         return found
 
-    def ragged(self, dim: int, span: int) -> dict[str, int]:
-        """The parameters with a dimension whose parts do not divide by `span`, each with the width of such a part."""
-        found = {name: p.shape[dim] for name, p in self._network.named_parameters() if p.dim() > dim and p.shape[dim] % span}
-        for group in self._coupling.groups:
-            if group.roots.size % span:
-                found.update({name: group.roots.size for name, where in group.members if where == dim})
-        return found
+    def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
+        """The width of a part of these dimensions of a parameter that does not divide by `span`; None if all divide."""
+        width = math.prod(self._network.get_parameter(name).shape[dim] for dim in dims)
+        if width % span:
+            return width
+        parts = [g.roots.size for g in self._coupling.groups if any((name, dim) in g.members for dim in dims)]
+        return next((size for size in parts if size % span), None)
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
         """The coordinates that stay, for each tensor dimension that loses some."""
@@ -189,11 +233,8 @@ class Channel:
             FreePruneError: the certificate failed; the sentence names module and line.
         """
         classes = self._kept_classes(kept)
-        indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
-        sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
         try:
-            with slimmed(self._traced, self._owners, indices, sizes):
-                replay(self._traced, self._inputs, self._coupling.trace, nodes)
+            sizes = self._certify(classes)
         except Mismatch as error:
             op = self._coupling.trace.ops[error.index]
             raise FreePruneError(
@@ -203,7 +244,7 @@ class Channel:
             granularity="channel",
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
-            kept=indices,
+            kept=self._coupling.kept_indices(classes),
             attributes=tuple(sizes),
         )
 
@@ -253,7 +294,7 @@ def _steps(round_to: int | str) -> dict[str, int]:
 
 def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
     """Why no group is left."""
-    if not any(product.weight for product in dense.products):
+    if not any(product.parameter for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
     hint = f" or lower --round-to {round_to}" if round_to != 1 else ""

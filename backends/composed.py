@@ -16,6 +16,7 @@ from .channel import Channel
 from .criteria import Importance
 from .mask import Masked, Scores
 from .plan import Plan
+from .weights import Layout
 
 
 class Composed:
@@ -31,6 +32,7 @@ class Composed:
             multiple of it, so that every smaller layer divides into whole units; layers where it would not stay unmasked.
 
     Attributes:
+        dense: why the second granularity leaves a layer as it is, by the name of its weight.
         channel, mask: the two granularities, each made for the dense network.
         split: how many of the groups are those of `channel`, which come first.
     """
@@ -50,19 +52,24 @@ class Composed:
         self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, **options: Any
     ) -> None:
         own = {name: options.pop(name) for name in self.second.options if name in options}
-        dim, span = self.second.span(**own)
+        along, span = self.second.span(**own)
         step = str(options.setdefault("round_to", span))
         if not step.isdecimal() or int(step) % span:
             raise FreePruneError(
                 f"--round-to {step} leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
             )
         self.channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
-        leave = {
-            name: f"its channels come in groups of {width}, no multiple of {span}"
-            for name, width in self.channel.ragged(dim, span).items()
-        }
+
+        def leave(layout: Layout) -> str | None:
+            if layout.in_parts:
+                return "it is used in parts, each as often as its own channels say"
+            width = self.channel.ragged(layout.name, layout.along(along), span)
+            return None if width is None else f"its channels come in groups of {width}, no multiple of {span}"
+
         self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
-        self._entries = self.channel.entries(self.mask.positions)
+        self.dense = self.mask.dense
+        self._entries = self.channel.entries(self.mask.layouts)
+        self._times = self.channel.times(self.mask.layouts.values())
         self._importance = importance
         self.split = len(self.channel.groups)
         layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
@@ -70,11 +77,11 @@ class Composed:
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         rows = np.atleast_2d(kept)
-        costs = self.channel.costs(rows[:, : self.split])
-        entries = self._entries.terms(self.channel.channels(rows[:, : self.split]))
+        costs, channels = self.channel.costs(rows[:, : self.split]), self.channel.channels(rows[:, : self.split])
+        entries = self._entries.terms(channels)
         gone = entries - self.mask.weights_left(rows[:, self.split :], entries)
-        positions = np.array(list(self.mask.positions.values()), np.float64)
-        return {"macs": costs["macs"] - gone @ positions, "nonzero": costs["nonzero"] - gone.sum(axis=1)}
+        times = np.stack([count(channels) for count in self._times], axis=1)
+        return {"macs": costs["macs"] - (gone * times).sum(axis=1), "nonzero": costs["nonzero"] - gone.sum(axis=1)}
 
     def candidate(self, kept: Counts) -> Candidate:
         channels = self.channel.candidate(kept[: self.split])
@@ -101,7 +108,7 @@ class Composed:
 
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
         """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
-        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.positions}
+        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.layouts}
         ranks = self.mask.ranks(scores, self._importance)
         sizes = np.array([places.size for places in ranks.values()])
         units = self.mask.units_left(kept[self.split :], sizes)

@@ -35,7 +35,7 @@ class SumOfProducts:
             return rows[key]
 
         one = row(1, np.zeros(groups, np.int64))
-        depth = max((len(sizes) for _, sizes in terms), default=1)
+        depth = max(1, *(len(sizes) for _, sizes in terms)) if terms else 1
         places = [[row(*size) for size in sizes] + [one] * (depth - len(sizes)) for _, sizes in terms]
         self._per_unit = np.array([per_unit for _, per_unit in table], np.float64).T  # (L, sizes)
         self._always = np.array([always for always, _ in table], np.float64)

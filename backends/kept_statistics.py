@@ -1,7 +1,8 @@
-"""Norms of a masked network with statistics over the kept coordinates alone, as the pruned network has them.
+"""A masked network's norms with statistics over the kept coordinates alone, and its computed weights without the removed ones.
 
 Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
-standardisation. Which coordinates they are is known by the labels that every tensor carries (`trace.py`).
+standardisation; and what is computed from a zero, such as softplus of it, need not be zero. Which coordinates they are is known
+by the labels that every tensor carries (`trace.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .labels import Layer
 from .trace import Tracer, plain_kernels
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
 
 
 def watch(network: nn.Module, kept: Kept) -> None:
@@ -28,7 +30,9 @@ def watch(network: nn.Module, kept: Kept) -> None:
     def enter(module: nn.Module, inputs: Any) -> None:
         running.append(ExitStack())
         running[-1].enter_context(plain_kernels())
-        running[-1].enter_context(KeptStatistics(module, kept))
+        tracer = KeptStatistics(module, kept)
+        tracer.count_from(tuple(x for x in inputs if isinstance(x, Tensor)))
+        running[-1].enter_context(tracer)
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         running.pop().close()
@@ -74,7 +78,14 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         norm = NORMS.get(name)
         if norm is not None and (mask := self._mask(args[0])) is not None:
             return norm(mask, *args)
+        if name in PRODUCTS:
+            args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
         return func(*args, **kwargs)
+
+    def _without_removed(self, weight: Tensor) -> Tensor:
+        """A weight that is computed from parameters need not be zero where they are: it is set to zero here."""
+        mask = self._mask(weight) if self.origins is not None and self.origins.computed(weight) else None
+        return weight if mask is None else weight * mask
 
     def _mask(self, x: Tensor) -> Tensor | None:
         """Ones where a coordinate is kept, broadcast to the tensor; None where all are."""

@@ -15,12 +15,11 @@ class Kernel(Masked):
 
     name = "kernel"
 
-    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        return {name: whole_kernels(values, importance) for name, values in scores.items()}
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: whole_kernels(values, importance) for name, values in matrices.items()}
 
 
 def whole_kernels(scores: Scores, importance: Importance) -> Ranks:
     """Kernels by their importance; a linear layer's are single weights."""
-    outputs, inputs = scores.shape[:2]
-    units = ranked(importance.total(scores.reshape(outputs, inputs, -1).sum(axis=2)))
-    return np.broadcast_to(units.reshape(outputs, inputs, *[1] * (scores.ndim - 2)), scores.shape)
+    units = ranked(importance.total(scores.sum(axis=3)))
+    return np.broadcast_to(units[..., None], scores.shape)

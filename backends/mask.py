@@ -7,9 +7,8 @@ nothing but the ranks has to be remembered.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from ..common import Candidate, FreePruneError, Inputs, Profile, Skeleton
 from .base import Counts, Group, erdos_renyi_kernel
 from .criteria import Importance
 from .plan import Plan, structure_of
-from .trace import Product, trace_example
+from .trace import trace_example
+from .weights import IN, Layout, layer_of, weights_of
 
 Scores = NDArray[np.float64]
 Ranks = NDArray[np.int64]
@@ -35,11 +35,11 @@ class Masked(ABC):
         inputs: an example of what it takes; the batch may be of any size.
         importance: what orders the units within a layer.
         max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
-        leave: weights to leave dense, with the reason.
+        leave: says of a weight why it must stay dense, beyond the reasons that the granularity has; None if it need not.
 
     Attributes:
-        dense: why a layer is left as it is, by its name.
-        positions: for each layer that is treated, how often each weight is multiplied in a forward pass of one image.
+        layouts: how the weight of each layer that is treated lies in its products, by the parameter's name.
+        dense: why a layer is left as it is, by the name of its weight.
 
     Raises:
         FreePruneError: no layer can be treated, or the network rejects the inputs.
@@ -56,71 +56,72 @@ class Masked(ABC):
         importance: Importance,
         *,
         max_rate: float = 0.99,
-        leave: Mapping[str, str] = MappingProxyType({}),
+        leave: Callable[[Layout], str | None] = lambda layout: None,
     ) -> None:
         if importance.slices is not None:
             raise FreePruneError("this criterion orders whole channels only; use --criterion l2 or --granularity channel")
         self._network = network
         products = trace_example(network, inputs)[2].products
         self._skeleton = Skeleton(network)
-        used = {p.weight for p in products if p.weight is not None}
-        weights = {name: p for name, p in self._skeleton.network.named_parameters() if name in used}
-        layouts, self.dense = self._layouts(weights, importance, leave)
-        self._weights = {name: weights[name] for name in layouts}
-        if not self._weights:
-            reasons = "; ".join(dict.fromkeys(self.dense.values())) or "no convolution or linear layer was found"
-            raise FreePruneError(f"the network has nothing to prune: {reasons}; give another network or --granularity")
+        parameters = dict(self._skeleton.network.named_parameters())
+        found, dense = weights_of(products, {name: tuple(p.shape) for name, p in parameters.items()})
+        reasons = {name: leave(layout) or self.refusal(layout) for name, layout in found.items()}
+        self.layouts = {name: layout for name, layout in found.items() if reasons[name] is None}
+        why = {name: weight.reason for name, weight in dense.items()}
+        why |= {name: reason for name, reason in reasons.items() if reason is not None}
+        self.dense = {name: why[name] for name in parameters if name in why}
+        if not self.layouts:
+            told = "; ".join(f"{layer_of(name)}: {reason}" for name, reason in self.dense.items())
+            told = told or "no convolution or linear layer was found"
+            raise FreePruneError(f"the network has nothing to prune: {told}; give another network or --granularity")
+        self._weights = {name: parameters[name] for name in self.layouts}
+        places = self.ranks({name: importance.elements[name] for name in self.layouts}, importance)
         device = next(iter(self._weights.values())).device
-        self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in layouts.items()}
-        self._kept_weights = [_kept_weights(ranks) for ranks in layouts.values()]
+        self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in places.items()}
+        self._kept_weights = [_kept_weights(ranks) for ranks in places.values()]
         self.groups = tuple(
-            Group(name.removesuffix(".weight"), len(kept) - 1, _fewest(kept, max_rate), (name,))
-            for name, kept in zip(layouts, self._kept_weights, strict=True)
+            Group(layer_of(name), len(kept) - 1, _fewest(kept, max_rate), (name,))
+            for name, kept in zip(places, self._kept_weights, strict=True)
         )
-        macs = {name: sum(_size(p) for p in products if p.weight == name) for name in weights}
-        self.positions = {name: macs[name] // weights[name].numel() for name in layouts}
-        self._other_macs = float(sum(_size(p) for p in products) - sum(macs[name] for name in layouts))
-        self._other_weights = float(sum(weights[name].numel() for name in self.dense))
-
-    def _layouts(
-        self, weights: Mapping[str, Tensor], importance: Importance, leave: Mapping[str, str]
-    ) -> tuple[dict[str, Ranks], dict[str, str]]:
-        transposed = {id(m.weight) for m in self._skeleton.network.modules() if _is_transposed(m)}
-        scores: dict[str, Scores] = {}
-        dense: dict[str, str] = {}
-        for name, weight in weights.items():
-            reason = leave.get(name) or self.refusal(tuple(weight.shape), id(weight) in transposed)
-            if reason is None:
-                scores[name] = importance.elements[name]
-            else:
-                dense[name] = f"{name.removesuffix('.weight')}: {reason}"
-        return self.ranks(scores, importance) if scores else {}, dense
+        times = {name: layout.times for name, layout in self.layouts.items()}
+        self._kept_macs = [_kept_weights(ranks, times[name]) for name, ranks in places.items()]
+        self._other_macs = float(sum(product.size for product in products) - sum(kept[-1] for kept in self._kept_macs))
+        left = sum(weight.entries for weight in dense.values())
+        self._other_weights = float(left + sum(parameters[n].numel() for n, reason in reasons.items() if reason is not None))
 
     @classmethod
-    def span(cls, **options: Any) -> tuple[int, int]:
-        """Along which dimension of a weight a unit takes several channels, and how many; the same for all layers."""
-        return 1, 1
+    def span(cls, **options: Any) -> tuple[str, int]:
+        """Along what, inputs or outputs, a unit takes several channels, and how many; the same for all layers."""
+        return IN, 1
 
-    def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
-        """Why a layer with a weight of this shape must stay dense; None if it need not."""
+    def refusal(self, layout: Layout) -> str | None:
+        """Why a weight that lies like this must stay dense; None if it need not."""
         return None
 
-    @abstractmethod
     def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         """For every layer the place of each weight's unit, 0 for the unit that stays longest.
 
         Args:
-            scores: the importance of every weight, of the weight's shape.
+            scores: the importance of every weight, of the weight's shape; some of its channels may be gone.
             importance: how the scores of a unit's weights add up.
+
+        Returns:
+            Places of the shapes of the scores.
         """
+        matrices = {name: self.layouts[name].matrices(values) for name, values in scores.items()}
+        found = self.order(matrices, importance)
+        return {name: self.layouts[name].restored(found[name], values.shape) for name, values in scores.items()}
+
+    @abstractmethod
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        """The same for scores and places `(matrices, outputs, inputs, kernel positions)`, however the weight lies."""
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
-        columns = zip(self._kept_weights, np.atleast_2d(kept).T, strict=True)
-        weights = np.array([table[column] for table, column in columns], np.float64)
-        return {
-            "macs": np.array(list(self.positions.values()), np.float64) @ weights + self._other_macs,
-            "nonzero": weights.sum(axis=0) + self._other_weights,
-        }
+        macs, weights = (
+            np.stack([table[column] for table, column in zip(tables, np.atleast_2d(kept).T, strict=True)]).sum(axis=0)
+            for tables in (self._kept_macs, self._kept_weights)
+        )
+        return {"macs": macs + self._other_macs, "nonzero": weights + self._other_weights}
 
     def units_left(self, kept: Any, entries: Any) -> Any:
         """The units that stay in layers `(..., L)` of so many weights when `kept` would stay in the dense ones."""
@@ -188,20 +189,12 @@ def ranked(scores: Scores) -> Ranks:
     return ranks.reshape(scores.shape)
 
 
-def _kept_weights(ranks: Ranks) -> NDArray[np.int64]:
-    """`(units + 1,)`: how many weights stay with 0, 1, ... all units."""
-    return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel()))])
+def _kept_weights(ranks: Ranks, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
+    """`(units + 1,)`: how many weights stay with 0, 1, ... all units; or their multiplications, with how often each has any."""
+    each = np.broadcast_to(times, ranks.shape).ravel()
+    return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel(), weights=each).astype(np.int64))])
 
 
 def _fewest(kept: NDArray[np.int64], max_rate: float) -> int:
     """The fewest units that leave at least `1 - max_rate` of the weights, one at least."""
     return max(1, int(np.searchsorted(kept, kept[-1] * (1 - max_rate) - 1e-6)))
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.conv._ConvNd) and module.transposed
-
-
-def _size(product: Product) -> int:
-    """The multiplications of a product in the dense network."""
-    return product.constant * int(np.prod([ids.size for ids in product.dims], dtype=np.int64))

@@ -11,12 +11,13 @@ import numpy as np
 from ..common import FreePruneError
 from .criteria import Importance
 from .mask import Masked, Ranks, Scores
+from .weights import IN, UNKNOWN, Layout
 
 DEFAULT = "2:4"
 
 
 class NM(Masked):
-    """N of M neighbouring input channels stay at each kernel position, as sparse tensor cores want it.
+    """N of M neighbouring inputs of an output stay at each kernel position, as sparse tensor cores want it.
 
     Source: Mishra et al. 2021, arXiv:2104.08378, for 2:4.
 
@@ -33,23 +34,23 @@ class NM(Masked):
         super().__init__(*args, **more)
 
     @classmethod
-    def span(cls, **options: Any) -> tuple[int, int]:
-        return 1, _parse(options.get("nm", DEFAULT))[1]
+    def span(cls, **options: Any) -> tuple[str, int]:
+        return IN, _parse(options.get("nm", DEFAULT))[1]
 
-    def refusal(self, shape: tuple[int, ...], transposed: bool) -> str | None:
-        if transposed:
-            return "a transposed convolution has its inputs elsewhere"
-        if shape[1] % self._m:
-            return f"{shape[1]} inputs are no multiple of {self._m}"
+    def refusal(self, layout: Layout) -> str | None:
+        if layout.roles is None:
+            return UNKNOWN
+        if layout.summed() % self._m:
+            return f"{layout.summed()} inputs are no multiple of {self._m}"
         return None
 
-    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        return {name: self._layer(importance.total(values)) for name, values in scores.items()}
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: self._layer(importance.total(values)) for name, values in matrices.items()}
 
     def _layer(self, scores: Scores) -> Ranks:
-        outputs, inputs = scores.shape[:2]
-        grouped = scores.reshape(outputs, inputs // self._m, self._m, -1)
-        places = np.argsort(np.argsort(-grouped, axis=2, kind="stable"), axis=2, kind="stable")
+        count, outputs, inputs, _ = scores.shape
+        grouped = scores.reshape(count, outputs, inputs // self._m, self._m, -1)
+        places = np.argsort(np.argsort(-grouped, axis=3, kind="stable"), axis=3, kind="stable")
         ranks: Ranks = (places >= self._n).astype(np.int64) if self._n else places
         return ranks.reshape(scores.shape)
 

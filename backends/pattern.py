@@ -27,14 +27,14 @@ class Pattern(Masked):
 
     name = "pattern"
 
-    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        kernels = {name: values.reshape(-1, 9) for name, values in scores.items() if values.shape[2:] == (3, 3)}
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        kernels = {n: values.reshape(-1, 9) for n, values in matrices.items() if self.layouts[n].kernel == (3, 3)}
         library = _library(list(kernels.values()), importance)
         return {
             name: _switched(kernels[name], library, importance).reshape(values.shape)
             if name in kernels
             else whole_kernels(values, importance)
-            for name, values in scores.items()
+            for name, values in matrices.items()
         }
 
 

@@ -27,6 +27,26 @@ class UnknownOperator(Exception):
     """No rule says what happens to the labels."""
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a product multiplies.
+
+    Attributes:
+        tensor: the operand.
+        roles: what the product does along each of its dimensions: "out", "in" (it sums up), "at" (a kernel position) or "each"
+            (it makes one product for each coordinate).
+        dims: for each of its dimensions the place among the product's, None for kernel positions.
+        segments: how many parts the summed dimension falls into that are not summed up together.
+        batched: whether the product is one of a batch.
+    """
+
+    tensor: Tensor
+    roles: tuple[str, ...]
+    dims: tuple[int | None, ...]
+    segments: int = 1
+    batched: bool = False
+
+
 @dataclass
 class Call:
     """One operator at work. `call["dim"]` is the argument of that name in the operator's schema, or its default."""
@@ -80,13 +100,17 @@ def rule_for(call: Call) -> Rule:
 
 @functools.cache
 def _rule_of(func: Any) -> Rule | None:
-    name = name_of(func)
-    base = name[:-1] if name.endswith("_") and not name.startswith("__") else name
+    base = base_name(name_of(func))
     if base in RULES:
         return RULES[base]
     if torch.Tag.pointwise in func.tags:
         return elementwise
     return attention if base.startswith("_scaled_dot_product") else None
+
+
+def base_name(name: str) -> str:
+    """The name of an operator that does the same without changing its operand."""
+    return name[:-1] if name.endswith("_") and not name.startswith("__") else name
 
 
 def commutes(func: Any) -> bool:
@@ -402,7 +426,10 @@ def convolution(tracer: Tracer, call: Call) -> list[Labels]:
     transposed, groups = call["transposed"], call["groups"]
     out = call.outputs[0]
     places = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
-    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], weight)
+    kernel = weight.dim() - 2
+    roles = ("in", "out") if transposed else ("out", "in")
+    operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *[None] * kernel), groups if transposed else 1)
+    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], [operand])
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
     channels = along(all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}), 1)
@@ -443,7 +470,8 @@ def _grouped(
 def matmul(tracer: Tracer, call: Call) -> list[Labels]:
     """`mm` and `addmm`."""
     a, b = call.tensors[-2:]
-    tracer.count(1, [(a, 0), (a, 1), (b, 1)], b)
+    operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("in", "out"), (1, 2))]
+    tracer.count(1, [(a, 0), (a, 1), (b, 1)], operands)
     left, right = tracer.labels(a), tracer.labels(b)
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
@@ -461,7 +489,11 @@ def batched_matmul(tracer: Tracer, call: Call) -> list[Labels]:
     """`bmm` and `baddbmm`: where the matrices themselves are labelled (heads of attention), they go as a whole."""
     a, b = call.tensors[-2:]
     left, right = (whole_heads(tracer, t, 0) for t in (a, b))
-    tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)])
+    operands = [
+        Operand(a, ("each", "out", "in"), (0, 1, 2), batched=True),
+        Operand(b, ("each", "in", "out"), (0, 2, 3), batched=True),
+    ]
+    tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)], operands)
     contract(tracer, along(left, 2), along(right, 1))
     contract(tracer, along(left, 0), along(right, 0))
     result = [x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]
@@ -481,27 +513,29 @@ def whole_heads(tracer: Tracer, tensor: Tensor, heads: int) -> Labels:
 
 
 def attention(tracer: Tracer, call: Call) -> list[Labels]:
-    """Scaled dot-product attention of `(batch, heads, tokens, width)` tensors."""
+    """Scaled dot-product attention of `(batch, heads, tokens, width)` tensors.
+
+    With fewer heads of keys and values (grouped queries) each of them goes with all the query heads that share it.
+    """
     q, k, v = call["query"], call["key"], call["value"]
     if q.dim() != 4:
         raise UnknownOperator(call.name)
     labels = [all_without(tracer, whole_heads(tracer, t, 1), (0, 2)) for t in (q, k, v)]
     tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (q, 3)])
-    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(v, 1), (v, 3)])
+    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (v, 3)])
     contract(tracer, along(labels[0], 3), along(labels[1], 3))
-    for other in labels[1:]:
-        contract(tracer, along(labels[0], 1), along(other, 1))
+    heads = along(labels[0], 1)
+    for tensor, layers in zip((k, v), labels[1:], strict=True):
+        contract(tracer, heads, [np.repeat(x, q.shape[1] // tensor.shape[1]) for x in along(layers, 1)])
     for mask in call.tensors[3:]:
         scores = [*q.shape[:3], k.shape[2]]
-        heads = [on_dim(x, 1, 4) for x in along(labels[0], 1)]
-        merge(
-            tracer,
-            [(scores, heads), (mask.shape, all_without(tracer, tracer.labels(mask), (mask.dim() - 2, mask.dim() - 1)))],
-            4,
-        )
+        within = all_without(tracer, tracer.labels(mask), (mask.dim() - 2, mask.dim() - 1))
+        merge(tracer, [(scores, [on_dim(x, 1, 4) for x in heads]), (mask.shape, within)], 4)
     if call["scale"] is None:
         freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
-    return others_empty(call, labels[2])
+    made = [on_dim(x, 1, 4) for x in heads] + [x for x in labels[2] if support(x) == (3,)]
+    statistics = [[on_dim(x, 1, t.dim()) for x in heads] if t.shape[1:2] == q.shape[1:2] else [] for t in call.outputs[1:]]
+    return [made, *statistics]
 
 
 def batch_norm(tracer: Tracer, call: Call) -> list[Labels]:
@@ -626,6 +660,18 @@ KINDS: list[tuple[Rule, str]] = [
     (spatial, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
     (spatial, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
 ]
+RULES: dict[str, Rule] = {name: rule for rule, names in KINDS for name in names.split()}
+# Data movement: each entry of the result is one of the first operand's, and no entry comes twice.
+MOVES: dict[str, Rule] = {
+    **dict.fromkeys("clone contiguous alias detach _to_copy lift_fresh".split(), same),
+    **{
+        name: rule
+        for rule, names in KINDS
+        if rule in {view, permute, transpose, unsqueeze, squeeze, expand, take_slice, select, unbind, split, roll, flip}
+        for name in names.split()
+    },
+}
+# Operators that multiply or divide their first operand (of "mul" any one) entry by entry: a zero stays a zero.
+FACTORS = {"mul", "div", "neg"}
 # Rules whose result is a function of the labels alone, dimension by dimension: which coordinates there are does not matter.
 COMMUTING = {elementwise, convolution, matmul, batch_norm, layer_norm, permute, transpose, unsqueeze, cat, reduction, spatial}
-RULES: dict[str, Rule] = {name: rule for rule, names in KINDS for name in names.split()}

@@ -11,11 +11,12 @@ not understood is merely not pruned.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,8 @@ from ..common import FreePruneError, Inputs
 from .copies import copied
 from .labels import Labels, Layer, Shape, collapse, on_dim, support
 from .meta import flat, name_of, on_meta, run
-from .rules import RULES, Call, UnknownOperator, multihead_attention, rule_for
+from .rules import RULES, Call, Operand, UnknownOperator, multihead_attention, rule_for
+from .weights import Origins, Weight
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
 THIS_FOLDER = str(Path(__file__).parent) + os.sep
@@ -57,12 +59,22 @@ class Leaf:
 class Product:
     """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
 
-    `weight` names the parameter that is the whole second operand, if one is.
+    `weight` is the operand that parameters alone make, if one is.
     """
 
     constant: int
     dims: tuple[Layer, ...]
-    weight: str | None
+    weight: Weight | None
+
+    @property
+    def parameter(self) -> str | None:
+        """The parameter that its weight is the whole of, be it transposed or scaled."""
+        return self.weight.name if self.weight is not None and self.weight.whole else None
+
+    @property
+    def size(self) -> int:
+        """The multiplications in the dense network."""
+        return self.constant * math.prod(ids.size for ids in self.dims)
 
 
 @dataclass(frozen=True)
@@ -204,6 +216,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
         self._storages: dict[int, str] = {}
         self._kernels: set[int] = set()
+        self._parameters: list[tuple[Tensor, str]] = []
         without_values = True
         for path, module in network.named_modules():
             self._paths[id(module)] = path
@@ -214,12 +227,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 name = f"{path}.{key}" if path else key
                 self._names[id(tensor)] = (name, is_parameter)
                 if is_parameter:
+                    self._parameters.append((tensor, name))
                     self._storages.setdefault(tensor.untyped_storage()._cdata, name)
                     without_values &= tensor.is_meta
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._kernels.add(id(module.weight))
         self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
+        self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
         self._hook()
 
@@ -239,6 +254,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if id(module) in self._paths:
             self._modules.pop()
+
+    def count_from(self, inputs: Inputs) -> None:
+        """Record the products of the forward pass that begins with these inputs, and where their weights come from."""
+        self.origins = Origins({name: t for t, name in self._parameters}, inputs, self._store)
 
     def unseen(self) -> list[str]:
         """The parameters that no operator has read."""
@@ -317,21 +336,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fresh.append(ids)
         return ids
 
-    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], weight: Tensor | None = None) -> None:
+    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
         """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
-        if self.trace.branches:
+        if self.trace.branches or self.origins is None:
             return
         ids = []
         for tensor, dim in dims:
             layers = [layer.ravel() for layer in self.labels(tensor) if support(layer) == (dim,)]
             live = [layer for layer in layers if not self.is_frozen(layer)] if len(layers) > 1 else layers
             ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
-        self.trace.products.append(Product(constant, tuple(ids), self._parameter(weight)))
+        self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands)))
 
-    def _parameter(self, weight: Tensor | None) -> str | None:
+    def _parameter(self, weight: Tensor) -> str | None:
         """The parameter that a weight operand is the whole of, be it transposed."""
-        if weight is None:
-            return None
         name = self._storages.get(weight.untyped_storage()._cdata)
         whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
         return name if whole else None
@@ -350,8 +367,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._before(op)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
-        for tensor, layers in zip(outs, self._made(op, Call(name, func, args, kwargs, tensors, outs)), strict=True):
+        call = Call(name, func, args, kwargs, tensors, outs)
+        for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers)
+        if self.origins is not None:
+            self.origins.follow(call)
         if name not in SILENT:
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
@@ -359,16 +379,31 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""
+        counted = len(self.trace.products)
         try:
             if any(labels for _, labels in op.inputs):
                 return rule_for(call)(self, call)
             if call.name in RULES:
                 RULES[call.name](self, call)  # products are counted also where nothing is labelled
-        except UnknownOperator:
+        except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call either
             for _, labels in op.inputs:
                 for layer in labels:
                     self.freeze(layer)
+            if len(self.trace.products) == counted:
+                self._count_unknown(call)
         return [[] for _ in call.outputs]
+
+    def _count_unknown(self, call: Call) -> None:
+        """Record the weights of a product that is not understood, such as a bilinear one, which torch counts as nothing."""
+        if self.origins is None or self.trace.branches or not self.origins.moves(call):
+            return
+        for tensor in call.tensors:
+            if tensor.dim() > 1:
+                whole = Operand(tensor, ("in",) * tensor.dim(), (None,) * tensor.dim())
+                weight = self.origins.weight([whole])
+                if weight is not None:
+                    made_by = weight.mixed_by or call.name
+                    self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None)))
 
     def _put(self, tensor: Tensor, layers: Labels) -> None:
         known = self._noted(tensor)
@@ -486,6 +521,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
         FreePruneError: the network rejects the inputs, or its training mode fails where it has parts that run in no other.
     """
     tracer = Tracer(network)
+    tracer.count_from(inputs)
     output: list[Any] = []
     unseen: list[str] = []
     try:

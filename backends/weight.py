@@ -13,5 +13,5 @@ class Weight(Masked):
 
     name = "weight"
 
-    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        return {name: ranked(importance.total(values)) for name, values in scores.items()}
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: ranked(importance.total(values)) for name, values in matrices.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from ..backends.channel import Channel
 from ..backends.composed import Composed
 from ..backends.coupling import Coupling
 from ..backends.criteria import Importance
+from ..backends.mask import Masked
 from ..backends.meta import on_meta
-from ..backends.trace import Leaf, Product, Trace, plain_kernels, sentence
+from ..backends.trace import Leaf, Trace, plain_kernels, sentence
+from ..backends.weights import IN, OUT, Weight, layer_of
 from ..common import FreePruneError, Inputs
 from ..search.space import amount
 from .adoption import adopted
@@ -148,7 +151,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         sizes[:, : len(channel.groups)] = channel.channels(sizes[:, : len(channel.groups)])
         layers = _channel_layers(network, channel.coupling)
     else:
-        layers = _masked_layers(backend, shapes, _transposed(network))
+        layers = _masked_layers(cast(Masked, backend), shapes)
     if isinstance(backend, Composed):
         layers = tuple(replace(layer, dense=_left_dense(backend, layer.name)) for layer in layers)
     costs, saves = _costs(backend, units, least)
@@ -169,8 +172,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
 
 def _left_dense(backend: Composed, layer: str) -> str | None:
     """Why the second granularity of a composition leaves a layer as it is."""
-    reason = backend.mask.dense.get(f"{layer}.weight")
-    return None if reason is None else reason.removeprefix(f"{layer}: ")
+    return backend.dense.get(f"{layer}.weight", backend.dense.get(layer))
 
 
 def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:
@@ -191,54 +193,46 @@ def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Ra
     return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
 
 
-def _masked_layers(backend: Backend, shapes: Mapping[str, tuple[int, ...]], transposed: set[str]) -> tuple[LayerInfo, ...]:
+def _masked_layers(backend: Masked, shapes: Mapping[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
     """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
     group_of = {name: group.name for group in backend.groups for name in group.tied}
-    dense: Mapping[str, str] = getattr(backend, "dense", {})
     layers = []
     for name, shape in shapes.items():
-        layer, outputs = _layer(name), shape[1] if name in transposed else shape[0]
+        layer = layer_of(name)
         if name in group_of:
+            layout = backend.layouts[name]
+            outputs = math.prod(shape[d] for d in layout.along(OUT)) if layout.roles is not None else shape[0]
             layers.append(LayerInfo(layer, outputs, {group_of[name]: outputs}, {}, None))
-        elif name in dense:
-            layers.append(LayerInfo(layer, outputs, {}, {}, dense[name].removeprefix(f"{layer}: ")))
+        elif name in backend.dense:
+            layers.append(LayerInfo(layer, shape[0], {}, {}, backend.dense[name]))
     return tuple(layers)
 
 
 def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, ...]:
     """The layers that have a weight of their own, in the order of the forward pass."""
     leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
-    transposed = _transposed(network)
     reasons = _Reasons(coupling.trace)
     layers: dict[str, LayerInfo] = {}
     for product in coupling.trace.products:
-        name = product.weight
-        if name is None or name in layers:
+        weight = product.weight
+        if weight is None or weight.name in layers:
             continue
-        dim = 1 if name in transposed else _made_dim(product, leaves.get((name, 1)))
-        made, read = leaves.get((name, dim)), leaves.get((name, 1 - dim))
+        name = weight.name
+        made, read = (_leaf(leaves, weight, role, dim) for role, dim in ((OUT, 0), (IN, 1)))
         makes = _members(coupling, made)
         outputs = 1 if made is None else made.size
         if made is None:
             locked: str | None = "it has a single output"
         else:
             locked = reasons.of(made) if sum(makes.values()) < outputs else None
-        layers[name] = LayerInfo(_layer(name), outputs, makes, _members(coupling, read), locked)
+        layers[name] = LayerInfo(layer_of(name), outputs, makes, _members(coupling, read), locked)
     return tuple(layers.values())
 
 
-def _transposed(network: nn.Module) -> set[str]:
-    """The weights of transposed convolutions, which have their outputs on dimension 1."""
-    convolutions = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd) and m.transposed}
-    return {f"{name}.weight".lstrip(".") for name in convolutions}
-
-
-def _made_dim(product: Product, second: Leaf | None) -> int:
-    """The dimension of a weight that makes channels: 1 where the network multiplies by it as it lies, without transposing."""
-    if len(product.dims) < 3 or second is None:
-        return 0
-    made = product.dims[-1]
-    return int(made.size == second.size and second.start <= made[0] < second.start + second.size)
+def _leaf(leaves: Mapping[tuple[str, int], Leaf], weight: Weight, role: str, otherwise: int) -> Leaf | None:
+    """The dimension of a weight with this role in its product, None where it has size 1; else the given dimension."""
+    dims = (otherwise,) if weight.roles is None else weight.roles.get(role, ())
+    return leaves.get((weight.name, dims[-1])) if dims else None
 
 
 def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
@@ -281,10 +275,6 @@ def _needs_values(network: nn.Module, inputs: Inputs) -> str | None:
     except Exception as error:
         return sentence(error)
     return None
-
-
-def _layer(weight: str) -> str:
-    return weight.removesuffix(".weight")
 
 
 def example(shapes: Sequence[str], data: str | None) -> Inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 # Halvings of the shift's interval, 2 for rates and at most 64 for logarithms: less than a unit of any group in the end.
 BISECTIONS = 50
+SHOWN = 3  # layers named in a sentence
 
 
 class Space:
@@ -24,6 +25,7 @@ class Space:
         minimum: `(L,)`, the fewest units of each group that may stay, at least 1.
         costs: the cost model.
         targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
+        fixed: layers that no group can shrink, each with the reason, to be named where a target cannot be met.
         geometric: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it. Where
             a tenth or less stays, as with single weights, equal steps then mean about equally much.
 
@@ -40,6 +42,7 @@ class Space:
         costs: CostModel,
         targets: Mapping[str, float],
         *,
+        fixed: Sequence[str] = (),
         geometric: bool = False,
     ) -> None:
         self.units = np.array(units, dtype=np.int64)
@@ -56,6 +59,7 @@ class Space:
             raise ValueError(f"units {self.units.shape} and minimum {self.minimum.shape} must be vectors of one length")
         if (self.minimum < 1).any() or (self.minimum > self.units).any():
             raise ValueError("each group must keep at least 1 and at most all of its units")
+        self.fixed = tuple(fixed)
         self.geometric = geometric
         left = self.minimum / self.units
         # What can be removed of each group, as a rate or as a logarithm, and what a coordinate of 1 stands for: the same for
@@ -78,6 +82,7 @@ class Space:
             self.minimum,
             self.costs if costs is None else costs,
             self.targets if targets is None else targets,
+            fixed=self.fixed,
             geometric=self.geometric if geometric is None else geometric,
         )
 
@@ -208,8 +213,14 @@ class Space:
                 raise FreePruneError(
                     f"target {name}={amount(target)} ({target / most:.1%} of dense) cannot be met: the smallest network "
                     f"allowed has {least / most:.1%} of the dense {name} ({amount(least)} of {amount(most)}); "
-                    "raise the target or --max-rate"
+                    f"raise the target or --max-rate{self._fixed_layers()}"
                 )
+
+    def _fixed_layers(self) -> str:
+        if not self.fixed:
+            return ""
+        more = f" and {len(self.fixed) - SHOWN} more" if len(self.fixed) > SHOWN else ""
+        return f"; dense stay {', '.join(self.fixed[:SHOWN])}{more}"
 
 
 def amount(value: float) -> str:

@@ -128,13 +128,6 @@ def test_sizes_that_depend_on_values_lock_what_they_come_from():
         Channel(network, (networks.images(1),), importance("l2", network))
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_a_network_that_cannot_be_copied_is_a_sentence():
-    network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 2, 1)).eval()
-    with pytest.raises(FreePruneError, match=r"cannot be copied .*weight_norm"):
-        Channel(network, (networks.images(1),), importance("l2", network))
-
-
 class WritesIntoPart(nn.Module):
     """Labelled data in a part of a tensor that began as zeros."""
 

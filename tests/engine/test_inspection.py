@@ -152,7 +152,7 @@ def test_outputs_of_transposed_convolutions_and_of_weights_that_lie_transposed()
     assert layer(found, "up").makes == layer(found, "times").reads
     assert (layer(found, "up").outputs, layer(found, "times").outputs) == (6, 4)
     masked = looked_at(network, "nm")
-    assert (layer(masked, "up").outputs, layer(masked, "up").locked) == (6, "a transposed convolution has its inputs elsewhere")
+    assert (layer(masked, "up").outputs, layer(masked, "up").locked) == (6, None)
 
 
 def test_a_single_output_is_locked():
