@@ -55,7 +55,7 @@ def _twin(network: Network, memo: Memo) -> Network:
     plain = [module for module, kind in kinds if _is_plain(kind) and not module._compiled_call_impl]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
-    for module in plain:
+    for module in reversed(plain):  # children first: others may look into theirs when they are made anew
         memo[id(module)].__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
     return copy.deepcopy(network, memo)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map
 
 from ..common import FreePruneError, brief
 from ..copies import copied, held_tensors
@@ -64,10 +65,18 @@ def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Mod
     if not changed:
         return network
     twin = _twin(network, changed)
-    before = {parameter.dtype for parameter in network.parameters()}
-    for module in twin.modules():  # what `x.to(self.dtype)` casts to
+    before = {parameter.dtype for parameter in network.parameters() if _is_odd(parameter)}
+    for module in twin.modules() if before else ():
+        # What `x.to(self.dtype)` casts to; casts that the code spells out are taken back where a layer reads their result.
         vars(module).update({k: torch.float32 for k, v in vars(module).items() if isinstance(v, torch.dtype) and v in before})
+        if module._parameters:
+            module.register_forward_pre_hook(with_float32, with_kwargs=True)
     return twin
+
+
+def with_float32(module: nn.Module, inputs: Any, options: Any) -> Any:
+    """A forward pre-hook: what a layer is called with, in float32 where it floats."""
+    return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, (inputs, options))
 
 
 def _is_odd(tensor: Tensor) -> bool:

@@ -74,7 +74,7 @@ def _read(path: Path, example: tuple[Tensor, ...], count: int) -> Batch:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             digest = (file.metadata() or {}).get("sha256")
     except Exception as error:  # of a file that is none, or does not fit into memory
-        raise _damaged(path, brief(error)) from None
+        raise _damaged(path, brief(" ".join(str(error).split()))) from None
     inputs = tuple(tensors[name] for name in (f"input{i}" for i in range(len(tensors))) if name in tensors)
     labels = tensors.get(LABELS)
     if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):

@@ -214,3 +214,5 @@ def _add_onnx(table: Table, onnx: dict[str, Any]) -> None:
     table.add_row(name, f"{dense:.2f} ms", f"{pruned:.2f} ms", f"{pruned / dense:.1%}")
     dense, pruned = onnx["dense_bytes"], onnx["bytes"]
     table.add_row("ONNX file", f"{dense / 1024:.0f} KiB", f"{pruned / 1024:.0f} KiB", f"{pruned / dense:.1%}")
+    if onnx.get("batch") is not None:
+        table.add_row("  takes batches of", "", f"{onnx['batch']} only", "")

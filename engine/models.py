@@ -31,6 +31,9 @@ LIBRARIES: dict[str, tuple[str, str, dict[str, object]]] = {
 # Under which key training scripts put the state dict of a checkpoint.
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
 
+PREFIXES = ("module.", "_orig_mod.")  # that wrappers put before every key
+COUNTER = "n_averaged"  # that `AveragedModel` adds
+
 
 def load_model(spec: str) -> nn.Module:
     """Builds the network that `spec` names, with fresh (random) weights drawn from PyTorch's global generator.
@@ -63,8 +66,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Fills a network that was just built with the weights of a file, in place, and returns it.
 
     A key that the file lacks is tolerated when it is a batch norm's `num_batches_tracked`, or tied to a tensor that the
-    file has. A checkpoint that holds its state dict under `state_dict`, `model_state_dict` or `model`, and the prefix
-    `module.` before every key, are understood.
+    file has. A checkpoint that holds its state dict under `state_dict`, `model_state_dict` or `model`, and what wrappers put
+    before every key (`module.`, `_orig_mod.`), are understood.
 
     Args:
         network: changed only if everything fits.
@@ -74,10 +77,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         FreePruneError: the file is missing or unreadable, holds something else, does not fit, or has values that are not
             finite.
     """
-    given = _read_state(Path(path))
     expected = network.state_dict(keep_vars=True)
-    if all(key.startswith("module.") for key in given) and not given.keys() & expected.keys():
-        given = {key.removeprefix("module."): tensor for key, tensor in given.items()}
+    given = _without_prefixes(_read_state(Path(path)), expected)
 
     loaded = {id(expected[key]) for key in given.keys() & expected.keys()}
     missing = [
@@ -116,6 +117,17 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             raise FreePruneError(f"tensor {brief(repr(key))} in {str(path)!r} has NaN or infinite values; give sound weights")
     network.load_state_dict(given, strict=False)
     return network
+
+
+def _without_prefixes(given: dict[str, Tensor], expected: Mapping[str, object]) -> dict[str, Tensor]:
+    """A state dict as the bare network has it, from that of a network in `DataParallel`, `AveragedModel` or `torch.compile`."""
+    while not given.keys() & expected.keys():
+        own = {key: tensor for key, tensor in given.items() if key != COUNTER}
+        prefix = next((p for p in PREFIXES if own and all(key.startswith(p) for key in own)), None)
+        if prefix is None:
+            return given
+        given = {key.removeprefix(prefix): tensor for key, tensor in own.items()}
+    return given
 
 
 def call(spec: str, others: Sequence[str] = ()) -> object:

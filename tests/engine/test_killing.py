@@ -84,8 +84,8 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
 # A whole run
 
 # As a run reports them; before its first report it prepares.
-STAGES = ("prepare", "dense", "search", "test", "fine-tune", "export")
-STRIKES = {"prepare": 1, "dense": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
+STAGES = ("prepare", "dense", "rehearse", "search", "test", "fine-tune", "export")
+STRIKES = {"prepare": 1, "dense": 1, "rehearse": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
 
 
 def network():
@@ -181,7 +181,16 @@ def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "plan.json", "masks.safetensors", "model.safetensors", "model.onnx", "summary.json"]
+    "name",
+    [
+        "config.json",
+        "calibration.safetensors",
+        "plan.json",
+        "masks.safetensors",
+        "model.safetensors",
+        "model.onnx",
+        "summary.json",
+    ],
 )
 def test_a_run_killed_while_it_writes_a_file_leaves_no_half_of_it(name, tmp_path, monkeypatch, one_trace):
     out = tmp_path / "out"

@@ -27,9 +27,9 @@ from toys import in_turn, network
 import freeprune
 from freeprune.backends import Plan, apply
 from freeprune.common import FreePruneError
-from freeprune.engine import display, folder, latency, sweep
+from freeprune.engine import calibration, display, folder, latency, sweep
 from freeprune.engine.dashboard import studies
-from freeprune.engine.data import load_data
+from freeprune.engine.data import load_data, split
 from freeprune.engine.documents import ASKED
 from freeprune.engine.job import Settings
 from freeprune.engine.layer_latency import Layer, Table
@@ -217,6 +217,18 @@ def read_plan(place):
         assert smaller.get_parameter(name).shape == mask.shape
 
 
+def read_calibration(place):
+    """All of the file or a sentence: its content has a checksum."""
+    batch = calibration._read(place / "calibration.safetensors", (torch.zeros(1, 1, 8, 8),), 20)
+    assert torch.equal(batch.inputs[0], calibration.draw(*drawn_from()).inputs[0])
+
+
+def drawn_from():
+    data = load_data(pair())
+    training, _ = split(data, 0)
+    return training, data, 20, 0
+
+
 def read_run(place):
     apply(network(), Plan.load(place))  # a mangled plan may be another sound one, of which the weights are no others
     freeprune.load(place, network())
@@ -290,6 +302,7 @@ READERS = {
     "weight/plan.json": (mangled_json, read_plan),
     "weight/masks.safetensors": (mangled_header, read_plan),
     "channel/model.safetensors": (mangled_header, read_run),
+    "channel/calibration.safetensors": (mangled_header, read_calibration),
     "channel/config.json": (mangled_json, read_config),
     "channel/summary.json": (mangled_json, read_summary),
     "channel/trials.jsonl": (mangled_lines, lambda place: studies(place)),
