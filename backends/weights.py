@@ -323,8 +323,9 @@ class Layout:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a weight belongs to."""
-    return name.removesuffix(".weight")
+    """The layer that a weight belongs to; of a parametrised one the module that has it."""
+    module, parametrised, rest = name.partition(".parametrizations.")
+    return f"{module}.{rest.partition('.')[0]}".removesuffix(".weight") if parametrised else name.removesuffix(".weight")
 
 
 @dataclass(frozen=True)

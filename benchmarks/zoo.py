@@ -141,12 +141,20 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
 
 
 def counted(network: nn.Module, inputs: tuple[Tensor, ...], plans: int) -> dict[str, Any]:
-    """How many of so many random plans have exactly the MACs that torch counts on the network that they make."""
-    backend = BACKENDS["channel"](network, inputs, importance("l2", network), max_rate=1.0)
+    """How many of so many random plans have exactly the MACs that torch counts on the network that they make.
+
+    With them: whether the same holds of the dense network at `weight`, and the layers that stay dense there, with the reasons.
+    """
+    order = importance("l2", network)
+    dense = macs(network, inputs)
+    result: dict[str, Any] = {"exact": 0, "other": 0, "refused": 0}
+    masks = BACKENDS["weight"](network, inputs, order)
+    result["weight"] = bool(masks.costs(np.array([[group.units for group in masks.groups]]))["macs"][0] == dense)
+    result["left dense"] = masks.dense
+    backend = BACKENDS["channel"](network, inputs, order, max_rate=1.0)
     units = np.array([group.units for group in backend.groups])
     rng = np.random.default_rng(0)
-    result = {"exact": 0, "other": 0, "refused": 0}
-    for kept in rng.integers(np.ones_like(units), units + 1, (plans, units.size)):
+    for kept in [units, *rng.integers(np.ones_like(units), units + 1, (plans, units.size))]:
         try:
             plan = backend.plan(kept)
         except FreePruneError:
@@ -279,7 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.plans:
         for name in options.only:
-            print(name, counted(*build(name), options.plans), flush=True)  # noqa: T201
+            print(json.dumps({"name": name, **attempt(counted, *build(name), options.plans)}), flush=True)  # noqa: T201
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []

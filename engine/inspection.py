@@ -161,7 +161,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
             width=width,
             step=step,
             least=least_width,
-            layers=tuple(layer.name for layer in layers if group.name in layer.makes or f"{layer.name}.weight" in group.tied),
+            layers=tuple(layer.name for layer in layers if group.name in layer.makes or layer.name in map(layer_of, group.tied)),
             tied=group.tied,
             saves={cost: float(shares[index]) for cost, shares in saves.items()},
         )
@@ -172,7 +172,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
 
 def _left_dense(backend: Composed, layer: str) -> str | None:
     """Why the second granularity of a composition leaves a layer as it is."""
-    return backend.dense.get(f"{layer}.weight", backend.dense.get(layer))
+    return {layer_of(name): reason for name, reason in backend.dense.items()}.get(layer)
 
 
 def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:

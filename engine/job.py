@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..backends import Backend, find_backend, importance
 from ..backends.criteria import CRITERIA, Importance
+from ..backends.weights import layer_of
 from ..common import Batch, FreePruneError, find
 from ..copies import copied
 from ..metrics import METRICS, Metric, Reference, reference
@@ -204,6 +205,7 @@ def prepare(
     limits = resolve(settings.target, dense, settings.granularity, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
+    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in getattr(backend, "dense", {}).items()]
     config = {
         "freeprune": version("freeprune"),
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
@@ -220,7 +222,7 @@ def prepare(
     }
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
-        Space(units, minimum, backend.costs, limits, geometric=not _prunes_channels(settings.granularity)),
+        Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=not _prunes_channels(settings.granularity)),
         metric, output, config, seconds,
     )  # fmt: skip
 
