@@ -215,6 +215,8 @@ def telling_items(dataset: object, items: str = "items") -> Iterator[None]:
     except FreePruneError:
         raise
     except Exception as error:
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
         raise UserError(
             f"{items} of {_described(dataset)} cannot be read into a batch ({cause(error)}{place_of(error)}); expected items "
             "(image tensor, label) of one shape",

@@ -20,6 +20,7 @@ from .job import Job
 from .outputs import outputs
 from .progress import Progress
 from .randomness import seeded
+from .targets import LATENCY
 from .training import Recipe, accuracy, train
 
 IMAGES = 2  # of a forward pass
@@ -125,6 +126,8 @@ def _exported(job: Job, images: Inputs) -> DenseExport:
         if not difference < LARGEST_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
     except FreePruneError as error:
+        if any(target.cost == LATENCY for target in job.settings.target):
+            raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
         raise FreePruneError(
             f"{error}; --no-rehearsal (in Python rehearsal=False) prunes the network all the same, without an ONNX file"
         ) from error

@@ -19,9 +19,11 @@ from toys import network
 
 import freeprune
 from freeprune import FreePruneError
+from freeprune.backends import Plan
 from freeprune.engine.charts import MOST, Axis, Series, chart, ticks
 from freeprune.engine.cli import main
 from freeprune.engine.command_line import command_line
+from freeprune.engine.display import print_result
 from freeprune.engine.report import render, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -190,6 +192,17 @@ def test_no_name_becomes_markup(run):
     for part in ("<h3>x</h3>", '" onload="x'):  # in the text and in an attribute of a drawing
         drawn = chart(part, [Series(part, [1.0], [2.0], titles=[part])], Axis(part), Axis(part))
         assert part not in drawn.svg
+
+
+def test_a_fixed_batch_size_is_told_in_the_page_and_in_the_table(run, capsys):
+    def told():
+        summary, plan = json.loads((run / "summary.json").read_text()), Plan.load(run)
+        print_result(freeprune.Result(network(), plan, summary, run))
+        return Page(render(run)).text, capsys.readouterr().out
+
+    assert not any("takes batches of" in text for text in told())
+    change(run / "summary.json", onnx__batch=7)
+    assert all(re.search(r"takes batches of\W*7 only", text) for text in told())
 
 
 def test_the_verdict_on_speed_stands_out_where_there_is_one(run):
