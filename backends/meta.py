@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copies import copied
+from ..copies import copied
 
 # What operators made on the meta device, by their arguments; emptied when it gets long.
 _MADE: dict[Any, Any] = {}

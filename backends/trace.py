@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..common import FreePruneError, Inputs
-from .copies import copied
+from ..copies import copied
 from .labels import Labels, Layer, Shape, collapse, on_dim, support
 from .meta import flat, name_of, on_meta, run
 from .rules import RULES, Call, Operand, UnknownOperator, multihead_attention, rule_for
@@ -569,7 +569,7 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        twin = copied(network, {}).eval().cpu()
+        twin = copied(network).eval().cpu()
         return twin, example, trace(twin, example)
 
 

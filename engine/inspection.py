@@ -161,7 +161,9 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
             width=width,
             step=step,
             least=least_width,
-            layers=tuple(layer.name for layer in layers if group.name in layer.makes or layer.name in map(layer_of, group.tied)),
+            layers=tuple(
+                layer.name for layer in layers if group.name in layer.makes or layer.name in map(layer_of, group.tied)
+            ),
             tied=group.tied,
             saves={cost: float(shares[index]) for cost, shares in saves.items()},
         )
