@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as masks
 from torch.utils.data import TensorDataset
 from toys import network
 
@@ -373,3 +374,44 @@ def test_load_refuses_what_is_not_the_run(finished, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(freeprune.FreePruneError, match="does not hold the pruned network's weights"):
         freeprune.load(tmp_path, network())
+
+
+def normed(layer):
+    return nn.utils.weight_norm(layer)
+
+
+def spectral(layer):
+    return nn.utils.spectral_norm(layer)
+
+
+def live_mask(layer):
+    masks.l1_unstructured(layer, "weight", 0.3)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*norm.*:FutureWarning", "ignore:.*norm.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("change", "granularity"), [(normed, "weight"), (spectral, "weight"), (live_mask, "weight"), (live_mask, "nm")]
+)
+def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_path):
+    """Through `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`: the layer beside them is pruned in any case."""
+
+    def make():
+        made = network()
+        made.append(nn.ReLU()).append(nn.Linear(3, 16)).append(nn.ReLU()).append(nn.Linear(16, 3))
+        change(made[3])
+        return made.train()
+
+    dense = make()
+    dense(torch.randn(4, 1, 8, 8))
+    target = {"nonzero": 0.9 if granularity == "weight" else 0.99}
+    result = prune(tmp_path / "out", granularity, model=dense, target=target, trials=2)
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        expected = result.network(images)
+        assert torch.equal(freeprune.load(tmp_path / "out", make())(images), expected)
+        (output,) = run_module.run_onnx(tmp_path / "out" / "model.onnx", (images,))
+    assert np.allclose(output, expected.numpy(), atol=1e-4)
+    if change is not live_mask:
+        with pytest.raises(freeprune.FreePruneError, match=r"cannot be met: .*'3\.weight_"):
+            prune(tmp_path / "harsh", granularity, model=dense, target={"nonzero": 0.1}, trials=2)
