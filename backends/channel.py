@@ -197,10 +197,7 @@ class Channel:
         return found
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
-        """The width of a part of these dimensions of a parameter that does not divide by `span`; None if all divide."""
-        width = math.prod(self._network.get_parameter(name).shape[dim] for dim in dims)
-        if width % span:
-            return width
+        """The width of a group of channels on these dimensions of a parameter that does not divide by `span`."""
         parts = [g.roots.size for g in self._coupling.groups if any((name, dim) in g.members for dim in dims)]
         return next((size for size in parts if size % span), None)
 

@@ -16,7 +16,7 @@ from .channel import Channel
 from .criteria import Importance
 from .mask import Masked, Scores
 from .plan import Plan
-from .weights import Layout
+from .weights import IN, Layout
 
 
 class Composed:
@@ -63,7 +63,9 @@ class Composed:
         def leave(layout: Layout) -> str | None:
             if layout.in_parts:
                 return "it is used in parts, each as often as its own channels say"
-            width = self.channel.ragged(layout.name, layout.along(along), span)
+            width: int | None = layout.summed() if along == IN else layout.made()
+            if width is not None and width % span == 0:
+                width = self.channel.ragged(layout.name, layout.along(along), span)
             return None if width is None else f"its channels come in groups of {width}, no multiple of {span}"
 
         self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)

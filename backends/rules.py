@@ -37,14 +37,14 @@ class Operand:
             (it makes one product for each coordinate).
         dims: for each of its dimensions the place among the product's, None for kernel positions.
         segments: how many parts the summed dimension falls into that are not summed up together.
-        batched: whether the product is one of a batch.
+        query: whether it may be the queries of attention.
     """
 
     tensor: Tensor
     roles: tuple[str, ...]
     dims: tuple[int | None, ...]
     segments: int = 1
-    batched: bool = False
+    query: bool = False
 
 
 @dataclass
@@ -490,8 +490,8 @@ def batched_matmul(tracer: Tracer, call: Call) -> list[Labels]:
     a, b = call.tensors[-2:]
     left, right = (whole_heads(tracer, t, 0) for t in (a, b))
     operands = [
-        Operand(a, ("each", "out", "in"), (0, 1, 2), batched=True),
-        Operand(b, ("each", "in", "out"), (0, 2, 3), batched=True),
+        Operand(a, ("each", "out", "in"), (0, 1, 2), query=True),
+        Operand(b, ("each", "in", "out"), (0, 2, 3)),
     ]
     tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)], operands)
     contract(tracer, along(left, 2), along(right, 1))

@@ -60,7 +60,7 @@ class Weight:
         segments: how many parts the summed dimension falls into that are not summed up together.
         part: which entries it holds, as flat positions in the parameter; None where it holds all of them.
         mixed_by: the operator that computed it from other entries than its own; "" where its zeros are the parameter's.
-        batched: whether the product is one of a batch, as those of attention are.
+        query: whether it may be the queries of attention, which need not come from the input.
         constant, dims: its entries: the constant times the sizes of these dimensions of the product.
     """
 
@@ -71,7 +71,7 @@ class Weight:
     segments: int
     part: NDArray[np.int64] | None
     mixed_by: str
-    batched: bool
+    query: bool
     constant: int
     dims: tuple[int, ...]
 
@@ -159,14 +159,14 @@ class Origins:
         if math.prod(operand.tensor.shape[a] for a in axes) < math.prod(shape):
             part = _flat(places, shape, range(len(shape)))
         roles = _roles(operand, shape, places)
-        return Weight(name, (), (), roles, operand.segments, part, "", operand.batched, constant, dims)
+        return Weight(name, (), (), roles, operand.segments, part, "", operand.query, constant, dims)
 
     def _computed(self, operand: Operand, origin: Origin) -> Weight:
         name, *others = origin.names
         factors = tuple([name for name in origin.names if name in self._factors])
         constant = math.prod(size for size, d in zip(operand.tensor.shape, operand.dims, strict=True) if d is None)
         dims = tuple([d for d in operand.dims if d is not None])
-        return Weight(name, tuple(others), factors, None, 1, None, origin.mixed_by, operand.batched, constant, dims)
+        return Weight(name, tuple(others), factors, None, 1, None, origin.mixed_by, operand.query, constant, dims)
 
 
 def _scaled(call: Call, given: Sequence[Any]) -> Origin | None:
@@ -252,8 +252,8 @@ def sort_out(products: Iterable[Product]) -> tuple[dict[str, list[Use]], dict[st
     for product, weight in uses:
         if weight.mixed_by:
             names = {weight.name, *weight.others} & at_work.keys() | set(weight.factors)
-            # Queries, keys or values that begin at a parameter: the layers that made them are at work themselves.
-            if not (weight.batched and names):
+            # Queries that begin at a parameter: the layers that made them are at work themselves.
+            if not (weight.query and names):
                 for name in {weight.name, *names}:
                     computed.setdefault(name, (product, weight))
     return at_work, computed
@@ -302,6 +302,10 @@ class Layout:
     def summed(self) -> int:
         """How many inputs an output sums up, kernel positions apart."""
         return math.prod(self.shape[d] for d in self.along(IN)) // self.segments
+
+    def made(self) -> int:
+        """How many outputs it makes."""
+        return math.prod(self.shape[d] for d in self.along(OUT))
 
     def matrices(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values of the parameter's shape, or what is left of it, as `(matrices, outputs, inputs, kernel positions)`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -203,7 +202,7 @@ def _masked_layers(backend: Masked, shapes: Mapping[str, tuple[int, ...]]) -> tu
         layer = layer_of(name)
         if name in group_of:
             layout = backend.layouts[name]
-            outputs = math.prod(shape[d] for d in layout.along(OUT)) if layout.roles is not None else shape[0]
+            outputs = shape[0] if layout.roles is None else layout.made()
             layers.append(LayerInfo(layer, outputs, {group_of[name]: outputs}, {}, None))
         elif name in backend.dense:
             layers.append(LayerInfo(layer, shape[0], {}, {}, backend.dense[name]))
