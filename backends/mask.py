@@ -6,7 +6,6 @@ nothing but the ranks has to be remembered.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -27,7 +26,7 @@ Scores = NDArray[np.float64]
 Ranks = NDArray[np.int64]
 
 
-class Masked(ABC):
+class Masked:
     """Removal of weights that stay in place as zeros.
 
     Args:
@@ -112,9 +111,12 @@ class Masked(ABC):
         found = self.order(matrices, importance)
         return {name: self.layouts[name].restored(found[name], values.shape) for name, values in scores.items()}
 
-    @abstractmethod
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        """The same for scores and places `(matrices, outputs, inputs, kernel positions)`, however the weight lies."""
+        """The same for scores and places `(matrices, outputs, inputs, kernel positions)`, however the weight lies.
+
+        Here every weight is a unit of its own.
+        """
+        return {name: ranked(importance.total(values)) for name, values in matrices.items()}
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         macs, weights = (
