@@ -112,7 +112,7 @@ class Casts(nn.Module):
         self.scale = torch.ones(1, dtype=torch.bfloat16)
 
     def forward(self, x):
-        return self.last((self.body(x.to(self.dtype)) * self.scale).bfloat16().float())
+        return self.last((self.body(x.to(self.dtype).bfloat16()) * self.scale).bfloat16().float())
 
 
 def half_but_norms():

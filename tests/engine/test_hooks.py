@@ -28,6 +28,13 @@ def make():
 IMAGES = (torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
+def decorated(method):
+    def inner(*arguments):
+        return method(*arguments)
+
+    return inner
+
+
 class Own(nn.Module):
     """Registers its hooks itself, in every way there is."""
 
@@ -35,12 +42,17 @@ class Own(nn.Module):
         super().__init__()
         self.inner = network()
         self.inner[0].register_forward_hook(self.added)
+        self.inner[0].register_forward_hook(self.lessened)
         self.inner[3].register_forward_hook(lambda module, inputs, output: output + 1)
         self.inner[4].register_forward_pre_hook(functools.partial(self.scaled, factor=3))
         self.inner[7].register_forward_pre_hook(Own.doubled)
 
     def added(self, module, inputs, output):
         return output + 2
+
+    @decorated
+    def lessened(self, module, inputs, output):
+        return output - 2
 
     def scaled(self, module, inputs, factor):
         return (factor * inputs[0],)
