@@ -30,9 +30,9 @@ SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
 QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # parts of the names of modules of Python
 
 
-def adopted(network: object, *, trained: bool = True) -> nn.Module:
-    """A network as FreePrune works on it: `bare`, and in float32 where it is."""
-    return in_float32(bare(network, trained=trained))
+def adopted(network: object) -> nn.Module:
+    """A network as FreePrune works on it: `bare`, and in float32."""
+    return in_float32(bare(network))
 
 
 def bare(network: object, *, trained: bool = True) -> nn.Module:

@@ -344,6 +344,7 @@ def locked():
     return dense
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
