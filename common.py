@@ -243,3 +243,9 @@ class Candidate:
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
                 module.__dict__[name] = value
+
+
+def cause(error: BaseException) -> str:
+    """The type of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__

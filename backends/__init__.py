@@ -6,18 +6,18 @@ from typing import Any
 
 from ..common import FreePruneError, find
 from .base import Backend, Group
-from .block import Block
-from .channel import Channel
-from .compaction import compact
-from .composed import Composed
+from .compaction.compaction import compact
 from .criteria import CRITERIA, importance
-from .kernel import Kernel
-from .mask import Masked
-from .nm import NM
-from .pattern import Pattern
+from .granularity.block import Block
+from .granularity.channel import Channel
+from .granularity.composed import Composed
+from .granularity.kernel import Kernel
+from .granularity.masked import Masked
+from .granularity.nm import NM
+from .granularity.pattern import Pattern
+from .granularity.weight import Weight
 from .plan import Plan
-from .surgery import apply, masked
-from .weight import Weight
+from .surgery.surgery import apply, masked
 
 BACKENDS: dict[str, Any] = {
     "channel": Channel,

@@ -23,10 +23,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from freeprune.common import write_atomically
-from freeprune.engine import latency
-from freeprune.engine.job import Settings, prepare
-from freeprune.engine.models import load_model
-from freeprune.engine.targets import parse_targets
+from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.inputs.models import load_model
+from freeprune.engine.latency import target as latency
+from freeprune.engine.run.job import prepare
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 NETWORKS = 10

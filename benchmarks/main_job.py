@@ -22,10 +22,11 @@ from torch.utils.data import TensorDataset
 import freeprune
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.common import Batch
-from freeprune.engine.calibration import draw
-from freeprune.engine.data import load_data, split
-from freeprune.engine.models import load_model, load_weights
-from freeprune.engine.training import accuracy, train
+from freeprune.engine.inputs.batches import split
+from freeprune.engine.inputs.calibration import draw
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.training.trainer import accuracy, train
 from freeprune.metrics import METRICS, reference
 
 RESULTS = Path(__file__).parent / "results"

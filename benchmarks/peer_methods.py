@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, Subset
 
 import freeprune
 from freeprune.backends import BACKENDS, apply, importance
-from freeprune.engine.data import Data, split, stack
-from freeprune.engine.job import Job, prepare, settings
-from freeprune.engine.networks import PadShortcut
+from freeprune.engine.asked.settings import settings
+from freeprune.engine.inputs.batches import Data, split, stack
+from freeprune.engine.inputs.networks import PadShortcut
+from freeprune.engine.run.job import Job, prepare
 from freeprune.search.warm_starts import POINTS
 
 CRITERION = "l2"

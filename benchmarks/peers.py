@@ -30,13 +30,15 @@ from peer_methods import METHODS, Answer, Problem, macs
 from torch import Tensor, nn
 
 from freeprune import Recipe
-from freeprune.backends.export import export_onnx, latency_ms
+from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.runtime import latency_ms
 from freeprune.common import Batch, write_atomically
-from freeprune.engine.calibration import draw, recalibrated
-from freeprune.engine.data import Data, load_data, split
-from freeprune.engine.latency import batch_of
-from freeprune.engine.models import load_model, load_weights
-from freeprune.engine.training import accuracy, train
+from freeprune.engine.inputs.batches import Data, split
+from freeprune.engine.inputs.calibration import draw, recalibrated
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.latency.timer import batch_of
+from freeprune.engine.training.trainer import accuracy, train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers"

@@ -23,10 +23,12 @@ from studies import CELLS, FOLDER
 from torch import Tensor, nn
 
 from freeprune.common import Batch, Candidate, write_atomically
-from freeprune.engine.calibration import draw
-from freeprune.engine.data import load_data, split
-from freeprune.engine.job import Job, Settings, prepare
-from freeprune.engine.targets import parse_targets
+from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.inputs.batches import split
+from freeprune.engine.inputs.calibration import draw
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.run.job import Job, prepare
 from freeprune.metrics.agreement import cosine
 from freeprune.metrics.base import Reference
 from freeprune.metrics.calibratedkl import divergence as calibrated

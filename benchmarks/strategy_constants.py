@@ -20,7 +20,7 @@ import torch
 
 from freeprune.backends import find_backend, importance
 from freeprune.common import Profile
-from freeprune.engine.networks import NETWORKS
+from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.search import STRATEGIES, Space, warm_started
 
 TRIALS = 300

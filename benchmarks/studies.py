@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from freeprune import Recipe, correlate
-from freeprune.engine.data import load_data
+from freeprune.engine.inputs.data import load_data
 
 FOLDER = Path(__file__).parent / "studies"
 IMAGES = 7680  # of fine-tuning

@@ -15,7 +15,7 @@ from score_form import COUNTS, DRAWS
 from studies import CELLS, FOLDER, HARSH, KEPT_OUT
 
 from freeprune.common import write_atomically
-from freeprune.engine.plots import save_heat_map
+from freeprune.engine.report.plots import save_heat_map
 from freeprune.metrics.statistics import spearman
 
 DOCS = Path(__file__).parent.parent / "docs"

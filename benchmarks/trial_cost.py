@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from freeprune.backends import BACKENDS, Plan, apply, importance
 from freeprune.common import Batch, write_atomically
-from freeprune.engine.models import load_model
+from freeprune.engine.inputs.models import load_model
 from freeprune.metrics import METRICS, reference
 from freeprune.search import Space
 

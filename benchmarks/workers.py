@@ -21,11 +21,13 @@ from pathlib import Path
 from main_job import RESULTS
 from ray.cluster_utils import Cluster
 
-from freeprune.engine.correlation import draw_candidates
-from freeprune.engine.data import load_data
-from freeprune.engine.job import Settings, prepare
-from freeprune.engine.targets import parse_targets
-from freeprune.engine.workers import Placement, Pool, pool
+from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.run.job import prepare
+from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.workers.base import Placement, Pool
+from freeprune.engine.workers.pool import pool
 
 NAP = 0.5  # seconds that the sleeping metric takes
 ACTORS = 32

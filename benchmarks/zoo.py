@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import BACKENDS, apply, importance, masked
-from freeprune.backends.meta import on_meta
+from freeprune.backends.tracing.meta import on_meta
 from freeprune.common import FreePruneError
 
 register_fake = torch.library.register_fake

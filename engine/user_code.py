@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,12 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..common import Batch, Candidate, FreePruneError
+from ..common import Batch, Candidate, FreePruneError, cause
 from ..metrics import Metric, Reference
-from .models import cause
 
 ROOT = Path(__file__).parent.parent
-OURS = {str(ROOT / folder) for folder in ("", "engine", "search", "metrics", "backends")}
+OURS = tuple(f"{ROOT / folder}{os.sep}" for folder in ("engine", "search", "metrics", "backends"))
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -63,7 +63,7 @@ def place_of(error: BaseException) -> str:
     while step is not None:
         places.append((step.tb_frame.f_code.co_filename, step.tb_lineno))
         step = step.tb_next
-    others = [one for one in places if str(Path(one[0]).parent) not in OURS and not one[0].startswith("<")]
+    others = [one for one in places if not one[0].startswith((*OURS, "<")) and Path(one[0]).parent != ROOT]
     own = [one for one in others if not one[0].startswith(INSTALLED)] or others
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
 

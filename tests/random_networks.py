@@ -42,7 +42,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import apply, find_backend, importance, masked
-from freeprune.backends.export import export_onnx
+from freeprune.backends.onnx.export import export_onnx
 from freeprune.common import FreePruneError
 
 GRANULARITIES = ["channel", "weight", "nm", "block", "kernel", "pattern"]

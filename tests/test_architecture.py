@@ -1,4 +1,4 @@
-"""The rules of the house, held by reading the imports."""
+"""The rules of the house, held by reading the imports of every file, those inside functions too."""
 
 import ast
 from pathlib import Path
@@ -9,27 +9,99 @@ import freeprune
 
 ROOT = Path(freeprune.__file__).parent
 FOLDERS = ("search", "metrics", "backends")
+SHARED = {"common", "copies"}
+# From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
+BACKENDS = ["plan", "criteria", "base", "cost", "tracing", "surgery", "coupling", "granularity", "mask", "compaction", "onnx"]
+ENGINE = [
+    "progress", "randomness", "user_code", "asked", "inputs", "store", "run", "workers", "inspection", "training", "latency",
+    "report", "delivery", "prune", "studies", "command",
+]  # fmt: skip
 
 
-def imported(path):
-    """The first part of every relative import that leaves the folder of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level >= 2:
-            yield (node.module or "").split(".")[0]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            assert not (getattr(node, "level", 0) == 0 and any(n.split(".")[0] == "freeprune" for n in names)), path
+def package():
+    """Every file of the package, by its dotted name below the root."""
+    paths = [ROOT / "common.py", ROOT / "copies.py"]
+    paths += [path for folder in (*FOLDERS, "engine") for path in sorted((ROOT / folder).rglob("*.py"))]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return dict(zip(names, paths, strict=True))
+
+
+FILES = package()
+
+
+def for_types_only(tree):
+    """What is imported for type checkers alone."""
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    return {id(inner) for block in blocks for inner in ast.walk(block)}
+
+
+def imported(name):
+    """The modules of the package that a file imports, dotted, below the root."""
+    path = FILES[name]
+    tree = ast.parse(path.read_text())
+    skipped = for_types_only(tree)
+    here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in skipped:
+            absolute = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert getattr(node, "level", 0) or not any(n.split(".")[0] == "freeprune" for n in absolute), path
+            if getattr(node, "level", 0):
+                base = [*here[: len(here) - node.level + 1], *filter(None, [node.module])]
+                for alias in node.names:
+                    inner = ".".join([*base, alias.name])
+                    yield inner if inner in FILES else ".".join(base)
+
+
+GRAPH = {name: set(imported(name)) - {name} for name in FILES}
+
+
+def reached(name):
+    seen, todo = set(), list(GRAPH[name])
+    while todo:
+        one = todo.pop()
+        if one not in seen:
+            seen.add(one)
+            todo += GRAPH.get(one, ())
+    return seen
+
+
+def test_all_levels_are_read():
+    assert max(name.count(".") for name in FILES) == 2
+    assert len(FILES) > 140
+    assert "backends.tracing.labels" in GRAPH["backends.tracing.tracer"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_three_folders_know_neither_each_other_nor_engine(folder):
-    for path in sorted((ROOT / folder).glob("*.py")):
-        assert set(imported(path)) <= {"common", "copies"}, path
+    for name in FILES:
+        if name.split(".")[0] == folder:
+            assert {other.split(".")[0] for other in GRAPH[name]} <= {folder, *SHARED}, name
 
 
 def test_engine_knows_the_other_three():
-    found = {name for path in (ROOT / "engine").glob("*.py") for name in imported(path)}
-    assert found == {*FOLDERS, "common", "copies"}
+    found = {other.split(".")[0] for name in FILES if name.startswith("engine") for other in GRAPH[name]}
+    assert found == {*FOLDERS, *SHARED, "engine"}
+
+
+def test_there_is_no_circle_of_imports():
+    assert [name for name in FILES if name in reached(name)] == []
+
+
+@pytest.mark.parametrize(("folder", "floors"), [("backends", BACKENDS), ("engine", ENGINE)])
+def test_no_import_runs_up(folder, floors):
+    def floor(name):
+        return floors.index(name.split(".")[1])
+
+    inside = [name for name in FILES if name.startswith(f"{folder}.")]
+    assert {name.split(".")[1] for name in inside} == set(floors)
+    up = [(a, b) for a in inside for b in GRAPH[a] if b.startswith(f"{folder}.") and floor(b) > floor(a)]
+    assert up == []
+
+
+def test_every_room_is_in_the_wheel():
+    listed = (ROOT / "pyproject.toml").read_text()
+    rooms = {path.parent.relative_to(ROOT) for path in FILES.values() if path.name == "__init__.py"}
+    assert all(f'"freeprune.{".".join(room.parts)}"' in listed for room in rooms)
 
 
 def test_the_public_surface():
@@ -39,9 +111,8 @@ def test_the_public_surface():
 
 
 def test_nothing_is_unpickled():
-    for path in ROOT.glob("[bems]*/*.py"):
-        if path.parent.name in (*FOLDERS, "engine"):
-            text = path.read_text()
-            assert "import pickle" not in text
-            assert "torch.load(" not in text or "weights_only=True" in text
-            assert "allow_pickle=True" not in text
+    for path in FILES.values():
+        text = path.read_text()
+        assert "import pickle" not in text
+        assert "torch.load(" not in text or "weights_only=True" in text
+        assert "allow_pickle=True" not in text

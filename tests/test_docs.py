@@ -11,7 +11,7 @@ import pytest
 
 import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
-from freeprune.engine.cli import main
+from freeprune.engine.command.cli import main
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
 

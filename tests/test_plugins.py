@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 import freeprune
-from freeprune.engine.cli import main
-from freeprune.engine.networks import NETWORKS
+from freeprune.engine.command.cli import main
+from freeprune.engine.inputs.networks import NETWORKS
 
 PACKAGE = '''
 import numpy as np

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
 from freeprune.common import FreePruneError
-from freeprune.engine.networks import NETWORKS
+from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.search import Space
 
 COMPOSED = ["channel+block", "channel+kernel", "channel+nm", "channel+pattern", "channel+weight"]

@@ -17,9 +17,10 @@ from torch.utils.data import TensorDataset
 from toys import in_turn
 
 import freeprune
-from freeprune.engine.job import prepare, settings, strategy_of
-from freeprune.engine.ledger import Ledger
-from freeprune.engine.searching import search
+from freeprune.engine.asked.settings import settings
+from freeprune.engine.run.job import prepare, strategy_of
+from freeprune.engine.run.loop import search
+from freeprune.engine.store.ledger import Ledger
 
 EARLY, LATE = 50, 500
 PACKAGE = Path(freeprune.__file__).parent

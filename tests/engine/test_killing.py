@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 from toys import in_turn
 
 import freeprune
-from freeprune.backends import export
-from freeprune.engine.ledger import Ledger
-from freeprune.engine.searching import search
+from freeprune.backends.onnx import export
+from freeprune.engine.run.loop import search
+from freeprune.engine.store.ledger import Ledger
 from freeprune.search import STRATEGIES, Space
 
 TRIALS, MOMENTS = 24, 20

@@ -1,0 +1,1 @@
+"""Channels that zero weights have made useless leave the network."""

@@ -1,0 +1,186 @@
+"""Compaction: channels that zero weights have made useless leave the network, after any granularity.
+
+1. A channel is *constant* where its value is proved not to depend on the input: its row of weights is zero for all that varies.
+   Batch norm in eval mode, activations, sums, joins and pooling hand constants on.
+2. A reader (convolution, linear layer) does without a channel if its weights for it are zero, or the channel is always zero,
+   or constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
+3. A class of coupled channels goes if each of its readers does without it or makes only channels that go. One channel of
+   each dimension stays, and so does whatever reaches an operator that is not in the table below.
+
+All channels are judged together, backwards from the network's output, so the result is a fixed point: compacting again changes
+nothing. Values are assumed to be finite (zero times anything is zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...common import FreePruneError, Inputs
+from ...copies import copied
+from ..coupling.certificate import Mismatch, replay
+from ..coupling.classes import Coupling
+from ..coupling.repair import settle
+from ..plan import Plan, structure_of
+from ..surgery.surgery import apply, shared_tensors, shrunk
+from ..surgery.trial import Repair, attributes
+from ..tracing.meta import on_meta
+from ..tracing.passes import trace_example
+from .constants import Flow, flow_of
+
+MAX_DIFFERENCE = 1e-3  # relative, in float32: what rounding may do to the outputs
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """A compacted network, and what rebuilds it from the network that was given (`apply`, then its tensors).
+
+    Attributes:
+        network: in eval mode.
+        plan: what is kept of the given network, and which layers without a bias were given one.
+    """
+
+    network: nn.Module
+    plan: Plan
+
+
+def compact(network: nn.Module, inputs: Inputs) -> Compacted:
+    """Remove the channels that contribute nothing but a constant.
+
+    Args:
+        network: with zeros where weights were pruned; it is read in eval mode and left as it is.
+        inputs: an example of what it takes; the outputs before and after are compared on it.
+
+    Returns:
+        A network that computes the same from inputs of the same shape; an equal one if nothing can go.
+
+    Raises:
+        FreePruneError: the network rejects the inputs, or the smaller one is not what was planned.
+    """
+    _, example, dense = trace_example(network, inputs)
+    # A fresh copy for every forward pass, which may leave something behind, such as a cache.
+    traced = on_meta(network) if example[0].is_meta else copied(network).eval().cpu()
+    flow = flow_of(network, copied(traced), example, dense)
+    coupling, repairs = Coupling(dense, traced), list[Repair]()
+    if not _needed(coupling, flow).all():
+        coupling, repairs = settle(copied(traced), example, dense)
+    classes = _certified(traced, example, coupling, repairs, flow)
+    indices = coupling.kept_indices(classes)
+    plan = Plan(
+        granularity="compaction",
+        structure=structure_of(network),
+        rates={
+            group.name: float(1 - classes[start : start + group.roots.size].mean())
+            for group, start in zip(coupling.groups, coupling.offsets, strict=False)
+        },
+        kept=indices,
+        attributes=tuple(attributes(network, shared_tensors(network), indices, coupling.kept_nodes(classes), repairs)),
+    )
+    shifts = _shifts(coupling, flow, classes)
+    modules = dict(network.named_modules())
+    plan = replace(plan, biases=tuple(layer for layer in shifts if modules[layer].bias is None))
+    smaller = apply(network, plan).eval()
+    for layer, shift in shifts.items():
+        bias: Any = smaller.get_submodule(layer).bias
+        with torch.no_grad():
+            bias.add_(shift.to(bias))
+    difference = _difference(network, smaller, inputs)
+    if not difference < MAX_DIFFERENCE:
+        raise FreePruneError(
+            f"the compacted network computes something else (difference {difference:.1e}), and was not kept; "
+            "please report the network"
+        )
+    return Compacted(smaller, plan)
+
+
+# Which classes go
+
+
+def _certified(
+    traced: nn.Module, example: Inputs, coupling: Coupling, repairs: Sequence[Repair], flow: Flow
+) -> NDArray[np.bool_]:
+    """`(classes,)`: those that stay. Where the smaller network does not run as predicted, all that is there stays.
+
+    Raises:
+        FreePruneError: that does not help.
+    """
+    dense = coupling.trace
+    classes = _needed(coupling, flow)
+    while True:
+        try:
+            replay(pruned(traced, coupling, classes, repairs), example, dense, coupling.kept_nodes(classes))
+        except Mismatch as error:
+            op = dense.ops[error.index]
+            there = [layer.ravel() for _, layers in [*op.inputs, *op.outputs] for layer in layers]
+            flow = replace(flow, stay=[*flow.stay, *there])
+            fewer, classes = classes, _needed(coupling, flow)
+            if (fewer == classes).all():
+                raise FreePruneError(
+                    f"the compacted network is not what was planned: at {op} {error}; keep the network as it is"
+                ) from error
+        else:
+            return classes
+
+
+def _needed(coupling: Coupling, flow: Flow) -> NDArray[np.bool_]:
+    """`(classes,)`: what the output depends on in more than a constant.
+
+    One pass backwards is enough: what is written to a class after its last reader is of no use.
+    """
+    live = np.zeros(coupling.classes + 1, bool)
+    live[-1] = True  # stands for all that can never go
+    for nodes in flow.stay:
+        live[coupling.position[nodes]] = True
+    widths = [coupling.position[nodes] for nodes in flow.widths]
+    while True:
+        for reader in reversed(flow.readers):
+            rows, columns = (live[coupling.position[nodes]] for nodes in (reader.rows, reader.columns))
+            wanted = ~columns & ~reader.spared
+            if wanted.any():
+                wanted[wanted] = reader.used[np.ix_(rows, wanted)].any(axis=0)
+                live[coupling.position[reader.columns[wanted]]] = True
+        empty = next((positions for positions in widths if not live[positions].any()), None)
+        if empty is None:
+            return live[:-1]
+        live[empty[0]] = True
+
+
+def _shifts(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[str, Tensor]:
+    """By layer, what its bias takes over from the channels that go, for the outputs that stay."""
+    stays = np.append(classes, True)
+    result = {}
+    for reader in flow.readers:
+        gone = ~stays[coupling.position[reader.columns]] & ~np.isnan(reader.column) & (reader.column != 0)
+        kept = torch.from_numpy(stays[coupling.position[reader.rows]])
+        if reader.layer and gone.any():
+            shift = reader.sums[:, torch.from_numpy(gone)].double()[kept] @ torch.from_numpy(reader.column[gone])
+            if shift.any():
+                result[reader.layer] = shift
+    return result
+
+
+def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
+    """The largest difference of the outputs in eval mode, relative to the largest output."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    example = tuple(x.to(device) for x in inputs)
+    with torch.no_grad():
+        before, after = (tree_leaves(net(*example)) for net in (copied(network).eval(), smaller))
+    pairs = [(a.double(), b.double()) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor)]
+    found = [(a - b).abs().max() / a.abs().max().clamp(min=1e-12) for a, b in pairs]
+    return max(float(x.nan_to_num(torch.inf)) for x in found)
+
+
+def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> nn.Module:
+    """A copy that keeps these classes, sizes set."""
+    kept = coupling.kept_indices(classes)
+    smaller = shrunk(network, kept)
+    for attribute in attributes(network, shared_tensors(network), kept, coupling.kept_nodes(classes), repairs):
+        setattr(smaller.get_submodule(attribute.module), attribute.name, attribute.value)
+    return smaller

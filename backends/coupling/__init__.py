@@ -1,0 +1,1 @@
+"""Groups of coupled channels, the certificate, and sizes that follow them."""

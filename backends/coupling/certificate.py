@@ -1,0 +1,274 @@
+"""The certificate: the pruned network's forward pass, held against the dense one's, operator by operator.
+
+The rules of label tracing run on the pruned network with the node ids of the dense one. Every operator must produce what the
+dense one produced, restricted to the kept coordinates; by induction every coordinate of the pruned network is then the one of
+the dense network that it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import Inputs
+from ..tracing.labels import FROZEN, Labels, Layer, Shape, keep_masks, support
+from ..tracing.meta import name_of
+from ..tracing.passes import plain_kernels, sentence, training_branches
+from ..tracing.record import Op, Trace
+from ..tracing.rules import commutes
+from ..tracing.tracer import SILENT, Tracer, plain_arguments, results
+
+# The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
+SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
+
+GROUPS = 8  # where a convolution has their number, its last argument: one that does not fit its operands it refuses itself
+
+
+class Mismatch(Exception):
+    """The pruned network does something else than the dense one, restricted to what is kept."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(what)
+        self.index = index  # the operator of the dense trace at which it shows
+
+
+class Expected:
+    """What the pruned network must have in place of a tensor of the dense one.
+
+    Attributes:
+        sizes: its shape.
+    """
+
+    def __init__(self, dense: Trace, shape: Shape, labels: Labels, masks: Mapping[int, NDArray[np.bool_]]) -> None:
+        self._dense, self._labels, self._masks = dense, labels, masks
+        self.sizes = (
+            tuple([int(np.count_nonzero(masks[d])) if d in masks else n for d, n in enumerate(shape)]) if masks else shape
+        )
+
+    @cached_property
+    def live(self) -> Labels:
+        """The dense labels, restricted, without frozen layers, which say nothing: their nodes are always there."""
+        return live(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a labelled dimension has shrunk to size 1, where labels no longer show what varies."""
+        return any(self.sizes[d] == 1 for layer in self._labels for d in support(layer))
+
+
+class Replay(Tracer):  # type: ignore[no-untyped-call]
+    """Runs beside the pruned network's forward pass and holds it against the dense trace, operator by operator.
+
+    The nodes keep their dense ids. If every operator gives the dense labels restricted to the kept nodes, then every
+    coordinate of the pruned network is the coordinate of the dense one that it should be.
+    """
+
+    def __init__(self, network: nn.Module, dense: Trace, kept: NDArray[np.bool_]) -> None:
+        super().__init__(network)
+        self.dense, self.kept = dense, kept
+        self.index = 0
+        self._memo: dict[Hashable, Expected] = {}
+        self._placed = self._store()  # for each tensor that was held against the dense one: what it is, an `Expected`
+
+    def _hook(self) -> None:
+        """Modules and lines are known from the dense trace."""
+
+    def _line(self) -> str:
+        return ""
+
+    def _noted(self, tensor: Tensor) -> Labels | None:
+        place = self._place(tensor)
+        return super()._noted(tensor) if place is None else place.live
+
+    def _place(self, tensor: Tensor) -> Expected | None:
+        """What a tensor is restricted from; None where that is not known."""
+        place: Expected | None = self._placed.get(tensor)
+        if place is None and id(tensor) in self._names and super()._noted(tensor) is None:
+            name, _ = self._names[id(tensor)]
+            if name in self.dense.tensors:
+                place = self._placed[tensor] = self._expected(self.dense.tensors[name])
+                if tuple(tensor.shape) != place.sizes:
+                    raise Mismatch(self.index, f"{name} has shape {tuple(tensor.shape)}, expected {place.sizes}")
+        return place
+
+    def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
+        self._placed[tensor] = None
+        return super().relabel(tensor, layers)
+
+    def _leaf(self, name: str, dim: int, size: int) -> Layer:
+        """The dense network did not read this tensor."""
+        return np.zeros(size, np.int64)
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """The dense trace holds what is united; that operands line up follows from their labels."""
+
+    def freeze(self, layer: Layer) -> None:
+        """Decided in the dense trace."""
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return self.dense.is_frozen(layer)
+
+    def box(self, layer: Layer) -> None:
+        """Decided in the dense trace."""
+
+    def varies(self, tensor: Tensor, dim: int) -> bool:
+        """In the dense network, since a dimension of size 1 does not show it."""
+        return any(dim in support(layer) for layer in self.dense.ops[self.index].inputs[0][1])
+
+    def fresh(self, count: int) -> Layer:
+        made = self.dense.ops[self.index].fresh[len(self._fresh)]
+        ids = made[self.kept[made]]
+        if ids.size != count:
+            raise Mismatch(self.index, f"it makes {count} coordinates, expected {ids.size}")
+        self._fresh.append(ids)
+        return ids
+
+    def _before(self, op: Op) -> None:
+        if op.name in SILENT:
+            return
+        if self.index >= len(self.dense.ops):
+            raise Mismatch(len(self.dense.ops) - 1, f"the pruned network runs a further operator, {op.name}")
+        expected = self.dense.ops[self.index].name
+        if SYNONYMS.get(op.name, op.name) != SYNONYMS.get(expected, expected):
+            raise Mismatch(self.index, f"the pruned network runs {op.name} instead of {expected}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Operators that commute with restriction need no rule where they get the operands of the dense one, restricted."""
+        kwargs = kwargs or {}
+        if self.index < len(self.dense.ops) and commutes(func):
+            dense, name = self.dense.ops[self.index], name_of(func)
+            tensors: list[Tensor] = []
+            plain = plain_arguments((*args, *kwargs.items()), tensors)
+            if name == dense.name and self._repeats(dense, plain, tensors):
+                out = self._run(name, func, args, kwargs)
+                for tensor, output in zip(results(out), dense.outputs, strict=True):
+                    self._put_in_place(tensor, output)
+                self.index += 1
+                return out
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _repeats(self, dense: Op, plain: tuple[Any, ...], tensors: list[Tensor]) -> bool:
+        """Whether the operands are those of the dense operator, restricted, and all else is the same."""
+        theirs = dense.plain
+        if dense.name == "convolution":
+            plain, theirs = plain[:GROUPS], theirs[:GROUPS]
+        if plain != theirs or len(tensors) != len(dense.inputs):
+            return False
+        for tensor, operand in zip(tensors, dense.inputs, strict=True):
+            expected = self._expected(operand)
+            if self._place(tensor) is not expected and (operand[1] or self.labels(tensor) or tensor.shape != expected.sizes):
+                return False
+        return True
+
+    def _put_in_place(self, tensor: Tensor, dense: tuple[Shape, Labels]) -> Expected:
+        """Note what a result is."""
+        place = self._placed[tensor] = self._expected(dense)
+        if tensor.shape != place.sizes:
+            raise Mismatch(self.index, f"the result has shape {tuple(tensor.shape)}, expected {place.sizes}")
+        return place
+
+    def _after(self, op: Op, outs: list[Tensor]) -> None:
+        dense = self.dense.ops[self.index]
+        if dense.floats != op.floats:
+            raise Mismatch(self.index, f"the number {_first_difference(dense.floats, op.floats)} is computed from a size")
+        for tensor, output, (_, got) in zip(outs, dense.outputs, op.outputs, strict=True):
+            expected = self._put_in_place(tensor, output).live
+            found = live(self.dense, got)
+            if not _agree(expected, found, False) and not (self._narrow(dense) and _agree(expected, found, True)):
+                raise Mismatch(self.index, "the result holds other channels than expected")
+        self.index += 1
+
+    def _expected(self, dense: tuple[Shape, Labels]) -> Expected:
+        """What is left of a tensor of the dense network.
+
+        Raises:
+            Mismatch: that is no tensor.
+        """
+        found = self._memo.get(id(dense))
+        if found is None:
+            shape, labels = dense
+            key = (shape, *map(id, labels))  # tensors with the same labels share theirs
+            found = self._memo.get(key)
+            if found is None:
+                masks = keep_masks(labels, self.kept)
+                if masks is None:
+                    raise Mismatch(self.index, "what is kept is not rectangular")
+                found = self._memo[key] = Expected(self.dense, shape, labels, masks)
+            self._memo[id(dense)] = found
+        return found
+
+    def _narrow(self, op: Op) -> bool:
+        return any(self._expected(tensor).narrow for tensor in [*op.inputs, *op.outputs])
+
+    def finish(self) -> None:
+        if self.index != len(self.dense.ops):
+            raise Mismatch(self.index, "the pruned network stops before this operator")
+
+
+def live(dense: Trace, labels: Labels) -> Labels:
+    """Labels without what is frozen in the dense trace."""
+    return [layer for layer in labels if layer.size > 1 and not dense.is_frozen(layer)]
+
+
+def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:
+    """Whether labels are the same.
+
+    After a dimension of size 1 (`narrow`) layers may be missing and ids unknown (0): one coordinate cannot be misplaced. What
+    is known must still agree.
+    """
+    if not narrow and len(expected) != len(got):
+        return False
+    by_shape = {layer.shape: layer for layer in expected}
+    for layer in got:
+        other = by_shape.get(layer.shape)
+        if other is None:
+            if not narrow:
+                return False
+        elif not ((layer == other) | (narrow & (layer == FROZEN))).all():
+            return False
+    return True
+
+
+def _first_difference(a: tuple[float, ...], b: tuple[float, ...]) -> str:
+    return next((f"{x:g} (now {y:g})" for x, y in zip(a, b, strict=False) if x != y), "of its arguments")
+
+
+def _restricted(layer: Layer, masks: Mapping[int, NDArray[np.bool_]]) -> Layer:
+    for dim in support(layer):
+        if dim in masks:
+            layer = layer.compress(masks[dim], dim)
+    return layer
+
+
+def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bool_]) -> None:
+    """Certify a pruned network against the trace of the dense one.
+
+    Args:
+        network: the pruned network; left as it is.
+        inputs: as for `trace`.
+        dense: the trace of the dense network.
+        kept: `(nodes,)`: which nodes the pruned network kept.
+
+    Raises:
+        Mismatch: the first operator that does not do what the dense one did.
+    """
+    tracer = Replay(network, dense, kept)
+    try:
+        with torch.no_grad(), plain_kernels(), tracer:
+            network(*inputs)
+            if dense.branches:
+                with training_branches(network):
+                    network(*inputs)
+        tracer.finish()
+    except Mismatch:
+        raise
+    except Exception as error:
+        raise Mismatch(min(tracer.index, len(dense.ops) - 1), sentence(error)) from error
+    finally:
+        tracer.close()

@@ -1,0 +1,31 @@
+"""Why channels are locked."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..tracing.record import Leaf, Trace
+
+
+class Reasons:
+    """Why channels are frozen: the first reason among all that is tied to them, other than by being frozen too."""
+
+    def __init__(self, trace: Trace) -> None:
+        left = np.concatenate([np.zeros(0, np.int64), *trace._left])
+        right = np.concatenate([np.zeros(0, np.int64), *trace._right])
+        live = (left > 0) & (right > 0)
+        graph = coo_array((np.ones(live.sum(), np.int8), (left[live], right[live])), shape=(trace.nodes, trace.nodes))
+        _, self._part = connected_components(graph, directed=False)
+        self._first: dict[int, int] = {}
+        for number, (nodes, _) in enumerate(trace.frozen):
+            for part in np.unique(self._part[nodes[nodes > 0]]).tolist():
+                self._first.setdefault(part, number)
+        self._trace = trace
+
+    def of(self, leaf: Leaf) -> str:
+        numbers = [self._first[part] for part in self._part[leaf.start : leaf.start + leaf.size] if part in self._first]
+        if not numbers:
+            return "it is combined with values that no layer makes, such as the network's input"
+        return self._trace.frozen[min(numbers)][1]

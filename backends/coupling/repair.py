@@ -1,0 +1,298 @@
+"""Sizes written into code: find the attributes that hold them, or give up on what they belong to.
+
+The network is pruned on trial and replayed against its trace. Where the replay differs, the size at fault is looked for in the
+attributes of the module at work; each explanation is a hypothesis that further trials must not refute. If none holds, equal
+pieces of a split are tied, and as the last resort everything that the operator touches stays.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import CodeType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ...common import FreePruneError, Inputs
+from ..surgery.surgery import shared_tensors
+from ..surgery.trial import Key, Repair, attributes, slimmed
+from ..tracing.labels import Labels, Layer, collapse, support
+from ..tracing.record import Op, Trace
+from .certificate import Mismatch, replay
+from .classes import Coupling
+
+TRIAL_RATES = (0.5, 0.3, 0.7)
+MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
+MAX_TIES = 4  # pairs of widths tied at one line of the code
+MAX_ROUNDS = 300
+
+Place = tuple[str, str]
+
+
+def settle(
+    network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True
+) -> tuple[Coupling, list[Repair]]:
+    """Trial prunings until the replay agrees everywhere: one, more where dimensions are split or attributes repaired.
+
+    Args:
+        network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
+        inputs: as for `trace`.
+        trace: its trace; what cannot be repaired is frozen in it.
+        repair: whether attributes may be changed to follow a size; else what they hold is frozen.
+
+    Returns:
+        The final groups, and the repairs that a pruned network needs.
+
+    Raises:
+        FreePruneError: no pruning of the network runs as predicted.
+    """
+    fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0)
+    coupling, owners = Coupling(trace, network), shared_tensors(network)
+    untested = list(range(len(TRIAL_RATES)))
+    splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
+    for _ in range(MAX_ROUNDS):
+        number = untested[0]
+        classes = _trial(coupling, number, np.random.default_rng([seed, number]))
+        kept = coupling.kept_nodes(classes)
+        indices = coupling.kept_indices(classes)
+        try:
+            with slimmed(network, owners, indices, attributes(network, owners, indices, kept, fixes.repairs)):
+                replay(network, inputs, trace, kept)
+        except Mismatch as error:
+            fixes.fix(error, kept)
+            coupling = Coupling(trace, network)
+            untested = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)]
+        else:
+            untested.pop(0)
+            needed = len(TRIAL_RATES) if fixes.repairs else 2 if splits else 1
+            if len(TRIAL_RATES) - len(untested) >= needed:
+                return coupling, fixes.repairs
+    raise FreePruneError(
+        f"no pruning of this network runs as predicted (after {MAX_ROUNDS} attempts to follow the sizes in its code); "
+        "use --granularity weight"
+    )
+
+
+class _Fixes:
+    """What was done about the sizes in a network's code so far.
+
+    At the place of a mismatch (a module and a line) hypotheses about the module's attributes are tried one after the other.
+    Then equal pieces of a split are tied, then widths that the code takes for one; as the last resort everything that the
+    line touches stays.
+    """
+
+    def __init__(self, network: nn.Module, trace: Trace, hypotheses: int) -> None:
+        self._network, self._trace, self._most = network, trace, hypotheses
+        self._accepted: dict[Place, tuple[Repair, ...]] = {}
+        self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
+        self._ties: dict[str, Iterator[None]] = {}
+        self._inside: dict[str, list[Layer]] = {}
+        self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
+        for op in trace.ops:
+            self._at.setdefault(op.line, {}).setdefault(op.module, []).append(op)
+
+    @property
+    def repairs(self) -> list[Repair]:
+        return [repair for found in self._accepted.values() for repair in found]
+
+    def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
+        """Do the next thing that may mend a mismatch."""
+        op = self._trace.ops[mismatch.index]
+        place = (op.module, op.line)
+        modules = self._at[op.line]
+        if place not in self._untried:
+            hypotheses = _hypotheses(self._network, op.module, self._sizes(place, kept), kept)
+            self._untried[place] = itertools.islice(hypotheses, self._most)
+        found = next(self._untried[place], None)
+        if found is not None:
+            self._accepted[place] = found
+            for module in modules:
+                sister = (module, op.line)
+                if sister not in self._untried:  # it was never at fault itself
+                    self._accepted[sister] = self._likewise(found, module, self._sizes(sister, kept))
+            return
+        ties = self._ties.setdefault(op.line, self._tied(op.line))
+        if next(ties, "none") != "none":
+            for module in modules:  # the attributes may follow other sizes now
+                self._accepted.pop((module, op.line), None)
+                self._untried.pop((module, op.line), None)
+            return
+        self._accepted.pop(place, None)
+        self._give_up(mismatch, op.line, kept)
+
+    def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
+        """The nodes behind every size at a place that changed: what is made, then the results, then the inputs."""
+        module, line = place
+        found: dict[Key, Layer] = {}
+        ops = self._at[line][module]
+        for kind in range(3):
+            for number, op in enumerate(ops):
+                tensors = [op.fresh] if kind == 0 else [layers for _, layers in (op.outputs if kind == 1 else op.inputs)]
+                for position, layers in enumerate(tensors):
+                    for index, layer in enumerate(layers):
+                        if not kept[layer].all():
+                            nodes = collapse(self._trace.roots[layer])
+                            if len(support(nodes)) == 1:
+                                found[kind, number, position, index] = nodes.ravel()
+        return found
+
+    def _likewise(self, repairs: Sequence[Repair], module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
+        """The same repairs in another module that runs the same line, where the sizes there explain its attributes."""
+        result = []
+        values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(module))}
+        for repair in repairs:
+            nodes = sizes.get(repair.key)
+            value = values.get((repair.name, repair.position), 0)
+            if nodes is not None and value * repair.divisor == nodes.size * repair.factor:
+                result.append(replace(repair, module=module, nodes=nodes))
+        return tuple(result)
+
+    def _tied(self, line: str) -> Iterator[None]:
+        """Tie what the code at a line takes for one, a step at a time; all but the first are undone when they did not help."""
+        trace, modules = self._trace, self._at[line]
+        before = trace.pairs
+        for op in itertools.chain(*modules.values()):
+            if op.name.startswith(("split", "chunk")):
+                for first, *others in zip(*(layers for _, layers in op.outputs), strict=False):
+                    for other in others:
+                        if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
+                            trace.unite(first, other)
+        if trace.pairs > before:
+            trace.settle_boxes()
+            yield
+        for choice in range(MAX_TIES):
+            before = trace.pairs
+            for module, ops in modules.items():
+                tie = next(itertools.islice(self._equal_widths(module, ops), choice, None), None)
+                if tie is not None:
+                    trace.unite(*tie)
+            if trace.pairs == before:
+                return
+            trace.settle_boxes()
+            after = trace.pairs
+            yield
+            trace.forget(before, after)
+
+    def _layers(self, module: str) -> list[Layer]:
+        """What varies along one dimension alone, of all that a module and those inside it see and make."""
+        if module not in self._inside:
+            inside = (op for op in self._trace.ops if op.module == module or op.module.startswith(module + "."))
+            layers = {id(x): x for op in inside for _, labels in [*op.inputs, *op.outputs] for x in labels}
+            self._inside[module] = [layer for layer in layers.values() if len(support(layer)) == 1]
+        return self._inside[module]
+
+    def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
+        """What a line makes, in pieces as wide as its last dimensions together, and equal widths inside its module."""
+        roots = self._trace.roots
+        widths: dict[bytes, Layer] = {}
+        for layer in self._layers(module):
+            if roots[layer].all():
+                widths.setdefault(roots[layer].tobytes(), layer.ravel())
+        for op in ops:
+            for made in itertools.chain(*(layers for _, layers in op.outputs)):
+                sizes = [size for size in made.shape if size > 1]
+                whole = {int(np.prod(sizes[first:])) for first in range(max(1, len(sizes) - 1))}
+                for width in widths.values():
+                    if width.size in whole and (roots[made.reshape(-1, width.size)] != roots[width]).any():
+                        yield made.reshape(-1, width.size), width[None]
+
+    def _give_up(self, mismatch: Mismatch, line: str, kept: NDArray[np.bool_]) -> None:
+        """Freeze what the operators of a line touch, in all modules where nothing better was found."""
+        trace = self._trace
+        here = [op for module, ops in self._at[line].items() if not self._accepted.get((module, line)) for op in ops]
+        touched, culprit = _live(here, kept), mismatch.index
+        while not touched and culprit >= 0:  # the operator that made the size may lie further up
+            touched = _live([trace.ops[culprit]], kept)
+            culprit -= not touched
+        if not touched:
+            raise FreePruneError(
+                f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use --granularity weight"
+            )
+        for layer in touched:
+            trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
+
+
+def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random choice of kept classes, so that no two sizes agree by accident. `(classes,)`
+
+    Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
+    other is larger.
+    """
+    classes = np.ones(coupling.classes, bool)
+    seen: Counter[int] = Counter()
+    for start, stop in itertools.pairwise(coupling.offsets.tolist()):
+        size = stop - start
+        least = 2 if size > 2 else 1  # a dimension of size 1 may take other operators, which proves little
+        spread = max(1, size // 8)
+        options = range(-spread, spread + 1)
+        high, low = divmod(seen[size], len(options))
+        digit = low if number % 2 == 0 else (high - low) % len(options)
+        seen[size] += 1
+        gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], min(1, size - least), size - least))
+        classes[start + rng.permutation(size)[:gone]] = False
+    return classes
+
+
+def _hypotheses(
+    network: nn.Module, module: str, sizes: dict[Key, Layer], kept: NDArray[np.bool_]
+) -> Iterator[tuple[Repair, ...]]:
+    """Assignments of explained sizes to the integer attributes of a module, likelier ones first."""
+    distinct: dict[bytes, tuple[Key, Layer]] = {}
+    for key, nodes in sizes.items():
+        distinct.setdefault(nodes.tobytes(), (key, nodes))
+    choices: list[list[Repair | None]] = []
+    for name, position, value in _integers(network.get_submodule(module)):
+        options: list[Repair | None] = []
+        for factor, (key, nodes) in itertools.product((1, 2, 3, 4), distinct.values()):
+            if value * factor == nodes.size and kept[nodes].sum() % factor == 0:
+                options.append(Repair(module, name, position, nodes, 1, factor, key))
+            elif factor > 1 and value == nodes.size * factor:
+                options.append(Repair(module, name, position, nodes, factor, 1, key))
+        if options:
+            choices.append([*options, None])
+    # First every attribute by its likeliest size, then the last ones varied first; the empty assignment proves nothing.
+    for assignment in itertools.product(*choices):
+        found = tuple(repair for repair in assignment if repair is not None)
+        if found:
+            yield found
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """The plain integers above 1 that a module holds, alone or in a tuple, and reads after it was made."""
+    kind: Any = type(module)
+    read = _read(kind)
+    for name, value in vars(module).items():
+        if name.startswith("_") or name not in read:
+            continue
+        if type(value) is int and value > 1:
+            yield name, None, value
+        elif isinstance(value, tuple):
+            for position, entry in enumerate(value):
+                if type(entry) is int and entry > 1:
+                    yield name, position, entry
+
+
+@functools.cache
+def _read(kind: Any) -> set[str]:
+    """The names that occur in the methods of a class, those of its making left out."""
+    methods = [m for c in kind.__mro__ for name, m in vars(c).items() if name != "__init__" and c is not nn.Module]
+    return {name for method in methods if hasattr(method, "__code__") for name in _names(method.__code__)}
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names in a piece of code and in what it has inside, such as a lambda or a generator expression."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:
+    layers = {id(x): x for op in ops for _, labels in [*op.inputs, *op.outputs] for x in labels}
+    return [x for x in layers.values() if not kept[x].all()]

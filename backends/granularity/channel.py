@@ -1,0 +1,300 @@
+"""Granularity `channel`: whole channels are removed, with everything that depends on them.
+
+What is coupled is found by label tracing (`trace.py`); groups are as in `coupling.py`. A candidate runs sliced, so a network
+half the size costs half as much to score.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
+from ..cost import Size, SumOfProducts, Term
+from ..coupling.certificate import Mismatch, replay
+from ..coupling.classes import ClassGroup, Coupling
+from ..coupling.repair import settle
+from ..criteria import Importance
+from ..plan import Attribute, Plan, structure_of
+from ..surgery.surgery import shared_tensors, sliced
+from ..surgery.trial import attributes, slimmed
+from ..tracing.passes import trace_example
+from ..tracing.record import Trace
+from ..tracing.weights import Layout, sort_out
+
+
+class Channel:
+    """Removal of whole channels from one network.
+
+    Args:
+        network: the dense network; left as it is.
+        inputs: an example of what it takes; the batch may be of any size.
+        importance: what orders the channels within a group.
+        max_rate: at most this fraction of a group's units is removed; at least one unit stays.
+        round_to: so many channels are one unit; a width that is no multiple loses the remainder first. Text sets it by the
+            kind of layer that makes the channels: `8`, or `conv=8,linear=4`.
+        min_width: at least so many channels of a group stay, where it has as many.
+        repair: whether sizes that the code keeps in attributes are made to follow; else the channels concerned stay.
+
+    Raises:
+        FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
+    """
+
+    options = ("round_to", "min_width", "repair")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        importance: Importance,
+        *,
+        max_rate: float = 0.9,
+        round_to: int | str = 1,
+        min_width: int = 1,
+        repair: bool = True,
+    ) -> None:
+        self._network = network
+        self._traced, self._inputs, dense = trace_example(network, inputs)
+        self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
+        self._owners = shared_tensors(self._traced)
+        if min_width < 1:
+            raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
+        steps = _steps(round_to)
+        parameters = dict(network.named_parameters())
+        self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
+        self._order = self._ordered(importance)
+        self.groups = self._sized(max_rate, min_width)
+        if not any(group.units > group.minimum for group in self.groups):
+            raise FreePruneError(nothing_to_prune(dense, round_to))
+        if not self._runs(np.array([group.minimum for group in self.groups], np.int64)):
+            self.groups = self._sized(max_rate, max(min_width, 2))  # with a single channel other operators may run
+        self._costs = self._cost_model(dense)
+
+    def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
+        groups = zip(self._coupling.groups, self._steps, strict=True)
+        return tuple(_group(group, int(step), max_rate, min_width) for group, step in groups)
+
+    def _runs(self, kept: Counts) -> bool:
+        """Whether the network runs as predicted with these units."""
+        try:
+            self._certify(self._kept_classes(kept))
+        except Mismatch:
+            return False
+        return True
+
+    def _certify(self, classes: NDArray[np.bool_]) -> list[Attribute]:
+        """Replay the network with these classes against the dense trace.
+
+        Returns:
+            The sizes to set in it.
+
+        Raises:
+            Mismatch: they differ.
+        """
+        indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
+        sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
+        with slimmed(self._traced, self._owners, indices, sizes):
+            replay(self._traced, self._inputs, self._coupling.trace, nodes)
+        return sizes
+
+    def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
+        """For each group the importance of its classes: the sum over everything that goes with one."""
+        coupling = self._coupling
+        total = np.zeros(coupling.classes + 1)
+        for name, dim, position in coupling.slices:
+            if name in importance.elements:
+                np.add.at(total, position, importance.along(name, dim))
+        return [total[start:stop] for start, stop in itertools.pairwise(coupling.offsets)]
+
+    def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
+        """For each group the positions of its classes, most important first."""
+        groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
+        return [start + np.argsort(-total, kind="stable") for start, total in groups]
+
+    def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
+        groups = len(self.groups)
+        at_work, computed = sort_out(dense.products)
+        own = {*at_work, *(name for _, weight in computed.values() for name in weight.factors)}
+        weights = [term for name, term in self._terms.items() if name in own]
+        for name, (product, weight) in computed.items():
+            if name == weight.name and name not in own:
+                weights.append((weight.constant, [self._coupling.counts(product.dims[d]) for d in weight.dims]))
+        products = [(p.constant, [self._coupling.counts(ids) for ids in p.dims]) for p in dense.products]
+        return {
+            "macs": SumOfProducts(products, groups),
+            "params": SumOfProducts(list(self._terms.values()), groups),
+            "nonzero": SumOfProducts(weights, groups),
+        }
+
+    @cached_property
+    def _sizes(self) -> dict[str, dict[int, Size]]:
+        """The size of each parameter's dimensions that the trace follows."""
+        leaves: dict[str, dict[int, Size]] = {}
+        for leaf in self._coupling.trace.leaves:
+            ids = np.arange(leaf.start, leaf.start + leaf.size)
+            leaves.setdefault(leaf.name, {})[leaf.dim] = self._coupling.counts(ids)
+        return leaves
+
+    @cached_property
+    def _terms(self) -> dict[str, Term]:
+        """The number of entries of each parameter."""
+        terms: dict[str, Term] = {}
+        for name, parameter in self._traced.named_parameters():
+            dims = self._sizes.get(name, {})
+            terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
+        return terms
+
+    def entries(self, names: Iterable[str]) -> SumOfProducts:
+        """How many entries these weights keep: one term each, of the numbers of channels that stay."""
+        return SumOfProducts([self._terms[name] for name in names], len(self.groups))
+
+    def times(self, layouts: Iterable[Layout]) -> list[SumOfProducts]:
+        """For each weight how often its entries are multiplied for one image, of the numbers of channels that stay."""
+        found = []
+        for layout in layouts:
+            terms = []
+            for product, weight in layout.uses:
+                others = [ids for d, ids in enumerate(product.dims) if d not in weight.dims]
+                terms.append((product.constant // weight.constant, [self._coupling.counts(ids) for ids in others]))
+            found.append(SumOfProducts(terms, len(self.groups)))
+        return found
+
+    @property
+    def coupling(self) -> Coupling:
+        """What goes together, with the trace that says so."""
+        return self._coupling
+
+    def channels(self, kept: Counts) -> Counts:
+        """How many channels stay, `(P, L)`, with `kept` `(P, L)` units of each group."""
+        widths = np.diff(self._coupling.offsets).astype(np.int64)
+        result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, widths)
+        return result
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        channels = self.channels(kept)
+        return {name: cost(channels) for name, cost in self._costs.items()}
+
+    def shapes(self, kept: Counts) -> dict[str, Counts]:
+        """The shape of each convolution and linear weight, `(P, dims)`, with `kept` `(P, L)` units of each group."""
+        channels = self.channels(kept)
+        known: dict[tuple[int, bytes], Counts] = {}  # the sizes that a network has are few
+        found = {}
+        for name in sorted({p.parameter for p in self._coupling.trace.products if p.parameter is not None}):
+            shape = self._traced.get_parameter(name).shape
+            columns = np.broadcast_to(np.array(shape, np.int64), (len(channels), len(shape))).copy()
+            for dim, (always, per_unit) in self._sizes.get(name, {}).items():
+                key = always, per_unit.tobytes()
+                if key not in known:
+                    known[key] = always + channels @ per_unit
+                columns[:, dim] = known[key]
+            found[name] = columns
+        return found
+
+    def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
+        """The width of a group of channels on these dimensions of a parameter that does not divide by `span`."""
+        parts = [g.roots.size for g in self._coupling.groups if any((name, dim) in g.members for dim in dims)]
+        return next((size for size in parts if size % span), None)
+
+    def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
+        """The coordinates that stay, for each tensor dimension that loses some."""
+        return self._coupling.kept_indices(self._kept_classes(kept))
+
+    def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
+        classes = np.zeros(self._coupling.classes, bool)
+        for order, channels in zip(self._order, kept * self._steps, strict=True):
+            classes[order[:channels]] = True
+        return classes
+
+    @cached_property
+    def _skeleton(self) -> Skeleton:
+        return Skeleton(self._network)
+
+    def candidate(self, kept: Counts) -> Candidate:
+        classes = self._kept_classes(kept)
+        indices = self._coupling.kept_indices(classes)
+        sizes = attributes(self._traced, self._owners, indices, self._coupling.kept_nodes(classes), self._repairs)
+        tensors = {name: sliced(self._skeleton.tensors[name], dims) for name, dims in indices.items()}
+        where = [(self._skeleton.network.get_submodule(size.module), size.name, size.value) for size in sizes]
+        return Candidate(self._skeleton, tensors, where, indices)
+
+    def plan(self, kept: Counts) -> Plan:
+        """The plan, certified: the pruned network was replayed against the trace of the dense one.
+
+        Raises:
+            FreePruneError: the certificate failed; the sentence names module and line.
+        """
+        classes = self._kept_classes(kept)
+        try:
+            sizes = self._certify(classes)
+        except Mismatch as error:
+            op = self._coupling.trace.ops[error.index]
+            raise FreePruneError(
+                f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower --max-rate"
+            ) from error
+        return Plan(
+            granularity="channel",
+            structure=structure_of(self._network),
+            rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
+            kept=self._coupling.kept_indices(classes),
+            attributes=tuple(sizes),
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its channels together.
+
+        A group's density is the square root of the mean over the layers that make its channels: removing channels thins a
+        weight twice, by its outputs and by its inputs. A group that no layer makes stays as dense as it may.
+        """
+        shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
+        densities, shared = [], []
+        for group in self._coupling.groups:
+            ends = Counter(dim for name, dim in group.members if len(shapes.get(name, ())) > 1)
+            shared.append(ends[0] > 1 and ends[1] > 1)
+            layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
+            densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
+        units = zip(self._totals(importance), self._steps, strict=True)
+        return Profile(
+            tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
+            np.array(densities),
+            np.array(shared, np.bool_),
+        )
+
+
+def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
+    """The kind of layer that makes a group's channels, as `--round-to` names it."""
+    made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
+    return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
+
+
+def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Group:
+    units = -(-group.roots.size // step)
+    fewest = max(minimum_units(units, max_rate), min(-(-min_width // step), units))
+    return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
+
+
+def _steps(round_to: int | str) -> dict[str, int]:
+    """How many channels are one unit, by kind of layer: `8`, or `conv=8,linear=4`."""
+    steps = {"conv": 1, "linear": 1}
+    for part in str(round_to).split(","):
+        kind, _, number = part.rpartition("=")
+        if kind not in ("", *steps) or not number.isdecimal() or int(number) < 1:
+            raise FreePruneError(f"--round-to {round_to} is no number of channels; write 8, or conv=8,linear=4")
+        steps.update(dict.fromkeys([kind] if kind else steps, int(number)))
+    return steps
+
+
+def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
+    """Why no group is left."""
+    if not any(product.parameter for product in dense.products):
+        return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
+    where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
+    hint = f" or lower --round-to {round_to}" if round_to != 1 else ""
+    return f"the network has no channel that may be removed ({where}); use --granularity weight{hint}"

@@ -1,0 +1,129 @@
+"""Two granularities at once: channels are removed, and what is left is masked (`channel+nm`, `channel+weight`, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import Candidate, FreePruneError, Inputs, Profile
+from ..base import Counts, Group
+from ..criteria import Importance
+from ..plan import Plan
+from ..tracing.record import IN
+from ..tracing.weights import Layout
+from .channel import Channel
+from .masked import Masked, Scores
+
+
+class Composed:
+    """Removal of whole channels, then of smaller units among what they leave.
+
+    Both rates of every layer stand in one vector: first those of the channel groups, then those of the masked layers. The
+    second granularity's units are laid out anew on the kept channels, and the same fraction of them stays as in the dense
+    layer, rounded down.
+
+    Args:
+        network, inputs, importance, max_rate: as for both.
+        options: of both. Where a unit of the second spans several channels, `round_to` defaults to that span and must be a
+            multiple of it, so that every smaller layer divides into whole units; layers where it would not stay unmasked.
+
+    Attributes:
+        dense: why the second granularity leaves a layer as it is, by the name of its weight.
+        channel, mask: the two granularities, each made for the dense network.
+        split: how many of the groups are those of `channel`, which come first.
+    """
+
+    second: type[Masked]
+    name: str
+    options: tuple[str, ...]
+
+    @staticmethod
+    def of(second: type[Masked]) -> type[Composed]:
+        """The composition of `channel` with a masking granularity."""
+        name = f"channel+{second.name}"
+        members = {"second": second, "name": name, "options": Channel.options + second.options, "__doc__": second.__doc__}
+        return type(name, (Composed,), members)
+
+    def __init__(
+        self, network: nn.Module, inputs: Inputs, importance: Importance, *, max_rate: float = 0.9, **options: Any
+    ) -> None:
+        own = {name: options.pop(name) for name in self.second.options if name in options}
+        along, span = self.second.span(**own)
+        step = str(options.setdefault("round_to", span))
+        if not step.isdecimal() or int(step) % span:
+            raise FreePruneError(
+                f"--round-to {step} leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
+            )
+        self.channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
+
+        def leave(layout: Layout) -> str | None:
+            if layout.in_parts:
+                return "it is used in parts, each as often as its own channels say"
+            width: int | None = layout.summed() if along == IN else layout.made()
+            if width is not None and width % span == 0:
+                width = self.channel.ragged(layout.name, layout.along(along), span)
+            return None if width is None else f"its channels come in groups of {width}, no multiple of {span}"
+
+        self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
+        self.dense = self.mask.dense
+        self._entries = self.channel.entries(self.mask.layouts)
+        self._times = self.channel.times(self.mask.layouts.values())
+        self._importance = importance
+        self.split = len(self.channel.groups)
+        layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
+        self.groups = (*self.channel.groups, *layers)
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        rows = np.atleast_2d(kept)
+        costs, channels = self.channel.costs(rows[:, : self.split]), self.channel.channels(rows[:, : self.split])
+        entries = self._entries.terms(channels)
+        gone = entries - self.mask.weights_left(rows[:, self.split :], entries)
+        times = np.stack([count(channels) for count in self._times], axis=1)
+        return {"macs": costs["macs"] - (gone * times).sum(axis=1), "nonzero": costs["nonzero"] - gone.sum(axis=1)}
+
+    def candidate(self, kept: Counts) -> Candidate:
+        channels = self.channel.candidate(kept[: self.split])
+        masks = self._masks(kept, self.channel.kept_indices(kept[: self.split]))
+        dense = channels.skeleton.tensors
+        weights = {name: channels.tensors.get(name, dense[name]) for name in masks}
+        return replace(channels, tensors={**channels.tensors, **{n: w * masks[n].to(w.device) for n, w in weights.items()}})
+
+    def plan(self, kept: Counts) -> Plan:
+        """The plan, its channels certified as `Channel.plan` does."""
+        channels = self.channel.plan(kept[: self.split])
+        layers = zip(self.groups[self.split :], kept[self.split :], strict=True)
+        rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
+        return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
+
+    def profile(self, importance: Importance) -> Profile:
+        """Those of both granularities, each half's densities relative to their mean."""
+        parts = [part.profile(importance) for part in (self.channel, self.mask)]
+        return Profile(
+            tuple(values for part in parts for values in part.importance),
+            np.concatenate([part.erk / part.erk.mean() for part in parts]),
+            np.concatenate([part.shared for part in parts]),
+        )
+
+    def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
+        """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
+        scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.layouts}
+        ranks = self.mask.ranks(scores, self._importance)
+        sizes = np.array([places.size for places in ranks.values()])
+        units = self.mask.units_left(kept[self.split :], sizes)
+        masks = {}
+        for (name, places), stay in zip(ranks.items(), units, strict=True):
+            mask = places < stay
+            if not mask.all():
+                masks[name] = torch.from_numpy(np.ascontiguousarray(mask))
+        return masks
+
+
+def _sliced(scores: Scores, kept: Any) -> Scores:
+    for dim, ids in kept.items():
+        scores = np.take(scores, ids, axis=dim)
+    return scores

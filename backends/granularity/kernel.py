@@ -1,0 +1,25 @@
+"""Granularity `kernel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..criteria import Importance
+from .masked import Masked, Ranks, Scores, ranked
+
+
+class Kernel(Masked):
+    """Whole k x k kernels, one for each pair of output and input channel, become zero; 1x1 included."""
+
+    name = "kernel"
+
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        return {name: whole_kernels(values, importance) for name, values in matrices.items()}
+
+
+def whole_kernels(scores: Scores, importance: Importance) -> Ranks:
+    """Kernels by their importance; a linear layer's are single weights."""
+    units = ranked(importance.total(scores.sum(axis=3)))
+    return np.broadcast_to(units[..., None], scores.shape)

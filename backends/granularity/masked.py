@@ -1,0 +1,203 @@
+"""What all granularities that set weights to zero share: layers, ranks, masks, cost.
+
+Each of them lays out the weights of every layer in units and ranks the units; the mask for k kept units is `rank < k`, so
+nothing but the ranks has to be remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ..base import Counts, Group, erdos_renyi_kernel
+from ..criteria import Importance
+from ..plan import Plan, structure_of
+from ..tracing.passes import trace_example
+from ..tracing.record import IN
+from ..tracing.weights import Layout, layer_of, weights_of
+
+Scores = NDArray[np.float64]
+Ranks = NDArray[np.int64]
+
+
+class Masked:
+    """Removal of weights that stay in place as zeros.
+
+    Args:
+        network: the dense network; left as it is.
+        inputs: an example of what it takes; the batch may be of any size.
+        importance: what orders the units within a layer.
+        max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
+        leave: says of a weight why it must stay dense, beyond the reasons that the granularity has; None if it need not.
+
+    Attributes:
+        layouts: how the weight of each layer that is treated lies in its products, by the parameter's name.
+        dense: why a layer is left as it is, by the name of its weight.
+
+    Raises:
+        FreePruneError: no layer can be treated, or the network rejects the inputs.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    scales = True  # whether a smaller layer has fewer units, or as many smaller ones
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        importance: Importance,
+        *,
+        max_rate: float = 0.99,
+        leave: Callable[[Layout], str | None] = lambda layout: None,
+    ) -> None:
+        if importance.slices is not None:
+            raise FreePruneError("this criterion orders whole channels only; use --criterion l2 or --granularity channel")
+        self._network = network
+        products = trace_example(network, inputs)[2].products
+        self._skeleton = Skeleton(network)
+        parameters = dict(self._skeleton.network.named_parameters())
+        found, dense = weights_of(products, {name: tuple(p.shape) for name, p in parameters.items()})
+        reasons = {name: leave(layout) or self.refusal(layout) for name, layout in found.items()}
+        self.layouts = {name: layout for name, layout in found.items() if reasons[name] is None}
+        why = {name: weight.reason for name, weight in dense.items()}
+        why |= {name: reason for name, reason in reasons.items() if reason is not None}
+        self.dense = {name: why[name] for name in parameters if name in why}
+        if not self.layouts:
+            told = "; ".join(f"{layer_of(name)}: {reason}" for name, reason in self.dense.items())
+            told = told or "no convolution or linear layer was found"
+            raise FreePruneError(f"the network has nothing to prune: {told}; give another network or --granularity")
+        self._weights = {name: parameters[name] for name in self.layouts}
+        places = self.ranks({name: importance.elements[name] for name in self.layouts}, importance)
+        device = next(iter(self._weights.values())).device
+        self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in places.items()}
+        self._kept_weights = [_kept_weights(ranks) for ranks in places.values()]
+        self.groups = tuple(
+            Group(layer_of(name), len(kept) - 1, _fewest(kept, max_rate), (name,))
+            for name, kept in zip(places, self._kept_weights, strict=True)
+        )
+        times = {name: layout.times for name, layout in self.layouts.items()}
+        self._kept_macs = [_kept_weights(ranks, times[name]) for name, ranks in places.items()]
+        self._other_macs = float(sum(product.size for product in products) - sum(kept[-1] for kept in self._kept_macs))
+        left = sum(weight.entries for weight in dense.values())
+        self._other_weights = float(left + sum(parameters[n].numel() for n, reason in reasons.items() if reason is not None))
+
+    @classmethod
+    def span(cls, **options: Any) -> tuple[str, int]:
+        """Along what, inputs or outputs, a unit takes several channels, and how many; the same for all layers."""
+        return IN, 1
+
+    def refusal(self, layout: Layout) -> str | None:
+        """Why a weight that lies like this must stay dense; None if it need not."""
+        return None
+
+    def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        """For every layer the place of each weight's unit, 0 for the unit that stays longest.
+
+        Args:
+            scores: the importance of every weight, of the weight's shape; some of its channels may be gone.
+            importance: how the scores of a unit's weights add up.
+
+        Returns:
+            Places of the shapes of the scores.
+        """
+        matrices = {name: self.layouts[name].matrices(values) for name, values in scores.items()}
+        found = self.order(matrices, importance)
+        return {name: self.layouts[name].restored(found[name], values.shape) for name, values in scores.items()}
+
+    def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
+        """The same for scores and places `(matrices, outputs, inputs, kernel positions)`, however the weight lies.
+
+        Here every weight is a unit of its own.
+        """
+        return {name: ranked(importance.total(values)) for name, values in matrices.items()}
+
+    def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
+        macs, weights = (
+            np.stack([table[column] for table, column in zip(tables, np.atleast_2d(kept).T, strict=True)]).sum(axis=0)
+            for tables in (self._kept_macs, self._kept_weights)
+        )
+        return {"macs": macs + self._other_macs, "nonzero": weights + self._other_weights}
+
+    def units_left(self, kept: Any, entries: Any) -> Any:
+        """The units that stay in layers `(..., L)` of so many weights when `kept` would stay in the dense ones."""
+        if not self.scales:
+            return kept
+        return np.maximum(kept * entries // self._sizes["weights"], 1)
+
+    def weights_left(self, kept: Any, entries: Any) -> Any:
+        """The weights of these units. Units have at most two sizes, the larger ones ranked last."""
+        sizes = self._sizes
+        if not self.scales:
+            return kept * entries // sizes["units"]
+        units = self.units_left(kept, entries)
+        first = sizes["first"] * entries // sizes["weights"]
+        return sizes["size"] * np.minimum(units, first) + sizes["last"] * np.maximum(units - first, 0)
+
+    @cached_property
+    def _sizes(self) -> dict[str, NDArray[np.int64]]:
+        """Of each layer `(L,)`: its units and weights, the size of its first and last unit, how many are as the first."""
+        units = [np.diff(kept) for kept in self._kept_weights]
+        return {
+            "units": np.array([sizes.size for sizes in units]),
+            "weights": np.array([sizes.sum() for sizes in units]),
+            "size": np.array([sizes[0] for sizes in units]),
+            "last": np.array([sizes[-1] for sizes in units]),
+            "first": np.array([(sizes == sizes[0]).sum() for sizes in units]),
+        }
+
+    def _masks(self, kept: Counts) -> dict[str, Tensor]:
+        """The elements that stay, for each weight that loses some."""
+        layers = zip(self._ranks.items(), self.groups, kept, strict=True)
+        return {name: ranks < int(k) for (name, ranks), group, k in layers if k < group.units}
+
+    def candidate(self, kept: Counts) -> Candidate:
+        return Candidate(self._skeleton, {name: self._weights[name] * mask for name, mask in self._masks(kept).items()})
+
+    def plan(self, kept: Counts) -> Plan:
+        return Plan(
+            granularity=self.name,
+            structure=structure_of(self._network),
+            rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
+            masks={name: mask.cpu() for name, mask in self._masks(kept).items()},
+        )
+
+    def profile(self, importance: Importance) -> Profile:
+        """A unit's importance is that of its weights together, a layer's density that of its weight."""
+
+        def units(name: str) -> NDArray[np.float64]:
+            places, elements = self._ranks[name].cpu().numpy().ravel(), importance.elements[name].ravel()
+            sums: NDArray[np.float64] = np.bincount(places, weights=elements).astype(np.float64)
+            return -np.sort(-importance.total(sums))  # N:M and patterns rank by place as well, not by importance alone
+
+        return Profile(
+            tuple(units(name) for name in self._ranks),
+            np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
+            np.zeros(len(self._weights), np.bool_),
+        )
+
+
+def ranked(scores: Scores) -> Ranks:
+    """The place of each entry in descending order, of the same shape; ties by position."""
+    order = np.argsort(-scores.ravel(), kind="stable")
+    ranks = np.empty(order.size, np.int64)
+    ranks[order] = np.arange(order.size)
+    return ranks.reshape(scores.shape)
+
+
+def _kept_weights(ranks: Ranks, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
+    """`(units + 1,)`: how many weights stay with 0, 1, ... all units; or their multiplications, with how often each has any."""
+    each = np.broadcast_to(times, ranks.shape).ravel()
+    return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel(), weights=each).astype(np.int64))])
+
+
+def _fewest(kept: NDArray[np.int64], max_rate: float) -> int:
+    """The fewest units that leave at least `1 - max_rate` of the weights, one at least."""
+    return max(1, int(np.searchsorted(kept, kept[-1] * (1 - max_rate) - 1e-6)))

@@ -1,0 +1,143 @@
+"""ONNX: a network written to one verified file, run in ONNX Runtime, timed and compared."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...common import FreePruneError, write_atomically
+from ...copies import copied
+from .runtime import as_arrays, cause, relative_difference, run_rows, session
+
+CHECKED_BATCHES = (1, 3)
+CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
+LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message ends at 2 GiB; 16 MiB are left for the graph
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file: where, how large, whether it takes any batch size, and what the user should know about it."""
+
+    path: Path
+    bytes: int
+    dynamic_batch: bool
+    warnings: tuple[str, ...]
+
+
+def export_onnx(
+    network: nn.Module, inputs: tuple[Tensor, ...], path: str | os.PathLike[str], metadata: Mapping[str, str]
+) -> Exported:
+    """Write a network, in eval mode, as a single ONNX file that holds no source path and no time: same network, same file.
+
+    The file is checked by ONNX and run with batches of 1 and 3 against the network. A network that fixes its batch size
+    is exported with that of `inputs`, and a warning says so.
+
+    Args:
+        network: left as it was.
+        inputs: what the network is called with, `(N, ...)` each.
+        path: the file; replaced in one step once everything holds.
+        metadata: written into the file's properties, sorted by key.
+
+    Raises:
+        FreePruneError: the network cannot be exported, its export computes something else, or its weights exceed 2 GiB.
+    """
+    path = Path(path)
+    if not inputs or any(x.ndim == 0 or len(x) != len(inputs[0]) for x in inputs):
+        shapes = [tuple(x.shape) for x in inputs]
+        raise FreePruneError(f"the example inputs have shapes {shapes}; give tensors that share their first dimension")
+    size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+    if size > LARGEST_WEIGHTS:
+        raise FreePruneError(f"the weights take {size / 2**30:.1f} GiB, but a single ONNX file holds less than 2 GiB")
+    network = copied(network).cpu().eval()
+    inputs = tuple(x.detach().cpu() for x in inputs)
+    try:
+        model = _traced(network, inputs, dynamic=True)
+        for batch in CHECKED_BATCHES:
+            _check(model, network, _rows(inputs, batch), follows=True)
+        dynamic = True
+        notes: tuple[str, ...] = ()
+    except Exception as error:
+        reason = cause(error)
+        try:
+            model = _traced(network, inputs, dynamic=False)
+            _check(model, network, inputs, follows=False)
+        except Exception as fatal:
+            raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
+        dynamic, notes = False, (f"the ONNX file takes batches of {len(inputs[0])} only: {reason}",)
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+    content = model.SerializeToString(deterministic=True)
+    write_atomically(path, content)
+    return Exported(path, len(content), dynamic, notes)
+
+
+def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> Any:
+    """The checked ModelProto of a network, without what the exporter tells about its source."""
+    import onnx
+
+    with _quiet():
+        program: Any = torch.onnx.export(
+            network,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
+        )
+        model = program.model_proto
+        _strip(model)
+        onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _strip(message: Any) -> None:
+    """Clear properties and documentation strings, which hold source paths and stack traces, at every depth."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _strip(part)
+
+
+def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], *, follows: bool) -> None:
+    """Raise unless the model gives the network's outputs, and, if so asked, one row for each row of the inputs."""
+    batch = len(inputs[0])
+    with torch.no_grad():
+        expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
+    given = run_rows(session(model.SerializeToString(), 1), as_arrays(inputs))
+    shapes = [tuple(x.shape) for x in given]
+    if follows and any(shape[:1] != (batch,) for shape in shapes):
+        raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
+    difference = relative_difference(expected, given)
+    if difference > CHECKED_DIFFERENCE:
+        raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")
+
+
+def _rows(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
+    """The first rows, from the start again where there are too few."""
+    return tuple(x[torch.arange(batch) % len(x)] for x in inputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings, log lines and printed graphs are about its own insides: not shown."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        sink = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,129 @@
+"""Sparse initialisers: an ONNX file that stores only the weights that are not zero.
+
+ONNX Runtime makes them dense again when it loads the file, so that this saves space on disk and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...common import FreePruneError, write_atomically
+from .runtime import Arrays, as_arrays, cause, run_rows, session
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What became of a file.
+
+    Attributes:
+        before: bytes of the file as it was.
+        bytes: of the file as it is.
+        sparse: the tensors that are stored sparsely now.
+        dense: those that would be smaller, but had to stay as they were, and why.
+    """
+
+    before: int
+    bytes: int
+    sparse: list[str]
+    dense: dict[str, str]
+
+
+def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]) -> Compressed:
+    """Store every initialiser sparsely that becomes smaller by it; the file is replaced in one step.
+
+    The new file passes ONNX's checker (without type inference, which knows sparse initialisers of no operator), loads in ONNX
+    Runtime and gives the very same outputs. A tensor with which it does not stays dense.
+
+    An entry takes 8 bytes for its index, which the checker wants as int64, besides its value: float32 weights become smaller
+    where less than a third of them is left. The sign of a zero is lost.
+
+    Args:
+        path: the file, with its weights inside.
+        inputs: `(N, ...)` each, on which the outputs are compared.
+
+    Raises:
+        FreePruneError: the file cannot be read or run.
+    """
+    import onnx
+
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        model = onnx.load_model_from_string(content)
+    except Exception as error:
+        raise FreePruneError(f"{path} cannot be read as an ONNX file ({cause(error)}); export the network again") from error
+    smaller = {}
+    for tensor in model.graph.initializer:
+        sparse = _sparse(tensor)
+        if sparse is not None and sparse.ByteSize() < tensor.ByteSize():
+            smaller[tensor.name] = sparse
+    arrays = as_arrays(inputs)
+    expected = run_rows(_session(path, content), arrays)
+    chosen, dense = list(smaller), dict[str, str]()
+    if chosen and _reason(_with(model, [smaller[name] for name in chosen]), arrays, expected) is not None:
+        chosen = []
+        for name in smaller:
+            reason = _reason(_with(model, [smaller[n] for n in (*chosen, name)]), arrays, expected)
+            if reason is None:
+                chosen.append(name)
+            else:
+                dense[name] = reason
+    after = content
+    if chosen:
+        after = _with(model, [smaller[name] for name in chosen]).SerializeToString(deterministic=True)
+        write_atomically(path, after)
+    return Compressed(len(content), len(after), chosen, dense)
+
+
+def _sparse(tensor: Any) -> Any:
+    """The tensor as a SparseTensorProto with linear indices; None for a scalar, and for a type that no weight has."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if not tensor.dims or tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        return None
+    flat = numpy_helper.to_array(tensor).reshape(-1)
+    places = np.flatnonzero(flat)
+    left = numpy_helper.from_array(flat[places], tensor.name)
+    indices = numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_indices")
+    return helper.make_sparse_tensor(left, indices, list(tensor.dims))
+
+
+def _with(model: Any, sparse: Sequence[Any]) -> Any:
+    """The model with these tensors sparse instead of dense."""
+    import onnx
+
+    names = {tensor.values.name for tensor in sparse}
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    left = [tensor for tensor in model.graph.initializer if tensor.name not in names]
+    del changed.graph.initializer[:]
+    changed.graph.initializer.extend(left)
+    changed.graph.sparse_initializer.extend(sparse)
+    return changed
+
+
+def _reason(model: Any, arrays: Arrays, expected: Arrays) -> str | None:
+    """Why a file of this model will not do; None where it passes the checker, loads, and gives the expected outputs."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+        given = run_rows(session(model.SerializeToString(), 1), arrays)
+    except Exception as error:
+        return cause(error)
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(expected, given, strict=True))
+    return None if same else "the outputs differ"
+
+
+def _session(path: Path, content: bytes) -> Any:
+    try:
+        return session(content, 1)
+    except Exception as error:
+        raise FreePruneError(f"{path} cannot be run by ONNX Runtime: {cause(error)}") from error

@@ -1,0 +1,1 @@
+"""From the dense network and a plan to the smaller network."""

@@ -1,0 +1,154 @@
+"""A masked network's norms with statistics over the kept coordinates alone, and its computed weights without the removed ones.
+
+Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
+standardisation; and what is computed from a zero, such as softplus of it, need not be zero. Which coordinates they are is known
+by the labels that every tensor carries (`trace.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..tracing.labels import Layer
+from ..tracing.passes import plain_kernels
+from ..tracing.tracer import Tracer
+
+Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
+
+
+def watch(network: nn.Module, kept: Kept) -> None:
+    """Make the norms of a network ignore the coordinates that are not kept, in every forward pass from now on."""
+    running: list[ExitStack] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        running.append(ExitStack())
+        running[-1].enter_context(plain_kernels())
+        tracer = KeptStatistics(module, kept)
+        tracer.count_from(tuple(x for x in inputs if isinstance(x, Tensor)))
+        running[-1].enter_context(tracer)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop().close()
+
+    network.register_forward_pre_hook(enter)
+    network.register_forward_hook(leave, always_call=True)
+
+
+class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
+    """Runs beside a masked network's forward pass."""
+
+    def __init__(self, network: nn.Module, kept: Kept) -> None:
+        super().__init__(network)
+        self._kept = kept
+        self._stays = [np.ones(1, bool)]  # for each node, in pieces
+
+    def _hook(self) -> None:
+        """Modules and lines do not matter here."""
+
+    def _leaf(self, name: str, dim: int, size: int) -> Layer:
+        ids = super()._leaf(name, dim, size)
+        stays = np.ones(ids.size, bool)
+        if ids.size and name in self._kept and dim in self._kept[name]:
+            stays[:] = False
+            stays[self._kept[name][dim]] = True
+        self._stays.append(stays)
+        return ids
+
+    def fresh(self, count: int) -> Layer:
+        self._stays.append(np.ones(count, bool))
+        return super().fresh(count)
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """Decided when the plan was made."""
+
+    def freeze(self, layer: Layer) -> None:
+        """Decided when the plan was made."""
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return False
+
+    def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        norm = NORMS.get(name)
+        if norm is not None and (mask := self._mask(args[0])) is not None:
+            return norm(mask, *args)
+        if name in PRODUCTS:
+            args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
+        return func(*args, **kwargs)
+
+    def _without_removed(self, weight: Tensor) -> Tensor:
+        """A weight that is computed from parameters need not be zero where they are: it is set to zero here."""
+        mask = self._mask(weight) if self.origins is not None and self.origins.computed(weight) else None
+        return weight if mask is None else weight * mask
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """Ones where a coordinate is kept, broadcast to the tensor; None where all are."""
+        layers = self.labels(x)
+        if not layers:
+            return None
+        stays = np.concatenate(self._stays)
+        masks = [stays[layer] for layer in layers]
+        if all(mask.all() for mask in masks):
+            return None
+        result = torch.ones_like(x)
+        for mask in masks:
+            result *= torch.from_numpy(mask).to(x)
+        return result
+
+
+def _normalized(x: Tensor, mask: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    count = mask.sum(dims, keepdim=True).clamp_min(1)
+    mean = (x * mask).sum(dims, keepdim=True) / count
+    variance = ((x - mean).square() * mask).sum(dims, keepdim=True) / count
+    return (x - mean) * torch.rsqrt(variance + eps), mean, variance
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _layer_norm(mask: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    y, mean, variance = _normalized(x, mask, [*range(x.dim() - len(shape), x.dim())], eps)
+    return (_scaled(y, weight, bias, shape) * mask).contiguous(), mean, variance
+
+
+def _group_norm(
+    mask: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, places: int, groups: int, eps: float
+) -> Any:
+    grouped = (n, groups, c // groups * places)
+    y, mean, variance = _normalized(x.reshape(grouped), mask.reshape(grouped), [2], eps)
+    return (_scaled(y.reshape(x.shape), weight, bias, [1, -1, *[1] * (x.dim() - 2)]) * mask).contiguous(), mean, variance
+
+
+def _batch_norm(
+    mask: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """Weight standardisation is batch norm of a weight by its own statistics; by stored ones there is nothing to correct."""
+    if not training:
+        return torch.ops.aten.native_batch_norm(x, weight, bias, mean, variance, training, momentum, eps)
+    y, mean, variance = _normalized(x, mask, [d for d in range(x.dim()) if d != 1], eps)
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    return (_scaled(y, weight, bias, shape) * mask).contiguous(), mean.flatten(), variance.flatten()
+
+
+NORMS: dict[str, Callable[..., Any]] = {
+    "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
+}

@@ -1,0 +1,91 @@
+"""A network pruned for as long as a context lasts, with the sizes that its modules remember: cheaper than a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ..plan import Attribute
+from ..tracing.labels import Layer
+from ..tracing.passes import undisturbed
+from .surgery import Owners, layer_attributes, shrunk_tensor
+
+Key = tuple[int, ...]
+
+
+KeptIndices = Mapping[str, Mapping[int, NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An attribute that follows a size: its value is `kept nodes * factor // divisor`.
+
+    Attributes:
+        position: which entry of a tuple; None for a plain int.
+        nodes: the nodes whose number it follows.
+        key: where at its line of code the size was found, so that sister modules can be repaired alike.
+    """
+
+    module: str
+    name: str
+    position: int | None
+    nodes: Layer
+    factor: int
+    divisor: int
+    key: Key
+
+    def value(self, kept: NDArray[np.bool_]) -> int:
+        return int(kept[self.nodes].sum()) * self.factor // self.divisor
+
+
+@contextmanager
+def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequence[Attribute]) -> Iterator[None]:
+    """Makes a network keep these coordinates, sizes set, for as long as the context lasts: cheaper than `pruned`.
+
+    Args:
+        network: as it was again in the end.
+        owners: its tensors (`shared_tensors`).
+        kept: as `Coupling.kept_indices` gives them.
+        sizes: the attributes to set.
+    """
+    modules = dict(network.named_modules())
+    with undisturbed(network):
+        for size in sizes:
+            setattr(modules[size.module], size.name, size.value)
+        for name, dims in kept.items():
+            part = shrunk_tensor(owners[name][0].tensor, dims)
+            for owner in owners[name]:
+                owner.put(part)
+        yield
+
+
+def attributes(
+    network: nn.Module, owners: Owners, indices: KeptIndices, kept: NDArray[np.bool_], repairs: Sequence[Repair]
+) -> list[Attribute]:
+    """Every size to set in a network that keeps these coordinates: those of torch's own layers, then the repaired ones.
+
+    Args:
+        network: the dense one; only its sizes are read.
+        owners: its tensors (`shared_tensors`).
+        indices: as `Coupling.kept_indices` gives them.
+        kept: `(nodes,)`: the same as nodes.
+        repairs: which further attributes follow which nodes.
+    """
+    result = layer_attributes(owners, indices)
+    tuples: dict[tuple[str, str], list[int]] = {}
+    for repair in repairs:
+        dense = getattr(network.get_submodule(repair.module), repair.name)
+        if repair.position is None:
+            if repair.value(kept) != dense:
+                result.append(Attribute(repair.module, repair.name, repair.value(kept)))
+        else:
+            tuples.setdefault((repair.module, repair.name), list(dense))[repair.position] = repair.value(kept)
+    for (module, name), values in tuples.items():
+        if tuple(values) != tuple(getattr(network.get_submodule(module), name)):
+            result.append(Attribute(module, name, tuple(values)))
+    return result

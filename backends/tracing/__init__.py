@@ -1,0 +1,1 @@
+"""Label tracing: what must be removed together, found in one forward pass."""

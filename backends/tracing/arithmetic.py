@@ -1,0 +1,223 @@
+"""Rules of operators that compute: element-wise ones, products, norms, attention, reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from .algebra import all_without, along_free, contract, freeze_all, merge, others_empty, without
+from .labelling import Labelling
+from .labels import Labels, along, on_dim, support
+from .operator import Call, Operand, UnknownOperator
+
+
+def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
+    ndim = call.outputs[0].dim()
+    merged = merge(tracer, [(t.shape, tracer.labels(t)) for t in call.tensors], ndim)
+    return [merged for _ in call.outputs]
+
+
+def convolution(tracer: Labelling, call: Call) -> list[Labels]:
+    """Dense, grouped, depthwise and transposed convolution of any number of dimensions.
+
+    Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
+    group, and the number of groups stays.
+    """
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    transposed, groups = call["transposed"], call["groups"]
+    out = call.outputs[0]
+    places = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
+    kernel = weight.dim() - 2
+    roles = ("in", "out") if transposed else ("out", "in")
+    operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *[None] * kernel), groups if transposed else 1)
+    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], [operand])
+    if not any(map(tracer.labels, call.tensors)):
+        return [[]]
+    channels = along(all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}), 1)
+    kernels = all_without(tracer, tracer.labels(weight), range(2, weight.dim()))
+    rows, columns = along(kernels, 0), along(kernels, 1)
+    if transposed:
+        if groups != 1:
+            raise UnknownOperator(call.name)
+        rows, columns = columns, rows
+    if groups == 1:
+        contract(tracer, channels, columns)
+    else:
+        rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
+    if bias is not None:
+        contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
+    return [[on_dim(row, 1, out.dim()) for row in rows[:1]]]
+
+
+def _grouped(
+    tracer: Labelling, channels: Labels, rows: Labels, columns: Labels, groups: int, width_in: int, width_out: int
+) -> Labels:
+    if not channels:
+        freeze_all(tracer, [*rows, *columns])
+        return []
+    for channel in channels:
+        by_group = channel.reshape(groups, width_in // groups)
+        if width_in == groups:
+            contract(tracer, [by_group], [row.reshape(groups, width_out // groups) for row in rows])
+        else:
+            contract(tracer, [by_group], [column[None, :] for column in columns])
+    if width_in != groups:
+        for row in rows:
+            positions = row.reshape(groups, width_out // groups)
+            tracer.unite(positions, positions[:1])
+    return rows
+
+
+def matmul(tracer: Labelling, call: Call) -> list[Labels]:
+    """`mm` and `addmm`."""
+    a, b = call.tensors[-2:]
+    operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("in", "out"), (1, 2))]
+    tracer.count(1, [(a, 0), (a, 1), (b, 1)], operands)
+    left, right = tracer.labels(a), tracer.labels(b)
+    if not any(map(tracer.labels, call.tensors)):
+        return [[]]
+    left = [x for y in left if (x := without(tracer, y, {0} if support(y) == (0, 1) else ())) is not None]
+    right = [x for y in right if (x := without(tracer, y, {1} if support(y) == (0, 1) else ())) is not None]
+    contract(tracer, along(left, 1), along(right, 0))
+    result = [on_dim(x, 0, 2) for x in along(left, 0)[:1]] + [on_dim(x, 1, 2) for x in along(right, 1)[:1]]
+    if len(call.tensors) == 3:
+        bias, shape = call.first, call.outputs[0].shape
+        result = merge(tracer, [(shape, result), (bias.shape, tracer.labels(bias))], 2)
+    return [result]
+
+
+def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
+    """`bmm` and `baddbmm`: where the matrices themselves are labelled (heads of attention), they go as a whole."""
+    a, b = call.tensors[-2:]
+    left, right = (whole_heads(tracer, t, 0) for t in (a, b))
+    operands = [
+        Operand(a, ("each", "out", "in"), (0, 1, 2), query=True),
+        Operand(b, ("each", "in", "out"), (0, 2, 3)),
+    ]
+    tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)], operands)
+    contract(tracer, along(left, 2), along(right, 1))
+    contract(tracer, along(left, 0), along(right, 0))
+    result = [x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]
+    if len(call.tensors) == 3:
+        result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 3)
+    return [result]
+
+
+def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
+    """The labels of an operand of attention: along the heads where they vary along them, else along one dimension alone."""
+    layers = []
+    for layer in tracer.labels(tensor):
+        dims = support(layer)
+        keep = heads if heads in dims else dims[-1]
+        layers.append(without(tracer, layer, set(dims) - {keep}))
+    return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
+
+
+def attention(tracer: Labelling, call: Call) -> list[Labels]:
+    """Scaled dot-product attention of `(batch, heads, tokens, width)` tensors.
+
+    With fewer heads of keys and values (grouped queries) each of them goes with all the query heads that share it.
+    """
+    q, k, v = call["query"], call["key"], call["value"]
+    if q.dim() != 4:
+        raise UnknownOperator(call.name)
+    labels = [all_without(tracer, whole_heads(tracer, t, 1), (0, 2)) for t in (q, k, v)]
+    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (q, 3)])
+    tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (v, 3)])
+    contract(tracer, along(labels[0], 3), along(labels[1], 3))
+    heads = along(labels[0], 1)
+    for tensor, layers in zip((k, v), labels[1:], strict=True):
+        contract(tracer, heads, [np.repeat(x, q.shape[1] // tensor.shape[1]) for x in along(layers, 1)])
+    for mask in call.tensors[3:]:
+        scores = [*q.shape[:3], k.shape[2]]
+        within = all_without(tracer, tracer.labels(mask), (mask.dim() - 2, mask.dim() - 1))
+        merge(tracer, [(scores, [on_dim(x, 1, 4) for x in heads]), (mask.shape, within)], 4)
+    if call["scale"] is None:
+        freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
+    made = [on_dim(x, 1, 4) for x in heads] + [x for x in labels[2] if support(x) == (3,)]
+    statistics = [[on_dim(x, 1, t.dim()) for x in heads] if t.shape[1:2] == q.shape[1:2] else [] for t in call.outputs[1:]]
+    return [made, *statistics]
+
+
+def batch_norm(tracer: Labelling, call: Call) -> list[Labels]:
+    merged = merge(
+        tracer, _with_channel_vectors(tracer, call, "weight", "bias", "running_mean", "running_var"), call.first.dim()
+    )
+    channels = along(merged, 1)
+    statistics = [channels if t.shape == call.first.shape[1:2] else [] for t in call.outputs[1:]]
+    return [merged, *statistics]
+
+
+def _with_channel_vectors(tracer: Labelling, call: Call, *names: str) -> list[tuple[Sequence[int], Labels]]:
+    """The input and the given vectors over its channels, as operands of `merge`."""
+    x = call["input"]
+    ones = [1] * (x.dim() - 2)
+    operands: list[tuple[Sequence[int], Labels]] = [(x.shape, tracer.labels(x))]
+    for vector in (call[name] for name in names):
+        if isinstance(vector, Tensor):
+            operands.append(([1, x.shape[1], *ones], [y.reshape([1, -1, *ones]) for y in tracer.labels(vector)]))
+    return operands
+
+
+def layer_norm(tracer: Labelling, call: Call) -> list[Labels]:
+    x = call["input"]
+    inner = set(range(x.dim() - len(call["normalized_shape"]), x.dim()))
+    layers = [y for y in tracer.labels(x) if set(support(y)) <= inner]
+    layers += all_without(tracer, [y for y in tracer.labels(x) if not set(support(y)) <= inner], inner)  # norms of each head
+    operands = [(tuple(x.shape), layers)]
+    for name in ("weight", "bias"):
+        if isinstance(call[name], Tensor):
+            operands.append((tuple(call[name].shape), tracer.labels(call[name])))
+    return others_empty(call, merge(tracer, operands, x.dim()))
+
+
+def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
+    """The same positions go in every group of channels."""
+    x, groups = call["input"], call["group"]
+    channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
+    for layer in channels if groups > 1 else []:
+        positions = layer.reshape(groups, -1)
+        tracer.unite(positions, positions[:1])
+    return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
+
+
+def reduction(tracer: Labelling, call: Call) -> list[Labels]:
+    x, given = call.first, call["dim"]
+    if given is None or given == []:
+        dims = set(range(x.dim()))
+    else:
+        dims = {d % x.dim() for d in ([given] if isinstance(given, int) else given)}
+    layers = along_free(tracer, x, dims)
+    if not call["keepdim"]:
+        layers = [layer.squeeze(tuple(dims)) for layer in layers]
+    return [layers for _ in call.outputs]
+
+
+def along_one_dim(tracer: Labelling, call: Call) -> list[Labels]:
+    """Softmax, cumulative sum, sort: mixes the coordinates of one dimension."""
+    layers = along_free(tracer, call.first, {call.dim()})
+    return [layers for _ in call.outputs]
+
+
+def spatial(tracer: Labelling, call: Call) -> list[Labels]:
+    """Pooling and resampling: mixes the dimensions after batch and channels."""
+    x = call.first
+    layers = along_free(tracer, x, set(range(2, x.dim())))
+    return [layers for _ in call.outputs]
+
+
+def multihead_attention(tracer: Labelling, module: nn.MultiheadAttention) -> None:
+    """torch's own attention takes the width of all heads from that of the embedding: they lose the same coordinates."""
+    if module._qkv_same_embed_dim:
+        rows = along(tracer.labels(module.in_proj_weight), 0)
+        columns = along(tracer.labels(module.in_proj_weight), 1)
+    else:
+        rows = [
+            x for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) for x in along(tracer.labels(w), 0)
+        ]
+        columns = along(tracer.labels(module.q_proj_weight), 1)
+    for row in rows:
+        tracer.unite(row.reshape(-1, module.embed_dim), columns[0][None])

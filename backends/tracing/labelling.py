@@ -1,0 +1,42 @@
+"""What the rules of operators ask of whoever traces: the labels of tensors, and what must go together or stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from .labels import Labels, Layer
+from .operator import Operand
+
+
+class Labelling(Protocol):
+    """Labels of tensors, and what the rules find out about their nodes."""
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """The labels of a tensor; of anything else none."""
+
+    def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
+        """Replace a tensor's labels by equivalent ones, after a tie."""
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """Each pair of nodes must go together; shapes are broadcast."""
+
+    def freeze(self, layer: Layer) -> None:
+        """These nodes must stay."""
+
+    def is_frozen(self, layer: Layer) -> bool:
+        """Whether all of these nodes must stay."""
+
+    def box(self, layer: Layer) -> None:
+        """What is kept of a layer that varies along several dimensions must be a box."""
+
+    def varies(self, tensor: Tensor, dim: int) -> bool:
+        """Whether the labels of the current operator's first tensor vary along a dimension."""
+
+    def fresh(self, count: int) -> Layer:
+        """Nodes for coordinates that the operator itself makes, such as padding."""
+
+    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
+        """Multiplications: `constant` times the size of each given dimension of each given tensor."""

@@ -1,0 +1,182 @@
+"""Rules of operators that move data: every coordinate of the result is one of the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .algebra import along_free, boxed, freeze_all, merge, others_empty
+from .labelling import Labelling
+from .labels import Labels, left_padded, on_dim, reshaped, support
+from .operator import Call, UnknownOperator
+
+
+def same(tracer: Labelling, call: Call) -> list[Labels]:
+    return others_empty(call, tracer.labels(call.first))
+
+
+def restride(tracer: Labelling, call: Call) -> list[Labels]:
+    """Another layout in memory."""
+    if call.outputs[0].shape != call.first.shape or not call.name.endswith("_"):
+        raise UnknownOperator(call.name)
+    return same(tracer, call)
+
+
+def nothing(tracer: Labelling, call: Call) -> list[Labels]:
+    """The output takes only a size or a type from its input."""
+    return [[] for _ in call.outputs]
+
+
+def view(tracer: Labelling, call: Call) -> list[Labels]:
+    old, new = tuple(call.first.shape), tuple(call.outputs[0].shape)
+    if old == new:
+        return [tracer.labels(call.first)]
+    result = []
+    for layer in tracer.labels(call.first):
+        moved, split = reshaped(layer, old, new)
+        result.append(boxed(tracer, moved) if split or len(support(moved)) > 1 else moved)
+    dims = [d for layer in result for d in support(layer)]
+    if len(set(dims)) < len(dims):
+        # Dimensions were merged: a frozen layer constrains nothing there, and would freeze its live neighbour later on.
+        result = [layer for layer in result if not tracer.is_frozen(layer)]
+    return [result]
+
+
+def permute(tracer: Labelling, call: Call) -> list[Labels]:
+    order = [d % call.first.dim() for d in call["dims"]]
+    return [[layer.transpose(order) for layer in tracer.labels(call.first)]]
+
+
+def transpose(tracer: Labelling, call: Call) -> list[Labels]:
+    if call.name.rstrip("_") == "t":
+        return [[layer.T for layer in tracer.labels(call.first)]]
+    return [[np.swapaxes(layer, call.dim("dim0"), call.dim("dim1")) for layer in tracer.labels(call.first)]]
+
+
+def unsqueeze(tracer: Labelling, call: Call) -> list[Labels]:
+    d = int(call["dim"])
+    d = d if d >= 0 else d + call.first.dim() + 1
+    return [[np.expand_dims(layer, d) for layer in tracer.labels(call.first)]]
+
+
+def squeeze(tracer: Labelling, call: Call) -> list[Labels]:
+    x, given = call.first, call["dim"]
+    dims = range(x.dim()) if given is None else [given] if isinstance(given, int) else given
+    gone = tuple(d % x.dim() for d in dims if x.shape[d] == 1)
+    return [[layer.squeeze(gone) for layer in tracer.labels(x)]]
+
+
+def expand(tracer: Labelling, call: Call) -> list[Labels]:
+    return [[left_padded(layer, call.outputs[0].dim()) for layer in tracer.labels(call.first)]]
+
+
+def repeat(tracer: Labelling, call: Call) -> list[Labels]:
+    times = call["repeats"]
+    layers = [left_padded(layer, len(times)) for layer in tracer.labels(call.first)]
+    return [[np.tile(x, [k if x.shape[d] > 1 else 1 for d, k in enumerate(times)]) for x in layers]]
+
+
+def take_slice(tracer: Labelling, call: Call) -> list[Labels]:
+    d = call.dim()
+    cut = (slice(None),) * d + (slice(call["start"], call["end"], call["step"]),)
+    return [[layer if layer.shape[d] == 1 else layer[cut] for layer in tracer.labels(call.first)]]
+
+
+def select(tracer: Labelling, call: Call) -> list[Labels]:
+    d = call.dim()
+    return [[np.take(x, 0 if x.shape[d] == 1 else call["index"], axis=d) for x in tracer.labels(call.first)]]
+
+
+def unbind(tracer: Labelling, call: Call) -> list[Labels]:
+    d = call.dim()
+    layers = tracer.labels(call.first)
+    return [[np.take(x, 0 if x.shape[d] == 1 else i, axis=d) for x in layers] for i in range(len(call.outputs))]
+
+
+def split(tracer: Labelling, call: Call) -> list[Labels]:
+    d = call.dim()
+    layers = tracer.labels(call.first)
+    result, start = [], 0
+    for piece in call.outputs:
+        stop = start + piece.shape[d]
+        result.append([x if x.shape[d] == 1 else np.take(x, range(start, stop), axis=d) for x in layers])
+        start = stop
+    return result
+
+
+def cat(tracer: Labelling, call: Call) -> list[Labels]:
+    """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
+    d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
+    pieces = [t for t in call["tensors"] if not (t.dim() == 1 and t.numel() == 0)]
+    labels = [tracer.labels(t) for t in pieces]
+    shapes = [list(t.shape) for t in pieces]
+    if call.name == "stack":
+        labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
+        shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
+    ndim = len(shapes[0])
+    joined = []
+    if any(x.shape[d] > 1 for layers in labels for x in layers):
+        parts = []
+        for layers in labels:
+            here = [x for x in layers if x.shape[d] > 1]
+            if len(here) > 1:
+                freeze_all(tracer, here)
+            parts.append(here[0] if len(here) == 1 else np.zeros([1] * ndim, np.int64))
+        box = [max(part.shape[k] for part in parts) for k in range(ndim)]
+        wide = [np.broadcast_to(p, [*box[:d], shape[d], *box[d + 1 :]]) for p, shape in zip(parts, shapes, strict=True)]
+        joined = [boxed(tracer, np.concatenate(wide, axis=d))]
+    across = [(shape, [x for x in layers if x.shape[d] == 1]) for shape, layers in zip(shapes, labels, strict=True)]
+    return [joined + merge(tracer, across, ndim)]
+
+
+def roll(tracer: Labelling, call: Call) -> list[Labels]:
+    x, shifts, dims = call.first, call["shifts"], call["dims"]
+    if not dims:
+        raise UnknownOperator(call.name)
+    moves = [(s, d % x.dim()) for s, d in zip(shifts, dims, strict=True)]
+    result = []
+    for layer in tracer.labels(x):
+        for shift, d in moves:
+            layer = np.roll(layer, shift, d) if layer.shape[d] > 1 else layer
+        result.append(layer)
+    return [result]
+
+
+def flip(tracer: Labelling, call: Call) -> list[Labels]:
+    dims = [d % call.first.dim() for d in call["dims"]]
+    return [[np.flip(x, tuple(d for d in dims if x.shape[d] > 1)) for x in tracer.labels(call.first)]]
+
+
+def pad(tracer: Labelling, call: Call) -> list[Labels]:
+    """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to."""
+    x, amounts = call.first, call["pad"]
+    layers = tracer.labels(x)
+    for k in range(len(amounts) // 2):
+        d, before, after = x.dim() - 1 - k, amounts[2 * k], amounts[2 * k + 1]
+        if not tracer.varies(x, d):
+            continue
+        here = [layer for layer in layers if d in support(layer)]
+        if before < 0 or after < 0 or any(support(layer) != (d,) for layer in here):
+            raise UnknownOperator(call.name)
+        inner = here[0].ravel() if here else np.zeros(x.shape[d], np.int64)
+        freeze_all(tracer, here[1:])
+        wide = on_dim(np.concatenate([tracer.fresh(before), inner, tracer.fresh(after)]), d, x.dim())
+        layers = [layer for layer in layers if d not in support(layer)] + [wide]
+    return [layers]
+
+
+def pad_copies(tracer: Labelling, call: Call) -> list[Labels]:
+    """Padding with copies of the border: only along dimensions without labels."""
+    padded = {call.first.dim() - 1 - k for k in range(len(call["padding"]) // 2)}
+    return [along_free(tracer, call.first, padded)]
+
+
+def index(tracer: Labelling, call: Call) -> list[Labels]:
+    """Indexing by integer tensors in neighbouring places: only along dimensions without labels."""
+    x, indices = call.first, call["indices"]
+    at = [d for d, i in enumerate(indices) if i is not None]
+    if at != list(range(at[0], at[-1] + 1)) or indices[at[0]].dtype == torch.bool:
+        raise UnknownOperator(call.name)
+    new = call.outputs[0].dim() - (x.dim() - len(at))
+    layers = along_free(tracer, x, set(at))
+    return [[y.reshape([*y.shape[: at[0]], *[1] * new, *y.shape[at[-1] + 1 :]]) for y in layers]]

@@ -1,0 +1,189 @@
+"""Where the operands of products come from: which entries of which parameter, and what was done to them.
+
+Beside the labels of a forward pass goes the *origin* of every tensor that parameters alone make. Data movement carries the
+coordinates of the parameter's entries along, by the very rules that move labels; a factor changes an entry but leaves a zero a
+zero; everything else mixes entries. So a weight that is transposed, reshaped, cut into parts or scaled on its way to a product
+is found with the dimensions that the product sums over, and one that is computed from other values is known to be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .labels import Labels, Layer, on_dim, support
+from .operator import Call, Operand, base_name
+from .record import EACH, IN, OUT, Roles, Weight
+from .rules import FACTORS, MOVES
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor is that depends on parameters, and not on the network's input.
+
+    Attributes:
+        names: the parameters, the one with the most entries first.
+        places: for each dimension of that parameter the coordinate that an entry comes from; None where entries were mixed.
+        mixed_by: the operator that mixed them.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[Layer, ...] | None = None
+    mixed_by: str = ""
+
+
+class Origins:
+    """The origin of every tensor of a forward pass.
+
+    Args:
+        parameters: by name.
+        inputs: what the network is called with.
+        store: makes a dictionary by tensor.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], inputs: Iterable[Tensor], store: Any) -> None:
+        self._known = store()  # an Origin, or True for what depends on the network's input; a constant is not there
+        self._factors: set[str] = set()
+        self._shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            places = [on_dim(np.arange(size), d, parameter.dim()) for d, size in enumerate(parameter.shape)]
+            self._known[parameter] = Origin((name,), tuple(places))
+        for x in inputs:
+            self._known[x] = True
+
+    def follow(self, call: Call) -> None:
+        """Note what an operator made."""
+        given = [self._known.get(t) for t in call.tensors]
+        known = [origin for origin in given if isinstance(origin, Origin)]
+        # What is picked from several matrices by what the input says, as from experts, is a weight all the same.
+        picked = call.name == "index" and isinstance(given[0], Origin) and call.first.dim() > 2
+        made: Any = self._mixed(known, call.name) if known else None
+        if any(origin is True for origin in given) and not picked:
+            made = True
+        for tensor in call.outputs:
+            self._known[tensor] = made
+        if made is not None and made is not True:
+            self._carry(call, given)
+
+    def _mixed(self, origins: Sequence[Origin], by: str) -> Origin:
+        names = dict.fromkeys(name for origin in origins for name in origin.names)
+        first = next((origin.mixed_by for origin in origins if origin.mixed_by), by)
+        return Origin(tuple(sorted(names, key=lambda name: -math.prod(self._shapes[name]))), mixed_by=first)
+
+    def _carry(self, call: Call, given: Sequence[Any]) -> None:
+        """Note where the entries went, if the operator only moves or scales them."""
+        name = base_name(call.name)
+        if name in MOVES and len(given) == 1 and given[0].places is not None:
+            moved = MOVES[name](cast(Any, _Moving(given[0].places)), call)
+            for tensor, places in zip(call.outputs, moved, strict=True):
+                self._known[tensor] = Origin(given[0].names, tuple(places))
+        elif name in FACTORS and (scaled := _scaled(call, given)) is not None:
+            self._known[call.outputs[0]] = scaled
+
+    def computed(self, tensor: Tensor) -> bool:
+        """Whether parameters alone make a tensor, with other entries than their own."""
+        origin = self._known.get(tensor)
+        return isinstance(origin, Origin) and origin.places is None
+
+    def moves(self, call: Call) -> bool:
+        """Whether an operator takes numbers, other than places in a table, that come from the network's input."""
+        return any(t.is_floating_point() and self._known.get(t) is True for t in call.tensors)
+
+    def weight(self, operands: Sequence[Operand]) -> Weight | None:
+        """The weight among the operands of a product, of two the second; None if there is none."""
+        known = [(operand, self._known.get(operand.tensor)) for operand in operands]
+        moved = [(operand, o.names[0], o.places) for operand, o in known if isinstance(o, Origin) and o.places is not None]
+        if moved:
+            self._factors.update(name for _, name, _ in moved[:-1])
+            return self._moved(*moved[-1])
+        found = next(((operand, origin) for operand, origin in known if isinstance(origin, Origin)), None)
+        if found is None or (len(known) > 1 and not any(origin is True for _, origin in known)):
+            return None  # neither operand comes from the input
+        return self._computed(*found)
+
+    def _moved(self, operand: Operand, name: str, places: tuple[Layer, ...]) -> Weight:
+        shape = self._shapes[name]
+        axes = {axis for layer in places for axis in support(layer)}
+        constant = math.prod(operand.tensor.shape[a] for a in axes if operand.dims[a] is None)
+        dims = tuple([d for a in sorted(axes) if (d := operand.dims[a]) is not None])
+        part = None
+        if math.prod(operand.tensor.shape[a] for a in axes) < math.prod(shape):
+            part = _flat(places, shape, range(len(shape)))
+        roles = _roles(operand, shape, places)
+        return Weight(name, (), (), roles, operand.segments, part, "", operand.query, constant, dims)
+
+    def _computed(self, operand: Operand, origin: Origin) -> Weight:
+        name, *others = origin.names
+        factors = tuple([name for name in origin.names if name in self._factors])
+        constant = math.prod(size for size, d in zip(operand.tensor.shape, operand.dims, strict=True) if d is None)
+        dims = tuple([d for d in operand.dims if d is not None])
+        return Weight(name, tuple(others), factors, None, 1, None, origin.mixed_by, operand.query, constant, dims)
+
+
+def _scaled(call: Call, given: Sequence[Any]) -> Origin | None:
+    """The origin of the one operand whose entries the others scale; None where there is no such operand."""
+    shape = call.outputs[0].shape
+    full = [i for i, t in enumerate(call.tensors) if isinstance(given[i], Origin) and t.shape == shape]
+    if len(full) != 1 or (full[0] > 0 and base_name(call.name) != "mul"):
+        return None
+    entries: Origin = given[full[0]]
+    others = [origin for i, origin in enumerate(given) if isinstance(origin, Origin) and i != full[0]]
+    # A row divided by its own norm is not zero where all of it is zero, but no number.
+    own = any(entries.names[0] in origin.names for origin in others)
+    return None if own or entries.places is None else entries
+
+
+class _Moving:
+    """What the rules of data movement ask of a tracer, with the coordinates of entries as labels."""
+
+    def __init__(self, places: Sequence[Layer]) -> None:
+        self._places = list(places)
+
+    def labels(self, tensor: Tensor) -> Labels:
+        return self._places
+
+    def box(self, layer: Layer) -> None:
+        """Any shape of what is kept will do."""
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return False
+
+
+def _flat(places: Sequence[Layer], shape: Sequence[int], dims: Iterable[int]) -> NDArray[np.int64]:
+    """The flat position of every entry among these dimensions of the parameter, in the order of the operand."""
+    position: NDArray[np.int64] = np.zeros([1] * (places[0].ndim if places else 0), np.int64)
+    for d in dims:
+        position = position * shape[d] + places[d]
+    return position.ravel()
+
+
+def _roles(operand: Operand, shape: Sequence[int], places: Sequence[Layer]) -> Roles:
+    """What a product does along each dimension of a parameter, whose coordinates lie in the operand like this."""
+    by_role: dict[str, list[int]] = {}
+    for d, layer in enumerate(places):
+        found = {operand.roles[axis] for axis in support(layer)}
+        role = EACH if not found else found.pop() if len(found) == 1 else None
+        if role is None:
+            return None
+        if shape[d] > 1:
+            by_role.setdefault(role, []).append(d)
+    for role in (IN, OUT):
+        orders = itertools.permutations(by_role.get(role, []))
+        found_order = next((order for order in orders if _runs_through(places, shape, order, whole=role == IN)), None)
+        if found_order is None:  # neighbours in the operand are no neighbours in the parameter
+            return None
+        by_role[role] = list(found_order)
+    return {role: tuple(dims) for role, dims in by_role.items()}
+
+
+def _runs_through(places: Sequence[Layer], shape: Sequence[int], dims: Sequence[int], *, whole: bool) -> bool:
+    """Whether an operand holds the coordinates of these dimensions one after the other, the last one fastest."""
+    order = _flat(places, shape, dims)
+    return bool((np.diff(order) == 1).all()) and (not whole or order.size == math.prod(shape[d] for d in dims))

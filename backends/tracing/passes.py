@@ -1,0 +1,128 @@
+"""One forward pass of a network under a tracer, which leaves the network as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...common import FreePruneError, Inputs
+from ...copies import copied
+from .meta import on_meta
+from .record import Trace
+from .tracer import Tracer
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Switches off fused fast paths that hide several operators in one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Gives every module its attributes back in the end, also what a forward pass cached in dictionaries and lists."""
+    before = []
+    for module in network.modules():
+        values = dict(vars(module))
+        values.update([(name, value.copy()) for name, value in values.items() if type(value) in (dict, list, set)])
+        before.append((module, values))
+    try:
+        yield
+    finally:
+        for module, values in before:
+            vars(module).clear()
+            vars(module).update(values)
+
+
+@contextmanager
+def training_branches(network: nn.Module) -> Iterator[None]:
+    """Lets a network take the branches of training mode, such as auxiliary heads, while its layers stay in eval mode."""
+    containers = [module for module in network.modules() if any(True for _ in module.children())]
+    try:
+        for module in containers:
+            module.training = True
+        yield
+    finally:
+        for module in containers:
+            module.training = False
+
+
+def trace(network: nn.Module, inputs: Inputs) -> Trace:
+    """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
+
+    Where parameters are not reached, a second pass takes the branches of training mode as well, so that auxiliary heads shrink
+    with what they read.
+
+    Args:
+        network: on the meta device, so that nothing is computed, or on any other where its forward pass needs values.
+        inputs: what the forward pass takes, on the same device; the first dimension is the batch.
+
+    Raises:
+        FreePruneError: the network rejects the inputs, or its training mode fails where it has parts that run in no other.
+    """
+    tracer = Tracer(network)
+    tracer.count_from(inputs)
+    output: list[Any] = []
+    unseen: list[str] = []
+    try:
+        with undisturbed(network), torch.no_grad(), plain_kernels(), tracer:
+            network.eval()
+            output.append(network(*inputs))
+            unseen = tracer.unseen()
+            if unseen:
+                tracer.trace.branches = True
+                with training_branches(network):
+                    output.append(network(*inputs))
+    except Exception as error:
+        if unseen:
+            raise FreePruneError(
+                f"{unseen[0]} is reached in training mode at most, and there the network fails: {sentence(error)}; "
+                "remove what inference does not need, or make it run without labels"
+            ) from error
+        shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+        raise FreePruneError(
+            f"the network rejects an input of shape {shapes}: {sentence(error)}; "
+            "give data of the shape that the network was trained on"
+        ) from error
+    finally:
+        for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+            tracer._where = "the network's output"
+            for layer in tracer.labels(tensor):
+                tracer.freeze(layer)
+        tracer.close()
+    tracer.trace.settle_boxes()
+    return tracer.trace
+
+
+def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:
+    """Trace a copy of a network on one example: on the meta device, or on the CPU where the forward pass needs values.
+
+    Returns:
+        The copy in eval mode and the example, both on the device that the trace was made on, and the trace.
+
+    Raises:
+        FreePruneError: the network rejects the inputs, or cannot be copied.
+    """
+    try:
+        example = tuple(x[:1].to("meta") for x in inputs)
+        twin = on_meta(network)
+        return twin, example, trace(twin, example)
+    except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
+        example = tuple(x[:1].cpu() for x in inputs)
+        twin = copied(network).eval().cpu()
+        return twin, example, trace(twin, example)
+
+
+def sentence(error: Exception) -> str:
+    """The first line of an error's text, or its class."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,199 @@
+"""What a trace records: parameter coordinates, operators, products with their weights, and what goes together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .labels import Labels, Layer, Shape, collapse, support
+from .meta import flat
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One dimension of a parameter or buffer: its coordinates are the nodes `start` to `start + size`."""
+
+    name: str
+    dim: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
+
+    `weight` is the operand that parameters alone make, if one is.
+    """
+
+    constant: int
+    dims: tuple[Layer, ...]
+    weight: Weight | None
+
+    @property
+    def parameter(self) -> str | None:
+        """The parameter that its weight is the whole of, be it transposed or scaled."""
+        return self.weight.name if self.weight is not None and self.weight.whole else None
+
+    @property
+    def size(self) -> int:
+        """The multiplications in the dense network."""
+        return self.constant * math.prod(ids.size for ids in self.dims)
+
+
+@dataclass(frozen=True)
+class Op:
+    """What one operator of the forward pass saw and made; `plain` holds its arguments, with `...` for tensors."""
+
+    name: str
+    module: str
+    line: str
+    inputs: list[tuple[Shape, Labels]]
+    outputs: list[tuple[Shape, Labels]]
+    fresh: list[Layer]
+    plain: tuple[Any, ...]
+
+    @property
+    def floats(self) -> tuple[float, ...]:
+        return tuple(a for a in flat(self.plain) if isinstance(a, float))
+
+    def __str__(self) -> str:
+        return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
+
+
+@dataclass
+class Trace:
+    """The couplings of a network: nodes, what unites them, and the operators in order."""
+
+    leaves: list[Leaf] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    frozen: list[tuple[Layer, str]] = field(default_factory=list)
+    nodes: int = 1
+    branches: bool = False  # whether a second pass took the branches that only training enters
+    boxes: list[Layer] = field(default_factory=list)
+    tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
+    _left: list[Layer] = field(default_factory=list)
+    _right: list[Layer] = field(default_factory=list)
+    _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    _united: int = 0  # how many of the unions the roots know of
+
+    def new_nodes(self, count: int) -> Layer:
+        ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)
+        self.nodes += count
+        return ids
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        """Record that each pair of nodes must go together; shapes are broadcast."""
+        if a is b:
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        self._left.append(a.ravel())
+        self._right.append(b.ravel())
+
+    @property
+    def pairs(self) -> int:
+        """How many times something was united."""
+        return len(self._left)
+
+    def forget(self, start: int, stop: int) -> None:
+        """Undo the unions from the `start`-th to before the `stop`-th."""
+        for i in range(start, stop):
+            self._left[i] = self._right[i] = np.zeros(0, np.int64)
+        self._roots, self._united = np.zeros(1, np.int64), 0
+
+    def freeze(self, layer: Layer, why: str) -> None:
+        """Record that these nodes must stay, and why."""
+        self.frozen.append((layer.ravel(), why))
+        self.unite(layer, np.zeros(1, np.int64))
+
+    def settle_boxes(self) -> None:
+        """Where a layer may still shrink along several dimensions, tie all but the last, so that a box is left."""
+        while True:
+            layers = [layer for box in self.boxes if len(support(layer := collapse(self.roots[box]))) > 1]
+            if not layers:
+                return
+            for layer in layers:
+                first = layer
+                for d in support(layer)[:-1]:
+                    first = np.take(first, [0], axis=d)
+                self.unite(layer, first)
+
+    @property
+    def roots(self) -> NDArray[np.int64]:
+        """`(nodes,)`: the smallest node of each node's class; 0 for the frozen."""
+        if self._united < len(self._left) or self._roots.size < self.nodes:
+            roots = np.append(self._roots, np.arange(self._roots.size, self.nodes))
+            left, right = (np.concatenate([np.zeros(0, np.int64), *ids[self._united :]]) for ids in (self._left, self._right))
+            self._roots, self._united = united(roots, left, right), len(self._left)
+        return self._roots
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return not self.roots[layer].any()
+
+
+def united(roots: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest node of each class after uniting pairs.
+
+    Larger roots are hung below smaller ones until no pair is left apart, all at once: nearly always one round is enough.
+
+    Args:
+        roots: `(nodes,)`: the smallest node of each class so far; it is overwritten.
+        left, right: `(pairs,)` nodes.
+    """
+    while True:
+        a, b = roots[left], roots[right]
+        apart = a != b
+        if not apart.any():
+            return roots
+        left, right, a, b = left[apart], right[apart], a[apart], b[apart]
+        np.minimum.at(roots, np.maximum(a, b), np.minimum(a, b))
+        while ((above := roots[roots]) != roots).any():
+            roots = above
+
+
+# What a product does along a dimension of its weight. Along "each" it makes several products, one for each coordinate.
+OUT, IN, AT, EACH = "out", "in", "at", "each"
+
+
+Roles = Mapping[str, tuple[int, ...]] | None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The operand of a product that parameters alone make.
+
+    Attributes:
+        name: its parameter, of several the one with the most entries.
+        others: the further parameters that it is computed from.
+        factors: those of all of them that were multiplied by another parameter.
+        roles: the parameter's dimensions larger than 1 by what the product does along them, in the order that it runs
+            through them; None where one of them has no single role.
+        segments: how many parts the summed dimension falls into that are not summed up together.
+        part: which entries it holds, as flat positions in the parameter; None where it holds all of them.
+        mixed_by: the operator that computed it from other entries than its own; "" where its zeros are the parameter's.
+        query: whether it may be the queries of attention, which need not come from the input.
+        constant, dims: its entries: the constant times the sizes of these dimensions of the product.
+    """
+
+    name: str
+    others: tuple[str, ...]
+    factors: tuple[str, ...]
+    roles: Roles
+    segments: int
+    part: NDArray[np.int64] | None
+    mixed_by: str
+    query: bool
+    constant: int
+    dims: tuple[int, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has every entry of the parameter in a place of its own."""
+        return self.part is None and not self.mixed_by

@@ -1,0 +1,321 @@
+"""Label tracing: one forward pass that finds what must be removed together.
+
+Beside every tensor of an ordinary forward pass go labels (`labels.py`) that say which parameter coordinate each of its
+coordinates comes from. Data movement moves labels, element-wise operators unite them, products consume them (`rules.py`).
+What ends up united is a *class* and is removed as a whole. An operator without a rule freezes whatever reaches it, so what is
+not understood is merely not pruned.
+
+`certificate.py` runs the same rules on the pruned network.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ...common import Inputs
+from .arithmetic import multihead_attention
+from .labels import Labels, Layer, on_dim, support
+from .meta import flat, name_of, run
+from .operator import Call, Operand, UnknownOperator
+from .origins import Origins
+from .record import Leaf, Op, Product, Trace
+from .rules import RULES, rule_for
+
+TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
+THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
+
+# Copies, made or not as strides, sizes and the dispatcher will have it: labelled, but not counted.
+SILENT = {"detach", "lift_fresh", "_to_copy", "clone"}
+
+
+class _Held:
+    """A dictionary by tensor that keeps the tensors: for those without values. A weak dictionary takes twenty times as long."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[Tensor, Any]] = {}
+
+    def get(self, tensor: Tensor) -> Any:
+        found = self._items.get(id(tensor))
+        return None if found is None else found[1]
+
+    def __setitem__(self, tensor: Tensor, value: Any) -> None:
+        self._items[id(tensor)] = tensor, value
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs beside a forward pass and fills a `Trace`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self._modules: list[str] = []
+        self._fresh: list[Layer] = []
+        self._where: Op | str = ""
+        self._paths: dict[int, str] = {}
+        self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
+        self._storages: dict[int, str] = {}
+        self._kernels: set[int] = set()
+        self._parameters: list[tuple[Tensor, str]] = []
+        without_values = True
+        for path, module in network.named_modules():
+            self._paths[id(module)] = path
+            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or id(tensor) in self._names:
+                    continue
+                is_parameter = key in module._parameters
+                name = f"{path}.{key}" if path else key
+                self._names[id(tensor)] = (name, is_parameter)
+                if is_parameter:
+                    self._parameters.append((tensor, name))
+                    self._storages.setdefault(tensor.untyped_storage()._cdata, name)
+                    without_values &= tensor.is_meta
+            if isinstance(module, nn.modules.conv._ConvNd):
+                self._kernels.add(id(module.weight))
+        self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
+        self._labels = self._store()
+        self.origins: Origins | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._hook()
+
+    def _hook(self) -> None:
+        """Follow which module is at work: one pair of hooks for all, since a pair for each takes longer than to trace it."""
+        self._hooks.append(register_module_forward_pre_hook(self._entering))
+        self._hooks.append(register_module_forward_hook(self._leaving, always_call=True))
+
+    def _entering(self, module: nn.Module, inputs: Any) -> None:
+        path = self._paths.get(id(module))
+        if path is None:
+            return  # some other network at work
+        self._modules.append(path)
+        if isinstance(module, nn.MultiheadAttention):
+            multihead_attention(self, module)
+
+    def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if id(module) in self._paths:
+            self._modules.pop()
+
+    def count_from(self, inputs: Inputs) -> None:
+        """Record the products of the forward pass that begins with these inputs, and where their weights come from."""
+        self.origins = Origins({name: t for t, name in self._parameters}, inputs, self._store)
+
+    def unseen(self) -> list[str]:
+        """The parameters that no operator has read."""
+        read = {leaf.name for leaf in self.trace.leaves}
+        return [name for name, is_parameter in self._names.values() if is_parameter and name not in read]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    # What the rules call
+
+    def labels(self, tensor: Any) -> Labels:
+        """The labels of a tensor; a parameter or one-dimensional buffer gets its nodes when it is first seen."""
+        if not isinstance(tensor, Tensor):
+            return []
+        known = self._noted(tensor)
+        if known is not None:
+            return known
+        if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
+            return []
+        name, is_parameter = self._names[id(tensor)]
+        if not is_parameter and tensor.dim() > 1:
+            return []  # masks and coordinate tables: constants
+        layers = self._labels[tensor] = self._labels_of(name, tensor)
+        return layers
+
+    def _noted(self, tensor: Tensor) -> Labels | None:
+        """The labels of a tensor that was seen before."""
+        known: Labels | None = self._labels.get(tensor)
+        return known
+
+    def _labels_of(self, name: str, tensor: Tensor) -> Labels:
+        """The labels of a parameter or buffer when it is first seen."""
+        layers = []
+        for dim, size in enumerate(tensor.shape):
+            if id(tensor) in self._kernels and dim > 1:
+                continue  # kernel positions are no channels
+            ids = self._leaf(name, dim, size)
+            if ids.size > 1:
+                layers.append(on_dim(ids, dim, tensor.dim()))
+        self.trace.tensors[name] = tuple(tensor.shape), layers
+        return layers
+
+    def _leaf(self, name: str, dim: int, size: int) -> Layer:
+        if size == 1:
+            return np.zeros(0, np.int64)
+        ids = self.trace.new_nodes(size)
+        self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))
+        return ids
+
+    def unite(self, a: Layer, b: Layer) -> None:
+        self.trace.unite(a, b)
+
+    def freeze(self, layer: Layer) -> None:
+        self.trace.freeze(layer, str(self._where))
+
+    def is_frozen(self, layer: Layer) -> bool:
+        return self.trace.is_frozen(layer)
+
+    def box(self, layer: Layer) -> None:
+        self.trace.boxes.append(layer)
+
+    def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
+        """Replace a tensor's labels by equivalent ones, after a tie."""
+        self._labels[tensor] = layers
+        return layers
+
+    def varies(self, tensor: Tensor, dim: int) -> bool:
+        """Whether the labels of the current operator's first tensor vary along a dimension."""
+        return any(dim in support(layer) for layer in self.labels(tensor))
+
+    def fresh(self, count: int) -> Layer:
+        """Nodes for coordinates that the operator itself makes, such as padding."""
+        ids = self.trace.new_nodes(count)
+        self._fresh.append(ids)
+        return ids
+
+    def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
+        """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
+        if self.trace.branches or self.origins is None:
+            return
+        ids = []
+        for tensor, dim in dims:
+            layers = [layer.ravel() for layer in self.labels(tensor) if support(layer) == (dim,)]
+            live = [layer for layer in layers if not self.is_frozen(layer)] if len(layers) > 1 else layers
+            ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
+        self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands)))
+
+    def _parameter(self, weight: Tensor) -> str | None:
+        """The parameter that a weight operand is the whole of, be it transposed."""
+        name = self._storages.get(weight.untyped_storage()._cdata)
+        whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
+        return name if whole else None
+
+    # The pass itself
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        tensors: list[Tensor] = []
+        plain = plain_arguments((*args, *kwargs.items()), tensors)
+        inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
+        self._fresh = []
+        module = self._modules[-1] if self._modules else ""
+        op = self._where = Op(name, module, self._line(), inputs, [], self._fresh, plain)
+        self._before(op)
+        out = self._run(name, func, args, kwargs)
+        outs = results(out)
+        call = Call(name, func, args, kwargs, tensors, outs)
+        for tensor, layers in zip(outs, self._made(op, call), strict=True):
+            self._put(tensor, layers)
+        if self.origins is not None:
+            self.origins.follow(call)
+        if name not in SILENT:
+            op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
+            self._after(op, outs)
+        return out
+
+    def _made(self, op: Op, call: Call) -> list[Labels]:
+        """The labels of what an operator made."""
+        counted = len(self.trace.products)
+        try:
+            if any(labels for _, labels in op.inputs):
+                return rule_for(call)(self, call)
+            if call.name in RULES:
+                RULES[call.name](self, call)  # products are counted also where nothing is labelled
+        except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call either
+            for _, labels in op.inputs:
+                for layer in labels:
+                    self.freeze(layer)
+            if len(self.trace.products) == counted:
+                self._count_unknown(call)
+        return [[] for _ in call.outputs]
+
+    def _count_unknown(self, call: Call) -> None:
+        """Record the weights of a product that is not understood, such as a bilinear one, which torch counts as nothing."""
+        if self.origins is None or self.trace.branches or not self.origins.moves(call):
+            return
+        for tensor in call.tensors:
+            if tensor.dim() > 1:
+                whole = Operand(tensor, ("in",) * tensor.dim(), (None,) * tensor.dim())
+                weight = self.origins.weight([whole])
+                if weight is not None:
+                    made_by = weight.mixed_by or call.name
+                    self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None)))
+
+    def _put(self, tensor: Tensor, layers: Labels) -> None:
+        known = self._noted(tensor)
+        if known:
+            return  # in place: the rule has united its labels with the operands'
+        if known is not None and layers:
+            # Labelled data written into a tensor without labels, perhaps a view of another that would not learn of it.
+            for layer in layers:
+                self.freeze(layer)
+            layers = []
+        self._labels[tensor] = layers if all(layer.size > 1 for layer in layers) else [x for x in layers if x.size > 1]
+
+    def _line(self) -> str:
+        """The source line that is at work."""
+        return _line()
+
+    def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator itself."""
+        return run(func, args, kwargs)
+
+    def _before(self, op: Op) -> None:
+        """Called ahead of each operator."""
+
+    def _after(self, op: Op, outs: list[Tensor]) -> None:
+        """Called behind each operator, with what it made."""
+        self.trace.ops.append(op)
+
+
+def results(out: Any) -> list[Tensor]:
+    """The tensors that an operator made."""
+    return [out] if isinstance(out, Tensor) else [t for t in flat((out,)) if isinstance(t, Tensor)]
+
+
+def plain_arguments(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, ...]:
+    """Arguments with `...` in place of the tensors, which are put into the list."""
+    result: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            value = ...
+        elif isinstance(value, list | tuple):
+            value = plain_arguments(value, tensors)
+        result.append(value)
+    return tuple(result)
+
+
+@functools.cache
+def _outside(file: str) -> str:
+    """The name of a source file; empty for torch's and the tracer's own."""
+    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
+
+
+def _line() -> str:
+    """The source line outside torch and the tracer from which the current operator was called."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        name = _outside(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "torch"

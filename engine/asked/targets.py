@@ -1,0 +1,167 @@
+"""Targets: what a user allows the pruned network to cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common import FreePruneError, nearest
+from ...search import Space
+
+if TYPE_CHECKING:
+    pass
+
+LATENCY = "latency"  # measured; the others are counted
+COSTS = ("macs", "params", "nonzero", LATENCY)
+FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+FORM = "write it as NAME=50%, NAME=60M or latency=5ms, with NAME one of " + ", ".join(COSTS)
+NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]|ms)?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The most that a cost may be: a fraction of the dense network's, or an absolute amount, of latency in milliseconds."""
+
+    cost: str
+    value: float
+    relative: bool
+
+    def __str__(self) -> str:
+        unit = "ms" if self.cost == LATENCY else ""
+        return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}{unit}"
+
+    def resolve(self, dense: float) -> float:
+        """The whole number of multiplications, parameters or entries that may stay; of latency the milliseconds."""
+        if self.cost == LATENCY:
+            return self.value * dense if self.relative else self.value
+        return float(math.floor(self.value * dense + 1e-9)) if self.relative else float(math.floor(self.value))
+
+
+def parse_target(text: str) -> Target:
+    """`macs=50%`, `params=0.5`, `macs=60M`, `latency=5ms`.
+
+    Raises:
+        FreePruneError: the text has another form, or the value is not above 0 and at most 100%.
+    """
+    cost, equals, value = text.partition("=")
+    number = NUMBER.fullmatch(value.strip())
+    if not equals or number is None:
+        raise FreePruneError(f"target {text!r} is malformed; {FORM}")
+    amount, unit = float(number[1]), number[2] or ""
+    if unit not in ("", "%") and (unit == "ms") != (cost.strip() == LATENCY):
+        raise FreePruneError(f"target {text!r} has the wrong unit; {FORM}")
+    if unit == "ms":
+        return _target(cost.strip(), amount, False, text)
+    if unit == "%":
+        return _target(cost.strip(), amount / 100, True, text)
+    absolute = amount * FACTORS[unit]
+    return _target(cost.strip(), absolute, absolute <= 1 and not unit, text)
+
+
+def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[Target, ...]:
+    """Targets from the command line, or from a mapping such as `{"macs": 0.5, "params": "300k"}`.
+
+    A number up to 1 is a fraction of the dense network's cost, a larger one an absolute amount.
+
+    Raises:
+        FreePruneError: a target is malformed, impossible or given twice, or there is none.
+    """
+    if isinstance(targets, Mapping):
+        found = [
+            parse_target(f"{name}={value}") if isinstance(value, str) else _number(name, value)
+            for name, value in targets.items()
+        ]
+    else:
+        found = [parse_target(text) for text in targets]
+    if not found:
+        raise FreePruneError(f"no target was given; {FORM}")
+    names = [target.cost for target in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FreePruneError(f"two targets were given for {twice}; give the tighter one only")
+    return tuple(found)
+
+
+def parse_budget(cost: str, budget: float | str) -> Target:
+    """A target on a cost from its value alone: 0.5, "50%", "60M"."""
+    return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
+
+
+def _number(cost: str, value: float) -> Target:
+    return _target(cost, float(value), value <= 1, f"{cost}={value:g}")
+
+
+def _target(cost: str, value: float, relative: bool, text: str) -> Target:
+    if cost not in COSTS:
+        raise FreePruneError(f"target {text!r} limits an unknown cost; {nearest(cost, list(COSTS))}")
+    if not value > 0:
+        raise FreePruneError(f"target {text!r} leaves nothing; give more than 0%")
+    if (relative and value > 1) or not math.isfinite(value):
+        raise FreePruneError(f"target {text!r} is more than the dense network has; give at most 100%")
+    return Target(cost, value, relative)
+
+
+def resolve(
+    targets: Iterable[Target], dense: Mapping[str, float], granularity: str, *, timed: bool = False
+) -> dict[str, float]:
+    """The targets on counted costs in absolute amounts.
+
+    Args:
+        timed: whether a target on latency, which is not counted but measured later, is welcome.
+
+    Raises:
+        FreePruneError: the granularity does not change that cost, or the target is above the dense network's.
+    """
+    result = {}
+    for target in targets:
+        if target.cost == LATENCY:
+            _check_latency(target, granularity, timed)
+            continue
+        if target.cost not in dense:
+            raise FreePruneError(
+                f"target {target} means nothing at granularity {granularity}, which sets weights to zero in place; "
+                f"limit {' or '.join(sorted(dense))} instead, or use --granularity channel"
+            )
+        amount = target.resolve(dense[target.cost])
+        if amount > dense[target.cost]:
+            raise FreePruneError(
+                f"target {target} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
+            )
+        result[target.cost] = amount
+    return result
+
+
+def _check_latency(target: Target, granularity: str, timed: bool) -> None:
+    if not timed:
+        raise FreePruneError(
+            f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, "
+            "params or nonzero instead"
+        )
+    if granularity.partition("+")[0] != "channel":
+        raise FreePruneError(
+            f"target {target} cannot be met at granularity {granularity}, since zeros that stay in place leave the ONNX file "
+            "as slow as the dense one; use --granularity channel"
+        )
+
+
+def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
+    """The limited costs that one more unit of some group would bring above their target.
+
+    Args:
+        space: with the targets.
+        kept: `(L,)` units of a network in it.
+    """
+    more = kept + np.eye(space.size, dtype=np.int64)[kept < space.units]
+    if not len(more):
+        return frozenset()
+    costs = space.costs(more)
+    return frozenset(name for name, target in space.targets.items() if (costs[name] > target).any())
+
+
+LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights"}

@@ -1,0 +1,136 @@
+"""The rehearsal: all that follows a search, done with the dense network on a few images, before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from ...backends import Plan, apply, masked
+from ...backends.onnx.export import Exported, export_onnx
+from ...backends.onnx.runtime import relative_difference, run_onnx
+from ...common import FreePruneError, Inputs
+from ...copies import copied
+from ..asked.recipe import Recipe
+from ..asked.targets import LATENCY
+from ..progress import Progress
+from ..randomness import seeded
+from ..run.job import Job
+from ..run.outputs import outputs
+from ..training.finetuning import recipe_of
+from ..training.trainer import accuracy, train
+
+IMAGES = 2  # of a forward pass
+TRAINED = 8  # of a training step, whose batch norms need more than one
+SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below whatever is drawn
+LARGEST_DIFFERENCE = 1e-3  # relative, as of the finished run: far above rounding, far below a wrong operator
+
+
+class DenseExport:
+    """The dense network's ONNX file, in a folder that goes with this object."""
+
+    def __init__(self, job: Job) -> None:
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.file: Exported = export_onnx(job.network, job.batch.inputs, folder / "dense.onnx", {})
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal leaves: the dense network's export, which the end of a run needs again; None where there is none."""
+
+    dense: DenseExport | None = None
+
+
+def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progress: Progress) -> Rehearsed:
+    """Do in small what will be done after the search, so that what fails is known before it.
+
+    Args:
+        job: nothing of it changes.
+        tested: the images that accuracies will be measured on; None where none will be.
+        exports: whether an ONNX file will be written.
+        progress: is told how far it is.
+
+    Raises:
+        FreePruneError: something does not work; nothing was written.
+    """
+    if not job.settings.rehearsal:
+        return Rehearsed()
+    images = tuple(x[:IMAGES] for x in job.batch.inputs)
+    progress("rehearse", 0, 3, "training and test")
+    _check_repeatable(job, images)
+    if isinstance(job.finetune, Recipe):
+        _train(job, job.finetune)
+    if tested is not None:
+        accuracy(job.network, _few(tested, IMAGES), collate=job.data.collate)
+    progress("rehearse", 1, 3, "surgery")
+    pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
+    progress("rehearse", 2, 3, "ONNX export" if exports else "")
+    dense = _exported(job, images) if exports else None
+    progress("rehearse", 3, 3, "all of it works")
+    return Rehearsed(dense)
+
+
+def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module, float]:
+    """The pruned network in eval mode, and by how much its outputs differ from those of the masked one.
+
+    Raises:
+        FreePruneError: by more than rounding.
+    """
+    compact = apply(job.network, plan).eval()
+    difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
+    if not difference < LARGEST_DIFFERENCE:
+        raise FreePruneError(
+            f"the pruned network computes something else than the masked one (difference {difference:.1e}), and was "
+            "not kept; please report the network"
+        )
+    return compact, difference
+
+
+def _check_repeatable(job: Job, images: Inputs) -> None:
+    """Two passes of the dense network in eval mode agree."""
+    network = copied(job.network)
+    with seeded(job.settings.seed):
+        difference = relative_difference(outputs(network, images), outputs(network, images))
+    if not difference < SAME_DIFFERENCE:
+        raise FreePruneError(
+            f"the network in eval mode gives other outputs on the same images each time (difference {difference:.1e}), so it "
+            "cannot be scored; let it draw no random numbers in eval mode, as F.dropout without training=self.training does"
+        )
+
+
+def _train(job: Job, recipe: Recipe) -> None:
+    """One step of training, as after the search."""
+    few = _few(job.train, TRAINED)
+    train(
+        job.network,
+        few,
+        replace(recipe_of(job, recipe), images=1, batch_size=TRAINED),
+        seed=job.settings.seed,
+        teacher=job.network if recipe.distill else None,
+        collate=job.data.collate,
+    )
+
+
+def _few(dataset: Dataset[object], count: int) -> Subset[object]:
+    return Subset(dataset, range(min(count, len(dataset))))  # type: ignore[arg-type]
+
+
+def _exported(job: Job, images: Inputs) -> DenseExport:
+    try:
+        dense = DenseExport(job)
+        difference = relative_difference(outputs(copied(job.network), images), run_onnx(dense.file.path, images))
+        if not difference < LARGEST_DIFFERENCE:
+            raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
+    except FreePruneError as error:
+        if any(target.cost == LATENCY for target in job.settings.target):
+            raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
+        raise FreePruneError(
+            f"{error}; --no-rehearsal (in Python rehearsal=False) prunes the network all the same, without an ONNX file"
+        ) from error
+    return dense

@@ -1,0 +1,1 @@
+"""Networks and data as people have them."""

@@ -1,0 +1,252 @@
+"""The front door for networks: what people really hold is unwrapped, checked, and brought to float32. Nothing given changes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map
+
+from ...common import FreePruneError, brief
+from ...copies import copied, held_tensors
+
+# By class, where a wrapper keeps the network; by name, since importing some of them takes a second.
+WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "lightning_fabric.wrappers._FabricModule": "_original_module",
+    "timm.utils.model_ema.ModelEma": "ema",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+}
+SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
+QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # parts of the names of modules of Python
+
+
+def adopted(network: object) -> nn.Module:
+    """A network as FreePrune works on it: `bare`, and in float32."""
+    return in_float32(bare(network))
+
+
+def bare(network: object, *, trained: bool = True) -> nn.Module:
+    """The network without wrappers and compiled calls, at any depth, checked. The given one where there are none.
+
+    Args:
+        network: left as it is; a copy shares its tensors.
+        trained: whether its weights must be finite numbers.
+
+    Raises:
+        FreePruneError: it is something that cannot be pruned; the sentence says what to do.
+    """
+    if not isinstance(network, nn.Module):
+        raise FreePruneError(
+            f"the model is a {type(network).__name__}; give a torch.nn.Module, or a text such as cifar:resnet20"
+        )
+    _check_kinds(network)
+    network = _unwrapped(network)
+    if any(_is_wrapped(module) for module in network.modules()):
+        network = _plain_twin(network)
+    _check_tensors(network, trained)
+    _twin(network)
+    return network
+
+
+def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """The network with all floating tensors in float32, on a device if one is given; itself where nothing has to change."""
+    everything = [*network.parameters(), *network.buffers(), *held_tensors(network)]
+    changed = {id(t): _moved(t, device) for t in everything if _is_odd(t) or device not in (None, t.device)}
+    if not changed:
+        return network
+    twin = _twin(network, changed)
+    before = {parameter.dtype for parameter in network.parameters() if _is_odd(parameter)}
+    for module in twin.modules() if before else ():
+        # What `x.to(self.dtype)` casts to; casts that the code spells out are taken back where a layer reads their result.
+        vars(module).update({k: torch.float32 for k, v in vars(module).items() if isinstance(v, torch.dtype) and v in before})
+        if module._parameters:
+            module.register_forward_pre_hook(with_float32, with_kwargs=True)
+    return twin
+
+
+def with_float32(module: nn.Module, inputs: Any, options: Any) -> Any:
+    """A forward pre-hook: what a layer is called with, in float32 where it floats."""
+    return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, (inputs, options))
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float32
+
+
+def _moved(tensor: Tensor, device: torch.device | None) -> Tensor:
+    moved = tensor.detach().to(device or tensor.device, torch.float32 if _is_odd(tensor) else tensor.dtype)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
+
+# What is refused
+
+
+def _check_kinds(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
+            )
+        kinds = list(_class_names(module))
+        if any(kind.startswith(SHARDED) for kind in kinds):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} is sharded over processes (FSDP); load its full state dict into the "
+                "network's own code, and give that"
+            )
+        if any(part in kinds[0].split(".") for part in QUANTISED):
+            raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
+        if _is_adapter(module, kinds[0]):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} is an adapter ({type(module).__name__}) beside weights that it leaves as "
+                "they are; merge it first, as network.merge_and_unload() does, and give the merged network"
+            )
+
+
+def _is_adapter(module: nn.Module, kind: str) -> bool:
+    """Whether this is LoRA or the like: a network that can merge adapters, or a layer of it that can take them in and out."""
+    merges = callable(getattr(module, "merge_and_unload", None))
+    return merges or kind.startswith("peft.") or all(callable(getattr(module, name, None)) for name in ("merge", "unmerge"))
+
+
+def _check_tensors(network: nn.Module, trained: bool) -> None:
+    devices = {str(parameter.device) for parameter in network.parameters()}
+    if len(devices) > 1:
+        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
+    parameters: dict[str, Any] = dict(network.named_parameters())
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
+        if is_traceable_wrapper_subclass(parameter):
+            raise FreePruneError(
+                f"parameter {name!r} is a {type(parameter).__name__}, which is quantised or spread over devices; give a "
+                "network of plain tensors"
+            )
+        if parameter.is_meta:
+            raise FreePruneError(f"parameter {name!r} has no values, since it lies on the meta device; load the weights first")
+        if trained and not _is_finite(parameter).all():
+            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    return torch.isfinite(tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor)
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The parameters and the buffers that are saved, by name; of shared ones every name."""
+    return {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+
+
+def with_values(network: nn.Module, other: nn.Module) -> nn.Module:
+    """A copy of a network with the values of another one of the same tensors, in its own types."""
+    twin, values = copied(network), tensors(other)
+    with torch.no_grad():
+        for name, tensor in tensors(twin).items():
+            tensor.copy_(values[name])
+    return twin.train(other.training)
+
+
+def check_still_finite(before: nn.Module, after: nn.Module) -> None:
+    """Refuse a network that training has left with numbers that are not finite where they were.
+
+    Raises:
+        FreePruneError: the first such tensor is named.
+    """
+    known = tensors(before)
+    for name, tensor in tensors(after).items():
+        old = known.get(name)
+        if old is None or old.shape != tensor.shape:
+            continue
+        if (_is_finite(old).to(tensor.device) & ~_is_finite(tensor)).any():
+            raise FreePruneError(
+                f"{name!r} holds values that are not finite after training, so the trained network was not kept; train with a "
+                "lower learning rate, and go on with --resume"
+            )
+
+
+# Wrappers
+
+
+def _class_names(module: nn.Module) -> Iterator[str]:
+    for kind in type(module).__mro__:
+        yield f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """What is inside of a network's wrappers; itself where it has none."""
+    while True:
+        place = next((WRAPPERS[kind] for kind in _class_names(network) if kind in WRAPPERS), None)
+        if place is None:
+            return network
+        hooks: Mapping[int, Any] = {**vars(network).get("_forward_hooks", {}), **vars(network).get("_forward_pre_hooks", {})}
+        if hooks:
+            raise FreePruneError(
+                f"the wrapper {type(network).__name__} has a hook {hook_name(next(iter(hooks.values())))!r}, which goes when "
+                "the network is taken out of it; remove the hook, or put what it does into the network's forward pass"
+            )
+        network = getattr(network, place)
+
+
+def hook_name(hook: Any) -> str:
+    return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    """Whether a module is wrapped, compiled, or has a forward pass that was put in place of its own."""
+    forward = vars(module).get("forward")
+    return (
+        any(kind in WRAPPERS for kind in _class_names(module))
+        or module._compiled_call_impl is not None
+        or isinstance(forward, types.FunctionType)
+    )
+
+
+def _plain_twin(network: nn.Module) -> nn.Module:
+    """A copy, of the same tensors, without wrappers, compiled calls and compiled forward passes."""
+    for name, module in network.named_modules():
+        _check_forward(name, module)
+    twin = _twin(network)  # a copy has no compiled calls
+    for module in list(twin.modules()):
+        if hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            del module.__dict__["forward"]
+        module._modules.update({name: None if m is None else _unwrapped(m) for name, m in module._modules.items()})
+    return twin
+
+
+def _check_forward(name: str, module: nn.Module) -> None:
+    """Refuse a forward pass that would run this very module in every copy of it."""
+    forward = vars(module).get("forward")
+    if not isinstance(forward, types.FunctionType):
+        return
+    compiled = getattr(forward, "_torchdynamo_orig_callable", None)
+    if getattr(compiled, "__func__", None) is type(module).forward:
+        return
+    held = [cell.cell_contents for cell in forward.__closure__ or ()]
+    if any(isinstance(one, nn.Module) or isinstance(getattr(one, "__self__", None), nn.Module) for one in held):
+        raise FreePruneError(
+            f"the forward pass of module {name or 'the network'!r} was replaced by {hook_name(forward)!r}, which stays tied to "
+            "this very network; give the network as its code makes it"
+        )
+
+
+def _twin(network: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A copy of the same tensors, but for those that are given instead; seen to work in eval mode as well."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    try:
+        copied(network, shared).eval()
+        return copied(network, {**shared, **(instead or {})})
+    except Exception as error:  # of whatever the modules hold
+        reason = brief((str(error).strip().splitlines() or [type(error).__name__])[0])
+        raise FreePruneError(
+            f"the network cannot be copied and set to eval mode ({reason}); make its modules hold plain parameters, and "
+            "nothing that cannot be copied"
+        ) from error

@@ -1,0 +1,176 @@
+"""Data as a run uses them: two data sets, divided and stacked into batches."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, default_collate
+
+from ...common import FreePruneError, cause
+from ..user_code import UserError, place_of
+from .image_files import Files
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to prune with.
+
+    Attributes:
+        train: map-style dataset with a length; items are (image float32 `(C, H, W)`, normalised; label int).
+        test: the same; used only to report.
+        classes: their names, or "0", "1", ...; empty when the user's own datasets do not tell (no `classes`, no `targets`).
+        mean: per channel, on the scale where images span 0 to 1; empty when the user's own datasets came normalised.
+        std: as `mean`.
+        source: the spec, for the record of a run.
+        augment: whether crop and flip make sense in training (photographs).
+        collate: the user's own `collate_fn` when loaders were given.
+        image_size: what the images of a folder were asked to be scaled to.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    augment: bool
+    collate: Callable[[list[Any]], Any] | None = None
+    image_size: int | None = None
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """A dataset that normalises pixels on access, a whole batch at once where it can.
+
+    Args:
+        pixels: `(N, C, H, W)`; uint8 is divided by 255, float32 taken as it is.
+        labels: int64 `(N,)`.
+        mean: per channel, subtracted.
+        std: per channel, divided by afterwards.
+    """
+
+    def __init__(self, pixels: Tensor | Files, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.pixels = pixels
+        self.labels = labels
+        top = 1.0 if isinstance(pixels, Tensor) and pixels.is_floating_point() else 255.0
+        # (x / top - mean) / std in one multiplication and one addition
+        self.scale = 1 / (top * _per_channel(std))
+        self.offset = -_per_channel(mean) / _per_channel(std)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        """The items of a batch; `torch.utils.data` calls this where a dataset has it."""
+        labels = self.labels[indices].tolist()  # raises IndexError first: a file list would accept other numbers
+        images = torch.addcmul(self.offset, self.pixels[indices].float(), self.scale)
+        return list(zip(images, labels, strict=True))
+
+
+def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:
+    """Training images in random order, divided by the seed into training and validation.
+
+    Args:
+        data: its training set is divided.
+        seed: decides everything.
+        validation: share of the images, between 0 and 1; each side gets at least one.
+
+    Raises:
+        FreePruneError: fewer than 10 training images, or an impossible share.
+    """
+    count = len(data.train)  # type: ignore[arg-type]  # load_data has seen its length
+    if count < 10:
+        raise FreePruneError(f"there are {count} training images; expected at least 10, to set some aside for validation")
+    if not 0 < validation < 1:
+        raise FreePruneError(f"the validation share is {validation}; expected more than 0 and less than 1")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    aside = min(max(round(count * validation), 1), count - 1)
+    return Subset(data.train, order[aside:]), Subset(data.train, order[:aside])
+
+
+def stack(
+    dataset: Dataset[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any] | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Some items of a dataset as one batch.
+
+    Args:
+        dataset: map-style.
+        indices: which items, in this order; at least one.
+        collate: what makes a batch of a list of items; PyTorch's default if None.
+
+    Returns:
+        The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels, int64 `(N,)`.
+
+    Raises:
+        FreePruneError: an item cannot be read, or the batch is not (inputs ..., labels).
+    """
+    indices = list(indices)
+    with telling_items(dataset, f"{len(indices)} items"):
+        fetch = getattr(dataset, "__getitems__", None)
+        items = fetch(indices) if fetch else [dataset[i] for i in indices]
+        batch = (collate or default_collate)(items)
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise FreePruneError(f"a batch of {described(dataset)} is {described(batch)}; expected (inputs, labels)")
+    inputs, labels = parts(batch)
+    for name, value in [*(("input", value) for value in inputs), ("label", labels)]:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
+            raise FreePruneError(
+                f"a batch of {described(dataset)} has {described(value)} as {name}; expected tensors of {len(indices)} rows"
+            )
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise FreePruneError(
+            f"the labels of {described(dataset)} are {described(labels)} in a batch; expected one integer for each image"
+        )
+    return inputs, labels.long()
+
+
+def in_float32(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Inputs of a network, with floating tensors in float32, as networks are worked on."""
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+
+
+def described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def parts(batch: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
+    """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`."""
+    *inputs, labels = batch
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        inputs = list(inputs[0])
+    return in_float32(inputs), labels
+
+
+@contextmanager
+def telling_items(dataset: object, items: str = "items") -> Iterator[None]:
+    """An error of a data set that reads some of its items, or of what makes a batch of them, as a sentence.
+
+    Raises:
+        UserError: in place of whatever was raised; sentences pass.
+    """
+    try:
+        yield
+    except FreePruneError:
+        raise
+    except Exception as error:
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        raise UserError(
+            f"{items} of {described(dataset)} cannot be read into a batch ({cause(error)}{place_of(error)}); expected items "
+            "(image tensor, label) of one shape",
+            "".join(traceback.format_exception(error)),
+        ) from error

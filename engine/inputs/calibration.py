@@ -1,0 +1,117 @@
+"""The calibration batch: the few images that all scores of a run are computed on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ...common import Batch, FreePruneError, brief, write_atomically
+from ...copies import copied
+from ..randomness import seeded
+from .batches import Data, Images, stack
+
+CALIBRATION = "calibration.safetensors"
+LABELS = "labels"
+
+
+def calibration(images: Dataset[object], data: Data, count: int, seed: int, folder: Path | None) -> Batch:
+    """The images that a run scores on: those kept in the folder of a run to resume, or else drawn.
+
+    Raises:
+        FreePruneError: fewer than two were asked for, or the file in the folder is damaged or of other data.
+    """
+    if folder is None or not (folder / CALIBRATION).exists():
+        return draw(images, data, count, seed)
+    with seeded(seed):
+        example, _ = stack(images, [0], data.collate)
+    return _read(folder / CALIBRATION, example, min(count, len(images)))  # type: ignore[arg-type]
+
+
+def draw(images: Dataset[object], data: Data, count: int, seed: int) -> Batch:
+    """Images for calibration: drawn once by the seed from the training images, without augmentation; all if there are fewer.
+
+    The seed also decides what a data set draws that changes its items at random.
+
+    Raises:
+        FreePruneError: fewer than two were asked for.
+    """
+    available = len(images)  # type: ignore[arg-type]
+    if count < 2:
+        raise FreePruneError(f"--calibration-images {count} is too few for batch statistics; give at least 2, better 256")
+    indices = np.random.default_rng([seed, 1]).permutation(available)[:count]
+    with seeded(seed):
+        inputs, labels = stack(images, indices.tolist(), data.collate)
+    return Batch(inputs, labels)
+
+
+def keep(batch: Batch, data: Data, folder: Path) -> None:
+    """Write the batch into a run folder, for --resume, where another access to the data could give other items."""
+    path = folder / CALIBRATION
+    if isinstance(data.train, Images) or path.exists():
+        return
+    tensors = {f"input{i}": x.contiguous() for i, x in enumerate(batch.inputs)}
+    if batch.labels is not None:
+        tensors[LABELS] = batch.labels
+    write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
+
+
+def _read(path: Path, example: tuple[Tensor, ...], count: int) -> Batch:
+    """A batch that was kept.
+
+    Args:
+        example: one item of the same data, `(1, ...)` each.
+        count: the images that it must hold.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            digest = (file.metadata() or {}).get("sha256")
+    except Exception as error:  # of a file that is none, or does not fit into memory
+        raise _damaged(path, brief(" ".join(str(error).split()))) from None
+    inputs = tuple(tensors[name] for name in (f"input{i}" for i in range(len(tensors))) if name in tensors)
+    labels = tensors.get(LABELS)
+    if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
+        raise _damaged(path, "its content is not what was written")
+    shapes = [(count, *x.shape[1:], x.dtype) for x in example]
+    if [(*x.shape, x.dtype) for x in inputs] != shapes or (labels is not None and labels.shape != (count,)):
+        raise FreePruneError(
+            f"{path} holds images that are not of these data; resume with the same data, or start again with --force"
+        )
+    return Batch(inputs, labels)
+
+
+def _damaged(path: Path, reason: str) -> FreePruneError:
+    return FreePruneError(f"{path} is damaged ({reason}); start again with --force")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def recalibrated(network: nn.Module, batch: Batch) -> nn.Module:
+    """A copy whose batch norms hold the statistics of the calibration batch, so that it works before any fine-tuning."""
+    network = copied(network).eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average, here over one batch
+        norm.train()
+    with torch.no_grad():
+        network(*batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()

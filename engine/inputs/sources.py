@@ -1,0 +1,181 @@
+"""Image folders, `.npz` files and digits as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...common import FreePruneError, cause
+from .batches import Data, Images
+from .image_files import Files, list_images, read_images
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of an .npz file
+
+
+# Crop-and-flip says nothing about images smaller than this.
+AUGMENT_FROM = 24  # pixels of height
+
+
+def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None, image_size: int | None) -> Data:
+    if image_size is not None and image_size < 1:
+        raise FreePruneError(f"the image size is {image_size}; expected at least 1 pixel")
+    mean, std = _normalisation(3, IMAGENET_MEAN, IMAGENET_STD, mean, std)
+    if not folder.is_dir():
+        raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
+    train_folder, test_folder = folder / "train", folder / "test"
+    if not test_folder.is_dir():
+        test_folder = folder / "val"
+    if not (train_folder.is_dir() and test_folder.is_dir()):
+        raise FreePruneError(
+            f"the image folder {str(folder)!r} lacks {'test/ (or val/)' if train_folder.is_dir() else 'train/'}; expected "
+            "train/ and test/, with a folder for each class in both"
+        )
+    train, test = list_images(train_folder), list_images(test_folder)
+    if train.keys() != test.keys():
+        odd = sorted(train.keys() ^ test.keys())
+        raise FreePruneError(
+            f"the classes of {str(train_folder)!r} and {str(test_folder)!r} differ in {', '.join(odd[:3])}"
+            f"{', ...' if len(odd) > 3 else ''}; expected the same class folders in both"
+        )
+    files = [[path for paths in part.values() for path in paths] for part in (train, test)]
+    labels = [torch.tensor([label for label, paths in enumerate(part.values()) for _ in paths]) for part in (train, test)]
+    pixels = read_images(files[0] + files[1], image_size)
+    if isinstance(pixels, Files):
+        parts: list[Tensor | Files] = [Files(paths, pixels.size) for paths in files]
+    else:
+        parts = [pixels[: len(files[0])], pixels[len(files[0]) :]]
+    return Data(
+        train=Images(parts[0], labels[0], mean, std),
+        test=Images(parts[1], labels[1], mean, std),
+        classes=tuple(train),
+        mean=mean,
+        std=std,
+        source=f"imagefolder:{folder}",
+        augment=True,
+        image_size=image_size,
+    )
+
+
+def npz(path: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
+    if not path.is_file():
+        raise FreePruneError(f"there is no data file {str(path)!r}; give an existing .npz file with {', '.join(ARRAYS)}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS if name in file}
+            absent = [name for name in ARRAYS if name not in file]
+            held = ", ".join(file.files)
+    except Exception as error:  # broken archives, object arrays, a lone .npy: NumPy raises many kinds
+        raise FreePruneError(
+            f"{str(path)!r} cannot be read ({cause(error)}); expected an .npz file with plain arrays {', '.join(ARRAYS)}"
+        ) from error
+    if absent:
+        raise FreePruneError(f"{str(path)!r} lacks {', '.join(absent)} (it holds {held}); expected {', '.join(ARRAYS)}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # of a file in the archive that is no .npy
+            raise FreePruneError(f"{name} in {str(path)!r} is no array; expected plain arrays {', '.join(ARRAYS)}")
+    return _from_arrays(arrays, mean, std, source=f"npz:{path}")
+
+
+def digits(mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except Exception as error:
+        raise FreePruneError(
+            f"'digits' needs scikit-learn, which cannot be imported ({cause(error)}); pip install 'freeprune[digits]'"
+        ) from error
+    digits = load_digits()
+    images = (digits.images[:, None] / 16).astype(np.float32)  # pixels 0 to 16
+    labels = digits.target.astype(np.int64)
+    # This split is part of what "digits" means: it is the same for every seed of a run.
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = np.split(order, [len(labels) // 5])
+    mean, std = _normalisation(1, (0.5,), (0.5,), mean, std)
+    arrays = {
+        "x_train": images[train],
+        "y_train": labels[train],
+        "x_test": images[test],
+        "y_test": labels[test],
+    }
+    return _from_arrays(arrays, mean, std, source="digits")
+
+
+def _from_arrays(
+    arrays: Mapping[str, npt.NDArray[Any]], mean: Sequence[float] | None, std: Sequence[float] | None, source: str
+) -> Data:
+    x_train, y_train, x_test, y_test = (arrays[name] for name in ARRAYS)
+    train, test = _pixels(x_train, "x_train"), _pixels(x_test, "x_test")
+    if train.dtype != test.dtype or train.shape[1:] != test.shape[1:]:
+        raise FreePruneError(
+            f"x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} {x_test.shape}; expected one type and one "
+            "image shape"
+        )
+    for name, labels, images in (("train", y_train, x_train), ("test", y_test, x_test)):
+        if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+            raise FreePruneError(
+                f"y_{name} is {labels.dtype} {labels.shape}; expected integers ({len(images)},), one for each image"
+            )
+    known = np.unique(y_train)
+    if len(known) < 2 or known[0] != 0 or known[-1] != len(known) - 1 or np.setdiff1d(y_test, known).size:
+        raise FreePruneError(
+            f"y_train has {len(known)} different labels from {known[0]} to {known[-1]}, y_test labels from {y_test.min()} to "
+            f"{y_test.max()}; expected classes 0 to K-1, at least two, all of them in y_train"
+        )
+    _, channels, height, _ = train.shape
+    if train.is_floating_point():
+        defaults = (0.0,) * channels, (1.0,) * channels
+    elif channels == 3:
+        defaults = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        defaults = (0.5,) * channels, (0.5,) * channels
+    mean, std = _normalisation(channels, *defaults, mean, std)
+    return Data(
+        train=Images(train, torch.from_numpy(y_train.astype(np.int64)), mean, std),
+        test=Images(test, torch.from_numpy(y_test.astype(np.int64)), mean, std),
+        classes=tuple(str(label) for label in known),
+        mean=mean,
+        std=std,
+        source=source,
+        augment=channels == 3 and height >= AUGMENT_FROM,
+    )
+
+
+def _pixels(images: npt.NDArray[Any], name: str) -> Tensor:
+    """Images as a tensor `(N, C, H, W)`, uint8 or float32."""
+    described = f"{name} is {images.dtype} {images.shape}"
+    if images.size == 0:
+        raise FreePruneError(f"{described}; expected at least one image")
+    if images.dtype == np.float32 and images.ndim == 4:
+        if not np.isfinite(images).all():
+            raise FreePruneError(f"{described} and has NaN or infinite values; expected finite pixels")
+        return torch.from_numpy(images)
+    if images.dtype == np.uint8 and images.ndim == 3:
+        return torch.from_numpy(images)[:, None]
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] <= 4:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    raise FreePruneError(f"{described}; expected uint8 (N, H, W), uint8 (N, H, W, C) with C up to 4, or float32 (N, C, H, W)")
+
+
+def _normalisation(
+    channels: int,
+    default_mean: Sequence[float],
+    default_std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean = tuple(float(value) for value in (default_mean if mean is None else mean))
+    std = tuple(float(value) for value in (default_std if std is None else std))
+    if len(mean) != channels or len(std) != channels or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise FreePruneError(
+            f"the mean is {mean} and the std {std}; expected {channels} finite numbers each, one for each channel, every std "
+            "above 0"
+        )
+    return mean, std

@@ -1,0 +1,1 @@
+"""What could be pruned, before anything is."""

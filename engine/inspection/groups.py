@@ -1,0 +1,248 @@
+"""What could be pruned, before anything is: the groups of a network, what is tied together, what is locked and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...backends import Backend, find_backend
+from ...backends.base import Counts
+from ...backends.coupling.classes import Coupling
+from ...backends.coupling.reasons import Reasons
+from ...backends.criteria import Importance
+from ...backends.granularity.channel import Channel
+from ...backends.granularity.composed import Composed
+from ...backends.granularity.masked import Masked
+from ...backends.tracing.meta import on_meta
+from ...backends.tracing.passes import plain_kernels, sentence
+from ...backends.tracing.record import IN, OUT, Leaf, Weight
+from ...backends.tracing.weights import layer_of
+from ...common import FreePruneError, Inputs
+from ..inputs.adoption import adopted
+from ..inputs.batches import in_float32
+from ..run.job import built
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """Units that share one rate.
+
+    Attributes:
+        name: as in plans and results.
+        width: its channels; for other granularities than `channel`, its units.
+        step: so many of them go at a time.
+        least: how many stay at least.
+        layers: the layers that make these channels or hold these weights, in the network's order.
+        tied: all that goes together, as `parameter[dimension]`.
+        saves: for each cost the share of the dense network's that goes when this group alone shrinks to `least`. The shares of
+            two groups that meet in one layer overlap, so they do not add up.
+    """
+
+    name: str
+    width: int
+    step: int
+    least: int
+    layers: tuple[str, ...]
+    tied: tuple[str, ...]
+    saves: dict[str, float]
+
+    @property
+    def widths(self) -> str:
+        """The legal widths in words: `7..64`, or `8, 16, .. 64`."""
+        if self.least == self.width:
+            return f"{self.width} only"
+        if self.step == 1:
+            return f"{self.least}..{self.width}"
+        legal = [*range(self.least, self.width, self.step), self.width]
+        return ", ".join(map(str, legal)) if len(legal) < 5 else f"{legal[0]}, {legal[1]}, .. {legal[-1]}"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A convolution or linear layer, named by its weight.
+
+    Attributes:
+        outputs: its output channels.
+        makes: how many of them each group has.
+        reads: how many of its inputs each group has; empty for other granularities than `channel`.
+        locked: why outputs that belong to no group stay, or why the layer stays dense; None where nothing is locked.
+        dense: under `channel+X`, why X leaves the layer as it is; else None.
+    """
+
+    name: str
+    outputs: int
+    makes: dict[str, int]
+    reads: dict[str, int]
+    locked: str | None
+    dense: str | None = None
+
+
+@dataclass(frozen=True)
+class Range:
+    """A cost of the dense network, and of the smallest that can be reached, with every group at its least."""
+
+    dense: float
+    smallest: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a granularity could do to a network.
+
+    Attributes:
+        groups: in the order of the rate vector.
+        layers: in the order in which the network runs them; for other granularities than `channel`, of its parameters.
+        costs: the reachable range of each cost.
+        needs_values: why the forward pass could not be traced on the meta device, without values; None where it could.
+    """
+
+    granularity: str
+    groups: tuple[GroupInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    costs: dict[str, Range]
+    needs_values: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return asdict(self)
+
+
+def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any) -> Inspection:
+    """What could be pruned from a network, and what not, and why. Nothing is pruned.
+
+    Args:
+        model: the network, left as it is, or a spec as for `prune`.
+        inputs: an example of what it takes, with a batch dimension.
+        granularity: as for `prune`.
+        options: `max_rate`, and what belongs to the granularity: `round_to`, `min_width`, `nm`, `block`.
+
+    Raises:
+        FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
+    """
+    backend_class = find_backend(granularity)
+    _check_options(granularity, getattr(backend_class, "options", ()), options)
+    network = adopted(built(model, seed=0) if isinstance(model, str) else model)
+    examples = in_float32((inputs,) if isinstance(inputs, Tensor) else inputs)
+    # Which units go first does not matter here: all weights are equally important, at no cost in memory.
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
+    backend: Backend = backend_class(network, examples, equal, **options)
+    units = np.array([group.units for group in backend.groups], np.int64)
+    least = np.array([group.minimum for group in backend.groups], np.int64)
+    sizes = np.stack([units, least, np.ones_like(units)])
+    channel = backend if isinstance(backend, Channel) else backend.channel if isinstance(backend, Composed) else None
+    if channel is not None:
+        sizes[:, : len(channel.groups)] = channel.channels(sizes[:, : len(channel.groups)])
+        layers = _channel_layers(network, channel.coupling)
+    else:
+        layers = _masked_layers(cast(Masked, backend), shapes)
+    if isinstance(backend, Composed):
+        layers = tuple(replace(layer, dense=_left_dense(backend, layer.name)) for layer in layers)
+    costs, saves = _costs(backend, units, least)
+    groups = tuple(
+        GroupInfo(
+            name=group.name,
+            width=width,
+            step=step,
+            least=least_width,
+            layers=tuple(
+                layer.name for layer in layers if group.name in layer.makes or layer.name in map(layer_of, group.tied)
+            ),
+            tied=group.tied,
+            saves={cost: float(shares[index]) for cost, shares in saves.items()},
+        )
+        for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
+    )
+    return Inspection(granularity, groups, layers, costs, _needs_values(network, examples), options)
+
+
+def _left_dense(backend: Composed, layer: str) -> str | None:
+    """Why the second granularity of a composition leaves a layer as it is."""
+    return {layer_of(name): reason for name, reason in backend.dense.items()}.get(layer)
+
+
+def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in {"max_rate", *known}:
+            raise FreePruneError(
+                f"--{name.replace('_', '-')} {value} does not apply to granularity {granularity}; leave it out"
+            )
+    if not 0 < options.get("max_rate", 0.5) < 1:
+        raise FreePruneError(f"--max-rate is {options['max_rate']:g}; give a fraction between 0 and 1, such as 0.9")
+
+
+def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
+    """The range of each cost, and what share of it each group alone can save `(L,)`."""
+    alone = np.where(np.eye(units.size, dtype=bool), least, units)
+    costs = backend.costs(np.stack([units, least, *alone]))
+    ranges = {name: Range(float(values[0]), float(values[1])) for name, values in costs.items()}
+    return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
+
+
+def _masked_layers(backend: Masked, shapes: Mapping[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
+    """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
+    group_of = {name: group.name for group in backend.groups for name in group.tied}
+    layers = []
+    for name, shape in shapes.items():
+        layer = layer_of(name)
+        if name in group_of:
+            layout = backend.layouts[name]
+            outputs = shape[0] if layout.roles is None else layout.made()
+            layers.append(LayerInfo(layer, outputs, {group_of[name]: outputs}, {}, None))
+        elif name in backend.dense:
+            layers.append(LayerInfo(layer, shape[0], {}, {}, backend.dense[name]))
+    return tuple(layers)
+
+
+def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, ...]:
+    """The layers that have a weight of their own, in the order of the forward pass."""
+    leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
+    reasons = Reasons(coupling.trace)
+    layers: dict[str, LayerInfo] = {}
+    for product in coupling.trace.products:
+        weight = product.weight
+        if weight is None or weight.name in layers:
+            continue
+        name = weight.name
+        made, read = (_leaf(leaves, weight, role, dim) for role, dim in ((OUT, 0), (IN, 1)))
+        makes = _members(coupling, made)
+        outputs = 1 if made is None else made.size
+        if made is None:
+            locked: str | None = "it has a single output"
+        else:
+            locked = reasons.of(made) if sum(makes.values()) < outputs else None
+        layers[name] = LayerInfo(layer_of(name), outputs, makes, _members(coupling, read), locked)
+    return tuple(layers.values())
+
+
+def _leaf(leaves: Mapping[tuple[str, int], Leaf], weight: Weight, role: str, otherwise: int) -> Leaf | None:
+    """The dimension of a weight with this role in its product, None where it has size 1; else the given dimension."""
+    dims = (otherwise,) if weight.roles is None else weight.roles.get(role, ())
+    return leaves.get((weight.name, dims[-1])) if dims else None
+
+
+def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
+    """How many coordinates of a tensor dimension each group has."""
+    if leaf is None:
+        return {}
+    position = coupling.position[leaf.start : leaf.start + leaf.size]
+    group = np.searchsorted(coupling.offsets, position[position < coupling.classes], side="right") - 1
+    found, counts = np.unique(group, return_counts=True)
+    return {coupling.groups[i].name: int(count) for i, count in zip(found, counts, strict=True)}
+
+
+def _needs_values(network: nn.Module, inputs: Inputs) -> str | None:
+    """Why a forward pass cannot do without values, and was traced on the CPU."""
+    try:
+        with torch.no_grad(), plain_kernels():
+            on_meta(network)(*(x[:1].to("meta") for x in inputs))
+    except Exception as error:
+        return sentence(error)
+    return None

@@ -1,0 +1,1 @@
+"""A target on latency: measured, predicted, held."""

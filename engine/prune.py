@@ -1,0 +1,196 @@
+"""A run: from a trained network and data to a smaller, fine-tuned, exported and verified one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..backends import Plan
+from ..metrics import Metric
+from ..search import Strategy
+from .asked.recipe import Recipe
+from .asked.settings import BATCH, Options, settings
+from .asked.targets import LATENCY
+from .delivery.finish import Result, finish
+from .delivery.rehearsal import Rehearsed, rehearse
+from .inputs.calibration import keep
+from .latency.target import Latency
+from .progress import Progress, silent
+from .report.page import read_finished
+from .run.job import Finetune, Job, prepare, strategy_of
+from .run.loop import search
+from .store import run_folder as files
+from .store.ledger import Ledger
+from .workers.base import Placement
+from .workers.pool import check, pool
+
+
+@files.keeps_traceback
+def prune(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    target: Mapping[str, float | str] | Iterable[str],
+    out: str | Path,
+    granularity: str = "channel",
+    strategy: str = "evolution",
+    metric: str | Metric = "freeprune",
+    criterion: str = "l2",
+    trials: int = 300,
+    time_limit: float | None = None,
+    warm_starts: Iterable[str] | None = None,
+    proposals: int = BATCH,
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
+    seed: int = 0,
+    max_rate: float | None = None,
+    round_to: int | str | None = None,
+    min_width: int | None = None,
+    repair: bool | None = None,
+    nm: str | None = None,
+    block: str | None = None,
+    only: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    calibration_images: int = 256,
+    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    compaction: bool = True,
+    compress: bool = False,
+    latency_batch: int = 32,
+    latency_threads: int = 1,
+    rehearsal: bool = True,
+    weights: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Prune a trained network: search rates, remove, fine-tune the winner once, export, verify.
+
+    Args:
+        model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
+            as it is. It is taken out of `nn.DataParallel`, `torch.compile` and the like, and worked on in float32; the result
+            is rounded to its own types.
+        data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders, with
+            items (input, label) or (input, input, label). Floating inputs are cast to float32.
+        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
+            of the dense network, as a fraction or an absolute number, of latency in milliseconds.
+        out: the folder for everything the run writes.
+        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
+            or channels and one of the others, as in `channel+nm`.
+        strategy: what proposes rate vectors: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
+        metric: what scores them (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
+            (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
+        criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
+        trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
+        time_limit: seconds after which the search ends, though there are trials left.
+        warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `inner`, `erk`, `global`,
+            `magnitude`, `knapsack`. They count as trials. Default, with 10 trials or more: `uniform`, `inner` and `magnitude`
+            with channels, `erk`, `global` and `magnitude` where zeros stay in place.
+        proposals: how many rate vectors are asked of the strategy before their scores are told.
+        workers: processes that score, with one thread each. Default: this one, with all its threads.
+        ray: the address of a Ray cluster whose actors score instead, `workers` of them; see `docs/cluster.md`.
+        ray_gpus: the share of a GPU that each actor holds.
+        seed: decides everything that is drawn.
+        max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
+        round_to: with `channel`, so many channels are one unit; `"conv=8,linear=4"` by kind of layer. Default: 1.
+        min_width: with `channel`, at least so many channels of a layer stay.
+        repair: with `channel`, whether sizes that the code keeps in attributes are made to follow. Default: yes.
+        nm: with `nm`, `2:4` for two of four, or `4` for any number of four. Default: 2:4.
+        block: with `block`, `1x4` along the inputs, `4x1` along the outputs. Default: 1x4.
+        only: prune only groups named like one of these patterns (`layer3.*`).
+        ignore: leave groups as they are that touch a layer named like one of these patterns.
+        calibration_images: how many training images the scores are computed on.
+        finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
+        compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
+        compress: whether zeros are stored sparsely in the ONNX file where that makes it smaller.
+        latency_batch: images at a time in the latency measurement, also for a target on latency.
+        latency_threads: threads of it.
+        rehearsal: whether all that follows the search is first tried with the dense network on a few images, so that what fails
+            is known before anything is searched or written. Without it, a network that cannot be exported is pruned all the
+            same and has no ONNX file.
+        weights: a file for the dense network's weights.
+        resume: go on with the run in `out`.
+        force: replace the run in `out`.
+        progress: is told how far the run is.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    options = Options(
+        granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
+        max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
+        calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
+        rehearsal=rehearsal,
+    )  # fmt: skip
+    more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction, "compress": compress}
+    asked = settings(target, options, **more)
+    folder = Path(out)
+    files.check_folder(folder, resume, force)
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
+    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None, timed=True)
+    return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
+
+
+def finished_run(
+    job: Job,
+    strategy: Callable[[Job], Strategy],
+    folder: Path,
+    placement: Placement,
+    resume: bool,
+    force: bool,
+    progress: Progress,
+) -> Result:
+    """Search with a strategy and do everything that follows, in a folder that `check_folder` has passed.
+
+    Args:
+        job: with the counted targets; one on latency is added here.
+        strategy: makes it for the job's space.
+    """
+    rehearsed = Rehearsed()
+    if not (resume and (folder / files.SUMMARY).exists()):
+        _tell_dense(job, progress)
+        rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
+    latency = None
+    if any(target.cost == LATENCY for target in job.settings.target):
+        latency = Latency(job, folder if resume else None, progress)
+        job = replace(job, space=latency.space(latency.limit))
+    files.open_folder(folder, job.config, resume, force)
+    keep(job.batch, job.data, folder)
+    finished = read_finished(folder, files.SUMMARY)
+    if finished is not None:
+        return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
+    if latency is not None:
+        latency.save(folder)
+
+    def tell(done: int, total: int, best: float) -> None:
+        progress("search", done, total, f"best score {best:.4f}")
+
+    asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
+    with pool(job.scorer(), placement) as workers:
+        found = search(
+            job.space, strategy(job), workers.each, ledger, asked.trials,
+            batch=asked.proposals, time_limit=asked.time_limit, progress=tell,
+        )  # fmt: skip
+        if latency is not None:
+            found, timed = latency.hold(found, ledger.trials, workers.each)
+            job = replace(job, space=latency.space(timed["limit_ms"]))
+    plan = job.backend.plan(found.kept)
+    plan.save(folder)
+    return finish(job, found, timed, plan, rehearsed, folder, progress)
+
+
+def _tell_dense(job: Job, progress: Progress) -> None:
+    """How many images the dense network gets right, before the search: weights or data that are not its own show here first."""
+    labels, output = job.scored.labels, job.dense.output
+    if labels is None or output.ndim != 2:
+        return
+    right, guessing = int((output.argmax(1) == labels).sum()) / len(labels), 1 / output.shape[1]
+    # Doubted: less than twice as often as by guessing, than 0.6 with two classes, than 0.1 with very many.
+    hint = ", hardly more than by guessing: are weights, --mean, --std and the classes the network's own?"
+    note = "of the calibration images right" + (hint if right < max(min(2 * guessing, 0.6), 0.1) else "")
+    progress("dense", round(right * len(labels)), len(labels), note)

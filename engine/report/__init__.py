@@ -1,0 +1,1 @@
+"""A run, a comparison, a sweep or a study on one page."""

@@ -1,0 +1,1 @@
+"""One run: the job, its rehearsal, the search loop."""

@@ -1,0 +1,217 @@
+"""The job: everything a run needs, checked and at hand before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...backends import Backend, find_backend, importance
+from ...backends.criteria import CRITERIA, Importance
+from ...backends.tracing.weights import layer_of
+from ...common import Batch, FreePruneError, find
+from ...copies import copied
+from ...metrics import METRICS, Metric, Reference, reference
+from ...search import STRATEGIES, Space, Strategy
+from ...search.warm_starts import WarmStarted, warm_started
+from ..asked.recipe import Recipe
+from ..asked.selection import fewest_units
+from ..asked.settings import LAYOUT_OPTIONS, PLANNED, Settings, check_numbers, prunes_channels
+from ..asked.targets import Target, resolve
+from ..inputs.adoption import bare, in_float32
+from ..inputs.batches import Data, split
+from ..inputs.calibration import calibration
+from ..inputs.data import load_data
+from ..inputs.hooks import check_hooks
+from ..inputs.memory_format import fastest
+from ..inputs.models import load_model, load_weights
+from ..inputs.models import resolve as resolve_callable
+from ..user_code import name_of, scored
+
+Finetune = Callable[[nn.Module, Data], nn.Module]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything checked and at hand; nothing written yet.
+
+    `given` is the dense network in its own types, `network` the same in float32, which everything is done with; both are
+    without wrappers and on the CPU. `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates
+    run on it.
+    """
+
+    given: nn.Module
+    network: nn.Module
+    data: Data
+    train: Any
+    batch: Batch
+    scored: Batch
+    settings: Settings
+    finetune: Recipe | Finetune | None
+    backend: Backend
+    importance: Importance
+    space: Space
+    metric: Metric
+    dense: Reference
+    config: dict[str, Any]
+    trace_seconds: float
+
+    def dense_costs(self) -> dict[str, float]:
+        return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
+
+    def within(self, targets: tuple[Target, ...]) -> Job:
+        """The same job under other targets."""
+        limits = resolve(targets, self.dense_costs(), self.settings.granularity)
+        return replace(self, space=self.space.changed(targets=limits), settings=replace(self.settings, target=targets))
+
+    def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
+        """A function from kept units `(L,)` to the score and the seconds that it took.
+
+        It holds what scoring needs of the job and no more, since it is sent to workers; the data set, above all, stays behind.
+        """
+        backend, metric, dense, batch = self.backend, self.metric, self.dense, self.scored
+
+        def score(kept: NDArray[np.int64]) -> tuple[float, float]:
+            start = time.perf_counter()
+            return scored(metric, backend.candidate(kept), dense, batch), time.perf_counter() - start
+
+        return score
+
+
+def prepare(
+    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
+    *, folder: Path | None = None, timed: bool = False,
+) -> Job:  # fmt: skip
+    """Check everything and bring it together.
+
+    Args:
+        folder: of the run to resume, whose calibration batch is taken; None for a new one.
+        timed: whether a target on latency, for `latency.py` to add, is welcome.
+    """
+    backend_class = find_backend(settings.granularity)
+    metric = metric_of(settings.metric)
+    find(STRATEGIES, settings.strategy, "strategy")
+    find(CRITERIA, settings.criterion, "criterion")
+    check_numbers(settings)
+    given = on_cpu(dense_network(model, weights, settings.seed))
+    network = in_float32(given)
+    data = load_data(source)
+    training, _ = split(data, settings.seed)
+    batch = calibration(training, data, settings.calibration_images, settings.seed, folder)
+    if not isinstance(model, str):  # code registers its own hooks again
+        check_hooks(network, tuple(x[:2] for x in batch.inputs))
+    start = time.perf_counter()
+    options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
+    for name in LAYOUT_OPTIONS:
+        value = getattr(settings, name)
+        if value is not None:
+            if name not in getattr(backend_class, "options", ()):
+                raise FreePruneError(
+                    f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
+                )
+            options[name] = value
+    # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = copied(network).to(device)
+    images = fastest(judged, batch.to(device))
+    order = importance(settings.criterion, judged, images, settings.seed)
+    backend: Backend = backend_class(judged, images.inputs, order, **options)
+    seconds = time.perf_counter() - start
+    output = reference(judged, images)
+    _check_classes(output, batch.labels, data)
+    dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
+    limits = resolve(settings.target, dense, settings.granularity, timed=timed)
+    units = np.array([group.units for group in backend.groups], np.int64)
+    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
+    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in getattr(backend, "dense", {}).items()]
+    config = {
+        "freeprune": version("freeprune"),
+        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "weights": None if weights is None else str(weights),
+        "data": data.source,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "image_size": data.image_size,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
+        "metric": metric_name(settings.metric),
+        "target": [str(target) for target in settings.target],
+        "groups": [[group.name, group.units] for group in backend.groups],
+        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
+    }
+    return Job(
+        given, network, data, training, batch, images, settings, finetune, backend, order,
+        Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=not prunes_channels(settings.granularity)),
+        metric, output, config, seconds,
+    )  # fmt: skip
+
+
+def metric_of(given: str | Metric) -> Metric:
+    """A metric by its name, or one of the user's own: a function, or where one is, as `path/to/file.py:callable`."""
+    if not isinstance(given, str):
+        return given
+    if ":" not in given:
+        return find(METRICS, given, "metric")
+    return cast(Metric, resolve_callable(given, list(METRICS)))
+
+
+def metric_name(given: str | Metric) -> str:
+    """What a metric is called in records: a function by its module and name, which can be given again like any other."""
+    return given if isinstance(given, str) else name_of(given)
+
+
+def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | None = None) -> Strategy:
+    """A strategy for the job's space.
+
+    Args:
+        points: `(P, L)`: proposals to begin with, told to the strategy; the warm starts that the job asks for if None.
+    """
+    asked = job.settings
+    make = find(STRATEGIES, name, "strategy")
+    planned = asked.trials if asked.time_limit is None else PLANNED
+    if points is not None:
+        return WarmStarted(make, points, False, job.space, seed, planned)
+    return warm_started(make, job.space, asked.warm_starts, job.backend.profile(job.importance), seed, planned)
+
+
+def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int) -> nn.Module:
+    """The network that was given or named, without wrappers, in its own types, with the weights of a file if one is given."""
+    if weights is None:
+        return bare(built(model, seed) if isinstance(model, str) else model)
+    empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
+    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights))
+
+
+def built(spec: str, seed: int) -> nn.Module:
+    """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_model(spec)
+
+
+def on_cpu(network: nn.Module) -> nn.Module:
+    """The network on the CPU."""
+    there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
+    return network if there else copied(network).cpu()
+
+
+def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
+    """Whether the network has an output for every class."""
+    outputs = dense.output.shape[1] if dense.output.dim() > 1 else 1
+    classes = max(len(data.classes), 0 if labels is None else int(labels.max()) + 1)
+    if outputs < classes:
+        raise FreePruneError(
+            f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
+        )
+
+
+def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """The costs of the only row."""
+    return {name: float(values[0]) for name, values in costs.items()}

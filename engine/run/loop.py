@@ -1,0 +1,153 @@
+"""The search loop: ask, project, score, write down, tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common import FreePruneError
+from ...search import Space
+from ...search.base import Strategy
+from ..asked.settings import BATCH
+from ..store.ledger import Ledger, Trial
+
+Kept = NDArray[np.int64]
+
+# The networks of a batch, by their kept units; gives position, score and seconds of each as it is done, in any order.
+ScoreAll = Callable[[Sequence[Kept]], Iterator[tuple[int, tuple[float, float]]]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with.
+
+    Attributes:
+        kept: `(L,)`: the units that stay in the best network.
+        score: its score.
+        uniform: the score of equal rates in every group, which is no trial but is taken where no trial beats it.
+        trials: how many were scored.
+        seconds: of the search, what an interrupted run had spent on it included.
+        overhead: the part of them in which no score was waited for: asking, projecting, writing, telling.
+        log: what the strategy records of how it went, if it does.
+    """
+
+    kept: Kept
+    score: float
+    uniform: float
+    trials: int
+    seconds: float
+    overhead: float
+    log: list[dict[str, Any]]
+
+
+def search(
+    space: Space,
+    strategy: Strategy,
+    score_all: ScoreAll,
+    ledger: Ledger,
+    trials: int,
+    *,
+    batch: int = BATCH,
+    time_limit: float | None = None,
+    progress: Callable[[int, int, float], None] = lambda done, total, best: None,
+) -> Found:
+    """Score `trials` proposals of a strategy, those that the ledger already holds from there.
+
+    The same strategy, seed and batch size give the same trials, however the scores are computed and whenever the search was
+    interrupted: the strategy is told scores in the order of its proposals, and a ledger is asked and told again.
+
+    Args:
+        score_all: the scores of networks by their kept units; NaN counts as `-inf`.
+        batch: how many proposals are asked for before their scores are told.
+        time_limit: seconds after which no further batch is begun.
+        progress: called after each trial with the trials done, their total and the best score.
+
+    Raises:
+        FreePruneError: the ledger holds other proposals than this strategy makes, or no network could be scored.
+    """
+    clock = _Clock(ledger)
+    uniform = space.uniform()
+    uniform_score = next(clock.waiting(score_all([uniform])))[1][0]
+    best_kept, best = uniform, uniform_score
+    known = {uniform.tobytes(): uniform_score}
+    done = 0
+    limit = math.inf if time_limit is None else time_limit
+    while done < trials and (done < len(ledger.trials) or clock.seconds < limit):
+        proposals = strategy.ask(min(batch, trials - done))
+        probing = bool(getattr(strategy, "probing", False))
+        kept = space.round(proposals) if probing else space.project(proposals)
+        costs = space.costs(kept)
+        recorded = ledger.trials[done : done + len(kept)]
+        for i, trial in enumerate(recorded):
+            if not np.array_equal(trial.proposal, proposals[i]) or not np.array_equal(trial.kept, kept[i]):
+                raise FreePruneError(
+                    f"trial {done + i} in {ledger.path} is not what this search proposes, so it comes from another search "
+                    "or library version; start again with --force"
+                )
+            known[trial.kept.tobytes()] = trial.score
+        scores = [trial.score for trial in recorded]
+        for i, score, seconds in _in_order(kept, len(recorded), known, score_all, clock):
+            here = {name: float(values[i]) for name, values in costs.items()}
+            ledger.add(Trial(proposals[i], kept[i], score, here, seconds, not probing, clock.seconds, clock.overhead))
+            scores.append(score)
+            progress(done + i + 1, trials, max(best, max(scores) if not probing else best))
+        if not probing:
+            first = int(np.argmax(scores))
+            if scores[first] > best:
+                best_kept, best = kept[first], scores[first]
+        done += len(kept)
+        progress(done, trials, best)
+        strategy.tell(proposals, np.array(scores))
+    if best == -math.inf:
+        raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another --metric")
+    return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead, list(getattr(strategy, "log", [])))
+
+
+class _Clock:
+    """Seconds of a search, and those of them in which nothing was waited for; goes on where the ledger stopped."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        last = ledger.trials[-1] if ledger.trials else None
+        self._start = time.perf_counter() - (last.elapsed if last else 0.0)
+        self._waited = last.elapsed - last.overhead if last else 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def overhead(self) -> float:
+        return self.seconds - self._waited
+
+    def waiting(self, results: Iterator[tuple[int, tuple[float, float]]]) -> Iterator[tuple[int, tuple[float, float]]]:
+        """The results as they come; NaN, which never wins, as `-inf`."""
+        while True:
+            start = time.perf_counter()
+            try:
+                position, (score, seconds) = next(results)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - start
+            yield position, (-math.inf if math.isnan(score) else score, seconds)
+
+
+def _in_order(
+    kept: Kept, start: int, known: dict[bytes, float], score_all: ScoreAll, clock: _Clock
+) -> Iterator[tuple[int, float, float]]:
+    """Position, score and seconds of the rows from `start` on, in their order; what is known or there twice is scored once."""
+    rows = {row.tobytes(): row for row in kept[start:] if row.tobytes() not in known}
+    results = clock.waiting(score_all(list(rows.values())) if rows else iter(()))
+    keys, took = list(rows), dict.fromkeys(rows, 0.0)
+    for i in range(start, len(kept)):
+        key = kept[i].tobytes()
+        while key not in known:
+            position, (score, seconds) = next(results)
+            known[keys[position]], took[keys[position]] = score, seconds
+        yield i, known[key], took.pop(key, 0.0)

@@ -1,0 +1,24 @@
+"""What a network computes, as arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ...common import Inputs
+
+
+def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
+    """The outputs in eval mode, without gradients; the network keeps its mode."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(*inputs)
+    finally:
+        network.train(training)
+    tensors = output if isinstance(output, tuple | list) else (output,)
+    return tuple(t.cpu().numpy() for t in tensors)

@@ -1,0 +1,67 @@
+"""One pruned network's score, also of a network that another tool has pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...backends import Plan
+from ...common import Batch, Candidate, FreePruneError, Skeleton
+from ...metrics import METRICS, Metric, reference
+from ..inputs.adoption import adopted
+from ..inputs.batches import in_float32
+from ..user_code import scored
+from .job import metric_of
+
+Calibration = Batch | Tensor | Sequence[Tensor]
+
+
+def score(
+    network: nn.Module, dense: nn.Module, batch: Calibration, metric: str | Metric = "freeprune", plan: Plan | None = None
+) -> float:
+    """How well a pruned network would do after fine-tuning, as a metric sees it without any. Both are left as they are.
+
+    Args:
+        network: pruned in any way, by any tool: with zeros, or with smaller tensors. Scored in float32, without wrappers.
+        dense: the network that it was made from.
+        batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
+        metric: its name (`freeprune list metrics`), or your own, as for `prune`.
+        plan: what was removed, for metrics that compare weights and have to know which coordinates were kept; the default
+            metric compares outputs, counts weights and needs none.
+
+    Returns:
+        Larger is better; comparable between prunings of one dense network on one batch. `-inf` where there is none.
+
+    Raises:
+        FreePruneError: the network rejects the images, or what the metric compares cannot be matched.
+    """
+    function = metric_of(metric)
+    images = _batch(batch)
+    network, dense = (adopted(each) for each in (network, dense))
+    skeleton = Skeleton(network)
+    kept = {} if plan is None else plan.kept
+    candidate = Candidate(skeleton, {}, (), kept, Skeleton(dense).tensors)
+    try:
+        known = reference(dense, images)
+        builtin = function in METRICS.values()
+        found = float(function(candidate, known, images)) if builtin else scored(function, candidate, known, images)
+    except RuntimeError as error:  # torch's, of a batch that does not fit
+        first = str(error).strip().split("\n")[0]
+        raise FreePruneError(
+            f"the network cannot be run on these calibration images ({first}); give images that it takes"
+        ) from None
+    return float("-inf") if found != found else found
+
+
+def _batch(given: Calibration) -> Batch:
+    if isinstance(given, Batch):
+        return Batch(in_float32(given.inputs), given.labels)
+    if isinstance(given, Tensor):
+        return Batch(in_float32((given,)))
+    if len(given) == 2 and all(isinstance(x, Tensor) for x in given) and not torch.is_floating_point(given[1]):
+        return Batch(in_float32(given[:1]), given[1])
+    raise FreePruneError(
+        "the batch is neither a tensor of images nor images and integer labels; give images (N, C, H, W), or both in a pair"
+    )

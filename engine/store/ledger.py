@@ -1,0 +1,103 @@
+"""The ledger: every trial of a run, one line of JSON each, written as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common import DAMAGE
+from .records import Records
+from .shapes import fits
+
+VERSION = 2  # 1 knew no probes and no elapsed time
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One scored rate vector.
+
+    Attributes:
+        proposal: `(L,)`: what the strategy asked, in the unit cube.
+        kept: `(L,)`: its projection, the units that stay.
+        score: larger is better; `-inf` where there was none.
+        costs: of the projection.
+        seconds: to score it.
+        projected: whether the budget was asked of it; a probe, which only tells the strategy something, cannot win.
+        elapsed: seconds of the search until now.
+        overhead: the part of them in which no score was waited for.
+    """
+
+    proposal: NDArray[np.float64]
+    kept: NDArray[np.int64]
+    score: float
+    costs: Mapping[str, float]
+    seconds: float
+    projected: bool
+    elapsed: float
+    overhead: float
+
+
+class Ledger:
+    """The trials of one run on disk.
+
+    Args:
+        path: the file; made when the first trial is added. A last line that a crash cut short is dropped.
+        mend: whether it is dropped from the file as well; not where another process may be writing it.
+
+    Raises:
+        FreePruneError: the file is no ledger, is damaged before its last line, or comes from another version.
+    """
+
+    def __init__(self, path: Path, mend: bool = True) -> None:
+        self.path = path
+        self._records = Records(path, "freeprune_ledger", VERSION, mend)
+        self.trials: list[Trial] = []
+        for number, entry in enumerate(self._records.entries, start=1):
+            try:
+                self.trials.append(_parse(entry))
+            except DAMAGE:
+                raise self._records.damaged(number) from None
+
+    def add(self, trial: Trial) -> None:
+        """Append a trial; on disk when this returns."""
+        self._records.add(
+            {
+                "trial": len(self.trials),
+                "proposal": trial.proposal.tolist(),
+                "kept": trial.kept.tolist(),
+                "score": trial.score if np.isfinite(trial.score) else None,
+                "costs": dict(trial.costs),
+                "seconds": round(trial.seconds, 6),
+                "projected": trial.projected,
+                "elapsed": round(trial.elapsed, 6),
+                "overhead": round(trial.overhead, 6),
+            }
+        )
+        self.trials.append(trial)
+
+
+SHAPE = {
+    "proposal": [float], "kept": [int], "score": (float, None), "costs": {str: float}, "seconds": float, "projected": bool,
+    "elapsed": float, "overhead": float,
+}  # fmt: skip
+
+
+def _parse(entry: dict[str, Any]) -> Trial:
+    if not fits(entry, SHAPE) or len(entry["proposal"]) != len(entry["kept"]):
+        raise ValueError("this is no trial")
+    score = entry["score"]
+    return Trial(
+        proposal=np.array(entry["proposal"], np.float64),
+        kept=np.array(entry["kept"], np.int64),
+        score=float("-inf") if score is None else float(score),
+        costs={str(name): float(value) for name, value in entry["costs"].items()},
+        seconds=float(entry["seconds"]),
+        projected=bool(entry["projected"]),
+        elapsed=float(entry["elapsed"]),
+        overhead=float(entry["overhead"]),
+    )

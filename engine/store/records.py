@@ -1,0 +1,87 @@
+"""Records on disk, one line of JSON each, written as they happen."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...common import DAMAGE, FreePruneError, parse_json, unwritable, write_atomically
+
+
+class Records:
+    """A file that only grows.
+
+    Args:
+        path: the file; made when the first record is added. A last line that a crash cut short is dropped.
+        kind: what it holds; stands in the first line with the version.
+        version: of what a record says.
+        mend: whether a last line cut short is dropped from the file as well; not where another process may be writing it.
+
+    Attributes:
+        entries: the records, oldest first.
+
+    Raises:
+        FreePruneError: the file holds something else, is damaged before its last line, or comes from another version.
+    """
+
+    def __init__(self, path: Path, kind: str, version: int = 1, mend: bool = True) -> None:
+        self.path, self.kind, self.version = path, kind, version
+        self.entries: list[dict[str, Any]] = []
+        if path.exists():
+            self._read(mend)
+
+    def _read(self, mend: bool) -> None:
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise FreePruneError(f"{self.path} cannot be read ({error.strerror}); start again with --force") from None
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines()):
+            try:
+                entry = parse_json(line)
+                if not isinstance(entry, dict):
+                    raise TypeError(f"{type(entry).__name__} instead of a record")
+                known = number > 0 or entry[self.kind] == self.version
+            except DAMAGE:
+                raise self.damaged(number) from None
+            if not known:
+                raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with --force")
+            if number > 0:
+                self.entries.append(entry)
+        if mend and len(whole) < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def damaged(self, number: int) -> FreePruneError:
+        """The sentence about a line, the header being number 0."""
+        return FreePruneError(
+            f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start again with --force"
+        )
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a record; on disk when this returns.
+
+        Raises:
+            FreePruneError: it could not be written; what is there stays readable.
+        """
+        try:
+            new = not self.path.exists() or self.path.stat().st_size == 0
+            with self.path.open("a") as file:
+                if new:
+                    file.write(json.dumps({self.kind: self.version}) + "\n")
+                file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        self.entries.append(entry)
+
+    def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file without some of its records."""
+        self.entries = [entry for entry in self.entries if not unwanted(entry)]
+        lines = [{self.kind: self.version}, *self.entries]
+        text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, text.encode())

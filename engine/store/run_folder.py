@@ -1,0 +1,212 @@
+"""The run folder: what a run leaves behind, and whether a new one may use a folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from safetensors.torch import save_model
+from torch import nn
+
+from ...backends import Plan, apply
+from ...common import FreePruneError, brief, parse_json, write_atomically
+from ..inputs.adoption import bare
+from ..inputs.calibration import CALIBRATION
+from ..inputs.models import load_weights
+from ..user_code import UserError
+from . import shapes as documents
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
+COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
+WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
+LATENCY = "latency.json"  # what was timed for a target on latency
+CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
+COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
+SWEEP = "sweep.json"
+ERROR = "error.txt"  # the traceback of an error in a function of the user's own
+REPORT = "report.html"  # all of it as a page
+LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
+REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
+    SUMMARY: documents.sound_summary,
+    COMPARISON: documents.sound_comparison,
+    SWEEP: documents.sound_sweep,
+    STUDY: lambda document: documents.fits(document, documents.STUDY),
+}
+FILES = (
+    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
+)
+
+
+def check_folder(folder: Path, resume: bool, force: bool) -> None:
+    """Whether a run may write into a folder; changes nothing.
+
+    Raises:
+        FreePruneError: it already holds a run and neither `resume` nor `force` was given, it holds none to resume, or it is
+            no folder.
+    """
+    if resume and force:
+        raise FreePruneError(
+            "both --resume and --force were given; --resume goes on with a run, --force starts again: give one"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another --out")
+    holds_run = (folder / CONFIG).exists()
+    if resume and not holds_run:
+        raise FreePruneError(f"{folder} holds no run to resume; leave out --resume to start one")
+    if holds_run and not resume and not force:
+        raise FreePruneError(
+            f"{folder} already holds a run; go on with --resume, start again with --force, or give another --out"
+        )
+
+
+def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Makes a function that runs in the folder `out` keep the traceback of an error in the user's code there."""
+
+    @functools.wraps(function)
+    def kept(*args: Given.args, **options: Given.kwargs) -> Returned:
+        try:
+            return function(*args, **options)
+        except UserError as error:
+            folder = Path(str(options["out"]))
+            if not (folder / CONFIG).exists():  # nothing was begun
+                raise
+            write_atomically(folder / ERROR, error.trace.encode())
+            raise UserError(f"{error}; the traceback is in {folder / ERROR}", error.trace) from error.__cause__
+
+    return kept
+
+
+def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool) -> None:
+    """Make the folder ready: what a forced run replaces is removed, what a resumed run was asked is compared.
+
+    Raises:
+        FreePruneError: the run to resume was asked something else; the first difference is named.
+    """
+    check_folder(folder, resume, force)
+    if resume:
+        _compare(read_json(folder / CONFIG), config, folder)
+        (folder / ERROR).unlink(missing_ok=True)
+        _remove_parts(folder)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
+    for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
+        path.unlink(missing_ok=True)
+    _remove_parts(folder)
+    write_json(folder / CONFIG, config)
+
+
+def _remove_parts(folder: Path) -> None:
+    """What a process that was killed while it wrote left of a file; see `write_atomically` and `save_weights`."""
+    for name in FILES:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for name in now:
+        if before.get(name) != now[name]:
+            raise FreePruneError(
+                f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
+                f"{brief(repr(now[name]))}; "
+                "resume it with the same options, or start again with --force"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures in a folder depend on."""
+    names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with --force") from None
+    if not isinstance(document, dict):
+        raise FreePruneError(f"{path} is no record of a run; start again with --force")
+    return document
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run in a folder was asked."""
+    if not (folder / CONFIG).exists():
+        raise FreePruneError(f"{folder} holds no run; give the folder that one was written to")
+    return read_json(folder / CONFIG)
+
+
+def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
+    """What a finished run, comparison or sweep reported; None where it has not finished."""
+    if not (folder / name).exists():
+        return None
+    document = read_json(folder / name)
+    if not REPORTS[name](document):
+        raise FreePruneError(f"{folder / name} is damaged; start again with --force")
+    return document
+
+
+def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished studies in a folder and in those next to it, by the folder's name; what is no study is passed over."""
+    found = {}
+    for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
+        try:
+            document = read_json(path)
+        except FreePruneError:
+            continue
+        if documents.fits(document, documents.STUDY):
+            found[path.parent.name] = document
+    return found
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors; shared ones once."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        save_model(network, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(folder: str | Path, network: nn.Module) -> nn.Module:
+    """The pruned, fine-tuned network of a finished run.
+
+    Args:
+        folder: the run folder; `plan.json` and `model.safetensors` are read, and `masks.safetensors` and `compaction.json`
+            where the run has them.
+        network: the dense network as its code makes it, with any weights, wrapped or not; left as it is.
+
+    Returns:
+        A new network in eval mode, in the types of the given one, without wrappers.
+
+    Raises:
+        FreePruneError: a file is missing or damaged, or the network is not the one that was pruned.
+    """
+    folder = Path(folder)
+    smaller = apply(bare(network, trained=False), Plan.load(folder))
+    if (folder / COMPACTION).exists():
+        smaller = apply(smaller, Plan.load(folder, COMPACTION))
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise FreePruneError(f"{path} is missing; finish the run with --resume")
+    try:
+        load_weights(smaller, path)
+    except FreePruneError as error:
+        raise FreePruneError(f"{path} does not hold the pruned network's weights: {error}") from error
+    return smaller.eval()

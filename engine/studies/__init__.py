@@ -1,0 +1,1 @@
+"""Many runs held against each other: strategies, budgets, metrics."""

@@ -1,0 +1,322 @@
+"""The study: does a score rank pruned networks as fine-tuning does?
+
+Rate vectors are drawn at one fixed budget, each network is fine-tuned, and every metric's scores are held against accuracies.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ...backends import Backend, apply
+from ...backends.plan import fingerprint, structure_of
+from ...common import DAMAGE, Batch, FreePruneError, entries
+from ...metrics import METRICS, Metric, MetricError, Reference
+from ...metrics.statistics import judged, noise
+from ...search import Space
+from ..asked.recipe import Recipe
+from ..asked.settings import Settings
+from ..asked.targets import parse_targets
+from ..delivery.rehearsal import rehearse
+from ..inputs.batches import split
+from ..inputs.calibration import keep, recalibrated
+from ..progress import Progress, silent
+from ..report.page import write_report
+from ..run.job import Finetune, Job, metric_name, metric_of, prepare
+from ..store import run_folder as files
+from ..store.records import Records
+from ..training.finetuning import finetuned
+from ..training.trainer import accuracy
+from ..user_code import scored
+from ..workers.base import Placement
+from ..workers.pool import check, pool
+
+Kept = NDArray[np.int64]
+
+# What a run is asked and a study is not: the same study whatever stands there.
+NOT_ASKED = (
+    "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "compress",
+    "latency_batch", "latency_threads", "groups", "image_size",
+)  # fmt: skip
+FEWEST = 3  # candidates; fewer cannot be ranked
+ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
+COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where it varies by no more than so much
+CONTROL = "logdensity"  # what partial correlations hold constant
+
+
+@files.keeps_traceback
+def correlate(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    target: Mapping[str, float | str] | Iterable[str],
+    out: str | Path,
+    granularity: str = "channel",
+    criterion: str = "l2",
+    candidates: int = 30,
+    seeds: int = 2,
+    repeat: int = 3,
+    finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
+    metrics: Iterable[str | Metric] | None = None,
+    calibration_images: int = 256,
+    seed: int = 0,
+    max_rate: float | None = None,
+    round_to: int | str | None = None,
+    min_width: int | None = None,
+    repair: bool | None = None,
+    nm: str | None = None,
+    block: str | None = None,
+    only: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    weights: str | Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
+    resume: bool = False,
+    force: bool = False,
+    rescore: bool = False,
+    rehearsal: bool = True,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
+
+    The test images stay out of it: networks are fine-tuned on nine tenths of the training images and judged on the rest.
+
+    Args:
+        model: as for `prune`, like all that is not named here.
+        target: the one budget that all candidates meet.
+        out: the folder for records, `study.json` and plots.
+        candidates: how many pruned networks; `draw_candidates` says how they are drawn. A finished study resumed with more goes
+            on.
+        seeds: with how many seeds a candidate is fine-tuned that is repeated, for the noise ceiling.
+        repeat: every so-manieth candidate is repeated.
+        finetune: the same recipe for all of them, or your own function.
+        metrics: names, or your own as for `prune`, which the study then calls `module:function`; default: all there are.
+        workers: processes for fine-tuning and scoring, one thread each; default: this one with all its threads. The study
+            is the same for any number of them.
+        ray: the address of a Ray cluster on whose actors to do both instead; `workers` is then their number.
+        ray_gpus: GPUs of each actor, such as 0.25.
+        rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
+            of other metrics stays.
+        rehearsal: whether all steps are first tried with the dense network on a few images.
+
+    Returns:
+        The study as it stands in `study.json`; see `docs/score.md`.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    table = _metrics(metrics)
+    if finetune is None:
+        raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")
+    for name, value, least in (("candidates", candidates, FEWEST), ("seeds", seeds, 1), ("repeat", repeat, 1)):
+        if value < least:
+            raise FreePruneError(f"--{name} is {value}; give {least} or more")
+    settings = Settings(
+        parse_targets(target), granularity, strategy="random", criterion=criterion, seed=seed, max_rate=max_rate,
+        round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=tuple(only), ignore=tuple(ignore),
+        calibration_images=calibration_images, rehearsal=rehearsal,
+    )  # fmt: skip
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
+    folder = Path(out)
+    resume = resume or rescore
+    files.check_folder(folder, resume, force)
+    job = prepare(model, weights, data, settings, finetune, folder=folder if resume else None)
+    _, validation = split(job.data, seed)
+    if not rescore:
+        rehearse(job, validation, exports=False, progress=progress)
+    config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
+    files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
+    keep(job.batch, job.data, folder)
+    records = Records(folder / files.SCORES, "freeprune_scores")
+    if rescore:
+        asked = set(table)
+        records.drop(lambda entry: entry.get("metric") in asked)
+        recorded = {entry.get("metric") for entry in records.entries}
+        table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
+    kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)
+    runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
+    scores = _scored(job, kept, table, records, placement, progress)
+    dense = accuracy(job.network, validation, collate=job.data.collate)
+    study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
+    files.write_json(folder / files.STUDY, study)
+    write_report(folder)
+    return study
+
+
+def _metrics(asked: Iterable[str | Metric] | None) -> dict[str, Metric]:
+    if asked is None:
+        return entries(METRICS, "metric")
+    table = {metric_name(metric): metric_of(metric) for metric in asked}
+    return table if CONTROL in table else {**table, CONTROL: METRICS[CONTROL]}
+
+
+def draw_candidates(space: Space, count: int, seed: int) -> Kept:
+    """Networks of one cost, from nearly equal rates to extreme ones. `(count, L)` kept units, all different.
+
+    Candidate i is the projection of `0.5 + a_i (u - 0.5)`, clipped to [0, 1], with u uniform in the unit cube and the amplitude
+    a_i in (0, 2) from the van der Corput sequence: any first few candidates cover the range evenly, and a longer study begins
+    with the candidates of a shorter one. Amplitude 1 is what a random search draws; towards 2 half of the groups lie at their
+    bounds.
+
+    Raises:
+        FreePruneError: the budget leaves fewer different networks.
+    """
+    found: dict[bytes, Kept] = {}
+    for attempt in range(count * ATTEMPTS):
+        rng = np.random.default_rng([seed, 2, attempt])
+        amplitude = 2 * _van_der_corput(attempt + 1)
+        proposal = np.clip(0.5 + amplitude * (rng.random((1, space.size)) - 0.5), 0, 1)
+        kept = space.project(proposal)[0]
+        found.setdefault(kept.tobytes(), kept)
+        if len(found) == count:
+            return np.stack(list(found.values()))
+    raise FreePruneError(f"only {len(found)} different networks meet the target, not {count}; ask for fewer --candidates")
+
+
+def _van_der_corput(index: int) -> float:
+    """1/2, 1/4, 3/4, 1/8, 5/8, ...: the binary digits of the index, mirrored at the point."""
+    digits = bin(index)[2:]
+    return float(int(digits[::-1], 2) / 2 ** len(digits))
+
+
+def _finetuned(
+    job: Job, kept: Kept, seeds: int, repeat: int, records: Records, placement: Placement, progress: Progress
+) -> list[list[float]]:
+    """The accuracies of every candidate, one for each of its seeds; what is on disk is not done again."""
+    wanted = [(i, 0) for i in range(len(kept))]
+    wanted += [(i, s) for s in range(1, seeds) for i in range(0, len(kept), repeat)]
+    done = {}
+    for number, entry in enumerate(records.entries, start=1):
+        try:
+            key = (int(entry["candidate"]), int(entry["seed"]))
+            done[key] = float(entry["accuracy"])
+            known = entry["kept"]
+        except DAMAGE:
+            raise records.damaged(number) from None
+        if key[0] < len(kept) and known != kept[key[0]].tolist():
+            raise FreePruneError(
+                f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
+                "start again with --force"
+            )
+    left = [key for key in wanted if key not in done]
+    _, validation = split(job.data, job.settings.seed)
+
+    def run(key: tuple[int, int]) -> tuple[float, float]:
+        start = time.perf_counter()
+        plan = job.backend.plan(kept[key[0]])
+        network = recalibrated(apply(job.network, plan), job.batch)
+        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
+        return accuracy(tuned, validation, collate=job.data.collate), time.perf_counter() - start
+
+    progress("fine-tune", len(done), len(wanted), "")
+    with pool(run, placement) as workers:
+        for number, (position, (found, seconds)) in enumerate(workers.each(left), start=1):
+            key = left[position]
+            done[key] = found
+            row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
+            records.add({**row, "seconds": round(seconds, 3)})
+            progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"accuracy {found:.2%}")
+    return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One candidate by one metric; `-inf` where there is no score, and why."""
+
+    score: float
+    ms: float
+    error: str | None = None
+
+
+def _scored(
+    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, placement: Placement, progress: Progress
+) -> dict[str, list[_Scored]]:
+    """By metric the scores of all candidates; what is on disk is not computed again."""
+    known: dict[tuple[str, int], _Scored] = {}
+    for number, entry in enumerate(records.entries, start=1):
+        try:
+            score = -math.inf if entry["score"] is None else float(entry["score"])
+            known[entry["metric"], int(entry["candidate"])] = _Scored(score, float(entry["ms"]), entry.get("error"))
+        except DAMAGE:
+            raise records.damaged(number) from None
+    missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
+    left = [i for i, names in missing.items() if names]
+
+    backend, dense, batch = job.backend, job.dense, job.scored  # all that workers are sent of the job
+
+    def run(i: int) -> list[tuple[str, _Scored]]:
+        return [(name, _score(table[name], backend, kept[i], dense, batch)) for name in missing[i]]
+
+    progress("score", len(kept) - len(left), len(kept), "")
+    with pool(run, placement) as workers:
+        for number, (position, row) in enumerate(workers.each(left), start=len(kept) - len(left) + 1):
+            i = left[position]
+            for name, found in row:
+                known[name, i] = found
+                entry = {"metric": name, "candidate": i, "score": _plain(found.score), "ms": round(found.ms, 2)}
+                records.add(entry if found.error is None else {**entry, "error": found.error})
+            progress("score", number, len(kept), "")
+    return {name: [known[name, i] for i in range(len(kept))] for name in table}
+
+
+def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Reference, batch: Batch) -> _Scored:
+    start = time.perf_counter()
+    error = None
+    try:
+        score = scored(metric, backend.candidate(kept), dense, batch)
+    except MetricError as reason:
+        score, error = math.nan, str(reason)
+    return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)
+
+
+def _report(job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Any]:
+    """Everything but the configuration, as plain data."""
+    means = np.array([np.mean(run) for run in runs])
+    values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
+    control = values[CONTROL]
+    statistics = {**judged(values, means, control, seed), **{name: None for name in values if _is_fixed(name, values[name])}}
+    costs = job.backend.costs(kept)
+    return {
+        "candidates": [
+            {
+                "kept": kept[i].tolist(),
+                "costs": {name: float(cost[i]) for name, cost in costs.items()},
+                "accuracies": run,
+                "scores": {name: _plain(v[i]) for name, v in values.items()},
+            }
+            for i, run in enumerate(runs)
+        ],
+        "groups": [{"name": group.name, "units": group.units} for group in job.backend.groups],
+        "noise": {name: _plain(value) for name, value in asdict(noise(runs)).items()},
+        "metrics": {
+            name: {
+                "ms": float(np.median([one.ms for one in scores[name]])),
+                "constant": found is None,
+                "error": next((one.error for one in scores[name] if one.error is not None), None),
+                **{kind: {k: _plain(v) for k, v in asdict(e).items()} for kind, e in (found or {}).items()},
+            }
+            for name, found in statistics.items()
+        },
+        "images": {"train": len(job.train), "validation": len(job.data.train) - len(job.train)},  # type: ignore[arg-type]
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _is_fixed(name: str, scores: NDArray[np.float64]) -> bool:
+    """Whether a metric only counts what the budget fixes, up to the last units that did not fit."""
+    return name in COUNTS and bool(np.ptp(scores) <= SLACK * np.abs(scores).max())
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

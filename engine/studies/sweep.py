@@ -1,0 +1,247 @@
+"""The score-cost front: one search a budget, from the loosest to the tightest, each begun where the last one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ...common import FreePruneError
+from ..asked.recipe import Recipe
+from ..asked.settings import Options, Settings, settings
+from ..asked.targets import Target, parse_budget, parse_targets
+from ..delivery.finish import Result
+from ..delivery.rehearsal import rehearse
+from ..inputs.calibration import keep
+from ..inputs.data import load_data
+from ..progress import Progress, silent
+from ..prune import finished_run
+from ..report.page import read_finished, write_report
+from ..run.job import Finetune, Job, prepare, strategy_of
+from ..run.loop import search
+from ..store import run_folder as files
+from ..store.ledger import Ledger, Trial
+from ..store.shapes import ASKED, fits
+from ..workers.base import Placement
+from ..workers.pool import check, pool
+
+FORMAT = 1
+HANDED_ON = 5  # of the best points of a budget, with which the next one begins
+PICKED = 20  # trials next to a target that are projected onto it
+
+
+@files.keeps_traceback
+def sweep(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    out: str | Path,
+    cost: str = "macs",
+    budgets: Iterable[float | str] = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2),
+    target: Mapping[str, float | str] | Iterable[str] = (),
+    strategy: str = "evolution",
+    trials: int = 100,
+    weights: str | Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """Search at several budgets of one cost, and say which score each reaches. `pick` turns a point into a finished run.
+
+    The best proposals of one budget are the first trials of the next, tighter one: a good allocation at 60% is a good start at
+    50%.
+
+    Args:
+        model: as for `prune`, like all that is not named here.
+        out: the folder for the ledgers, `sweep.json` and plots.
+        cost: what the budgets limit.
+        budgets: fractions of the dense network's cost that may remain, or texts such as "50%" and "60M".
+        target: further targets that hold at every budget.
+        trials: of each budget.
+
+    Returns:
+        The sweep as it stands in `sweep.json`.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    placement = Placement(workers, ray, ray_gpus)
+    check(placement)
+    rungs = _rungs(cost, budgets)
+    fixed = parse_targets(target) if target else ()
+    if any(one.cost == cost for one in fixed):
+        raise FreePruneError(f"{cost} is what the sweep goes over, so it cannot be a fixed target as well; leave it out")
+    asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
+    folder = Path(out)
+    files.check_folder(folder, resume, force)
+    job = prepare(model, weights, data, asked, None, folder=folder if resume else None)
+    config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
+    if not (resume and (folder / files.SWEEP).exists()):
+        rehearse(job, None, exports=False, progress=progress)
+    files.open_folder(folder, config, resume, force)
+    keep(job.batch, job.data, folder)
+    finished = read_finished(folder, files.SWEEP)
+    if finished is not None:
+        return finished
+    (folder / files.LEDGERS).mkdir(exist_ok=True)
+    jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
+    found = []
+    with pool(job.scorer(), placement) as processes:
+        best: list[Trial] = []
+        for number, (rung, here) in enumerate(zip(rungs, jobs, strict=True)):
+            ledger = Ledger(folder / files.LEDGERS / f"{number:02d}.jsonl")
+            first = np.array([one.proposal for one in best]) if best else None
+
+            def tell(done: int, total: int, score: float, number: int = number, rung: Target = rung) -> None:
+                progress("sweep", number * trials + done, len(rungs) * trials, f"{rung}: best score {score:.4f}")
+
+            result = search(
+                here.space, strategy_of(here, strategy, asked.seed, first), processes.each, ledger, trials,
+                batch=asked.proposals, progress=tell,
+            )  # fmt: skip
+            best = _best(ledger.trials, HANDED_ON)
+            costs = {name: float(values[0]) for name, values in job.backend.costs(result.kept[None]).items()}
+            found.append(
+                {"target": str(rung), "score": result.score, "uniform": result.uniform, "costs": costs,
+                 "kept": result.kept.tolist(), "trials": result.trials, "seconds": result.seconds}
+            )  # fmt: skip
+        units = np.array([group.units for group in job.backend.groups])
+        dense = next(iter(processes.each([units])))[1][0]
+    document = {
+        "freeprune_sweep": FORMAT,
+        "config": config,
+        "versions": files.versions(),
+        "dense": {"score": dense, "costs": job.dense_costs()},
+        "budgets": found,
+        "front": [
+            {"costs": dict(one.costs), "score": one.score, "kept": one.kept.tolist()} for one in _front(trials_of(folder), cost)
+        ],
+    }
+    files.write_json(folder / files.SWEEP, document)
+    write_report(folder)
+    return document
+
+
+def _rungs(cost: str, budgets: Iterable[float | str]) -> list[Target]:
+    """The budgets as targets, the loosest first."""
+    rungs = [parse_budget(cost, budget) for budget in budgets]
+    if len({one.relative for one in rungs}) > 1:
+        raise FreePruneError("the budgets are partly relative and partly absolute; write them all as 50% or all as 60M")
+    rungs = sorted(set(rungs), key=lambda one: -one.value)
+    if len(rungs) < 2:
+        raise FreePruneError(
+            "a sweep needs at least two budgets; give some, such as --budgets 80%,60%,40%, or use prune for one"
+        )
+    return rungs
+
+
+def trials_of(folder: Path) -> list[Trial]:
+    """All trials of a sweep that can be its answer."""
+    ledgers = [Ledger(path) for path in sorted((folder / files.LEDGERS).glob("*.jsonl"))]
+    return [trial for ledger in ledgers for trial in ledger.trials if trial.projected and np.isfinite(trial.score)]
+
+
+def _best(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """The best different networks, best first."""
+    unique = {one.kept.tobytes(): one for one in reversed(trials) if one.projected and np.isfinite(one.score)}
+    return sorted(unique.values(), key=lambda one: -one.score)[:count]
+
+
+def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
+    """The trials that no other one beats at less or equal cost, the cheapest first."""
+    front: list[Trial] = []
+    for one in sorted(trials, key=lambda one: (one.costs[cost], -one.score)):
+        if not front or one.score > front[-1].score:
+            front.append(one)
+    return front
+
+
+@files.keeps_traceback
+def pick(
+    folder: str | Path,
+    *,
+    target: Mapping[str, float | str] | Iterable[str],
+    out: str | Path,
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    weights: str | Path | None = None,
+    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    rehearsal: bool = True,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Finish a run at a point of a sweep: no new search, but surgery, fine-tuning, export and checks as `prune` does them.
+
+    The sweep's best trials next to the target are projected onto it and scored, and the best of them is taken.
+
+    Args:
+        folder: the sweep's.
+        target: as for `prune`; the sweep's fixed targets hold as well.
+        out: the folder for the run.
+        model: where the sweep had one that was no spec, the same one again; otherwise the sweep's.
+        data: likewise.
+        weights: default: the sweep's.
+        rehearsal: as for `prune`.
+
+    Raises:
+        FreePruneError: the folder holds no finished sweep, or something asked cannot be done.
+    """
+    folder = Path(folder)
+    config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
+    if document is None:
+        raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
+    if not fits(config, ASKED):
+        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
+    model = config["model"] if model is None else model
+    if data is None:
+        data = load_data(
+            config["data"], mean=config["mean"] or None, std=config["std"] or None, image_size=config["image_size"]
+        )
+    given = parse_targets(target)
+    names = {one.cost for one in given}
+    targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
+    asked = replace(_settings(config), target=parse_targets(targets), trials=PICKED, rehearsal=rehearsal)
+    out = Path(out)
+    files.check_folder(out, resume, force)
+    weights = config["weights"] if weights is None else weights
+    job = prepare(model, weights, data, asked, finetune, folder=out if resume else None, timed=True)
+    points = _next_to(trials_of(folder), job)
+    asked = replace(asked, trials=len(points))
+    job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
+    return finished_run(
+        job, lambda job: strategy_of(job, "random", asked.seed, points), out, Placement(), resume, force, progress
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> Settings:
+    """What a run was asked, from its `config.json`; its targets are left out."""
+    given: dict[str, Any] = {field.name: config[field.name] for field in fields(Settings) if field.name != "target"}
+    for name, value in given.items():
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return Settings((), **given)
+
+
+def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
+    """The proposals of the best trials that meet the targets, and of the best that nearly do. `(P, L)`"""
+    limits = job.space.targets
+
+    def over(one: Trial) -> float:
+        """How far over its targets a trial is, relative to them; 0 and less where it meets them."""
+        return max((one.costs[name] / limit - 1 for name, limit in limits.items() if name in one.costs), default=0.0)
+
+    if any(len(one.kept) != job.space.size for one in trials):
+        raise FreePruneError("the sweep is of another network; give the one that it was made with")
+    within = _best([one for one in trials if over(one) <= 0], PICKED)
+    nearly = _best([one for one in trials if 0 < over(one) <= 0.5], PICKED)
+    chosen = [*within[: PICKED // 2], *nearly[: PICKED // 2]] or _best(trials, PICKED)
+    return np.array([one.proposal for one in chosen])

@@ -1,0 +1,145 @@
+"""Fine-tuning of a pruned network, as the job asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...backends import Plan, apply
+from ...backends.onnx.runtime import relative_difference
+from ...common import FreePruneError, Inputs
+from ...copies import copied
+from ..asked.recipe import Recipe
+from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_values
+from ..progress import Progress, silent
+from ..randomness import seeded
+from ..run.job import Job
+from ..run.outputs import outputs
+from ..user_code import called
+from .trainer import train
+
+IMAGES = 4  # on which the network that comes back is held against the one that is kept
+LARGEST_DIFFERENCE = 1e-3  # relative, in float32: far above rounding, far below another activation
+
+
+def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress = silent) -> nn.Module:
+    """The pruned network after the job's fine-tuning, by its recipe or the user's own function, zeros held.
+
+    Args:
+        compact: the pruned network, in float32; left as it is.
+        plan: what was pruned.
+        seed: decides the order of the images, and whatever else a recipe draws.
+
+    Returns:
+        A network in float32 whose values fit the types of the network that was given.
+
+    Raises:
+        FreePruneError: the training cannot be done, or what it made is not finite or another network.
+    """
+    tuned = _tuned(compact, plan, job, seed, progress)
+    tuned = in_float32(in_types_of_given(tuned, job, plan))
+    check_still_finite(compact, tuned)
+    return tuned
+
+
+def in_types_of_given(network: nn.Module, job: Job, *plans: Plan) -> nn.Module:
+    """A pruned network in the types of the dense one that was given; itself where that is float32 throughout.
+
+    Args:
+        network: in float32.
+        plans: what turns the dense network into it, in order.
+    """
+    if job.given is job.network:
+        return network
+    twin = job.given
+    for plan in plans:
+        twin = apply(twin, plan)
+    return with_values(twin, network)
+
+
+def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress) -> nn.Module:
+    if job.finetune is None:
+        return compact
+    if not isinstance(job.finetune, Recipe):
+        given = copied(in_types_of_given(compact, job, plan))
+        images = tuple(x[:IMAGES] for x in job.batch.inputs)
+        return _zeroed(_returned(compact, called("the fine-tuning function", job.finetune, given, job.data), images), plan)
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        progress("fine-tune", step, steps, f"loss {loss:.3f}")
+
+    return train(
+        compact,
+        job.train,
+        recipe_of(job, job.finetune),
+        seed=seed,
+        masks=plan.masks,
+        teacher=job.network if job.finetune.distill else None,
+        collate=job.data.collate,
+        progress=tell,
+    )
+
+
+def recipe_of(job: Job, recipe: Recipe) -> Recipe:
+    """A recipe with the augmentation that the data call for."""
+    return replace(recipe, augment=recipe.augment or job.data.augment)
+
+
+def _returned(compact: nn.Module, found: object, images: Inputs) -> nn.Module:
+    """A copy of the pruned network with the tensors of the network that the user's function returned.
+
+    Raises:
+        FreePruneError: it has other tensors, or computes something else with them.
+    """
+    if not isinstance(found, nn.Module):
+        raise FreePruneError(f"the fine-tuning function returned {type(found).__name__}; return the trained network")
+    try:
+        trained = in_float32(bare(found, trained=False), torch.device("cpu"))
+    except FreePruneError as error:
+        raise FreePruneError(f"the fine-tuning function returned a network that cannot be taken over: {error}") from error
+    _check_tensors(tensors(compact), tensors(trained))
+    check_still_finite(compact, trained)
+    kept = with_values(compact, trained)
+    found, expected = (_drawn(network, images) for network in (trained, kept))
+    difference = relative_difference(found, expected)
+    if not difference < LARGEST_DIFFERENCE:
+        raise FreePruneError(
+            "the network that the fine-tuning function returned computes something else than the pruned one with its weights "
+            f"(difference {difference:.1e}); train the weights, and leave modules and hooks as they were given"
+        )
+    return kept.eval()
+
+
+def _drawn(network: nn.Module, images: Inputs) -> tuple[NDArray[Any], ...]:
+    """The outputs in eval mode, whatever the network draws being the same each time."""
+    with seeded(0):
+        return outputs(copied(network), images)
+
+
+def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    """Refuse other tensors than those of the network that was given to the user's function; the first difference is named."""
+
+    def shape(state: dict[str, Tensor], name: str) -> str:
+        return f"of shape {tuple(state[name].shape)}" if name in state else "missing"
+
+    for name in [*before, *(name for name in after if name not in before)]:
+        was, now = shape(before, name), shape(after, name)
+        if was != now:
+            expected = "there was none" if was == "missing" else f"it was {was}"
+            raise FreePruneError(
+                f"the fine-tuning function returned another network: {name!r} is {now}, where {expected}; return the network "
+                "that it was given, without adapters, parametrisations and new layers"
+            )
+
+
+def _zeroed(network: nn.Module, plan: Plan) -> nn.Module:
+    """The network with pruned weights at zero; in place."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, mask in plan.masks.items():
+            parameters[name].mul_(mask.to(parameters[name].device))
+    return network

@@ -1,0 +1,312 @@
+"""The built-in trainer: SGD on image labels, with optional distillation; Lightning Fabric chooses device and precision."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ...common import FreePruneError
+from ...copies import copied
+from ..asked.recipe import Recipe
+from ..inputs.adoption import check_still_finite
+from ..inputs.batches import parts, telling_items
+from ..inputs.memory_format import takes_channels_last
+from ..randomness import seeded
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
+
+
+Progress = Callable[[int, int, float], None]
+
+
+def train(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    recipe: Recipe,
+    *,
+    seed: int,
+    masks: Mapping[str, Tensor] | None = None,
+    teacher: nn.Module | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A trained copy of a network. On a CPU the same seed gives the same weights, bit for bit.
+
+    Args:
+        network: images to logits `(N, classes)`; left bit for bit as it was. Of several outputs in training mode the first one
+            is trained on, and must be the logits.
+        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label int); floating inputs are cast to float32.
+        recipe: how long and how.
+        seed: decides the order of the data, the augmentation and every other random draw.
+        masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
+            after every step.
+        teacher: gives the outputs to follow where `recipe.distill` is above 0; left as it was.
+        collate: a list of items to a batch (inputs, labels); torch's default where None.
+        progress: called after each step with the step (from 1), the number of steps and the loss.
+
+    Returns:
+        The copy, in eval mode, on the device of the given network.
+
+    Raises:
+        FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs that are
+            not logits; labels outside the classes; a loss or trained tensors that are not finite; a network without a backward
+            pass.
+    """
+    if recipe.distill and teacher is None:
+        raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
+    student = copied(network)
+    home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
+    pruned = _pruned_entries(student, masks or {})
+    _zero(pruned)
+    batch_size, steps = _schedule(recipe, len(dataset))  # type: ignore[arg-type]
+    fabric = _fabric(recipe.precision)
+    model, optimizer = fabric.setup(student, _optimizer(student, recipe))
+    # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
+    pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
+    guide = fabric.to_device(copied(teacher).eval()) if recipe.distill and teacher is not None else None
+
+    with seeded(seed):
+        generator = torch.Generator().manual_seed(seed)
+        order = itertools.islice(_shuffled_batches(len(dataset), batch_size, generator), steps)  # type: ignore[arg-type]
+        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator)
+        for step, batch in enumerate(_batches(loader)):
+            images, labels = _inputs_and_labels(batch)
+            images = fabric.to_device(images)
+            if step == 0:
+                channels_last = takes_channels_last(student, images)
+                student.train()
+            if recipe.augment:
+                images = augmented(images, generator)
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * rate_factor(step, steps, recipe.warmup)
+            logits = _logits(_first(_run(model, images)), labels)
+            loss = F.cross_entropy(logits, fabric.to_device(labels))
+            if guide is not None:
+                with torch.no_grad(), fabric.autocast():
+                    target = _logits(_run(guide, images), labels).float()
+                loss = (1 - recipe.distill) * loss + recipe.distill * _divergence(logits, target)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FreePruneError(
+                    f"the loss became {value} at step {step + 1} of {steps}; lower --learning-rate "
+                    f"(now {recipe.learning_rate:g})"
+                )
+            try:
+                fabric.backward(loss)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation without a derivative, or gradients turned off
+                reason = str(error).partition("\n")[0]
+                raise FreePruneError(
+                    f"the network's backward pass failed ({reason}); give one whose operations all have a gradient, or 0 epochs"
+                ) from error
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            _zero(pruned)
+            if progress is not None:
+                progress(step + 1, steps, value)
+    trained = student.to(home).eval()
+    check_still_finite(network, trained)
+    return trained
+
+
+def accuracy(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+) -> float:
+    """The fraction, 0 to 1, of images whose largest logit is their label's; in eval mode, the network left as it was.
+
+    The seed decides what a data set draws that changes its items at random.
+
+    Raises:
+        FreePruneError: an empty data set; outputs that are not logits; labels outside the classes.
+    """
+    fabric = _fabric()
+    judged = fabric.to_device(copied(network).eval())
+    right = total = 0
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
+    with torch.no_grad(), seeded(seed):
+        for batch in _batches(loader):
+            images, labels = _inputs_and_labels(batch)
+            images = fabric.to_device(images)
+            if total == 0:
+                channels_last = takes_channels_last(judged, images)
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            right += int((_logits(_run(judged, images), labels).argmax(1).cpu() == labels).sum())
+            total += len(labels)
+    if total == 0:
+        raise FreePruneError("there are no images to measure the accuracy on; give a data set with at least one")
+    return right / total
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step (from 0) as a fraction of its peak: a linear rise from near 0, then half a cosine."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth of its size, zeros coming in, and mirrored with probability a half.
+
+    Args:
+        images: `(N, C, H, W)`.
+        generator: of the CPU; its state moves on.
+
+    Raises:
+        FreePruneError: anything but one tensor of images.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise FreePruneError(f"augmentation needs images of shape (N, C, H, W), not {_described(images)}; turn it off")
+    n, channels, height, width = images.shape
+    above, aside = height // 8, width // 8
+    rows = torch.randint(0, 2 * above + 1, (n, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(0, 2 * aside + 1, (n, 1), generator=generator) + torch.arange(width)
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (aside, aside, above, above))
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    padded = padded.gather(2, rows[:, None, :, None].expand(n, channels, height, padded.shape[3]))
+    return padded.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
+
+
+def _fabric(precision: str | None = None) -> Fabric:
+    from lightning_fabric import Fabric  # imported here: it costs a second, which `freeprune list` must not pay
+
+    if precision is None and not torch.cuda.is_available():
+        precision = "32-true"
+    elif precision is None:
+        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else it names the precision once for every network
+    return Fabric(accelerator="auto", devices=1, precision=precision)  # type: ignore[arg-type]
+
+
+def _schedule(recipe: Recipe, length: int) -> tuple[int, int]:
+    """The batch size and the number of steps for a data set of this length."""
+    if length < 2:
+        raise FreePruneError(f"the training set has {length} image(s); training needs at least 2")
+    batch_size = min(recipe.batch_size, length)
+    images = round(recipe.epochs * length) if recipe.images is None else recipe.images
+    return batch_size, math.ceil(images / batch_size)
+
+
+def _shuffled_batches(length: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Without end, the full batches of one shuffle after another; what is left of a shuffle is dropped."""
+    full = length // batch_size
+    while True:
+        shuffled = torch.randperm(length, generator=generator)[: full * batch_size]
+        yield from shuffled.view(full, batch_size).tolist()
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise FreePruneError("no parameter of the network requires a gradient; unfreeze what is to be trained")
+    return torch.optim.SGD(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
+
+
+def _pruned_entries(network: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each masked parameter with the bool tensor of its pruned entries."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise FreePruneError(f"there is a mask for {name!r}, but the network has no parameter of that name")
+        if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
+            raise FreePruneError(
+                f"the mask of {name!r} is {_described(mask)}; expected bool of shape {tuple(parameters[name].shape)}"
+            )
+    return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
+
+
+@torch.no_grad()
+def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, dropped in pruned:
+        parameter.masked_fill_(dropped, 0)
+
+
+def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
+    """A batch of the loader taken apart: one input or a tuple of several, and the labels `(N,)` as int64 on the CPU."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise FreePruneError(f"a batch is {_described(batch)}; expected the two parts (inputs, labels)")
+    inputs, labels = parts(batch)
+    labels = torch.as_tensor(labels, device="cpu")
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise FreePruneError(f"the labels of a batch are {_described(labels)}; expected integers of shape (N,)")
+    return (inputs[0] if len(inputs) == 1 else inputs), labels.long()
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader; an error of the data set is a sentence."""
+    iterator = iter(loader)
+    while True:
+        with telling_items(loader.dataset):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _run(network: nn.Module, inputs: Any) -> Any:
+    return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+
+
+def _first(output: Any) -> Any:
+    """What is trained on: of several outputs the first, as networks with side outputs in training mode give them."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _logits(output: Any, labels: Tensor) -> Tensor:
+    """A network's output, known to be logits `(N, classes)` that these labels index."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(labels):
+        raise FreePruneError(
+            f"the network returned {_described(output)}; expected logits, one tensor of shape ({len(labels)}, classes)"
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= output.shape[1]:
+        wrong = lowest if lowest < 0 else highest
+        raise FreePruneError(
+            f"there is a label {wrong}, but the network has {output.shape[1]} classes; "
+            f"labels must be from 0 to {output.shape[1] - 1}"
+        )
+    return output
+
+
+def _divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL divergence of the softened outputs, mean over images, times T² (arXiv:1503.02531)."""
+    student, teacher = F.log_softmax(logits / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

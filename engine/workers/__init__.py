@@ -1,0 +1,1 @@
+"""Who scores: this process, several, or a Ray cluster."""

@@ -1,0 +1,57 @@
+"""The workers that a run is asked for: this process, several, or those of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ...common import FreePruneError
+from .base import Item, Placement, Pool, Result
+from .local import _Here, _Processes
+
+
+def check(placement: Placement) -> None:
+    """Whether the workers can be had at all, before anything long begins.
+
+    Raises:
+        FreePruneError: no Ray here, or none at the address; this process uses a GPU, which processes cannot share.
+    """
+    if placement.ray is not None:
+        from . import cluster
+
+        cluster.check(placement)
+    elif (placement.workers or 1) > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise FreePruneError(
+            f"--workers {placement.workers} cannot share this process's GPU; leave it out, as one process keeps a GPU busy, or "
+            "use --ray with --ray-gpus"
+        )
+
+
+@contextmanager
+def pool(function: Callable[[Item], Result], placement: Placement) -> Iterator[Pool[Item, Result]]:
+    """Workers for a function, which each of them gets once.
+
+    Args:
+        function: may be a closure over networks and data. Local processes inherit it; for Ray it is pickled, and then what it
+            closes over travels along.
+        placement: where they are.
+
+    Raises:
+        FreePruneError: as for `check`.
+    """
+    check(placement)
+    if placement.ray is not None:
+        from . import cluster
+
+        with cluster.actors(function, placement) as actors:
+            yield actors
+    elif placement.workers is None or placement.workers == 1:
+        yield _Here(function, placement.workers)
+    else:
+        processes = _Processes(function, placement.workers)
+        try:
+            yield processes
+        finally:
+            processes.stop()

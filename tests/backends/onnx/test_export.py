@@ -1,0 +1,276 @@
+"""ONNX files: the same function, any batch size where possible, no trace of the source, and sentences when it fails."""
+
+import logging
+import math
+import re
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.runtime import latency_ms, relative_difference, run_onnx
+from freeprune.common import FreePruneError
+
+
+class Network(nn.Module):
+    """Convolution and batch norm (with statistics of its own) under a residual addition; 3 x 8 x 8 images, 5 classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(-1, 1)
+            self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, images):
+        maps = self.stem(images)
+        maps = torch.relu(maps + self.norm(self.conv(maps)))
+        return self.head(self.dropout(maps.mean((2, 3))))
+
+
+class Changed(Network):
+    """The network with something done to its output."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images))
+
+
+class Two(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, left, right):
+        return self.left(left) * self.right(right), self.left(left)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def exported(network, images, tmp_path_factory):
+    """One export for the tests that only read it: an export takes a second."""
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    return export_onnx(network, (images,), path, {"score": "0.5", "backend": "channel"})
+
+
+def outputs(network, *inputs):
+    with torch.no_grad():
+        return network.eval()(*inputs)
+
+
+def test_an_export_computes_the_same_at_any_batch_size(network, exported):
+    assert exported.bytes == exported.path.stat().st_size
+    assert exported.dynamic_batch
+    assert exported.warnings == ()
+    assert [file.name for file in exported.path.parent.iterdir()] == ["model.onnx"]  # no second file with the weights
+    assert onnx.load(exported.path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    for batch in (1, 2, 3, 8, 21):
+        many = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+        (given,) = run_onnx(exported.path, (many,), threads=1)
+        assert relative_difference(outputs(network, many), given) < 1e-5
+
+
+def test_a_single_example_row_is_enough_for_a_dynamic_batch(network, images, tmp_path):
+    assert export_onnx(network, (images[:1],), tmp_path / "model.onnx", {}).dynamic_batch
+
+
+def test_two_inputs_and_two_outputs(tmp_path):
+    torch.manual_seed(0)
+    network, inputs = Two(), (torch.randn(8, 4), torch.randn(8, 6))
+    exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert relative_difference(outputs(network, *inputs), run_onnx(exported.path, inputs)) < 1e-5
+    with pytest.raises(FreePruneError, match="takes 2 inputs, but 1 were given"):
+        run_onnx(exported.path, inputs[:1])
+    with pytest.raises(FreePruneError, match=r"fails on inputs of shapes \[\(8, 6\), \(8, 4\)\]"):
+        run_onnx(exported.path, inputs[::-1])
+    with pytest.raises(FreePruneError, match=r"shapes \[\(8, 4\), \(7, 6\)\]; give tensors that share"):
+        export_onnx(network, (inputs[0], inputs[1][:7]), tmp_path / "other.onnx", {})
+
+
+def test_nothing_else_changes_and_nothing_is_said(images, tmp_path, capfd):
+    network = Network().train()
+    network.norm.eval()
+    modes = [module.training for module in network.modules()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    random, filters, logged = torch.get_rng_state(), list(warnings.filters), []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    logging.disable(logging.NOTSET)
+    logging.getLogger("torch.onnx").addHandler(handler)
+    try:
+        export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    finally:
+        logging.getLogger("torch.onnx").removeHandler(handler)
+    assert modes == [module.training for module in network.modules()]
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert logging.root.manager.disable == logging.NOTSET
+    assert filters == warnings.filters
+    assert not logged
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_file_holds_the_users_metadata_sorted_and_no_trace_of_the_source(exported):
+    content = exported.path.read_bytes()
+    for trace in (b".py", b"site-packages", b"stack_trace", b"Network"):
+        assert trace not in content
+    model = onnx.load(exported.path)
+    assert [(entry.key, entry.value) for entry in model.metadata_props] == [("backend", "channel"), ("score", "0.5")]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_same_network_same_file(network, images, exported, tmp_path):
+    again = export_onnx(network, (images,), tmp_path / "again.onnx", {"backend": "channel", "score": "0.5"})
+    assert again.path.read_bytes() == exported.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda logits: logits.view(8, -1), "is invalid for input of size 5"),
+        (lambda logits: logits * 2 if len(logits) == 8 else logits, "inferred a static shape of 8"),
+    ],
+)
+def test_a_fixed_batch_size_is_exported_so_with_a_warning(images, tmp_path, change, reason):
+    torch.manual_seed(0)
+    network = Changed(change)
+    exported = export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert not exported.dynamic_batch
+    (warning,) = exported.warnings
+    assert warning.startswith("the ONNX file takes batches of 8 only: ")
+    assert re.search(reason, warning)
+    assert "\n" not in warning
+    # 21 rows are two batches of 8 and a third one that is filled up.
+    many = torch.randn(21, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    (given,) = run_onnx(exported.path, (many,))
+    by_eights = [outputs(network, many[start : start + 8]) for start in (0, 8)]
+    last = outputs(network, torch.cat([many[16:], many[-1:].expand(3, -1, -1, -1)]))[:5]
+    assert given.shape == (21, 5)
+    assert relative_difference(torch.cat([*by_eights, last]), given) < 1e-5
+    assert latency_ms({"it": exported.path}, (many,), threads=1, repeats=3)["it"] > 0
+
+
+def test_outputs_that_do_not_follow_the_batch_count_as_a_fixed_batch(images, tmp_path):
+    torch.manual_seed(0)
+    network = Changed(lambda logits: logits.sum(0))
+    exported = export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert not exported.dynamic_batch
+    assert exported.warnings == ("the ONNX file takes batches of 8 only: for a batch of 1 its outputs have shapes [(5,)]",)
+    assert relative_difference(outputs(network, images), run_onnx(exported.path, (images,))[0]) < 1e-5
+    with pytest.raises(FreePruneError, match="batches of 8 only, not of 3, and its outputs are not by row"):
+        run_onnx(exported.path, (images[:3],))
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_no_file(images, tmp_path, capfd):
+    torch.manual_seed(0)
+    network = Changed(lambda logits: logits if logits.sum().item() > 0 else -logits)
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    with pytest.raises(FreePruneError, match=r"^the network cannot be exported to ONNX: \S.*$") as caught:
+        export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_export_that_computes_something_else_is_refused(images, tmp_path):
+    """A network that counts its calls: the trace holds one answer for ever."""
+
+    class Counting(Network):
+        calls = 0
+
+        def forward(self, images):
+            Counting.calls += 1
+            return super().forward(images) + Counting.calls
+
+    with pytest.raises(FreePruneError, match=r"for a batch of 8 the export differs from the network by \d"):
+        export_onnx(Counting(), (images,), tmp_path / "model.onnx", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_beyond_two_gibibytes_are_refused_before_anything_is_copied(tmp_path):
+    huge = nn.Linear(30_000, 30_000, device="meta")  # 3.4 GiB if it were real
+    with pytest.raises(FreePruneError, match=r"take 3\.4 GiB, but a single ONNX file holds less than 2 GiB"):
+        export_onnx(huge, (torch.zeros(2, 30_000),), tmp_path / "model.onnx", {})
+
+
+@pytest.mark.parametrize("inputs", [(), (torch.tensor(1.0),)])
+def test_inputs_need_a_batch_dimension(network, tmp_path, inputs):
+    with pytest.raises(FreePruneError, match="give tensors that share their first dimension"):
+        export_onnx(network, inputs, tmp_path / "model.onnx", {})
+
+
+def test_files_that_are_no_onnx_are_sentences(images, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    for name in ("broken.onnx", "missing.onnx"):
+        with pytest.raises(FreePruneError, match=f"{name} cannot be run by ONNX Runtime: "):
+            run_onnx(tmp_path / name, (images,))
+
+
+def test_latency_of_every_file(images, exported):
+    latencies = latency_ms({"dense": exported.path, "pruned": exported.path}, (images,), threads=1, repeats=5)
+    assert list(latencies) == ["dense", "pruned"]
+    assert all(0 < value < math.inf for value in latencies.values())
+
+
+def test_files_take_turns_and_the_minimum_counts(monkeypatch):
+    """A clock that is only moved by the runs: file a takes 5, 3, 4 ms after its warm-up, file b 7, 9, 8."""
+    durations = {"a": [100, 5, 3, 4], "b": [100, 7, 9, 8]}
+    now, order = [0.0], []
+
+    def run(name, arrays):
+        order.append(name)
+        now[0] += durations[name].pop(0) / 1e3
+
+    monkeypatch.setattr("freeprune.backends.onnx.runtime._open", lambda path, threads: str(path))
+    monkeypatch.setattr("freeprune.backends.onnx.runtime.run_rows", run)
+    for clock in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"freeprune.backends.onnx.runtime.time.{clock}", lambda: now[0])
+    assert latency_ms({"x": "a", "y": "b"}, (), threads=1, repeats=3) == pytest.approx({"x": 3.0, "y": 7.0})
+    assert order == ["a", "b"] * 4
+    durations.update(a=[0, 3000, 2000, 1000, 1], b=[0, 3000, 2000, 1000, 1])
+    assert latency_ms({"x": "a", "y": "b"}, (), threads=1)["x"] == pytest.approx(1000)  # three turns, though slow
+
+
+def test_relative_difference_by_hand():
+    a = torch.tensor([[1.0, -4.0], [2.0, 0.0]])
+    assert relative_difference(a, a) == 0
+    assert relative_difference(a, a + torch.tensor([[0.0, 0.5], [-1.0, 0.0]])) == 0.25  # 1 of 4
+    assert relative_difference(a.numpy(), 2 * a) == 1
+    # The worst of several outputs, each against its own size: 0.5 / 4 and 0.01 / 0.02.
+    assert relative_difference((a, [0.02]), (a + 0.5, np.array([0.01]))) == pytest.approx(0.5)
+    zeros = torch.zeros(2)
+    assert relative_difference(zeros, zeros) == 0
+    assert relative_difference(zeros, torch.tensor([0.0, 1e-30])) == math.inf
+    assert relative_difference(torch.zeros(0), torch.zeros(0)) == 0
+    assert relative_difference(a, a[:1]) == math.inf
+    assert relative_difference((a, a), (a,)) == math.inf
+    for odd in (math.nan, math.inf):
+        broken = torch.tensor([odd, 1.0])
+        assert relative_difference(broken, broken) == math.inf
+        assert relative_difference(torch.ones(2), broken) == math.inf
+        assert relative_difference(broken, torch.ones(2)) == math.inf

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from freeprune.common import FreePruneError
+from freeprune.engine.asked.targets import Target, binding, parse_target, parse_targets, resolve
+from freeprune.search import Space
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("macs=50%", Target("macs", 0.5, True)),
+        ("params=0.25", Target("params", 0.25, True)),
+        ("nonzero=1", Target("nonzero", 1.0, True)),
+        ("macs=60M", Target("macs", 60e6, False)),
+        ("params=.5k", Target("params", 500.0, False)),
+        ("params=123456", Target("params", 123456.0, False)),
+        ("latency=70%", Target("latency", 0.7, True)),
+        ("latency=0.7", Target("latency", 0.7, True)),
+        ("latency=5", Target("latency", 5.0, False)),
+        ("latency=0.5ms", Target("latency", 0.5, False)),
+    ],
+)
+def test_forms(text, expected):
+    assert parse_target(text) == expected
+
+
+def test_a_mapping_is_taken_too():
+    assert parse_targets({"macs": 0.5, "params": "300k"}) == (Target("macs", 0.5, True), Target("params", 300e3, False))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("macs", "malformed"),
+        ("macs=", "malformed"),
+        ("macs=half", "malformed"),
+        ("macs=-5%", "malformed"),
+        ("macs=nan", "malformed"),
+        ("macs=5T", "malformed"),
+        ("macs=0%", "leaves nothing"),
+        ("macs=101%", "more than the dense network has"),
+        ("macs=5ms", "wrong unit"),
+        ("latency=5M", "wrong unit"),
+        ("mac=50%", "unknown cost; did you mean 'macs'"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(FreePruneError, match=message):
+        parse_target(text)
+
+
+def test_none_and_twice_are_refused():
+    with pytest.raises(FreePruneError, match="no target was given"):
+        parse_targets([])
+    with pytest.raises(FreePruneError, match="two targets were given for macs"):
+        parse_targets(["macs=50%", "macs=60M"])
+    with pytest.raises(FreePruneError, match="leaves nothing"):
+        parse_targets({"macs": 0.0})
+
+
+def test_amounts_are_whole_and_at_most_asked():
+    dense = {"macs": 1001.0, "nonzero": 7.0}
+    assert resolve(parse_targets(["macs=50%", "nonzero=5"]), dense, "weight") == {"macs": 500.0, "nonzero": 5.0}
+    # 0.3 * 10 is 2.9999999999999996 in floating point
+    assert resolve(parse_targets({"macs": 0.3}), {"macs": 10.0}, "weight") == {"macs": 3.0}
+
+
+def test_meaningless_and_too_large_targets_are_refused():
+    with pytest.raises(FreePruneError, match="params=50% means nothing at granularity weight"):
+        resolve(parse_targets(["params=50%"]), {"macs": 10.0, "nonzero": 5.0}, "weight")
+    with pytest.raises(FreePruneError, match="more than the dense network has"):
+        resolve(parse_targets(["macs=20"]), {"macs": 10.0}, "channel")
+
+
+def test_latency_is_neither_counted_nor_made_whole():
+    targets = parse_targets(["macs=50%", "latency=70%"])
+    assert resolve(targets, {"macs": 10.0}, "channel+nm", timed=True) == {"macs": 5.0}
+    assert targets[1].resolve(5.5) == pytest.approx(3.85)
+    assert [str(t) for t in parse_targets(["latency=70%"])] == ["latency=70%"]
+    assert str(parse_target("latency=0.5ms")) == "latency=0.5ms"
+    with pytest.raises(FreePruneError, match="for prune and pick alone"):
+        resolve(targets, {"macs": 10.0}, "channel")
+    with pytest.raises(FreePruneError, match="cannot be met at granularity nm"):
+        resolve(targets, {"macs": 10.0}, "nm", timed=True)
+
+
+def test_what_binds_is_what_one_more_unit_would_exceed():
+    def costs(kept):
+        return {"macs": kept.sum(axis=1) * 1.0, "params": kept.max(axis=1) * 1.0}
+
+    space = Space(np.array([4, 4]), np.array([1, 1]), costs, {"macs": 6.0, "params": 3.0})
+    assert binding(space, np.array([3, 3])) == {"macs", "params"}
+    assert binding(space, np.array([3, 2])) == {"params"}
+    assert binding(Space(np.array([4, 4]), np.array([1, 1]), costs, {}), np.array([4, 4])) == frozenset()

@@ -1,0 +1,259 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import freeprune
+from freeprune.backends import BACKENDS
+from freeprune.common import FreePruneError
+from freeprune.engine import prune as run_module
+from freeprune.engine.asked.settings import settings
+from freeprune.engine.command.cli import main
+from freeprune.engine.command.options import passed_on
+from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.run.job import prepare
+from freeprune.metrics import METRICS
+from freeprune.search import STRATEGIES
+
+FAST = [
+    "--trials",
+    "4",
+    "--strategy",
+    "random",
+    "--calibration-images",
+    "64",
+    "--finetune-images",
+    "64",
+    "--target",
+    "macs=60%",
+]
+
+
+def call(*arguments):
+    """Exit status, stdout, stderr."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    status, output, _ = call("train", "digits:cnn", "--data", "digits", "--epochs", "1", "--out", path)
+    assert status == 0
+    assert "test accuracy" in output
+    return path
+
+
+def test_the_seed_decides_the_trained_weights(tmp_path):
+    arguments = ["train", "digits:cnn", "--data", "digits", "--epochs", "0.1"]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        status, _, _ = call(*arguments, "--seed", seed, "--out", tmp_path / f"{name}.safetensors")
+        assert status == 0
+    a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
+    out = tmp_path / "out"
+    status, output, errors = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
+    assert status == 0
+    assert errors == ""
+    for word in ("MACs", "target 60.0%", "after fine-tuning", "compact against ONNX"):
+        assert word in output
+    names = {"config.json", "trials.jsonl", "plan.json", "model.safetensors", "model.onnx", "summary.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == names
+    assert json.loads((out / "config.json").read_text())["target"] == ["macs=60%"]
+
+
+def test_a_network_that_cannot_be_exported_is_pruned_all_the_same(weights, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise FreePruneError("the network cannot be exported to ONNX (an operator is missing); prune it without")
+
+    monkeypatch.setattr(finish_module, "export_onnx", refuse)
+    out = tmp_path / "out"
+    status, output, _ = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
+    assert status == 0
+    assert "warning: the network cannot be exported" in output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["onnx"]["bytes"] is None
+    assert summary["agreement"]["compact_vs_onnx"] is None
+    assert (out / "model.safetensors").exists()
+
+
+def test_json_is_the_summary(weights, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out, "--json"]
+    status, output, _ = call(*arguments)
+    assert status == 0
+    assert json.loads(output) == json.loads((out / "summary.json").read_text())
+    assert call(*arguments, "--resume")[1] == output
+
+
+def test_a_function_of_ones_own_fine_tunes(weights, tmp_path):
+    (tmp_path / "mine.py").write_text("def leave(network, data):\n    return network\n")
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST[:-4], "--target", "macs=60%"]
+    status, output, _ = call(*arguments, "--finetune", f"{tmp_path / 'mine.py'}:leave", "--out", tmp_path / "out", "--json")
+    assert status == 0
+    accuracy = json.loads(output)["accuracy"]
+    assert accuracy["finetuned"] == accuracy["pruned"]
+
+
+@pytest.mark.parametrize(("what", "table"), [("metrics", METRICS), ("strategies", STRATEGIES), ("granularities", BACKENDS)])
+def test_lists_have_a_line_each_with_the_name_first(what, table):
+    status, output, _ = call("list", what)
+    assert status == 0
+    assert [line.split()[0] for line in output.splitlines()] == list(table)
+    assert all(len(line.split()) > 2 for line in output.splitlines())
+
+
+GIVEN = ["prune", "digits:cnn", "--data", "digits", "--target", "macs=50%", "--out", "OUT"]
+
+
+def replaced(**changes):
+    """The arguments of a run with some changed; None leaves one out."""
+    arguments = list(GIVEN)
+    for name, value in changes.items():
+        option = "--" + name.replace("_", "-")
+        if option in arguments:
+            at = arguments.index(option)
+            arguments[at : at + 2] = [option, value] if value is not None else []
+        else:
+            arguments += [option, value]
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (replaced(target="macs=0"), "leaves nothing"),
+        (replaced(target="fast"), "malformed"),
+        (replaced(target=None), "Missing option '--target'"),
+        (replaced(data="digit"), "there is no data 'digit'; did you mean 'digits'"),
+        (replaced(data="imagefolder:nowhere"), "nowhere"),
+        (replaced(weights="nowhere.pt"), "nowhere.pt"),
+        (replaced(trials="many"), "'many' is not a valid integer"),
+        (replaced(mean="a,b"), "--mean 'a,b' is no list of numbers"),
+        (replaced(threads="0"), "--threads is 0"),
+        (replaced(finetune="nowhere.py:f"), "nowhere.py"),
+        ([*replaced(finetune_epochs="1"), "--finetune-images", "5"], "give one"),
+        (["prune", "resnet", *GIVEN[2:]], "resnet"),
+        (["prnue"], "No such command 'prnue'"),
+        (["list", "metric"], "did you mean 'metrics'"),
+        (["train", "digits:cnn", "--data", "digits", "--out", "weights.pt"], "must end in .safetensors"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output, errors = call(*arguments)
+    assert status == 2
+    assert output == ""
+    assert errors.startswith("freeprune: error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreadable_image_stops_the_run_before_the_search(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    bad = tmp_path / "data" / "train" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    out = tmp_path / "out"
+    arguments = ["prune", "cifar:resnet20", "--data", f"imagefolder:{tmp_path / 'data'}", "--target", "macs=50%", "--out", out]
+    status, _, errors = call(*arguments)
+    assert status == 2
+    assert str(bad) in errors
+    assert not out.exists()
+
+
+def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "finish", interrupted)
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", tmp_path / "out"]
+    status, _, errors = call(*arguments)
+    assert status == 130
+    assert "--resume" in errors
+    monkeypatch.undo()
+    assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 5
+    assert call(*arguments, "--resume")[0] == 0
+
+
+def test_help_and_version_need_no_heavy_import():
+    code = "import sys, freeprune.engine.command.cli as c; c.main(['--version'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stdout.startswith("freeprune, version") or "version" in result.stdout
+
+
+def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", "--target", "macs=60%", "--trials", "0"]
+    call(*arguments, "--finetune-epochs", "0", "--calibration-images", "64", "--out", tmp_path / "run")
+    again = ["apply", "digits:cnn", "--weights", weights, "--plan", tmp_path / "run" / "plan.json", "--out"]
+    for name in ("a", "b"):
+        status, output, _ = call(*again, tmp_path / name)
+        assert status == 0
+        assert "parameters" in output
+    for file in ("plan.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
+    assert "already holds a pruned network" in call(*again, tmp_path / "a")[2]
+    assert call(*again, tmp_path / "a", "--force")[0] == 0
+    assert "already holds a run" in call(*again, tmp_path / "run")[2]
+    other = ["apply", "cifar:resnet20", "--weights", weights, "--plan", tmp_path / "run", "--out", tmp_path / "c"]
+    assert call(*other)[0] == 2
+
+
+def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
+    arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", tmp_path / "out"]
+    call(*arguments)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert json.loads(metadata["channels"]) == plan["kept"]
+    assert metadata["granularity"] == "channel"
+
+
+# What a command reads from its options itself, instead of handing it on under its own name.
+READ = {"targets", "threads", "as_json", "mean", "std", "image_size", "data", "learning_rate", "batch_size", "precision"}
+READ |= {"distill", "finetune_epochs", "finetune_images", "function"}
+
+
+@pytest.mark.parametrize("command", ["prune", "compare", "sweep", "correlate"])
+def test_no_option_is_taken_and_then_ignored(command):
+    offered = {parameter.name: None for parameter in main.commands[command].params}
+    assert offered.keys() - READ <= passed_on(getattr(freeprune, command), offered).keys()
+
+
+@pytest.mark.parametrize(("given", "meant"), [(None, None), ("none", ()), ("erk, uniform", ("erk", "uniform"))])
+def test_warm_starts_are_named_or_none_at_all(given, meant):
+    assert passed_on(freeprune.prune, {"warm_starts": given}) == {"warm_starts": meant}
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"), [(9, ()), (10, ("erk", "global", "magnitude")), (300, ("erk", "global", "magnitude"))]
+)
+def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
+    assert settings(["macs=50%"], {"granularity": "weight"}, trials=trials).warm_starts == expected
+    assert settings(["macs=50%"], {"granularity": "weight", "warm_starts": ()}, trials=trials).warm_starts == ()
+    channels = ("uniform", "inner", "magnitude") if expected else ()
+    for granularity in ("channel", "channel+nm"):
+        assert settings(["macs=50%"], {"granularity": granularity}, trials=trials).warm_starts == channels
+
+
+@pytest.mark.parametrize(("granularity", "geometric"), [("channel", False), ("channel+nm", False), ("weight", True)])
+def test_what_stays_of_weights_is_searched_by_factors(granularity, geometric):
+    job = prepare("digits:cnn", None, "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
+    assert job.space.geometric == job.within(job.settings.target).space.geometric == geometric

@@ -1,0 +1,174 @@
+"""The rehearsal: what would fail after the search is refused before it, with nothing written."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+from toys import network
+
+import freeprune
+from freeprune import FreePruneError, Recipe
+from freeprune.backends.onnx import export
+from freeprune.engine import prune as run_module
+from freeprune.engine.command.cli import main
+from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import rehearsal
+
+TRAINED = Recipe(images=20, batch_size=10)
+
+
+def data(length=60, change=lambda labels: labels):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(length) % 3
+    made = TensorDataset(torch.randn(length, 1, 8, 8, generator=generator), change(labels))
+    return made, made
+
+
+class Changed(nn.Module):
+    """A network whose output is changed by a function of it and the mode."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.inner, self.change = network(), change
+
+    def forward(self, x):
+        return self.change(self.inner(x), self.training)
+
+
+def not_exportable(output, training):
+    return output + torch.linalg.eigvals(output.detach().T @ output.detach()).real.sum() * 0
+
+
+class BrokenTest(Dataset):
+    """Its second item cannot be read."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise OSError("no such file")
+        return torch.zeros(1, 8, 8), 0
+
+
+REFUSED = {
+    "dropout in eval mode": ({"model": Changed(lambda y, _: F.dropout(y, 0.5))}, "gives other outputs on the same images"),
+    "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives other outputs .*no random numbers"),
+    "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
+    "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
+    "side output first": ({"model": Changed(lambda y, t: (y.sum(), y) if t else y)}, "expected logits, one tensor"),
+    "dictionary in training": ({"model": Changed(lambda y, t: {"y": y} if t else y)}, "returned a dict; expected logits"),
+    "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
+    "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
+    "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
+    "no export": ({"model": Changed(not_exportable)}, r"cannot be exported .*; --no-rehearsal \(in Python rehearsal=False\)"),
+}  # fmt: skip
+
+
+def prune(out, **more):
+    options = {"target": {"macs": 0.6}, "trials": 2, "calibration_images": 20, "finetune": TRAINED, **more}
+    return freeprune.prune(options.pop("model", network()), options.pop("data", data()), out=out, **options)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_fail_is_refused_before_anything_is_written(name, tmp_path):
+    options, sentence = REFUSED[name]
+    with pytest.raises(FreePruneError, match=sentence) as found:
+        prune(tmp_path / "out", **options)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_it_a_network_that_cannot_be_exported_is_pruned_all_the_same(tmp_path):
+    result = prune(tmp_path / "out", model=Changed(not_exportable), rehearsal=False, finetune=None)
+    assert result.summary["onnx"]["bytes"] is None
+    assert result.summary["onnx"]["warnings"][0].startswith("the network cannot be exported to ONNX")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rehearsal"] is False
+    (tmp_path / "out" / "summary.json").unlink()
+    with pytest.raises(FreePruneError, match="was started with rehearsal = False, not True"):
+        prune(tmp_path / "out", finetune=None, resume=True, model=Changed(lambda y, _: y))
+
+
+def test_surgery_that_changes_the_outputs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "masked", lambda dense, plan: Changed(lambda y, _: y + 1))
+    with pytest.raises(FreePruneError, match="the pruned network computes something else than the masked one"):
+        prune(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "run_onnx", lambda path, images: (torch.ones(2, 3),))
+    with pytest.raises(FreePruneError, match=r"the dense network's ONNX file computes something else .*--no-rehearsal"):
+        prune(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_dense_network_is_exported_once_and_nothing_else_changes(tmp_path, monkeypatch):
+    exported, real = [], export._traced
+
+    def traced(net, inputs, *, dynamic):
+        exported.append(net)
+        return real(net, inputs, dynamic=dynamic)
+
+    monkeypatch.setattr(export, "_traced", traced)
+    summaries = []
+    for rehearsed in (True, False):
+        exported.clear()
+        result = prune(tmp_path / str(rehearsed), rehearsal=rehearsed)
+        assert len(exported) == 2  # the dense and the pruned network
+        summaries.append(result.summary)
+        for key in ("seconds", "latency_ms", "verdict"):
+            result.summary.get("onnx").pop(key, None)
+        result.summary.pop("seconds")
+    assert summaries[0] == summaries[1]
+    for name in ("plan.json", "model.safetensors", "model.onnx"):
+        assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
+
+
+NOISY, FROZEN = Changed(lambda y, _: F.dropout(y, 0.5)), network().requires_grad_(False)
+ENTRIES = {
+    "compare": lambda net, **more: freeprune.compare(net, data(), target={"macs": 0.6}, calibration_images=20, **more),
+    "sweep": lambda net, **more: freeprune.sweep(net, data(), calibration_images=20, **more),
+    "correlate": lambda net, **more: freeprune.correlate(net, data(), target={"macs": 0.6}, calibration_images=20, **more),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_other_entries_rehearse_what_they_do(name, tmp_path):
+    with pytest.raises(FreePruneError, match="gives other outputs on the same images"):
+        ENTRIES[name](NOISY, out=tmp_path / "out")
+    if name != "sweep":  # which trains nothing
+        with pytest.raises(FreePruneError, match="requires a gradient"):
+            ENTRIES[name](FROZEN, out=tmp_path / "out", finetune=TRAINED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_without_a_file_do_not_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_traced", None)
+    dense = Changed(not_exportable)
+    freeprune.compare(
+        dense, data(), target={"macs": 0.6}, strategies=["random"], seeds=1, trials=2, calibration_images=20, finetune=TRAINED,
+        out=tmp_path / "compare",
+    )  # fmt: skip
+    freeprune.sweep(dense, data(), budgets=[0.7, 0.5], trials=2, calibration_images=20, out=tmp_path / "sweep")
+    monkeypatch.undo()
+    with pytest.raises(FreePruneError, match=r"cannot be exported .*--no-rehearsal"):
+        freeprune.pick(tmp_path / "sweep", target={"macs": 0.6}, model=dense, data=data(), out=tmp_path / "picked")
+    assert not (tmp_path / "picked").exists()
+
+
+def test_a_finished_run_is_read_again_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(finish_module, "export_onnx", lambda *_: (_ for _ in ()).throw(FreePruneError("left out")))
+    prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None)
+    monkeypatch.setattr(run_module, "rehearse", None)
+    prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None, resume=True)
+
+
+@pytest.mark.parametrize("command", ["prune", "compare", "sweep", "pick", "correlate"])
+def test_the_option_is_there(command):
+    text = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
+    assert "--rehearsal / --no-rehearsal" in text

@@ -1,0 +1,77 @@
+import pytest
+
+from freeprune.engine.asked.settings import Settings
+from freeprune.engine.delivery.verdict import ELSEWHERE, verdict
+
+
+def said(granularity, ratio, **layout):
+    onnx = {
+        "latency_ms": {"dense": 2.0, "pruned": 2.0 * ratio},
+        "latency_batch": 32,
+        "latency_threads": 1,
+        "gzip_bytes": 61,
+        "dense_gzip_bytes": 100,
+    }
+    return verdict(Settings((), granularity=granularity, **layout), onnx)
+
+
+def test_two_of_four_in_full():
+    assert said("nm", 1.0) == (
+        "2:4 gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread); with gzip its file "
+        "takes 61% of the dense one's; TensorRT and cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "effect"),
+    [
+        (0.5, "is faster than"), (0.94, "is faster than"), (0.96, "gives no speed-up"),
+        (1.04, "gives no speed-up"), (1.06, "is slower than"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("granularity", ["channel", "weight", "channel+block"])
+def test_only_what_lies_outside_the_noise_counts(granularity, ratio, effect):
+    assert f" {effect}" in said(granularity, ratio)
+
+
+def test_channels_that_bring_nothing_point_to_rounding():
+    assert "try --round-to 8" in said("channel", 1.25)
+    assert "try --round-to 8" in said("channel+nm", 1.0)
+    assert "--round-to" not in said("channel", 0.7)
+    assert "--round-to" not in said("channel", 1.25, round_to=8)
+    assert "lower target" in said("channel", 1.25, round_to="conv=8,linear=4")
+
+
+def test_zeros_that_seem_faster_are_put_down_to_compaction():
+    assert "comes from channels that compaction removed" in said("weight", 0.6)
+    assert "compaction" not in said("channel+weight", 0.6)
+    assert "compaction" not in said("channel", 0.6)
+
+
+def test_zeros_that_are_slower_point_to_the_widths_of_compaction():
+    assert "try --no-compaction" in said("weight", 1.2)
+    assert "compaction" not in said("weight", 1.2, compaction=False)
+    assert "compaction" not in said("weight", 1.0)
+    assert "compaction" not in said("channel+weight", 1.2)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "layout", "name"),
+    [
+        ("nm", {"nm": "4"}, "N:4"), ("nm", {"nm": "1:4"}, "1:4"), ("block", {}, "block 1x4"),
+        ("block", {"block": "4x1"}, "block 4x1"), ("channel+nm", {}, "channel+2:4"), ("kernel", {}, "kernel"),
+    ],
+)  # fmt: skip
+def test_the_layout_is_named(granularity, layout, name):
+    assert said(granularity, 1.0, **layout).startswith(f"{name} gives")
+
+
+@pytest.mark.parametrize("granularity", sorted({*ELSEWHERE} - {"channel"}))
+def test_zeros_always_come_with_who_gains_from_them(granularity):
+    for ratio in (0.5, 1.0, 1.5):
+        assert ELSEWHERE[granularity] in said(granularity, ratio)
+        assert ELSEWHERE[granularity] in said(f"channel+{granularity}", ratio)
+
+
+def test_a_granularity_from_elsewhere_promises_nothing():
+    assert "has to be measured there" in said("their-own", 1.0)

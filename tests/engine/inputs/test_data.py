@@ -1,0 +1,553 @@
+"""Images from every kind of source, their normalisation by hand, and the sentence for everything that can go wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from freeprune.common import FreePruneError
+from freeprune.engine.inputs import image_files
+from freeprune.engine.inputs.batches import Data, split, stack
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.image_files import Files
+
+
+def arrays(**changes):
+    images = np.arange(12 * 4 * 5 * 3, dtype=np.uint8).reshape(12, 4, 5, 3)
+    labels = np.arange(12) % 3
+    return {"x_train": images, "y_train": labels, "x_test": images[:3], "y_test": labels[:3], **changes}
+
+
+def npz(folder, **changes):
+    path = folder / "data.npz"
+    np.savez(path, **arrays(**changes))
+    return f"npz:{path}"
+
+
+def pixels(seed, height=6, width=8):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, three training images and one test image each, 8 wide and 6 high, PNG."""
+    root = tmp_path / "images"
+    for part, count in (("train", 3), ("test", 1)):
+        for label, name in enumerate(("ant", "bee")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(pixels(10 * label + i)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def raises(sentence):
+    return pytest.raises(FreePruneError, match=sentence)
+
+
+# --- image folders ----------------------------------------------------------------------------------------------------
+
+
+def test_image_folder_by_hand(folder):
+    data = load_data(f"imagefolder:{folder}")
+    assert (len(data.train), len(data.test), data.classes) == (6, 2, ("ant", "bee"))
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert data.augment
+    assert data.source == f"imagefolder:{folder}"
+    assert [label for _, label in data.train] == [0, 0, 0, 1, 1, 1]
+    image, label = data.train[4]
+    expected = (pixels(11) / 255 - np.array(data.mean)) / np.array(data.std)
+    assert image.dtype == torch.float32
+    assert type(label) is int
+    np.testing.assert_allclose(image.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        data.test[1][0].numpy(), ((pixels(10) / 255 - data.mean) / data.std).transpose(2, 0, 1), atol=1e-5
+    )
+
+
+def test_own_mean_and_std(folder):
+    image, _ = load_data(f"imagefolder:{folder}", mean=(0, 0.5, 1), std=(1, 0.5, 2)).train[0]
+    expected = (pixels(0) / 255 - np.array([0, 0.5, 1])) / np.array([1, 0.5, 2])
+    np.testing.assert_allclose(image.numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_one_by_one_as_in_batches(folder):
+    data = load_data(f"imagefolder:{folder}")
+    images, labels = next(iter(DataLoader(data.train, batch_size=6)))
+    assert torch.equal(images, torch.stack([image for image, _ in data.train]))
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_val_stands_for_test_only_without_test(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(load_data(f"imagefolder:{folder}").test) == 2
+    (folder / "test").mkdir()
+    with raises("test' holds no class folder"):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_folders_within_classes_are_searched_and_other_files_left_out(folder):
+    (folder / "train" / "ant" / "more").mkdir()
+    Image.fromarray(pixels(5)).save(folder / "train" / "ant" / "more" / "x.JPG")
+    (folder / "train" / "ant" / "notes.txt").write_text("no image")
+    (folder / "train" / "ant" / "._0.png").write_text("no image")
+    (folder / "train" / ".hidden").mkdir()
+    assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0] * 4 + [1] * 3
+
+
+def test_other_modes_become_rgb(folder):
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
+    image, _ = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1)).train[0]
+    np.testing.assert_allclose(image.numpy(), np.stack([grey] * 3) / 255, atol=1e-6)
+
+
+def test_image_size_scales_the_shorter_side_and_keeps_the_centre(folder):
+    # Twelve wide and six high, in four bands of three columns: scaling to 2 keeps the inner two bands, one pixel each.
+    bands = np.repeat(np.array([0, 100, 200, 255], np.uint8), 3)
+    image = np.repeat(np.repeat(bands[None, :, None], 6, axis=0), 3, axis=2)
+    for path in folder.rglob("*.png"):
+        Image.fromarray(image).save(path)
+    result, _ = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1 / 255,) * 3, image_size=2).train[0]
+    assert result.shape == (3, 2, 2)
+    assert torch.equal(result[0, 0], result[2, 1])
+    # The triangle filter reaches half a pixel into the neighbouring bands.
+    assert 75 < result[0, 0, 0] < 125
+    assert 175 < result[0, 0, 1] < 225
+
+
+def test_several_sizes_are_scaled_on_access(folder):
+    Image.fromarray(pixels(9, 20, 30)).save(folder / "test" / "bee" / "0.png")
+    data = load_data(f"imagefolder:{folder}")
+    assert isinstance(data.train.pixels, Files)
+    assert data.train[0][0].shape == data.test[1][0].shape == (3, 224, 224)
+    with pytest.raises(IndexError):
+        data.train[6]
+    small = load_data(f"imagefolder:{folder}", image_size=4)
+    assert isinstance(small.train.pixels, torch.Tensor)
+    assert small.test[1][0].shape == (3, 4, 4)
+
+
+def test_what_does_not_fit_into_memory_is_decoded_on_access(folder, monkeypatch):
+    in_memory = load_data(f"imagefolder:{folder}")
+    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3 - 1)
+    on_access = load_data(f"imagefolder:{folder}")
+    assert isinstance(on_access.train.pixels, Files)
+    for part in ("train", "test"):
+        for (image, label), (again, same) in zip(getattr(in_memory, part), getattr(on_access, part), strict=True):
+            assert torch.equal(image, again)
+            assert label == same
+    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3)
+    assert isinstance(load_data(f"imagefolder:{folder}").train.pixels, torch.Tensor)
+
+
+@pytest.mark.parametrize("files", [1, 3, 100])
+def test_images_keep_their_order_however_the_work_is_divided(folder, monkeypatch, files):
+    monkeypatch.setattr(image_files, "FILES_PER_TASK", files)
+    read = load_data(f"imagefolder:{folder}").train.pixels
+    written = np.stack([pixels(seed).transpose(2, 0, 1) for seed in (0, 1, 2, 10, 11, 12)])
+    assert np.array_equal(read.numpy(), written)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut short"])
+@pytest.mark.parametrize("name", ["train/ant/0.png", "test/bee/0.png"])
+def test_unreadable_image_is_named(folder, name, content):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-60] if content is None else content)
+    with raises(f"image '.*{name}' cannot be read") as caught:
+        load_data(f"imagefolder:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_unreadable_images_are_counted(folder):
+    for name in ("bee/1.png", "ant/2.png", "ant/1.png"):
+        (folder / "train" / name).write_bytes(b"")
+    with raises(r"ant/1.png' cannot be read .* \(2 more cannot be read either\)$"):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_sixteen_bits_are_refused_rather_than_clipped(folder):
+    Image.fromarray(np.full((6, 8), 40000, np.uint16)).save(folder / "train" / "ant" / "1.png")
+    with raises(r"ant/1.png' cannot be read .*more than 8 bits"):
+        load_data(f"imagefolder:{folder}")
+
+
+def without(folder, name):
+    for path in sorted((folder / name).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (folder / name).rmdir()
+
+
+def test_folder_without_parts(folder):
+    with raises("no image folder '.*nowhere'"):
+        load_data(f"imagefolder:{folder}/nowhere")
+    without(folder, "test")
+    with raises(r"images' lacks test/ \(or val/\)"):
+        load_data(f"imagefolder:{folder}")
+    without(folder, "train")
+    with raises("images' lacks train/"):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_folder_without_classes(folder):
+    without(folder, "train/bee")
+    with raises("train' holds only the class folder 'ant'; expected"):
+        load_data(f"imagefolder:{folder}")
+    without(folder, "train/ant")
+    with raises("train' holds no class folder; expected"):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_class_without_images(folder):
+    (folder / "test" / "bee" / "0.png").unlink()
+    with raises(r"test/bee' holds no image; expected files that end in .bmp, "):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_classes_that_differ(folder):
+    (folder / "test" / "bee").rename(folder / "test" / "wasp")
+    with raises("train' and '.*test' differ in bee, wasp; expected"):
+        load_data(f"imagefolder:{folder}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mean": (0.5,)},
+        {"std": (1, 1)},
+        {"std": (1, 0, 1)},
+        {"std": (1, -1, 1)},
+        {"std": (1, float("nan"), 1)},
+        {"mean": (0, float("inf"), 0)},
+        {"mean": ()},
+    ],
+)
+def test_normalisation_that_will_not_do(folder, options):
+    with raises("expected 3 finite numbers each"):
+        load_data(f"imagefolder:{folder}", **options)
+
+
+def test_image_size_that_will_not_do(folder):
+    with raises("image size is 0; expected at least 1"):
+        load_data(f"imagefolder:{folder}", image_size=0)
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def test_npz_rgb_by_hand(tmp_path):
+    data = load_data(npz(tmp_path))
+    assert data.classes == ("0", "1", "2")
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    image, label = data.train[1]
+    assert image.shape == (3, 4, 5)
+    assert label == 1
+    # Image 1 begins at value 60: its second channel, row 0, column 2 is 60 + 3 * 2 + 1.
+    assert image[1, 0, 2].item() == pytest.approx((67 / 255 - 0.456) / 0.224, abs=1e-6)
+    assert len(data.test) == 3
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 5), (12, 4, 5, 1)])
+def test_npz_one_channel(tmp_path, shape):
+    images = np.full(shape, 255, np.uint8)
+    data = load_data(npz(tmp_path, x_train=images, x_test=images[:3]))
+    assert (data.mean, data.std, data.augment) == ((0.5,), (0.5,), False)
+    torch.testing.assert_close(data.train[0][0], torch.ones(1, 4, 5))
+
+
+def test_npz_float_is_taken_as_it_is(tmp_path):
+    images = np.random.default_rng(0).normal(size=(12, 2, 4, 5)).astype(np.float32)
+    spec = npz(tmp_path, x_train=images, x_test=images[:3])
+    data = load_data(spec)
+    assert (data.mean, data.std) == ((0.0, 0.0), (1.0, 1.0))
+    np.testing.assert_array_equal(data.train[3][0].numpy(), images[3])
+    scaled = load_data(spec, mean=(1, 0), std=(1, 2)).train[3][0].numpy()
+    np.testing.assert_allclose(scaled[0], images[3, 0] - 1, atol=1e-6)
+    np.testing.assert_allclose(scaled[1], images[3, 1] / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "channels", "augment"), [(24, 3, True), (23, 3, False), (24, 1, False)])
+def test_augmentation_is_for_photographs(tmp_path, height, channels, augment):
+    images = np.zeros((12, height, 30, channels), np.uint8)
+    assert load_data(npz(tmp_path, x_train=images, x_test=images[:3])).augment is augment
+
+
+IMAGES = arrays()["x_train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"y_train": np.arange(11) % 3}, r"y_train is int64 \(11,\); expected integers \(12,\)"),
+        ({"y_test": np.zeros(3)}, r"y_test is float64 \(3,\); expected integers"),
+        ({"y_test": np.zeros((3, 1), np.int64)}, r"y_test is int64 \(3, 1\); expected integers"),
+        ({"y_train": np.arange(12) % 3 + 1}, r"3 different labels from 1 to 3, .*expected classes 0 to K-1"),
+        ({"y_train": np.arange(12) % 3 - 1}, "3 different labels from -1 to 1"),
+        ({"y_train": np.arange(12) % 2 * 2 - 1, "y_test": np.ones(3, np.int64)}, "2 different labels from -1 to 1"),
+        ({"y_train": np.arange(12) % 3 * 2}, "3 different labels from 0 to 4"),
+        ({"y_train": np.zeros(12, np.int64), "y_test": np.zeros(3, np.int64)}, "1 different labels from 0 to 0"),
+        ({"y_test": np.array([0, 1, 3])}, "y_test labels from 0 to 3"),
+        ({"x_test": IMAGES[:3, :3]}, r"x_train is uint8 .* and x_test uint8 .*one image shape"),
+        ({"x_test": IMAGES[:3].transpose(0, 3, 1, 2).astype(np.float32)}, "one type"),
+        ({"x_train": IMAGES.astype(np.float64)}, r"x_train is float64 .*expected uint8"),
+        ({"x_train": IMAGES.transpose(0, 3, 1, 2)}, r"x_train is uint8 \(12, 3, 4, 5\); expected uint8"),
+        ({"x_train": IMAGES.astype(np.float32)[..., 0]}, "expected uint8"),
+        ({"x_test": IMAGES[:0], "y_test": np.zeros(0, np.int64)}, "x_test is .*; expected at least one image"),
+        ({"x_train": np.full((12, 3, 4, 5), np.nan, np.float32)}, "x_train .* NaN or infinite"),
+        ({"y_train": np.array([{}] * 12)}, "cannot be read .*allow_pickle"),
+    ],
+)
+def test_arrays_that_will_not_do(tmp_path, changes, sentence):
+    spec = npz(tmp_path, **changes)
+    with raises(sentence) as caught:
+        load_data(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_npz_files_that_will_not_do(tmp_path):
+    with raises("no data file"):
+        load_data(f"npz:{tmp_path}/none.npz")
+    np.savez(tmp_path / "part.npz", x_train=IMAGES, other=IMAGES)
+    with raises(r"lacks y_train, x_test, y_test \(it holds x_train, other\)"):
+        load_data(f"npz:{tmp_path}/part.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with raises("cannot be read"):
+        load_data(f"npz:{tmp_path}/text.npz")
+    np.save(tmp_path / "lone.npy", IMAGES)
+    with raises("cannot be read .*expected an .npz file"):
+        load_data(f"npz:{tmp_path}/lone.npy")
+
+
+def test_digits():
+    data = load_data("digits")
+    assert (len(data.train), len(data.test), data.augment) == (1438, 359, False)
+    assert data.classes == tuple("0123456789")
+    images, labels = stack(data.train, range(1438))
+    assert images[0].shape == (1438, 1, 8, 8)
+    assert (images[0].min(), images[0].max()) == (-1, 1)
+    assert set(labels.tolist()) == set(range(10))
+    again = load_data("digits", mean=[0], std=[1])
+    assert torch.equal(again.train.labels, data.train.labels)
+    assert torch.allclose(again.train[5][0], data.train[5][0] / 2 + 0.5)
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with raises(r"'digits' needs scikit-learn.*pip install 'freeprune\[digits\]'"):
+        load_data("digits")
+
+
+# --- the user's own ---------------------------------------------------------------------------------------------------
+
+
+def own(count=12, **attributes):
+    dataset = TensorDataset(torch.arange(count * 2.0).view(count, 1, 1, 2), torch.arange(count) % 4)
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+class Plain(Dataset):
+    """Items from a list, and whatever attributes a test gives it."""
+
+    def __init__(self, items, **attributes):
+        self.items = items
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1), 0
+
+    def __len__(self):
+        return 1
+
+
+def doubled(items):
+    return torch.stack([image for image, _ in items]) * 2, torch.tensor([label for _, label in items])
+
+
+def test_pair_of_datasets():
+    train, test = own(), own(4)
+    data = load_data((train, test))
+    assert data.train is train
+    assert data.test is test
+    assert (data.mean, data.std, data.augment, data.collate) == ((), (), False, None)
+    assert data.classes == ("0", "1", "2", "3")
+    assert data.source == "own:TensorDataset"
+    assert load_data(data) is data
+
+
+def test_pair_of_loaders():
+    loaders = [DataLoader(own(), batch_size=3, collate_fn=doubled), DataLoader(own(4), collate_fn=doubled)]
+    data = load_data(loaders)
+    assert data.train is loaders[0].dataset
+    assert data.collate is doubled
+    inputs, _ = stack(data.train, [1], data.collate)
+    assert torch.equal(inputs[0], torch.tensor([[[[4.0, 6.0]]]]))
+    assert load_data((DataLoader(own()), own())).collate is None
+
+
+ITEM = (torch.zeros(1, 2, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes"),
+    [
+        (Plain([ITEM], classes=["cat", "dog"]), ("cat", "dog")),
+        (Subset(Subset(Plain([ITEM] * 3, classes=["cat", "dog"]), [0, 1]), [0]), ("cat", "dog")),
+        (Plain([ITEM], targets=[0, 2, 1]), ("0", "1", "2")),
+        (Plain([ITEM], targets=torch.tensor([0, 1])), ("0", "1")),
+        (Plain([ITEM], targets=["cat", "dog"]), ()),
+        (Plain([ITEM]), ()),
+    ],
+)
+def test_classes_of_own_datasets(dataset, classes):
+    assert load_data((dataset, dataset)).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (3, "the data are a int; expected a pair"),
+        ((own(),), "the data are a tuple; expected a pair"),
+        ((Stream(), own()), "the training data are a Stream, which cannot be indexed"),
+        ((own(), DataLoader(Stream())), "the test data are a Stream, which cannot be indexed"),
+        ((own(), 3), "the test data are a int, which cannot be indexed"),
+        ((own(), Plain([])), "the test dataset is empty"),
+        ((DataLoader(own(), batch_size=None), own()), "the training loader has batch_size=None"),
+        ((DataLoader(own(), collate_fn=doubled), DataLoader(own())), "different collate_fn"),
+        ((Plain([torch.zeros(1)]), own()), "a batch of a Plain is a tensor float32 .*; expected .inputs, labels"),
+        ((Plain([(torch.zeros(1), "cat")]), own()), "a batch of a Plain has a tuple as label"),
+        ((Plain([(torch.zeros(1), 0.5)]), own()), r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
+        ((Plain([(torch.zeros(1), True)]), own()), "expected one integer"),
+        ((Plain([({}, 1)]), own()), "has a dict as input"),
+        ((Plain([(object(), 1)]), own()), "1 items of a Plain cannot be read into a batch .TypeError"),
+    ],
+)
+def test_own_datasets_that_will_not_do(source, sentence):
+    with raises(sentence) as caught:
+        load_data(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_callable(tmp_path):
+    path = tmp_path / "source_of_data.py"
+    path.write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "from freeprune.engine.inputs.batches import Data\n"
+        "def pair(): return [TensorDataset(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 1]))] * 2\n"
+        "def whole(): return Data(*pair(), ('a', 'b'), (0.5,), (0.5,), 'mine', True)\n"
+        "def word(): return 'digits'\n"
+    )
+    data = load_data(f"{path}:pair")
+    assert (len(data.train), data.classes, data.source) == (3, ("0", "1"), f"{path}:pair")
+    whole = load_data(f"{path}:whole")
+    assert (whole.classes, whole.mean, whole.augment, whole.source) == (("a", "b"), (0.5,), True, f"{path}:whole")
+    with raises("the data are a str; expected a pair"):
+        load_data(f"{path}:word")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("digit", "no data 'digit'; did you mean 'digits'"),
+        ("digits:8", "no data 'digits:8'; did you mean 'digits'"),
+        ("", "no data ''; known: digits, imagefolder:DIR"),
+        ("imagefoldr:DIR", "importing 'imagefoldr' failed.*did you mean 'imagefolder:DIR'"),
+    ],
+)
+def test_unknown_spec(spec, sentence):
+    with raises(sentence):
+        load_data(spec)
+
+
+def test_options_that_do_not_apply():
+    for options in ({"mean": (0,)}, {"std": (1,)}):
+        with raises("datasets of your own come normalised"):
+            load_data((own(), own()), **options)
+    for source in ("digits", (own(), own())):
+        with raises("image size of 8 was given, but it applies to imagefolder:DIR only"):
+            load_data(source, image_size=8)
+
+
+# --- split and stack --------------------------------------------------------------------------------------------------
+
+
+def of(count):
+    return Data(own(count), own(4), ("0", "1", "2", "3"), (), (), "own", False)
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "aside"), [(100, 0.1, 10), (10, 0.1, 1), (99, 0.25, 25), (10, 0.01, 1), (10, 0.999, 9)]
+)
+def test_split_is_a_partition(count, validation, aside):
+    train, held_out = split(of(count), 0, validation)
+    assert len(held_out) == aside
+    assert sorted([*train.indices, *held_out.indices]) == list(range(count))
+
+
+def test_seed_decides_the_split():
+    data = of(50)
+    torch.manual_seed(11)  # two different global states: neither may leak in
+    first = split(data, 1)
+    torch.manual_seed(22)
+    state = torch.get_rng_state()
+    second, other = split(data, 1), split(data, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [part.indices for part in first] == [part.indices for part in second]
+    assert [part.indices for part in first] != [part.indices for part in other]
+
+
+def test_split_that_cannot_be():
+    with raises("9 training images; expected at least 10"):
+        split(of(9), 0)
+    for share in (0, 1, -0.5, float("nan")):
+        with raises("validation share is"):
+            split(of(10), 0, share)
+
+
+def test_stack_keeps_the_order():
+    (images,), labels = stack(Subset(own(), [5, 6, 7]), [2, 0])
+    assert images[:, 0, 0].tolist() == [[14, 15], [10, 11]]
+    assert labels.tolist() == [3, 1]
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_stack_of_several_inputs(nested):
+    first, second = torch.zeros(2), torch.ones(3)
+    item = ((first, second), 7) if nested else (first, second, 7)
+    inputs, labels = stack(Plain([item] * 4), [0, 3])
+    assert [value.shape for value in inputs] == [(2, 2), (2, 3)]
+    assert labels.tolist() == [7, 7]
+
+
+def test_stack_that_cannot_be():
+    with raises("2 items of a Plain cannot be read into a batch .*expected items .image tensor, label. of one shape"):
+        stack(Plain([(torch.zeros(1), 0), (torch.zeros(2), 0)]), [0, 1])
+    with raises("0 items of a TensorDataset cannot"):
+        stack(own(), [])
+    with raises(r"1 items of a TensorDataset cannot be read into a batch \(IndexError"):
+        stack(own(), [12])
+    with raises("has a tensor float32 .* as input; expected tensors of 2 rows"):
+        stack(own(), [0, 1], lambda items: (torch.zeros(3, 1), torch.zeros(2, dtype=torch.int64)))
+
+
+def test_stack_names_an_image_that_has_gone(folder):
+    Image.fromarray(pixels(9, 20, 30)).save(folder / "test" / "bee" / "0.png")
+    data = load_data(f"imagefolder:{folder}")
+    (folder / "train" / "ant" / "1.png").unlink()
+    with raises("image '.*ant/1.png' cannot be read"):
+        stack(data.train, [0, 1])

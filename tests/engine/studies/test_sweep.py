@@ -1,0 +1,121 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from freeprune import FreePruneError, pick, sweep
+from freeprune.engine.command.cli import main
+from freeprune.engine.studies.sweep import trials_of
+
+ASKED = {"budgets": [0.3, "70%", 0.5], "trials": 20, "calibration_images": 32}
+
+
+def swept(out, **options):
+    return sweep("digits:cnn", "digits", out=out, **{**ASKED, **options})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, swept(out)
+
+
+def test_every_budget_is_met_and_the_loosest_comes_first(finished):
+    out, found = finished
+    assert json.loads((out / "sweep.json").read_text()) == found
+    assert [one["target"] for one in found["budgets"]] == ["macs=70%", "macs=50%", "macs=30%"]
+    whole = found["dense"]["costs"]["macs"]
+    for one, limit in zip(found["budgets"], (0.7, 0.5, 0.3), strict=True):
+        assert limit * whole - 0.05 * whole < one["costs"]["macs"] <= limit * whole
+        assert one["score"] >= one["uniform"]
+        assert one["trials"] == 20
+
+
+def test_no_trial_beats_the_front(finished):
+    out, found = finished
+    trials = trials_of(out)
+    assert len(trials) == 60
+    front = [(point["costs"]["macs"], point["score"]) for point in found["front"]]
+    assert front == sorted(front)
+    assert all(scores > 0 for scores in np.diff([score for _, score in front]))
+    for trial in trials:
+        assert any(cost <= trial.costs["macs"] and score >= trial.score for cost, score in front)
+
+
+def test_a_budget_begins_with_the_best_of_the_one_before(finished):
+    out, _ = finished
+    from freeprune.engine.store.ledger import Ledger
+
+    before, after = (Ledger(out / "ledgers" / f"0{i}.jsonl").trials for i in range(2))
+    best = max(before, key=lambda trial: trial.score)
+    assert np.array_equal(after[0].proposal, best.proposal)
+
+
+def test_a_sweep_goes_on_where_it_stopped(finished, tmp_path):
+    out, expected = finished
+    (tmp_path / "ledgers").mkdir()
+    (tmp_path / "config.json").write_bytes((out / "config.json").read_bytes())
+    for name, lines in (("00.jsonl", 21), ("01.jsonl", 13)):
+        content = (out / "ledgers" / name).read_bytes().splitlines(keepends=True)
+        (tmp_path / "ledgers" / name).write_bytes(b"".join(content[:lines]))
+    again = swept(tmp_path, resume=True)
+    for one, other in zip(again["budgets"], expected["budgets"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert again["front"] == expected["front"]
+
+
+def test_any_point_becomes_a_finished_run(finished, tmp_path):
+    out, found = finished
+    result = pick(out, target=["macs=40%"], out=tmp_path / "run", finetune=None)
+    cost = result.summary["cost"]["macs"]
+    assert cost["pruned"] <= cost["target"] == int(0.4 * cost["dense"])
+    assert result.summary["score"]["best"] >= result.summary["score"]["uniform"]
+    assert (tmp_path / "run" / "model.onnx").exists()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"] == str(out)
+    exact = pick(out, target=["macs=50%"], out=tmp_path / "exact", finetune=None)
+    assert exact.summary["score"]["best"] >= found["budgets"][1]["score"]
+
+
+def test_fixed_targets_hold_everywhere(tmp_path):
+    found = swept(tmp_path, target=["params=40%"], trials=5, budgets=[0.9, 0.6])
+    assert all(one["costs"]["params"] <= 0.4 * found["dense"]["costs"]["params"] for one in found["budgets"])
+    picked = pick(tmp_path, target=["macs=70%"], out=tmp_path / "run", finetune=None)
+    assert picked.summary["cost"]["params"]["pruned"] <= 0.4 * picked.summary["cost"]["params"]["dense"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budgets": [0.5]}, "at least two budgets"),
+        ({"budgets": [0.5, "60M"]}, "partly relative"),
+        ({"budgets": [0.5, "x"]}, "malformed"),
+        ({"cost": "flops"}, "unknown cost"),
+        ({"target": ["macs=50%"]}, "cannot be a fixed target as well"),
+        ({"budgets": [0.5, 0.001]}, "cannot be met"),
+    ],
+)
+def test_what_cannot_be_swept_is_a_sentence_before_any_search(options, message, tmp_path):
+    with pytest.raises(FreePruneError, match=message):
+        swept(tmp_path, **options)
+    assert not list(tmp_path.glob("ledgers/*"))
+
+
+def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
+    with pytest.raises(FreePruneError, match="holds no run"):
+        pick(tmp_path, target=["macs=50%"], out=tmp_path / "run")
+
+
+def test_the_commands_print_tables_and_draw_the_front(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["sweep", "digits:cnn", "--data", "digits", "--budgets", "60%,40%", "--trials", "6"]
+    result = CliRunner().invoke(main, [*arguments, "--calibration-images", "32", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "macs=60%" in result.output
+    assert "freeprune pick" in result.output
+    for name in ("sweep.png", "sweep.svg"):
+        assert (out / name).stat().st_size > 1000
+    arguments = ["pick", str(out), "--target", "macs=45%", "--finetune-epochs", "0", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "channel pruning" in result.output

@@ -1,0 +1,419 @@
+import json
+import threading
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as masks
+from torch.utils.data import TensorDataset
+from toys import network
+
+import freeprune
+from freeprune.engine import prune as run_module
+from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.inputs.networks import NETWORKS
+
+GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
+
+
+def pair(seed=0):
+    """Stripes in one of three directions, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(count):
+        labels = torch.arange(count) % 3
+        x, y = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+        waves = torch.stack([torch.sin(1.5 * a) for a in (x, y, x + y)])
+        return TensorDataset((waves[labels] + torch.randn(count, 8, 8, generator=generator)).unsqueeze(1), labels)
+
+    return make(200), make(60)
+
+
+def prune(out, granularity="channel", **options):
+    settings = {
+        "target": GRANULARITIES.get(granularity),
+        "granularity": granularity,
+        "strategy": "random",
+        "trials": 12,
+        "calibration_images": 80,
+        "finetune": freeprune.Recipe(epochs=1, batch_size=32),
+    }
+    return freeprune.prune(options.pop("model", network()), options.pop("data", pair()), out=out, **{**settings, **options})
+
+
+@pytest.fixture(scope="module", params=sorted(GRANULARITIES))
+def finished(request, tmp_path_factory):
+    return prune(tmp_path_factory.mktemp("run") / "out", request.param)
+
+
+def test_the_summary_says_what_was_asked_for(finished):
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    assert summary == finished.summary
+    granularity = finished.plan.granularity
+    assert (summary["cost"]["params"] is None) == (granularity == "weight")
+    name = next(iter(GRANULARITIES[granularity]))
+    cost = summary["cost"][name]
+    assert cost["pruned"] <= cost["target"] < cost["dense"]
+    assert cost["target"] == int(GRANULARITIES[granularity][name] * cost["dense"])
+    assert set(summary["accuracy"]) == {"dense", "pruned", "finetuned"}
+    assert summary["score"]["best"] >= summary["score"]["uniform"]
+    assert summary["agreement"]["masked_vs_compact"] < 1e-5
+    assert summary["agreement"]["compact_vs_onnx"] < 1e-4
+    assert set(summary["seconds"]) == {"trace", "search", "overhead", "per_trial", "finetune", "export"}
+    assert set(summary["onnx"]["latency_ms"]) == {"dense", "pruned"}
+    assert summary["seed"] == 0
+
+
+def test_the_loaded_network_is_the_result(finished):
+    loaded = freeprune.load(finished.folder, network())
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), finished.network(images))
+        session = onnxruntime.InferenceSession(finished.folder / "model.onnx", providers=["CPUExecutionProvider"])
+        (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        assert np.allclose(output, loaded(images).numpy(), atol=1e-4)
+
+
+def test_single_weights_are_counted_exactly_and_stay_zero(tmp_path):
+    result = prune(tmp_path / "out", "weight", compaction=False)
+    layers = [m.weight for m in result.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    kept = sum(int(mask.sum()) for mask in result.plan.masks.values())
+    others = sum(w.numel() for n, w in result.network.named_parameters() if w.dim() > 1 and n not in result.plan.masks)
+    total = sum(w.numel() for w in layers)
+    assert kept + others == total // 5 == result.summary["cost"]["nonzero"]["pruned"]
+    for name, mask in result.plan.masks.items():
+        assert not dict(result.network.named_parameters())[name][~mask].any()
+
+
+def test_a_compressed_file_is_smaller_and_computes_the_same(tmp_path):
+    options = {"target": {"nonzero": 0.1}, "trials": 0, "finetune": None, "compaction": False}
+    plain, small = (prune(tmp_path / str(c), "weight", compress=c, **options) for c in (False, True))
+    assert plain.summary["onnx"]["compressed"] is None
+    found = small.summary["onnx"]["compressed"]
+    assert found["before"] == plain.summary["onnx"]["bytes"]
+    assert found["bytes"] == small.summary["onnx"]["bytes"] == (small.folder / "model.onnx").stat().st_size < found["before"]
+    assert small.summary["agreement"] == plain.summary["agreement"]
+
+
+def test_the_verdict_goes_by_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(finish_module, "latency_ms", lambda *_, **__: {"dense": 2.0, "pruned": 2.0})
+    verdict = prune(tmp_path / "out", "weight", trials=0, finetune=None).summary["onnx"]["verdict"]
+    assert verdict.startswith(
+        "weight gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread)"
+    )
+
+
+def dying(smaller, data):
+    """Leaves two channels of the first layer without weights, as fine-tuning with masks may."""
+    with torch.no_grad():
+        smaller[0].weight[:2] = 0
+        smaller[1].bias[0], smaller[1].bias[1] = -1.0, 0.5
+    return smaller
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_channels_that_no_longer_matter_leave_after_fine_tuning(granularity, tmp_path):
+    result = prune(tmp_path / "out", granularity, trials=0, finetune=dying)
+    params = result.summary["compaction"]["params"]
+    assert params["after"] < params["before"]
+    width = len(result.plan.kept.get("0.weight", {}).get(0, range(8)))
+    assert result.network[0].out_channels < width
+    loaded = freeprune.load(tmp_path / "out", network())
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.network(images))
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    assert len(json.loads(metadata["channels"])["0.weight"]["0"]) == result.network[0].out_channels
+
+
+def test_n_of_m_layouts_are_not_compacted(tmp_path):
+    result = prune(tmp_path / "out", "nm", target={"nonzero": 0.7}, trials=0, finetune=dying)
+    assert "N:M" in result.summary["compaction"]["note"]
+
+
+def test_the_callers_network_is_untouched(tmp_path):
+    dense = network().train()
+    before = {name: t.clone() for name, t in dense.state_dict().items()}
+    prune(tmp_path / "out", model=dense)
+    assert dense.training
+    assert all(torch.equal(before[name], t) for name, t in dense.state_dict().items())
+
+
+def same_files(a, b):
+    """Times aside, two run folders hold the same."""
+    for name in ("config.json", "plan.json", "model.safetensors", "model.onnx"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    times = {"seconds": 0, "elapsed": 0, "overhead": 0}
+    strip = [[{**json.loads(x), **times} for x in (f / "trials.jsonl").read_text().splitlines()] for f in (a, b)]
+    assert strip[0] == strip[1]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
+    for summary in summaries:
+        del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
+    assert summaries[0] == summaries[1]
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.mark.parametrize(("stage", "at"), [("search", 1), ("search", 7), ("fine-tune", 2), ("export", 0)])
+def test_a_run_killed_anywhere_and_resumed_ends_as_if_it_was_not(stage, at, finished, tmp_path):
+    def killer(name, done, total, note):
+        if (name, done) == (stage, at):
+            raise Killed
+
+    granularity = finished.plan.granularity
+    with pytest.raises(Killed):
+        prune(tmp_path / "out", granularity, progress=killer)
+    assert not (tmp_path / "out" / "summary.json").exists()
+    prune(tmp_path / "out", granularity, resume=True)
+    same_files(tmp_path / "out", finished.folder)
+
+
+def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path):
+    def told(name, data):
+        stages = []
+        prune(tmp_path / name, data=data, trials=1, finetune=None, progress=lambda *stage: stages.append(stage))
+        assert stages[0][0] == "dense" and stages[0][2] == 80  # noqa: PT018
+        return stages[0]
+
+    images, net = pair()[0].tensors[0], network().eval()
+    best = net(images).argmax(1)
+    _, right, _, note = told("own", (TensorDataset(images, best), TensorDataset(images, best)))
+    assert right > 70  # all, but for what the statistics of the batch change
+    assert note == "of the calibration images right"
+    wrong = (best + 1) % 3
+    _, right, _, note = told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong)))
+    assert right < 10
+    assert "hardly more than by guessing: are weights, --mean" in note
+
+
+def test_a_finished_run_is_only_read_again(finished, monkeypatch):
+    monkeypatch.setattr(run_module, "search", None)
+    again = prune(finished.folder, finished.plan.granularity, resume=True)
+    assert again.summary == finished.summary
+
+
+def test_a_folder_with_a_run_is_kept_unless_told(tmp_path):
+    out = tmp_path / "out"
+    prune(out, trials=2, finetune=None)
+    before = (out / "trials.jsonl").read_bytes()
+    with pytest.raises(freeprune.FreePruneError, match="already holds a run; go on with --resume"):
+        prune(out)
+    with pytest.raises(freeprune.FreePruneError, match="was started with trials = 2, not 3"):
+        prune(out, trials=3, finetune=None, resume=True)
+    with pytest.raises(freeprune.FreePruneError, match="give one"):
+        prune(out, resume=True, force=True)
+    assert (out / "trials.jsonl").read_bytes() == before
+    (out / "notes.txt").write_text("mine")
+    prune(out, trials=3, finetune=None, force=True)
+    assert len((out / "trials.jsonl").read_text().splitlines()) == 4
+    assert (out / "notes.txt").read_text() == "mine"
+    with pytest.raises(freeprune.FreePruneError, match="holds no run to resume"):
+        prune(tmp_path / "new", resume=True)
+    with pytest.raises(freeprune.FreePruneError, match="is a file"):
+        prune(out / "notes.txt")
+
+
+def test_no_trials_mean_equal_rates(tmp_path):
+    result = prune(tmp_path / "out", "weight", trials=0, finetune=None)
+    assert result.summary["score"]["best"] == result.summary["score"]["uniform"]
+    assert result.summary["seconds"]["per_trial"] is None
+    assert np.ptp(list(result.plan.rates.values())) < 0.02
+
+
+def test_no_fine_tuning_is_reported_as_none(tmp_path):
+    result = prune(tmp_path / "out", trials=2, finetune=None)
+    assert result.summary["accuracy"]["finetuned"] is None
+
+
+def smallest(candidate, dense, batch):
+    """In entries of tensors, as a tensor: what a metric has at its end, often enough."""
+    return -torch.tensor(sum(tensor.numel() for tensor in candidate.tensors.values()))
+
+
+def test_the_users_own_metric_decides_and_is_recorded(tmp_path):
+    result = prune(tmp_path / "a", metric=smallest, finetune=None)
+    scores = [json.loads(line)["score"] for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()[1:]]
+    assert len(set(scores)) > 1
+    assert all(score < 0 and score.is_integer() for score in scores)
+    assert result.summary["score"]["best"] == max(scores)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["metric"].endswith("test_run:smallest")
+    file = tmp_path / "mine.py"
+    file.write_text("def one(candidate, dense, batch):\n    return 1.0\n")
+    assert prune(tmp_path / "b", metric=f"{file}:one", finetune=None).summary["score"]["best"] == 1.0
+
+
+def test_the_users_own_fine_tuning_is_taken_and_held_to_the_masks(tmp_path):
+    def ruin(smaller, data):
+        with torch.no_grad():
+            for parameter in smaller.parameters():
+                parameter.add_(1.0)
+        return smaller.train()
+
+    result = prune(tmp_path / "out", "weight", trials=2, finetune=ruin, compaction=False)
+    assert not result.network.training
+    for name, mask in result.plan.masks.items():
+        weight = dict(result.network.named_parameters())[name]
+        assert not weight[~mask].any()
+        assert weight[mask].all()
+    with pytest.raises(freeprune.FreePruneError, match="returned NoneType; return the trained network"):
+        prune(tmp_path / "other", trials=2, finetune=lambda smaller, data: None)
+
+
+def test_distillation_needs_no_teacher_from_the_user(tmp_path):
+    plain = prune(tmp_path / "a", trials=2)
+    distilled = prune(tmp_path / "b", trials=2, finetune=freeprune.Recipe(epochs=1, batch_size=32, distill=0.7))
+    assert not torch.equal(plain.network[0].weight, distilled.network[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularity": "channel", "strategy": "evolutoin"}, "there is no strategy 'evolutoin'; did you mean 'evolution'"),
+        ({"metric": "freprune"}, "there is no metric 'freprune'; did you mean 'freeprune'"),
+        ({"criterion": "l3"}, "there is no criterion 'l3'"),
+        ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
+        ({"trials": -1}, "--trials is -1; give 0 or more"),
+        ({"round_to": 0}, "--round-to 0 is no number"),
+        ({"only": ["stem"]}, "--only 'stem' matches no layer"),
+        ({"max_rate": 1.0}, "--max-rate is 1"),
+        ({"target": {"macs": 0.001}}, "cannot be met: the smallest network allowed has"),
+        ({"target": {"macs": 0}}, "leaves nothing"),
+        ({"target": ["macs=200%"]}, "more than the dense network has"),
+        ({"calibration_images": 1}, "too few for batch statistics"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))}, "rejects an input of shape 1x1x8x8"),
+        ({"model": nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(3))}, "'2.weight' has no size yet"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))}, "nothing to prune"),
+        ({"round_to": 64}, "no channel that may be removed .*lower --round-to 64"),
+        ({"weights": "missing.safetensors"}, "missing.safetensors"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_leaves_nothing_behind(options, message, tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match=message):
+        prune(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_granularity_does_not_do_is_a_sentence(tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match="there is no granularity 'chanel'; did you mean 'channel'"):
+        freeprune.prune(network(), pair(), target={"macs": 0.5}, granularity="chanel", out=tmp_path / "out")
+    with pytest.raises(freeprune.FreePruneError, match="params=50% means nothing at granularity weight"):
+        prune(tmp_path / "out", "weight", target={"params": 0.5})
+    with pytest.raises(freeprune.FreePruneError, match="--round-to 8 does not apply to granularity weight"):
+        prune(tmp_path / "out", "weight", round_to=8)
+
+
+def test_a_network_with_fewer_outputs_than_classes_is_refused_before_the_search(tmp_path):
+    narrow = network()
+    narrow[7] = nn.Linear(12, 2)
+    with pytest.raises(freeprune.FreePruneError, match="has 2 outputs and the data 3 classes"):
+        prune(tmp_path / "out", model=narrow)
+    assert not (tmp_path / "out").exists()
+
+
+class Needs(nn.Module):
+    """A forward pass that takes more than images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x, labels):
+        return self.conv(x).mean((2, 3))
+
+
+def mixed():
+    dense = network()
+    dense[3].to("meta")
+    return dense
+
+
+def spoilt():
+    dense = network()
+    with torch.no_grad():
+        dense[3].weight[0, 0] = float("nan")
+    return dense
+
+
+def locked():
+    dense = network()
+    dense.lock = threading.Lock()
+    return dense
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (locked, "the network cannot be copied .*lock.*make its modules hold plain parameters"),
+        (Needs, "rejects an input of shape 1x1x8x8: .*missing 1 required positional argument: 'labels'"),
+        (lambda: torch.jit.script(network()), "'the network' is scripted"),
+        (mixed, "lie on cpu and meta; move it to one device"),
+        (spoilt, "'3.weight' holds values that are not finite"),
+    ],
+)
+def test_networks_that_cannot_be_pruned_are_sentences(make, message, tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match=message):
+        prune(tmp_path / "out", model=make())
+    assert not (tmp_path / "out").exists()
+
+
+def test_load_refuses_what_is_not_the_run(finished, tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match="another network"):
+        freeprune.load(finished.folder, NETWORKS["digits:cnn"]())
+    with pytest.raises(freeprune.FreePruneError, match=r"no plan\.json"):
+        freeprune.load(tmp_path, network())
+    for file in finished.folder.glob("*[ks].*s*"):
+        if file.name != "model.safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "plan.json").write_bytes((finished.folder / "plan.json").read_bytes())
+    with pytest.raises(freeprune.FreePruneError, match="is missing; finish the run"):
+        freeprune.load(tmp_path, network())
+    (tmp_path / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(freeprune.FreePruneError, match="does not hold the pruned network's weights"):
+        freeprune.load(tmp_path, network())
+
+
+def normed(layer):
+    return nn.utils.weight_norm(layer)
+
+
+def spectral(layer):
+    return nn.utils.spectral_norm(layer)
+
+
+def live_mask(layer):
+    masks.l1_unstructured(layer, "weight", 0.3)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*norm.*:FutureWarning", "ignore:.*norm.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("change", "granularity"), [(normed, "weight"), (spectral, "weight"), (live_mask, "weight"), (live_mask, "nm")]
+)
+def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_path):
+    """Through `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`: the layer beside them is pruned in any case."""
+
+    def make():
+        made = network()
+        made.append(nn.ReLU()).append(nn.Linear(3, 16)).append(nn.ReLU()).append(nn.Linear(16, 3))
+        change(made[3])
+        return made.train()
+
+    dense = make()
+    dense(torch.randn(4, 1, 8, 8))
+    target = {"nonzero": 0.9 if granularity == "weight" else 0.99}
+    result = prune(tmp_path / "out", granularity, model=dense, target=target, trials=2)
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        expected = result.network(images)
+        assert torch.equal(freeprune.load(tmp_path / "out", make())(images), expected)
+        (output,) = run_module.run_onnx(tmp_path / "out" / "model.onnx", (images,))
+    assert np.allclose(output, expected.numpy(), atol=1e-4)
+    if change is not live_mask:
+        with pytest.raises(freeprune.FreePruneError, match=r"cannot be met: .*'3\.weight_"):
+            prune(tmp_path / "harsh", granularity, model=dense, target={"nonzero": 0.1}, trials=2)

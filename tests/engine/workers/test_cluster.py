@@ -1,0 +1,256 @@
+"""On a Ray cluster of three nodes, all of them on this machine."""
+
+import os
+import socket
+import threading
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from freeprune import FreePruneError, Recipe, correlate
+from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.run.job import prepare
+from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.workers import cluster as ray_workers
+from freeprune.engine.workers import base as workers
+from freeprune.engine.workers.base import Placement
+from freeprune.engine.workers.pool import check, pool
+
+ray = pytest.importorskip("ray")
+
+# Workers as nice as anyone, and a node that is gone is missed at once.
+SYSTEM = {
+    "worker_niceness": 0,
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_failure_threshold": 3,
+}
+NETWORK = """
+import torch
+from helper import Twice
+
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        self.twice = Twice()
+
+    def forward(self, x):
+        return self.twice(self.layers(x))
+"""
+HELPER = """
+import torch
+
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Actors go to three nodes of one CPU; the fourth, which has none, is the one that the tests are connected to."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM})
+    try:
+        for _ in range(3):
+            nodes.add_node(num_cpus=1, wait=False)
+        nodes.wait_for_nodes()
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def prepared(model, granularity="channel"):
+    settings = Settings(parse_targets(["macs=40%"]), granularity, calibration_images=32)
+    job = prepare(model, None, "digits", settings, None)
+    return job, list(draw_candidates(job.space, 12, 0))
+
+
+def here(function, items):
+    with pool(function, Placement(1)) as given:
+        return dict(given.each(items))
+
+
+def test_a_node_that_goes_costs_its_trials_and_nothing_else(cluster, tmp_path):
+    job, trials = prepared("digits:cnn")
+    score, started, fifo = job.scorer(), tmp_path / "started", tmp_path / "node"
+    os.mkfifo(fifo)
+
+    def scored(trial):
+        """The first trial, at its first try, says where it runs and never ends."""
+        position, kept = trial
+        if position == 0 and not started.exists():
+            started.touch()
+            fifo.write_text(ray.get_runtime_context().get_node_id())
+            threading.Event().wait()
+        return score(kept)[0]
+
+    items = list(enumerate(trials))
+    found = {}
+    with pool(scored, Placement(ray=cluster.address)) as given:
+        for position, value in given.each(items):
+            if len(found) == 2:
+                lost = fifo.read_text()  # waits for the trial to say so
+                cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == lost), allow_graceful=False)
+            found[position] = value
+        again = dict(given.each(items))  # a replacement, which nobody can schedule now, keeps nobody waiting
+    started.touch()
+    assert found == again == here(scored, items)
+
+
+def test_a_network_from_a_file_travels_with_its_code(cluster, tmp_path):
+    (tmp_path / "network.py").write_text(NETWORK)
+    (tmp_path / "helper.py").write_text(HELPER)
+    job, trials = prepared(f"{tmp_path / 'network.py'}:Own", "weight")
+    for path in tmp_path.glob("*.py"):
+        path.unlink()  # actors cannot import them
+    score = job.scorer()
+    with pool(lambda kept: score(kept)[0], Placement(1, ray=cluster.address)) as given:
+        assert dict(given.each(trials)) == here(lambda kept: score(kept)[0], trials)
+
+
+def test_a_study_on_the_cluster_is_the_same(cluster, tmp_path):
+    asked = {"target": ["macs=40%"], "candidates": 3, "seeds": 1, "finetune": Recipe(images=64), "calibration_images": 32}
+    studies = [
+        correlate("digits:cnn", "digits", out=tmp_path / name, metrics=["freeprune", "snip"], **asked, **options)
+        for name, options in {"ray": {"ray": cluster.address}, "here": {"workers": 1}}.items()
+    ]
+    assert studies[0]["candidates"] == studies[1]["candidates"]
+
+
+def test_errors_come_through_and_items_that_kill_end_the_run(cluster, monkeypatch):
+    monkeypatch.setattr(workers, "DEATHS", 1)  # each costs the start of an actor
+
+    def odd(n):
+        if n < 0:
+            os._exit(1)
+        return 1 / n, np.zeros(3)
+
+    with pool(odd, Placement(1, ray=cluster.address)) as given:
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(given.each([1, 0]))
+        assert "in odd" in caught.value.__notes__[0]
+        with pytest.raises(FreePruneError, match="a worker died 1 times at the same item"):
+            list(given.each([-1]))
+
+
+def test_what_no_node_has_is_one_sentence(cluster, monkeypatch):
+    monkeypatch.setattr(ray_workers, "PATIENCE", 0.1)
+    sentence = "no Ray actor of 1 CPU and 0.25 GPU was to be had in"
+    with pool(str, Placement(2, ray=cluster.address, gpus=0.25)) as given, pytest.raises(FreePruneError, match=sentence):
+        list(given.each([1]))
+
+
+class Fragile:
+    """Can be pickled, and never be unpickled, as on a node where a package is missing."""
+
+    def __reduce__(self):
+        return int, ("many",)
+
+
+def test_actors_that_cannot_start_are_one_sentence(cluster, monkeypatch):
+    fragile, placement = Fragile(), Placement(1, ray=cluster.address)
+    sentence = r"cannot rebuild what it was sent \(ValueError: invalid literal"
+    with pool(lambda n: (n, fragile), placement) as given, pytest.raises(FreePruneError, match=sentence):
+        list(given.each([1]))
+
+    class Dying:
+        def load(self, packed):
+            os._exit(1)
+
+    monkeypatch.setattr(ray_workers, "_Actor", Dying)
+    sentence = "3 Ray actors in a row died while they started"
+    with pool(str, placement) as given, pytest.raises(FreePruneError, match=sentence):
+        list(given.each([1]))
+
+
+def test_there_are_as_many_actors_as_the_cluster_has_room_for():
+    class Fake:
+        def cluster_resources(self):
+            return {"CPU": 8.0, "GPU": 1.0}
+
+    assert ray_workers._room(Fake(), 0.0) == 8
+    assert ray_workers._room(Fake(), 0.25) == 4
+    assert ray_workers._room(Fake(), 2.0) == 1  # the cluster may yet grow
+
+
+def test_what_cannot_be_pickled_is_one_sentence(cluster):
+    lock = threading.Lock()
+    workers = pool(lambda n: (n, lock), Placement(1, ray=cluster.address))
+    with pytest.raises(FreePruneError, match=r"cannot be sent to Ray actors \(TypeError: cannot pickle"):
+        workers.__enter__()
+
+
+@pytest.fixture
+def port():
+    """One that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_an_unreachable_cluster_is_one_sentence(address, port, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")  # where "auto" looks first
+    sentence = rf"the Ray cluster at .*:{port}\)? cannot be reached \(ConnectionRefusedError: .*; give HOST:PORT"
+    with pytest.raises(FreePruneError, match=sentence):
+        check(Placement(ray=address.format(port)))
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:port", "ray://127.0.0.1:port"])
+def test_an_address_that_is_none_is_one_sentence(address):
+    with pytest.raises(FreePruneError, match=f"Ray cluster at .*{address}.* "):
+        check(Placement(ray=address))
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_listens_and_is_not_ray_is_one_sentence(answer, monkeypatch):
+    """Such as Ray's own dashboard; ray.init would wait for two minutes and end this process."""
+    monkeypatch.setattr(ray_workers, "REACH", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(answer)
+                with suppress(ConnectionResetError):
+                    while connection.recv(1000):  # until the other side gives up
+                        pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(FreePruneError, match="cannot be reached"):
+            check(Placement(ray=f"ray://127.0.0.1:{server.getsockname()[1]}"))
+        thread.join()
+
+
+def test_a_proxy_that_knows_no_ray_is_one_sentence(monkeypatch):
+    """It greets as Ray's servers do, and then says nothing."""
+    monkeypatch.setattr(ray_workers, "REACH", 0.2)
+    done = threading.Event()
+    with socket.create_server(("", 0)) as server:  # Ray replaces 127.0.0.1 by the address that others see
+
+        def greet(connection):
+            with connection, suppress(OSError):
+                connection.sendall(b"\0\0\0\4\0\0\0\0\0")
+                while connection.recv(1000):  # until the other side gives up
+                    pass
+
+        def serve():
+            with suppress(OSError):  # the socket is closed when the test is over
+                while not done.is_set():
+                    threading.Thread(target=greet, args=[server.accept()[0]], daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(FreePruneError, match="nothing that Ray understands came within"):
+            check(Placement(ray=f"127.0.0.1:{server.getsockname()[1]}"))
+        done.set()
+
+
+def test_a_gpu_on_this_side_only_is_refused(monkeypatch):
+    monkeypatch.setattr(ray_workers.torch.cuda, "is_available", lambda: True)
+    with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without --ray-gpus have none"):
+        check(Placement(ray="auto"))
