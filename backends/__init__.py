@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..common import FreePruneError, find
 from .base import Backend, Group
 from .compaction.compaction import compact
@@ -19,7 +17,7 @@ from .granularity.weight import Weight
 from .plan import Plan
 from .surgery.surgery import apply, masked
 
-BACKENDS: dict[str, Any] = {
+BACKENDS: dict[str, type[Backend]] = {
     "channel": Channel,
     "weight": Weight,
     "nm": NM,
@@ -29,7 +27,7 @@ BACKENDS: dict[str, Any] = {
 }
 
 
-def find_backend(granularity: str) -> Any:
+def find_backend(granularity: str) -> type[Backend]:
     """The class of a granularity, or of `channel` composed with another, as in `channel+nm`.
 
     Raises:
@@ -38,11 +36,11 @@ def find_backend(granularity: str) -> Any:
     first, plus, second = granularity.partition("+")
     if not plus:
         return find(BACKENDS, granularity, "granularity")
-    classes = find(BACKENDS, first, "granularity"), find(BACKENDS, second, "granularity")
-    if classes[0] is not Channel or not issubclass(classes[1], Masked):
+    channel, mask = find(BACKENDS, first, "granularity"), find(BACKENDS, second, "granularity")
+    if channel is not Channel or not issubclass(mask, Masked):
         masking = ", ".join(name for name, backend in BACKENDS.items() if issubclass(backend, Masked))
         raise FreePruneError(f"{granularity} cannot be composed; write channel+ one of {masking}")
-    return Composed.of(classes[1])
+    return Composed.of(mask)
 
 
 __all__ = ["BACKENDS", "CRITERIA", "Backend", "Group", "Plan", "apply", "compact", "find_backend", "importance", "masked"]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from ..common import Candidate, Profile
+from ..common import Candidate, Inputs, Profile
 from .criteria import Importance
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from .granularity.channel import Channel
+    from .granularity.masked import Masked
 
 Counts = NDArray[np.int64]
 
@@ -36,11 +42,47 @@ class Group:
 class Backend(Protocol):
     """One granularity of pruning, made for one network.
 
+    It answers for itself: nothing outside asks for its name or class.
+
     Attributes:
+        name: as users write it.
+        shrinks: whether tensors become smaller, so that other costs than non-zero weights change.
+        factors: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it.
+        warm_starts: the allocations that a search begins with by default.
+        uncompacted: why channels that zeros made useless must not be removed afterwards; None where they may be.
+        gain: who runs it faster, if not the runtime that was measured, as the end of a sentence.
         groups: in the order of the network; one entry of the rate vector each.
+        dense: by the name of its weight, why a layer is left as it is.
+        channel: the part that removes channels, if there is one.
+        mask: the part that leaves zeros in place, if there is one.
     """
 
+    name: ClassVar[str]
+    shrinks: ClassVar[bool]
+    factors: ClassVar[bool]
+    warm_starts: ClassVar[tuple[str, ...]]
+    uncompacted: ClassVar[str | None]
+    gain: ClassVar[str]
     groups: tuple[Group, ...]
+
+    def __init__(self, network: nn.Module, inputs: Inputs, importance: Importance, **options: Any) -> None: ...
+
+    @classmethod
+    def is_masked(cls, group: str) -> bool:
+        """Whether a group of this name is a layer whose weights become zero, and not channels."""
+
+    @property
+    def described(self) -> str:
+        """The granularity with its layout, such as `block 1x4`."""
+
+    @property
+    def dense(self) -> Mapping[str, str]: ...
+
+    @property
+    def channel(self) -> Channel | None: ...
+
+    @property
+    def mask(self) -> Masked | None: ...
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         """Each cost `(P,)` of the networks that keep `kept` `(P, L)` units of each group."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,12 +25,18 @@ class Block(Masked):
     """
 
     name = "block"
+    gain: ClassVar[str] = "only kernels written for such blocks gain from them"
     options = ("block",)
 
     def __init__(self, *args: Any, block: str = DEFAULT, **more: Any) -> None:
+        self._block = block
         along, self._length = self.span(block=block)
         self._axis = 1 if along == OUT else 2
         super().__init__(*args, **more)
+
+    @property
+    def described(self) -> str:
+        return f"{self.name} {self._block}"
 
     @classmethod
     def span(cls, **options: Any) -> tuple[str, int]:

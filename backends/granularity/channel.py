@@ -11,6 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +50,15 @@ class Channel:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
     """
 
+    name: ClassVar[str] = "channel"
     options = ("round_to", "min_width", "repair")
+    shrinks: ClassVar[bool] = True
+    factors: ClassVar[bool] = False
+    warm_starts: ClassVar[tuple[str, ...]] = ("uniform", "inner", "magnitude")
+    uncompacted: ClassVar[str | None] = None
+    gain: ClassVar[str] = "smaller tensors are less work in any runtime"
+    dense: Mapping[str, str] = MappingProxyType({})
+    mask = None
 
     def __init__(
         self,
@@ -77,6 +87,18 @@ class Channel:
         if not self._runs(np.array([group.minimum for group in self.groups], np.int64)):
             self.groups = self._sized(max_rate, max(min_width, 2))  # with a single channel other operators may run
         self._costs = self._cost_model(dense)
+
+    @classmethod
+    def is_masked(cls, group: str) -> bool:
+        return False
+
+    @property
+    def described(self) -> str:
+        return self.name
+
+    @property
+    def channel(self) -> Channel:
+        return self
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
         groups = zip(self._coupling.groups, self._steps, strict=True)
@@ -240,7 +262,7 @@ class Channel:
                 f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower --max-rate"
             ) from error
         return Plan(
-            granularity="channel",
+            granularity=self.name,
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             kept=self._coupling.kept_indices(classes),

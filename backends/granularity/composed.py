@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,15 +39,26 @@ class Composed:
         split: how many of the groups are those of `channel`, which come first.
     """
 
-    second: type[Masked]
-    name: str
+    second: ClassVar[type[Masked]]
+    name: ClassVar[str]
     options: tuple[str, ...]
+    shrinks: ClassVar[bool] = True
+    factors: ClassVar[bool] = False
+    warm_starts: ClassVar[tuple[str, ...]] = Channel.warm_starts
+    uncompacted: ClassVar[str | None]
+    gain: ClassVar[str]
+    dense: Mapping[str, str]
+    channel: Channel
+    mask: Masked
 
     @staticmethod
     def of(second: type[Masked]) -> type[Composed]:
         """The composition of `channel` with a masking granularity."""
         name = f"channel+{second.name}"
-        members = {"second": second, "name": name, "options": Channel.options + second.options, "__doc__": second.__doc__}
+        members = {
+            "second": second, "name": name, "options": Channel.options + second.options, "uncompacted": second.uncompacted,
+            "gain": second.gain, "__doc__": second.__doc__,
+        }  # fmt: skip
         return type(name, (Composed,), members)
 
     def __init__(
@@ -77,6 +89,14 @@ class Composed:
         self.split = len(self.channel.groups)
         layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
         self.groups = (*self.channel.groups, *layers)
+
+    @classmethod
+    def is_masked(cls, group: str) -> bool:
+        return group.endswith(f":{cls.second.name}")
+
+    @property
+    def described(self) -> str:
+        return f"{self.channel.described}+{self.mask.described}"
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         rows = np.atleast_2d(kept)

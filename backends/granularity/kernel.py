@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ class Kernel(Masked):
     """Whole k x k kernels, one for each pair of output and input channel, become zero; 1x1 included."""
 
     name = "kernel"
+    gain: ClassVar[str] = "only kernels written for such zeros gain from them"
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         return {name: whole_kernels(values, importance) for name, values in matrices.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,8 +45,14 @@ class Masked:
         FreePruneError: no layer can be treated, or the network rejects the inputs.
     """
 
-    name: str
+    name: ClassVar[str]
     options: tuple[str, ...] = ()
+    shrinks: ClassVar[bool] = False
+    factors: ClassVar[bool] = True
+    warm_starts: ClassVar[tuple[str, ...]] = ("erk", "global", "magnitude")
+    uncompacted: ClassVar[str | None] = None
+    gain: ClassVar[str] = "whether another runtime gains from it has to be measured there"
+    channel = None
     scales = True  # whether a smaller layer has fewer units, or as many smaller ones
 
     def __init__(
@@ -88,6 +94,18 @@ class Masked:
         self._other_macs = float(sum(product.size for product in products) - sum(kept[-1] for kept in self._kept_macs))
         left = sum(weight.entries for weight in dense.values())
         self._other_weights = float(left + sum(parameters[n].numel() for n, reason in reasons.items() if reason is not None))
+
+    @classmethod
+    def is_masked(cls, group: str) -> bool:
+        return True
+
+    @property
+    def described(self) -> str:
+        return self.name
+
+    @property
+    def mask(self) -> Masked:
+        return self
 
     @classmethod
     def span(cls, **options: Any) -> tuple[str, int]:

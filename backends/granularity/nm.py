@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,12 +27,18 @@ class NM(Masked):
     """
 
     name = "nm"
+    uncompacted: ClassVar[str | None] = "removing inputs would break the N:M layout"
+    gain: ClassVar[str] = "TensorRT and cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on"
     options = ("nm",)
     scales = False
 
     def __init__(self, *args: Any, nm: str = DEFAULT, **more: Any) -> None:
         self._n, self._m = _parse(nm)
         super().__init__(*args, **more)
+
+    @property
+    def described(self) -> str:
+        return f"{self._n or 'N'}:{self._m}"
 
     @classmethod
     def span(cls, **options: Any) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ class Pattern(Masked):
     """
 
     name = "pattern"
+    gain: ClassVar[str] = "only compilers written for such patterns gain from them"
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         kernels = {n: values.reshape(-1, 9) for n, values in matrices.items() if self.layouts[n].kernel == (3, 3)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .masked import Masked
 
 
@@ -9,3 +11,4 @@ class Weight(Masked):
     """Single weights become zero, at a rate for each layer."""
 
     name = "weight"
+    gain: ClassVar[str] = "sparse kernels gain from such zeros, such as XNNPACK's for 1x1 convolutions"

@@ -12,10 +12,7 @@ from .targets import Target, parse_targets
 
 # What belongs to one granularity; each says in `options` which it takes.
 LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
-# Of a search that is not told otherwise; what they bring is in `docs/strategies.md`. ERK densities and LAMP are about weights.
-WARM_STARTS = ("erk", "global", "magnitude")
-CHANNEL_WARM_STARTS = ("uniform", "inner", "magnitude")
-FEWEST_TRIALS = 10  # for them to be worth their share
+FEWEST_TRIALS = 10  # for warm starts to be worth their share
 BATCH = 10  # proposals asked at a time: few enough to learn often, enough to project together
 WITHOUT_END = 10**9  # trials of a search that only time ends
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
@@ -55,7 +52,7 @@ class Settings:
     criterion: str = "l2"
     trials: int = 300
     time_limit: float | None = None
-    warm_starts: tuple[str, ...] = ()
+    warm_starts: tuple[str, ...] | None = ()  # None: those of the granularity
     proposals: int = BATCH
     seed: int = 0
     max_rate: float | None = None
@@ -77,17 +74,10 @@ class Settings:
 def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
     """The settings of a job from what its caller was given."""
     given: dict[str, Any] = {**options, **more}
-    if given.get("warm_starts") is None:
-        channels = prunes_channels(given.get("granularity", Settings.granularity))
-        few = given.get("trials", Settings.trials) < FEWEST_TRIALS
-        given["warm_starts"] = () if few else CHANNEL_WARM_STARTS if channels else WARM_STARTS
-    for name in ("warm_starts", "only", "ignore"):
+    given["warm_starts"] = None if given.get("warm_starts") is None else tuple(given["warm_starts"])
+    for name in ("only", "ignore"):
         given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given)
-
-
-def prunes_channels(granularity: str) -> bool:
-    return "channel" in granularity.split("+")
 
 
 def check_numbers(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backends import Backend
 from ...common import FreePruneError, nearest
 from ...search import Space
 
@@ -108,7 +109,7 @@ def _target(cost: str, value: float, relative: bool, text: str) -> Target:
 
 
 def resolve(
-    targets: Iterable[Target], dense: Mapping[str, float], granularity: str, *, timed: bool = False
+    targets: Iterable[Target], dense: Mapping[str, float], backend: Backend, *, timed: bool = False
 ) -> dict[str, float]:
     """The targets on counted costs in absolute amounts.
 
@@ -121,11 +122,11 @@ def resolve(
     result = {}
     for target in targets:
         if target.cost == LATENCY:
-            _check_latency(target, granularity, timed)
+            _check_latency(target, backend, timed)
             continue
         if target.cost not in dense:
             raise FreePruneError(
-                f"target {target} means nothing at granularity {granularity}, which sets weights to zero in place; "
+                f"target {target} means nothing at granularity {backend.name}, which sets weights to zero in place; "
                 f"limit {' or '.join(sorted(dense))} instead, or use --granularity channel"
             )
         amount = target.resolve(dense[target.cost])
@@ -137,15 +138,15 @@ def resolve(
     return result
 
 
-def _check_latency(target: Target, granularity: str, timed: bool) -> None:
+def _check_latency(target: Target, backend: Backend, timed: bool) -> None:
     if not timed:
         raise FreePruneError(
             f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, "
             "params or nonzero instead"
         )
-    if granularity.partition("+")[0] != "channel":
+    if not backend.shrinks:
         raise FreePruneError(
-            f"target {target} cannot be met at granularity {granularity}, since zeros that stay in place leave the ONNX file "
+            f"target {target} cannot be met at granularity {backend.name}, since zeros that stay in place leave the ONNX file "
             "as slow as the dense one; use --granularity channel"
         )
 

@@ -64,8 +64,7 @@ def print_inspection(inspection: Inspection) -> None:
 
 
 def _group_table(inspection: Inspection) -> Table:
-    first, _, second = inspection.granularity.partition("+")
-    coupled = first == "channel"
+    coupled, both = inspection.shrinks, inspection.shrinks and inspection.masking is not None
     # Where there are parameters to count, the non-zero weights say the same once more.
     costs = [cost for cost in inspection.costs if cost != "nonzero" or "params" not in inspection.costs]
     table = Table(
@@ -75,7 +74,7 @@ def _group_table(inspection: Inspection) -> Table:
         caption_justify="left",
     )
     table.add_column("group", overflow="fold", no_wrap=True)
-    table.add_column("channels, units" if second else "channels" if coupled else "units", justify="right")
+    table.add_column("channels, units" if both else "channels" if coupled else "units", justify="right")
     table.add_column("may stay")
     if coupled:
         table.add_column("tied with", overflow="fold")
@@ -91,8 +90,7 @@ def _group_table(inspection: Inspection) -> Table:
 
 
 def _locked_table(inspection: Inspection) -> Table:
-    first, _, second = inspection.granularity.partition("+")
-    table = Table(title="locked" if first == "channel" else "stay dense", title_justify="left")
+    table = Table(title="locked" if inspection.shrinks else "stay dense", title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("outputs", justify="right")
     table.add_column("why", overflow="fold")
@@ -103,7 +101,7 @@ def _locked_table(inspection: Inspection) -> Table:
             table.add_row(escape(layer.name), outputs, escape(layer.locked))
     for layer in inspection.layers:
         if layer.dense is not None:
-            table.add_row(escape(layer.name), "", escape(f"{second} leaves it dense: {layer.dense}"))
+            table.add_row(escape(layer.name), "", escape(f"{inspection.masking} leaves it dense: {layer.dense}"))
     return table
 
 

@@ -127,8 +127,8 @@ def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn
     if not job.settings.compaction:
         report["note"] = "not asked for"
         return final, None, report
-    if plan.granularity.endswith("nm"):
-        report["note"] = "not tried, since removing inputs would break the N:M layout"
+    if job.backend.uncompacted is not None:
+        report["note"] = f"not tried, since {job.backend.uncompacted}"
         return final, None, report
     try:
         found = compact(final, tuple(x[:64] for x in job.batch.inputs))
@@ -175,7 +175,7 @@ def _export(
         "latency_threads": job.settings.latency_threads,
         "agreement": agreement,
     }
-    return {**report, "verdict": verdict(job.settings, report)}
+    return {**report, "verdict": verdict(job.backend, job.settings, report)}
 
 
 def _gzip_bytes(path: Path) -> int:

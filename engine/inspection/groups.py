@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from ...backends.base import Counts
 from ...backends.coupling.classes import Coupling
 from ...backends.coupling.reasons import Reasons
 from ...backends.criteria import Importance
-from ...backends.granularity.channel import Channel
-from ...backends.granularity.composed import Composed
 from ...backends.granularity.masked import Masked
 from ...backends.tracing.meta import on_meta
 from ...backends.tracing.passes import plain_kernels, sentence
@@ -99,6 +97,8 @@ class Inspection:
         groups: in the order of the rate vector.
         layers: in the order in which the network runs them; for other granularities than `channel`, of its parameters.
         costs: the reachable range of each cost.
+        shrinks: whether channels go.
+        masking: what leaves zeros in place, if anything does.
         needs_values: why the forward pass could not be traced on the meta device, without values; None where it could.
     """
 
@@ -108,10 +108,12 @@ class Inspection:
     costs: dict[str, Range]
     needs_values: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    shrinks: bool = True
+    masking: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name not in ("shrinks", "masking")}
 
 
 def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any) -> Inspection:
@@ -137,14 +139,15 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
     units = np.array([group.units for group in backend.groups], np.int64)
     least = np.array([group.minimum for group in backend.groups], np.int64)
     sizes = np.stack([units, least, np.ones_like(units)])
-    channel = backend if isinstance(backend, Channel) else backend.channel if isinstance(backend, Composed) else None
+    channel, mask = backend.channel, backend.mask
+    layers: tuple[LayerInfo, ...] = ()
     if channel is not None:
         sizes[:, : len(channel.groups)] = channel.channels(sizes[:, : len(channel.groups)])
         layers = _channel_layers(network, channel.coupling)
-    else:
-        layers = _masked_layers(cast(Masked, backend), shapes)
-    if isinstance(backend, Composed):
-        layers = tuple(replace(layer, dense=_left_dense(backend, layer.name)) for layer in layers)
+        reasons = {layer_of(name): reason for name, reason in backend.dense.items()}
+        layers = tuple(replace(layer, dense=reasons.get(layer.name)) for layer in layers)
+    elif mask is not None:
+        layers = _masked_layers(mask, shapes)
     costs, saves = _costs(backend, units, least)
     groups = tuple(
         GroupInfo(
@@ -160,12 +163,16 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         )
         for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
     )
-    return Inspection(granularity, groups, layers, costs, _needs_values(network, examples), options)
-
-
-def _left_dense(backend: Composed, layer: str) -> str | None:
-    """Why the second granularity of a composition leaves a layer as it is."""
-    return {layer_of(name): reason for name, reason in backend.dense.items()}.get(layer)
+    return Inspection(
+        granularity,
+        groups,
+        layers,
+        costs,
+        _needs_values(network, examples),
+        options,
+        backend.shrinks,
+        None if mask is None else mask.name,
+    )
 
 
 def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:

@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...backends.granularity.channel import Channel
-from ...backends.granularity.composed import Composed
 from ...common import DAMAGE, FreePruneError, brief, write_atomically
 from ...copies import copied
 from ...search import Space
@@ -78,7 +76,9 @@ class Latency:
         start = time.perf_counter()
         network = copied(job.network).cpu().eval()
         batch = job.settings.latency_batch
-        channel = job.backend.channel if isinstance(job.backend, Composed) else cast(Channel, job.backend)
+        channel = job.backend.channel
+        if channel is None:
+            raise ValueError(f"{job.backend.name} removes no channels, so that its latency does not change")
         found = timed_calls(network, batch_of(job.batch.inputs, batch), channel)
         if not tables:
             if measure is None:

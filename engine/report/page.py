@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from safetensors import SafetensorError, safe_open
 
+from ...backends import find_backend
 from ...common import FreePruneError, write_atomically
 from ...metrics import METRICS
 from ...search.space import amount
@@ -153,10 +154,10 @@ def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None) -> list[dic
 
     Of two granularities at once the masked layers come second, and their names end in the granularity.
     """
-    channel, _, second = str(config["granularity"]).rpartition("+")
+    backend = find_backend(str(config["granularity"]))
     left = [None] * len(config["groups"]) if kept is None else kept
     rows = [{"name": name, "units": units, "kept": k} for (name, units), k in zip(config["groups"], left, strict=True)]
-    masked = [row for row in rows if second != "channel" and (not channel or str(row["name"]).endswith(f":{second}"))]
+    masked = [row for row in rows if backend.is_masked(str(row["name"]))]
     widths = [row for row in rows if row not in masked]
     widest = max((row["units"] for row in widths), default=1)
     for row in rows:

@@ -24,7 +24,7 @@ from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
-from ..asked.settings import LAYOUT_OPTIONS, PLANNED, Settings, check_numbers, prunes_channels
+from ..asked.settings import FEWEST_TRIALS, LAYOUT_OPTIONS, PLANNED, Settings, check_numbers
 from ..asked.targets import Target, resolve
 from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
@@ -69,7 +69,7 @@ class Job:
 
     def within(self, targets: tuple[Target, ...]) -> Job:
         """The same job under other targets."""
-        limits = resolve(targets, self.dense_costs(), self.settings.granularity)
+        limits = resolve(targets, self.dense_costs(), self.backend)
         return replace(self, space=self.space.changed(targets=limits), settings=replace(self.settings, target=targets))
 
     def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
@@ -101,6 +101,9 @@ def prepare(
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
     check_numbers(settings)
+    if settings.warm_starts is None:
+        few = settings.trials < FEWEST_TRIALS
+        settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
     given = on_cpu(dense_network(model, weights, settings.seed))
     network = in_float32(given)
     data = load_data(source)
@@ -128,10 +131,10 @@ def prepare(
     output = reference(judged, images)
     _check_classes(output, batch.labels, data)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
-    limits = resolve(settings.target, dense, settings.granularity, timed=timed)
+    limits = resolve(settings.target, dense, backend, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
-    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in getattr(backend, "dense", {}).items()]
+    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in backend.dense.items()]
     config = {
         "freeprune": version("freeprune"),
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
@@ -148,7 +151,7 @@ def prepare(
     }
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
-        Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=not prunes_channels(settings.granularity)),
+        Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
         metric, output, config, seconds,
     )  # fmt: skip
 
@@ -178,7 +181,7 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     planned = asked.trials if asked.time_limit is None else PLANNED
     if points is not None:
         return WarmStarted(make, points, False, job.space, seed, planned)
-    return warm_started(make, job.space, asked.warm_starts, job.backend.profile(job.importance), seed, planned)
+    return warm_started(make, job.space, asked.warm_starts or (), job.backend.profile(job.importance), seed, planned)
 
 
 def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int) -> nn.Module:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from freeprune.backends import find_backend
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.targets import Target, binding, parse_target, parse_targets, resolve
 from freeprune.search import Space
@@ -61,28 +62,28 @@ def test_none_and_twice_are_refused():
 
 def test_amounts_are_whole_and_at_most_asked():
     dense = {"macs": 1001.0, "nonzero": 7.0}
-    assert resolve(parse_targets(["macs=50%", "nonzero=5"]), dense, "weight") == {"macs": 500.0, "nonzero": 5.0}
+    assert resolve(parse_targets(["macs=50%", "nonzero=5"]), dense, find_backend("weight")) == {"macs": 500.0, "nonzero": 5.0}
     # 0.3 * 10 is 2.9999999999999996 in floating point
-    assert resolve(parse_targets({"macs": 0.3}), {"macs": 10.0}, "weight") == {"macs": 3.0}
+    assert resolve(parse_targets({"macs": 0.3}), {"macs": 10.0}, find_backend("weight")) == {"macs": 3.0}
 
 
 def test_meaningless_and_too_large_targets_are_refused():
     with pytest.raises(FreePruneError, match="params=50% means nothing at granularity weight"):
-        resolve(parse_targets(["params=50%"]), {"macs": 10.0, "nonzero": 5.0}, "weight")
+        resolve(parse_targets(["params=50%"]), {"macs": 10.0, "nonzero": 5.0}, find_backend("weight"))
     with pytest.raises(FreePruneError, match="more than the dense network has"):
-        resolve(parse_targets(["macs=20"]), {"macs": 10.0}, "channel")
+        resolve(parse_targets(["macs=20"]), {"macs": 10.0}, find_backend("channel"))
 
 
 def test_latency_is_neither_counted_nor_made_whole():
     targets = parse_targets(["macs=50%", "latency=70%"])
-    assert resolve(targets, {"macs": 10.0}, "channel+nm", timed=True) == {"macs": 5.0}
+    assert resolve(targets, {"macs": 10.0}, find_backend("channel+nm"), timed=True) == {"macs": 5.0}
     assert targets[1].resolve(5.5) == pytest.approx(3.85)
     assert [str(t) for t in parse_targets(["latency=70%"])] == ["latency=70%"]
     assert str(parse_target("latency=0.5ms")) == "latency=0.5ms"
     with pytest.raises(FreePruneError, match="for prune and pick alone"):
-        resolve(targets, {"macs": 10.0}, "channel")
+        resolve(targets, {"macs": 10.0}, find_backend("channel"))
     with pytest.raises(FreePruneError, match="cannot be met at granularity nm"):
-        resolve(targets, {"macs": 10.0}, "nm", timed=True)
+        resolve(targets, {"macs": 10.0}, find_backend("nm"), timed=True)
 
 
 def test_what_binds_is_what_one_more_unit_would_exceed():

@@ -1,10 +1,22 @@
+import functools
+
 import pytest
+import torch
+import toys
 
+from freeprune.backends import BACKENDS, find_backend, importance
+from freeprune.backends.mask import Masked
 from freeprune.engine.asked.settings import Settings
-from freeprune.engine.delivery.verdict import ELSEWHERE, verdict
+from freeprune.engine.delivery.verdict import verdict
 
 
-def said(granularity, ratio, **layout):
+@functools.cache
+def made(granularity, **layout):
+    network = toys.network()
+    return find_backend(granularity)(network, (torch.zeros(1, 1, 8, 8),), importance("l2", network), **layout)
+
+
+def said(granularity, ratio, *, compaction=True, **layout):
     onnx = {
         "latency_ms": {"dense": 2.0, "pruned": 2.0 * ratio},
         "latency_batch": 32,
@@ -12,7 +24,8 @@ def said(granularity, ratio, **layout):
         "gzip_bytes": 61,
         "dense_gzip_bytes": 100,
     }
-    return verdict(Settings((), granularity=granularity, **layout), onnx)
+    asked = Settings((), granularity=granularity, compaction=compaction, **layout)
+    return verdict(made(granularity, **layout), asked, onnx)
 
 
 def test_two_of_four_in_full():
@@ -66,12 +79,13 @@ def test_the_layout_is_named(granularity, layout, name):
     assert said(granularity, 1.0, **layout).startswith(f"{name} gives")
 
 
-@pytest.mark.parametrize("granularity", sorted({*ELSEWHERE} - {"channel"}))
+@pytest.mark.parametrize("granularity", sorted({*BACKENDS} - {"channel"}))
 def test_zeros_always_come_with_who_gains_from_them(granularity):
     for ratio in (0.5, 1.0, 1.5):
-        assert ELSEWHERE[granularity] in said(granularity, ratio)
-        assert ELSEWHERE[granularity] in said(f"channel+{granularity}", ratio)
+        assert BACKENDS[granularity].gain in said(granularity, ratio)
+        assert BACKENDS[granularity].gain in said(f"channel+{granularity}", ratio)
+    assert BACKENDS[granularity].gain != Masked.gain
 
 
 def test_a_granularity_from_elsewhere_promises_nothing():
-    assert "has to be measured there" in said("their-own", 1.0)
+    assert "has to be measured there" in Masked.gain

@@ -367,7 +367,7 @@ def test_the_whole_way_in_onnx_runtime(tmp_path):
 def test_the_exit_status_says_missed(met, status, clock, tmp_path):
     if not met:
         clock.disturb = lambda ms: 9 * ms
-    (tmp_path / "own.py").write_text("from tests.engine.test_latency import network, pair as data\n")
+    (tmp_path / "own.py").write_text("from tests.engine.latency.test_latency import network, pair as data\n")
     options = ["--round-to", "4", "--trials", "2", "--finetune-epochs", "0", "--calibration-images", "80"]
     where = ["--data", f"{tmp_path / 'own.py'}:data", "--target", "latency=70%", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(main, ["prune", f"{tmp_path / 'own.py'}:network", *where, *options])
