@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ...options import Kind, Option, declare, named
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..cost import Size, SumOfProducts, Term
 from ..coupling.certificate import Mismatch, replay
@@ -51,7 +52,13 @@ class Channel:
     """
 
     name: ClassVar[str] = "channel"
-    options = ("round_to", "min_width", "repair")
+    options: ClassVar[Mapping[str, Option]] = named(
+        {
+            "round_to": declare(1, "remove channels in steps of 8, or conv=8,linear=4.", kind=Kind.STEPS),
+            "min_width": declare(1, "keep at least so many channels of a layer.", least=1),
+            "repair": declare(True, "let sizes in module attributes follow.", kind=Kind.PAIR),
+        }
+    )
     shrinks: ClassVar[bool] = True
     factors: ClassVar[bool] = False
     warm_starts: ClassVar[tuple[str, ...]] = ("uniform", "inner", "magnitude")
@@ -75,8 +82,7 @@ class Channel:
         self._traced, self._inputs, dense = trace_example(network, inputs)
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
-        if min_width < 1:
-            raise FreePruneError(f"--min-width is {min_width}; give 1 or more")
+        self.options["min_width"].check(min_width)
         steps = _steps(round_to)
         parameters = dict(network.named_parameters())
         self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
@@ -84,8 +90,9 @@ class Channel:
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(dense, round_to))
-        if not self._runs(np.array([group.minimum for group in self.groups], np.int64)):
-            self.groups = self._sized(max_rate, max(min_width, 2))  # with a single channel other operators may run
+        least = np.array([group.minimum for group in self.groups], np.int64)
+        if (self.channels(least) == 1).any() and not self._runs(least):  # with a single channel other operators may run
+            self.groups = self._sized(max_rate, max(min_width, 2))
         self._costs = self._cost_model(dense)
 
     @classmethod
