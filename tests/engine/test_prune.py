@@ -241,7 +241,7 @@ def test_the_users_own_metric_decides_and_is_recorded(tmp_path):
     assert len(set(scores)) > 1
     assert all(score < 0 and score.is_integer() for score in scores)
     assert result.summary["score"]["best"] == max(scores)
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["metric"].endswith("test_run:smallest")
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["metric"].endswith("test_prune:smallest")
     file = tmp_path / "mine.py"
     file.write_text("def one(candidate, dense, batch):\n    return 1.0\n")
     assert prune(tmp_path / "b", metric=f"{file}:one", finetune=None).summary["score"]["best"] == 1.0
@@ -412,7 +412,7 @@ def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_
     with torch.no_grad():
         expected = result.network(images)
         assert torch.equal(freeprune.load(tmp_path / "out", make())(images), expected)
-        (output,) = run_module.run_onnx(tmp_path / "out" / "model.onnx", (images,))
+        (output,) = finish_module.run_onnx(tmp_path / "out" / "model.onnx", (images,))
     assert np.allclose(output, expected.numpy(), atol=1e-4)
     if change is not live_mask:
         with pytest.raises(freeprune.FreePruneError, match=r"cannot be met: .*'3\.weight_"):

@@ -108,7 +108,7 @@ def test_an_unknown_operator_freezes_and_is_named():
     network, inputs = on_meta(nn.Sequential(nn.Conv2d(3, 4, 1), Unknown(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)))
     coupling = Coupling(trace(network, inputs), network)
     assert [g.name for g in coupling.groups] == ["2"]
-    assert any("cumprod" in why and "'1'" in why and "test_trace.py" in why for _, why in coupling.trace.frozen)
+    assert any("cumprod" in why and "'1'" in why and "test_tracer.py" in why for _, why in coupling.trace.frozen)
 
 
 class Selects(nn.Module):
@@ -125,7 +125,7 @@ class Selects(nn.Module):
 
 def test_sizes_that_depend_on_values_lock_what_they_come_from():
     network = Selects().eval()
-    with pytest.raises(FreePruneError, match=r"no channel that may be removed \(.*operator index .*test_trace\.py"):
+    with pytest.raises(FreePruneError, match=r"no channel that may be removed \(.*operator index .*test_tracer\.py"):
         Channel(network, (networks.images(1),), importance("l2", network))
 
 

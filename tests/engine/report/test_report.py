@@ -20,7 +20,6 @@ from toys import network
 import freeprune
 from freeprune import FreePruneError
 from freeprune.backends import Plan
-from freeprune.engine.asked.command_line import command_line
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.tables import print_result
 from freeprune.engine.report.charts import MOST, Axis, Series, chart, ticks
@@ -288,35 +287,6 @@ def test_what_is_no_run_or_damaged_is_refused_in_one_sentence(run, tmp_path):
         write_report(run)
 
 
-ASKED = {
-    "prune": "my.py:net --data 'npz:a b.npz' --target macs=50% --target params=30k --granularity nm --nm 2:4 --no-repair "
-    "--no-compaction --time-limit 90s --warm-starts erk,uniform --ignore fc --round-to conv=8,linear=4 --max-rate 0.75 "
-    "--finetune-images 500 --learning-rate 0.1 --distill 0.5 --seed 3 --mean 0.5,0.25 --threads 2 --out runs/x",
-    "compare": "digits:cnn --data digits --target macs=50% --strategies random,tpe --seeds 2 --finetune-epochs 1 --out x",
-    "sweep": "digits:cnn --data digits --budgets 70%,2M --cost params --trials 7 --out x",
-    "correlate": "digits:cnn --data digits --target macs=50% --candidates 9 --metrics snip --out x",
-}
-
-
-@pytest.mark.parametrize("command", sorted(ASKED))
-def test_the_command_says_what_was_asked(command):
-    """Parsed again, it gives the options that the record was made from."""
-    from freeprune.engine.command import options as options
-
-    asked = main.commands[command].make_context(command, shlex.split(ASKED[command])).params
-    flags = ("as_json", "resume", "force", "rescore")  # of no influence on the result, and not recorded
-    record = {name: value for name, value in asked.items() if name not in flags} | {"target": asked["targets"]}
-    for name in ("mean", "std", "warm_starts", "strategies", "budgets", "metrics"):
-        if name in record and record[name] is not None:
-            record[name] = [float(part) if name == "mean" else part for part in options.names(record[name])]
-    if command in ("prune", "compare"):
-        record["finetune"] = vars(options.recipe_of(asked, asked["finetune_epochs"], asked["finetune_images"]))
-    words = shlex.split(" ".join(command_line(command, record)))
-    assert words[:2] == ["freeprune", command]
-    again = main.commands[command].make_context(command, words[2:]).params
-    assert again == asked
-
-
 def test_a_run_that_was_picked_says_so(run):
     change(run / "config.json", sweep="runs/the sweep")
     assert "freeprune pick 'runs/the sweep' \\" in Page(render(run)).text
@@ -351,8 +321,10 @@ def test_ticks_are_round_and_within(low, high):
 
 def test_the_package_brings_its_templates():
     root = Path(freeprune.__file__).parent
-    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["freeprune.engine"]
-    for path in (root / "engine" / "templates").iterdir():
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "freeprune.engine.report"
+    ]
+    for path in (root / "engine" / "report" / "templates").iterdir():
         assert any(fnmatch(f"templates/{path.name}", pattern) for pattern in patterns), path
 
 
