@@ -2,11 +2,14 @@
 
 import networks
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
+from freeprune.backends.onnx.export import export_onnx
 from freeprune.common import FreePruneError
 
 
@@ -137,3 +140,28 @@ def test_the_rate_limit_counts_weights():
     assert backend.groups[0].minimum == 6
     _, backend = backend_for("nm", nn.Conv2d(4, 5, 1), max_rate=0.4)
     assert backend.groups[0].minimum == 2  # 2:4 would remove half
+
+
+class Products(nn.Module):
+    """Two weights that lie as (inputs, outputs)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(12, 4))
+
+    def forward(self, x):
+        return torch.relu(x @ self.first) @ self.second
+
+
+def test_two_of_four_lie_along_the_sum_in_the_onnx_file_too(tmp_path):
+    network, x = Products().eval(), torch.randn(5, 8)
+    backend = BACKENDS["nm"](network, (x,), importance("l2", network))
+    export_onnx(apply(network, backend.plan(np.array([1, 1]))), (x,), tmp_path / "model.onnx", {})
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert len(products) == 2
+    for node in products:
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        weight = weights[node.input[1]] if transposed else weights[node.input[1]].T
+        assert ((weight.reshape(len(weight), -1, 4) != 0).sum(2) == 2).all()
