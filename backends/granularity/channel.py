@@ -1,6 +1,6 @@
 """Granularity `channel`: whole channels are removed, with everything that depends on them.
 
-What is coupled is found by label tracing (`trace.py`); groups are as in `coupling.py`. A candidate runs sliced, so a network
+What is coupled is found by label tracing (`tracing/`); groups are as in `coupling/classes.py`. A candidate runs sliced, so a network
 half the size costs half as much to score.
 """
 

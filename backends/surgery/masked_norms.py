@@ -2,7 +2,7 @@
 
 Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
 standardisation; and what is computed from a zero, such as softplus of it, need not be zero. Which coordinates they are is known
-by the labels that every tensor carries (`trace.py`).
+by the labels that every tensor carries (`tracing/`).
 """
 
 from __future__ import annotations
