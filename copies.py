@@ -31,7 +31,8 @@ def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network
         instead: by the id of a tensor, what the copy has in its place; that tensor itself is not copied.
 
     Raises:
-        RuntimeError, TypeError: the network holds something that cannot be copied; `engine/inputs/adoption.py` refuses such networks.
+        RuntimeError, TypeError: the network holds something that cannot be copied; `engine/inputs/adoption.py` refuses such
+            networks.
     """
     try:
         return _twin(network, dict(instead))

@@ -1,7 +1,7 @@
 """Granularity `channel`: whole channels are removed, with everything that depends on them.
 
-What is coupled is found by label tracing (`tracing/`); groups are as in `coupling/classes.py`. A candidate runs sliced, so a network
-half the size costs half as much to score.
+What is coupled is found by label tracing (`tracing/`); groups are as in `coupling/classes.py`. A candidate runs sliced, so a
+network half the size costs half as much to score.
 """
 
 from __future__ import annotations
