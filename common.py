@@ -1,17 +1,18 @@
-"""What the four folders share: the error class, names in tables, and the candidate, which backends make and metrics run."""
+"""What the four folders share: plain data in files, batches, and the candidate, which backends make and metrics run.
+
+The error class and names in tables are here as well; they are made in `errors.py` and `tables.py`, which need no torch.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,60 +21,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .copies import copied
-
-Entry = TypeVar("Entry")
-
-
-PLURALS = {"metric": "metrics", "strategy": "strategies", "granularity": "backends", "criterion": "criteria"}
-
-
-class FreePruneError(Exception):
-    """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do."""
-
-
-def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
-    """The entry of a table by its name, from the table itself or from another package's entry point.
-
-    Args:
-        table: the built-in entries.
-        name: what the user asked for.
-        kind: what the table holds, in the singular ("metric"); entry points are looked up in the group `freeprune.` + plural.
-
-    Raises:
-        FreePruneError: there is no such entry; the sentence names the nearest one.
-    """
-    if name in table:
-        return table[name]
-    plugins = {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}
-    if name in plugins:
-        loaded: Entry = plugins[name].load()
-        return loaded
-    known = sorted({*table, *plugins})
-    raise FreePruneError(f"there is no {kind} {name!r}; {nearest(name, known)}")
-
-
-def entries(table: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
-    """A table and what other packages add to it."""
-    points = entry_points(group=f"freeprune.{PLURALS[kind]}")
-    return {**{point.name: point.load() for point in points}, **table}
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the closest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
-    return f"known: {', '.join(known)}"
-
+from .errors import FreePruneError as FreePruneError
+from .errors import brief as brief
+from .errors import cause as cause
+from .errors import nearest as nearest
+from .tables import entries as entries
+from .tables import find as find
 
 # What reading plain data of the wrong shape raises: what a reader takes for damage.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-
-def brief(text: object) -> str:
-    """What a sentence can quote of a text that somebody else decides on."""
-    whole = str(text)
-    return whole if len(whole) <= 200 else f"{whole[:200]}..."
 
 
 def parse_json(content: bytes) -> Any:
@@ -243,9 +199,3 @@ class Candidate:
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
                 module.__dict__[name] = value
-
-
-def cause(error: BaseException) -> str:
-    """The type of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__

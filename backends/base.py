@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import Candidate, Inputs, Profile
+from ..common import Candidate, FreePruneError, Inputs, Profile
+from ..options import Option
 from .criteria import Importance
 from .plan import Plan
 
@@ -46,6 +47,7 @@ class Backend(Protocol):
 
     Attributes:
         name: as users write it.
+        options: what it is told beyond `max_rate`, by the keyword of the constructor; see `options.py`.
         shrinks: whether tensors become smaller, so that other costs than non-zero weights change.
         factors: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it.
         warm_starts: the allocations that a search begins with by default.
@@ -58,6 +60,7 @@ class Backend(Protocol):
     """
 
     name: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]]
     shrinks: ClassVar[bool]
     factors: ClassVar[bool]
     warm_starts: ClassVar[tuple[str, ...]]
@@ -95,6 +98,20 @@ class Backend(Protocol):
 
     def profile(self, importance: Importance) -> Profile:
         """What warm starts are made from, with the importance that orders the units."""
+
+
+def check_options(granularity: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> None:
+    """Whether a granularity takes these options with these values; None stands for nothing given.
+
+    Raises:
+        FreePruneError: it does not.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise FreePruneError(
+                f"--{name.replace('_', '-')} {value} does not apply to granularity {granularity}; leave it out"
+            )
+        known[name].but(name=name).check(value)
 
 
 def minimum_units(units: int, max_rate: float) -> int:

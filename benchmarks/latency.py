@@ -78,8 +78,9 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     build, side, step = CELLS[name]
     images = TensorDataset(torch.randn(80, 3, side, side), torch.arange(80) % 10)
     settings = Settings(
-        parse_targets(["latency=100%"]), round_to=step, calibration_images=batch, latency_batch=batch, latency_threads=threads
-    )
+        parse_targets(["latency=100%"]), calibration_images=batch, latency_batch=batch, latency_threads=threads,
+        layout={"round_to": step},
+    )  # fmt: skip
     job = prepare(build().eval(), None, (images, images), settings, None, timed=True)
     timer = latency.NetworkTimer(job)
     start = time.perf_counter()

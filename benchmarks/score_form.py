@@ -23,7 +23,7 @@ from studies import CELLS, FOLDER
 from torch import Tensor, nn
 
 from freeprune.common import Batch, Candidate, write_atomically
-from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.settings import recorded
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.calibration import draw
@@ -176,9 +176,7 @@ def forms(
 def job_of(name: str, data: Any) -> Job:
     """What a study was asked, made ready again."""
     config = json.loads((FOLDER / name / "study.json").read_text())["config"]
-    names = [n for n in Settings.__dataclass_fields__ if n in config and n != "target"]
-    given = {n: tuple(v) if isinstance(v := config[n], list) else v for n in names}
-    return prepare(config["model"], config["weights"], data, Settings(parse_targets(config["target"]), **given), None)
+    return prepare(config["model"], config["weights"], data, recorded(config, parse_targets(config["target"])), None)
 
 
 def compare_forms(job: Job, kept: np.ndarray) -> list[dict[str, float]]:

@@ -16,7 +16,10 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 from freeprune.backends import BACKENDS, CRITERIA
+from freeprune.engine.asked.commands import COMMANDS, options_of
+from freeprune.engine.asked.recipe import Recipe
 from freeprune.metrics import METRICS
+from freeprune.options import Kind, Option, declared
 from freeprune.search import STRATEGIES
 
 # Where the files can be seen that are no pages of the site, such as https://HOST/OWNER/freeprune/blob/main. Without it, a link
@@ -28,6 +31,23 @@ def table(entries: Mapping[str, Any]) -> str:
     """What `freeprune list` prints, as a table of Markdown."""
     lines = {name: (entry.__doc__ or "").strip().splitlines()[0].replace("|", r"\|") for name, entry in entries.items()}
     return "\n".join(["| name | what it is |", "|---|---|", *(f"| `{name}` | {line} |" for name, line in lines.items())])
+
+
+def table_of_options() -> str:
+    """What every command takes, as it is declared, as a table of Markdown."""
+    found: dict[str, Option] = {}
+    takes: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for one in options_of(command):
+            found.setdefault(one.name, one)
+            takes.setdefault(one.name, []).append(f"`{command}`")
+    found |= {name: one for name, one in declared(Recipe).items() if name not in found}
+    lines = ["| Python | command line | what it means | default | commands |", "|---|---|---|---|---|"]
+    for name, one in found.items():
+        flag = "" if one.flag is None else f"`{one.written}`" + (f" `{one.negated}`" if one.kind is Kind.PAIR else "")
+        text = " | ".join(part.replace("|", r"\|") for part in (one.help, one.default_text, ", ".join(takes.get(name, []))))
+        lines.append(f"| `{name}` | {flag} | {text} |")
+    return "\n".join(lines)
 
 
 def link_to_repository(app: Sphinx, doctree: nodes.document) -> None:
@@ -56,6 +76,7 @@ myst_substitutions = {
     "strategies": table(STRATEGIES),
     "granularities": table(BACKENDS),
     "criteria": table(CRITERIA),
+    "options": table_of_options(),
 }
 
 # Docstrings mark code as Markdown does, by single backticks.

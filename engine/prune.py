@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ..backends import Plan
 from ..metrics import Metric
 from ..search import Strategy
 from .asked.recipe import Recipe
-from .asked.settings import BATCH, Options, settings
+from .asked.settings import RunOptions, Settings, settings
 from .asked.targets import LATENCY
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
@@ -36,37 +36,19 @@ def prune(
     *,
     target: Mapping[str, float | str] | Iterable[str],
     out: str | Path,
-    granularity: str = "channel",
-    strategy: str = "evolution",
-    metric: str | Metric = "freeprune",
-    criterion: str = "l2",
-    trials: int = 300,
+    granularity: str = Settings.granularity,
+    strategy: str = Settings.strategy,
+    metric: str | Metric = Settings.metric,
+    trials: int = Settings.trials,
     time_limit: float | None = None,
-    warm_starts: Iterable[str] | None = None,
-    proposals: int = BATCH,
-    workers: int | None = None,
-    ray: str | None = None,
-    ray_gpus: float = 0.0,
-    seed: int = 0,
-    max_rate: float | None = None,
-    round_to: int | str | None = None,
-    min_width: int | None = None,
-    repair: bool | None = None,
-    nm: str | None = None,
-    block: str | None = None,
-    only: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    calibration_images: int = 256,
+    seed: int = Settings.seed,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
-    compaction: bool = True,
-    compress: bool = False,
-    latency_batch: int = 32,
-    latency_threads: int = 1,
-    rehearsal: bool = True,
     weights: str | Path | None = None,
+    workers: int | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Prune a trained network: search rates, remove, fine-tune the winner once, export, verify.
 
@@ -84,53 +66,34 @@ def prune(
         strategy: what proposes rate vectors: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
         metric: what scores them (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
             (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
-        criterion: what orders units within a group: `l2`, `l1`, `taylor` and more (`freeprune list criteria`).
         trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
         time_limit: seconds after which the search ends, though there are trials left.
-        warm_starts: allocations that are scored first, whatever the strategy: `uniform`, `inner`, `erk`, `global`,
-            `magnitude`, `knapsack`. They count as trials. Default, with 10 trials or more: `uniform`, `inner` and `magnitude`
-            with channels, `erk`, `global` and `magnitude` where zeros stay in place.
-        proposals: how many rate vectors are asked of the strategy before their scores are told.
-        workers: processes that score, with one thread each. Default: this one, with all its threads.
-        ray: the address of a Ray cluster whose actors score instead, `workers` of them; see `docs/cluster.md`.
-        ray_gpus: the share of a GPU that each actor holds.
         seed: decides everything that is drawn.
-        max_rate: at most this fraction of any group is removed. Default: 0.9 for channels, 0.99 elsewhere.
-        round_to: with `channel`, so many channels are one unit; `"conv=8,linear=4"` by kind of layer. Default: 1.
-        min_width: with `channel`, at least so many channels of a layer stay.
-        repair: with `channel`, whether sizes that the code keeps in attributes are made to follow. Default: yes.
-        nm: with `nm`, `2:4` for two of four, or `4` for any number of four. Default: 2:4.
-        block: with `block`, `1x4` along the inputs, `4x1` along the outputs. Default: 1x4.
-        only: prune only groups named like one of these patterns (`layer3.*`).
-        ignore: leave groups as they are that touch a layer named like one of these patterns.
-        calibration_images: how many training images the scores are computed on.
         finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
-        compaction: whether channels that no longer matter after fine-tuning leave, so that tensors shrink further.
-        compress: whether zeros are stored sparsely in the ONNX file where that makes it smaller.
-        latency_batch: images at a time in the latency measurement, also for a target on latency.
-        latency_threads: threads of it.
-        rehearsal: whether all that follows the search is first tried with the dense network on a few images, so that what fails
-            is known before anything is searched or written. Without it, a network that cannot be exported is pruned all the
-            same and has no ONNX file.
         weights: a file for the dense network's weights.
+        workers: processes that score, with one thread each. Default: this one, with all its threads.
         resume: go on with the run in `out`.
         force: replace the run in `out`.
         progress: is told how far the run is.
+        options: everything else, by the names in the table of `docs/options.md`: the criterion, what is left out, the options
+            of a granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
 
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
-    options = Options(
-        granularity=granularity, metric=metric, criterion=criterion, seed=seed, warm_starts=warm_starts, proposals=proposals,
-        max_rate=max_rate, round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=only, ignore=ignore,
-        calibration_images=calibration_images, latency_batch=latency_batch, latency_threads=latency_threads,
-        rehearsal=rehearsal,
-    )  # fmt: skip
-    more = {"strategy": strategy, "trials": trials, "time_limit": time_limit, "compaction": compaction, "compress": compress}
-    asked = settings(target, options, **more)
+    placement = Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
+    asked = settings(
+        target,
+        options,
+        granularity=granularity,
+        strategy=strategy,
+        metric=metric,
+        trials=trials,
+        time_limit=time_limit,
+        seed=seed,
+    )
     folder = Path(out)
     files.check_folder(folder, resume, force)
-    placement = Placement(workers, ray, ray_gpus)
     check(placement)
     job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None, timed=True)
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)

@@ -9,7 +9,7 @@ import freeprune
 
 ROOT = Path(freeprune.__file__).parent
 FOLDERS = ("search", "metrics", "backends")
-SHARED = {"common", "copies"}
+SHARED = {"common", "copies", "errors", "options", "tables"}
 # From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
 BACKENDS = ["plan", "criteria", "base", "cost", "tracing", "surgery", "coupling", "granularity", "mask", "compaction", "onnx"]
 ENGINE = [
@@ -20,7 +20,7 @@ ENGINE = [
 
 def package():
     """Every file of the package, by its dotted name below the root."""
-    paths = [ROOT / "common.py", ROOT / "copies.py"]
+    paths = [ROOT / f"{name}.py" for name in sorted(SHARED)]
     paths += [path for folder in (*FOLDERS, "engine") for path in sorted((ROOT / folder).rglob("*.py"))]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     return dict(zip(names, paths, strict=True))

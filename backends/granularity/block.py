@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...common import FreePruneError
+from ...options import Option, declare, named
 from ..criteria import Importance
 from ..tracing.record import IN, OUT
 from ..tracing.weights import UNKNOWN, Layout
@@ -26,7 +27,7 @@ class Block(Masked):
 
     name = "block"
     gain: ClassVar[str] = "only kernels written for such blocks gain from them"
-    options = ("block",)
+    options: ClassVar[Mapping[str, Option]] = named({"block": declare(DEFAULT, "1x4 along inputs, 4x1 along outputs.")})
 
     def __init__(self, *args: Any, block: str = DEFAULT, **more: Any) -> None:
         self._block = block

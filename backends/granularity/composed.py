@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile
+from ...options import Option
 from ..base import Counts, Group
 from ..criteria import Importance
 from ..plan import Plan
@@ -41,7 +42,7 @@ class Composed:
 
     second: ClassVar[type[Masked]]
     name: ClassVar[str]
-    options: tuple[str, ...]
+    options: ClassVar[Mapping[str, Option]]
     shrinks: ClassVar[bool] = True
     factors: ClassVar[bool] = False
     warm_starts: ClassVar[tuple[str, ...]] = Channel.warm_starts
@@ -56,7 +57,7 @@ class Composed:
         """The composition of `channel` with a masking granularity."""
         name = f"channel+{second.name}"
         members = {
-            "second": second, "name": name, "options": Channel.options + second.options, "uncompacted": second.uncompacted,
+            "second": second, "name": name, "options": {**Channel.options, **second.options}, "uncompacted": second.uncompacted,
             "gain": second.gain, "__doc__": second.__doc__,
         }  # fmt: skip
         return type(name, (Composed,), members)

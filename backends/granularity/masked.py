@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel
 from ..criteria import Importance
 from ..plan import Plan, structure_of
@@ -46,7 +48,7 @@ class Masked:
     """
 
     name: ClassVar[str]
-    options: tuple[str, ...] = ()
+    options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     shrinks: ClassVar[bool] = False
     factors: ClassVar[bool] = True
     warm_starts: ClassVar[tuple[str, ...]] = ("erk", "global", "magnitude")

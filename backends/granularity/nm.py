@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...common import FreePruneError
+from ...options import Option, declare, named
 from ..criteria import Importance
 from ..tracing.record import IN
 from ..tracing.weights import UNKNOWN, Layout
@@ -29,7 +30,7 @@ class NM(Masked):
     name = "nm"
     uncompacted: ClassVar[str | None] = "removing inputs would break the N:M layout"
     gain: ClassVar[str] = "TensorRT and cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on"
-    options = ("nm",)
+    options: ClassVar[Mapping[str, Option]] = named({"nm": declare(DEFAULT, "2:4, or 4 for any number of four.")})
     scales = False
 
     def __init__(self, *args: Any, nm: str = DEFAULT, **more: Any) -> None:

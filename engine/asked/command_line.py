@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import click
-
-from ..command.cli import main
+from ...options import Kind, Option, in_words
+from .commands import COMMANDS, options_of
 from .recipe import Recipe
 
-RENAMED = {"targets": "target", "function": "finetune", "finetune_epochs": "epochs", "finetune_images": "images"}
 NO_FINETUNING = {"prune": {"epochs": 0.0}, "pick": {"epochs": 0.0}}  # the other commands do without unless asked
 
 
@@ -27,12 +25,10 @@ def command_line(command: str, asked: Mapping[str, Any]) -> list[str]:
     known = {**asked, **_recipe(command, asked.get("finetune"))}
     if known.get("data") == "digits":  # has its own normalisation, which the record repeats
         known = {**known, "mean": None, "std": None}
-    parts = [f"freeprune {command}"]
-    for option in main.commands[command].params:
-        value = known.get(RENAMED.get(str(option.name), str(option.name)))
-        if isinstance(option, click.Argument):
-            parts[0] += f" {shlex.quote(str(value))}"
-        elif isinstance(option, click.Option) and value is not None and value != option.default:
+    parts = [f"freeprune {command} {shlex.quote(str(known.get(COMMANDS[command].argument)))}"]
+    for option in options_of(command):
+        value = known.get(option.name)
+        if value is not None and (option.implied or in_words(value) != in_words(option.default)):
             parts += _written(option, value)
     return parts
 
@@ -48,19 +44,11 @@ def _recipe(command: str, finetune: Any) -> dict[str, Any]:
     return {**named, "epochs": finetune["epochs"] if finetune["images"] is None else None, "finetune": None}
 
 
-def _written(option: click.Option, value: Any) -> list[str]:
-    flag = max(option.opts, key=len)
-    if option.is_flag and not option.secondary_opts:
-        return [flag] if value else []
-    if option.secondary_opts:  # a pair such as --repair/--no-repair
-        return [flag if value else option.secondary_opts[0]]
-    if option.multiple:
-        return [f"{flag} {shlex.quote(str(one))}" for one in value]
-    text = (
-        (",".join(map(str, value)) or "none")
-        if isinstance(value, list | tuple)
-        else f"{value:g}"
-        if type(value) is float
-        else str(value)
-    )
-    return [f"{flag} {shlex.quote(text)}"] if text and text != option.default else []
+def _written(option: Option, value: Any) -> list[str]:
+    if option.kind is Kind.FLAG:
+        return [option.written] if value else []
+    if option.kind is Kind.PAIR:
+        return [option.written if value else option.negated]
+    if option.kind is Kind.EACH:
+        return [f"{option.written} {shlex.quote(str(one))}" for one in value]
+    return [f"{option.written} {shlex.quote(in_words(value))}"]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ...common import FreePruneError
-
-if TYPE_CHECKING:
-    pass
-
+from ...options import Kind, check_all, option
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # as Lightning Fabric names them
+
+
+def _field(default: Any, help: str, **more: Any) -> Any:
+    """Left out on the command line, an option of the recipe is None: without any there may be no training at all."""
+    return option(default, help, implied=True, **more)
 
 
 @dataclass(frozen=True)
@@ -34,32 +35,53 @@ class Recipe:
             halves the time of a step; on one without it is slower.
     """
 
-    epochs: float = 1.0
-    images: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    distill: float = 0.0
-    augment: bool = False
-    precision: str | None = None
+    epochs: float = _field(
+        1.0,
+        "Passes over the training images; 0 skips fine-tuning.",
+        flag="--finetune-epochs",
+        holds=lambda value: 0 <= value < math.inf,
+        expected="0 or more",
+    )
+    images: int | None = _field(
+        None, "Fine-tune on so many images instead.", kind=Kind.WHOLE, flag="--finetune-images", least=0
+    )
+    batch_size: int = _field(
+        128,
+        "Images per step of the training.",
+        holds=lambda value: value >= 2,
+        expected="2 or more, since batch norm needs two",
+    )
+    learning_rate: float = _field(
+        0.02, "Peak learning rate of the training.", holds=lambda value: 0 < value < math.inf, expected="a number above 0"
+    )
+    momentum: float = _field(
+        0.9, "Of SGD.", flag=None, holds=lambda value: 0 <= value < 1, expected="a number from 0 up to, not including, 1"
+    )
+    weight_decay: float = _field(
+        5e-4, "On weights of layers.", flag=None, holds=lambda value: 0 <= value < math.inf, expected="0 or more"
+    )
+    warmup: float = _field(
+        0.1,
+        "The fraction of the steps in which the learning rate rises.",
+        flag=None,
+        holds=lambda value: 0 <= value <= 1,
+        expected="a fraction of the steps, from 0 to 1",
+    )
+    distill: float = _field(
+        0.0,
+        "Weight of agreement with the dense network in fine-tuning, 0 to 1.",
+        shown="",
+        holds=lambda value: 0 <= value <= 1,
+        expected="a number from 0 to 1",
+    )
+    augment: bool = _field(False, "Random crops and mirroring.", flag=None)
+    precision: str | None = _field(
+        None,
+        "Of the training: 32-true, bf16-mixed or 16-mixed.",
+        shown="mixed on a GPU, else 32-true",
+        holds=lambda value: value in PRECISIONS,
+        expected=f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+    )
 
     def __post_init__(self) -> None:
-        rules: list[tuple[str, float, bool, str]] = [
-            ("epochs", self.epochs, 0 <= self.epochs < math.inf, "0 or more"),
-            ("images", self.images or 0, (self.images or 0) >= 0, "0 or more"),
-            ("batch size", self.batch_size, self.batch_size >= 2, "at least 2, since batch norm needs two images"),
-            ("learning rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0"),
-            ("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 up to, not including, 1"),
-            ("weight decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more"),
-            ("warm-up", self.warmup, 0 <= self.warmup <= 1, "a fraction of the steps, from 0 to 1"),
-            ("distillation weight", self.distill, 0 <= self.distill <= 1, "from 0 to 1"),
-        ]
-        for name, value, holds, expected in rules:
-            if not holds:
-                raise FreePruneError(f"the {name} is {value}; it must be {expected}")
-        if self.precision not in (None, *PRECISIONS):
-            raise FreePruneError(
-                f"the precision is {self.precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
-            )
+        check_all(self)

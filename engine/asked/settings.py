@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ...common import FreePruneError
+from ...backends import find_backend
 from ...metrics import Metric
+from ...options import declared
+from .declaration import Settings as Settings
 from .targets import Target, parse_targets
 
-# What belongs to one granularity; each says in `options` which it takes.
-LAYOUT_OPTIONS = ("round_to", "min_width", "repair", "nm", "block")
+SETTINGS = declared(Settings)
+
 FEWEST_TRIALS = 10  # for warm starts to be worth their share
-BATCH = 10  # proposals asked at a time: few enough to learn often, enough to project together
+BATCH = Settings.proposals  # few enough to learn often, enough to project together
 WITHOUT_END = 10**9  # trials of a search that only time ends
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
 
 
-class Options(TypedDict, total=False):
-    """What `prune`, `compare` and `sweep` are told alike; `prune` says what each means."""
+class SpaceOptions(TypedDict, total=False):
+    """What makes the space of a search or a study; granularities of other packages bring more."""
 
-    granularity: str
-    metric: str | Metric
     criterion: str
-    seed: int
-    warm_starts: Iterable[str] | None
-    proposals: int
     max_rate: float | None
     round_to: int | str | None
     min_width: int | None
@@ -36,56 +32,49 @@ class Options(TypedDict, total=False):
     only: Iterable[str]
     ignore: Iterable[str]
     calibration_images: int
-    latency_batch: int
-    latency_threads: int
     rehearsal: bool
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a job was asked, apart from the network and the data; `prune` says what each means."""
+class SearchOptions(SpaceOptions, total=False):
+    """What every search is told besides."""
 
-    target: tuple[Target, ...]
-    granularity: str = "channel"
-    strategy: str = "evolution"
-    metric: str | Metric = "freeprune"
-    criterion: str = "l2"
-    trials: int = 300
-    time_limit: float | None = None
-    warm_starts: tuple[str, ...] | None = ()  # None: those of the granularity
-    proposals: int = BATCH
-    seed: int = 0
-    max_rate: float | None = None
-    round_to: int | str | None = None
-    min_width: int | None = None
-    repair: bool | None = None
-    nm: str | None = None
-    block: str | None = None
-    only: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    calibration_images: int = 256
-    compaction: bool = True
-    compress: bool = False
-    latency_batch: int = 32
-    latency_threads: int = 1
-    rehearsal: bool = True
+    warm_starts: Iterable[str] | None
+    proposals: int
+    latency_batch: int
+    latency_threads: int
 
 
-def settings(target: Mapping[str, float | str] | Iterable[str], options: Options, **more: Any) -> Settings:
-    """The settings of a job from what its caller was given."""
+class RunOptions(SearchOptions, total=False):
+    """What `prune` is told besides."""
+
+    compaction: bool
+    compress: bool
+    ray: str | None
+    ray_gpus: float
+
+
+class Options(SearchOptions, total=False):
+    """What `compare` and `sweep` are told as `prune` is."""
+
+    granularity: str
+    metric: str | Metric
+    seed: int
+
+
+def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, **more: Any) -> Settings:
+    """The settings of a job from what its caller was given; what is no setting belongs to the granularity."""
     given: dict[str, Any] = {**options, **more}
+    layout = {name: given.pop(name) for name in list(given) if name not in SETTINGS}
     given["warm_starts"] = None if given.get("warm_starts") is None else tuple(given["warm_starts"])
     for name in ("only", "ignore"):
         given[name] = tuple(given.get(name, ()))
-    return Settings(parse_targets(target), **given)
+    return Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
 
 
-def check_numbers(settings: Settings) -> None:
-    for name, least in (("trials", 0), ("proposals", 1), ("latency_batch", 1), ("latency_threads", 1)):
-        value = getattr(settings, name)
-        if value < least:
-            raise FreePruneError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
-    if not 0 <= settings.seed < 2**32:
-        raise FreePruneError(f"--seed is {settings.seed}; give a whole number from 0 to {2**32 - 1}")
-    if settings.max_rate is not None and not 0 < settings.max_rate < 1:
-        raise FreePruneError(f"--max-rate is {settings.max_rate:g}; give a fraction between 0 and 1, such as 0.9")
+def recorded(config: Mapping[str, Any], target: tuple[Target, ...]) -> Settings:
+    """What a run was asked, from its `config.json`, under other targets."""
+    given: dict[str, Any] = {
+        name: tuple(v) if isinstance(v := config[name], list) else v for name in SETTINGS if name != "target"
+    }
+    layout = {name: config[name] for name in find_backend(config["granularity"]).options if name not in SETTINGS}
+    return Settings(target, **given, layout={name: v for name, v in layout.items() if v is not None})

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...common import FreePruneError, entries, nearest
+from ...errors import FreePruneError, nearest
+from ...tables import entries
 from . import options as options
 
 if TYPE_CHECKING:
@@ -48,22 +49,7 @@ def main() -> None:
     """Make a trained PyTorch network smaller: rates searched without training, real surgery, verified ONNX."""
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@options.target_option
-@options.space_options
-@click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
-@click.option("--trials", default=300, show_default=True, help="How many rate vectors are scored; 0: equal rates.")
-@click.option("--time-limit", type=options.Seconds(), help="End the search after so long, such as 60s or 5m.")
-@options.search_options
-@options.placement_options
-@options.finetune_options
-@click.option("--finetune", "function", help="Your own package.module:callable from (network, data) to the trained network.")
-@click.option("--compaction/--no-compaction", default=True, help="Drop channels that no longer matter after fine-tuning.")
-@click.option("--compress", is_flag=True, help="Store zeros sparsely in the ONNX file where that makes it smaller.")
-@options.latency_options
-@options.folder_options
+@main.command(cls=options.Declared)
 def prune(model: str, **given: Any) -> None:
     """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
 
@@ -76,35 +62,17 @@ def prune(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    finetune: Any = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"])
-    if given["function"] is not None:
-        finetune = resolve(given["function"])
-    with display.bars(quiet=given["as_json"]) as progress:
-        result = run.prune(
-            model,
-            data,
-            target=given["targets"],
-            progress=progress,
-            **{**options.passed_on(run.prune, given), "finetune": finetune},
-        )
-    if given["weights"] is None and not given["as_json"]:
+    finetune: Any = options.recipe_of(given)
+    if given["finetune"] is not None:
+        finetune = resolve(given["finetune"])
+    with display.bars(quiet=given["json"]) as progress:
+        result = run.prune(model, data, **{**options.passed_on(given), "finetune": finetune, "progress": progress})
+    if given["weights"] is None and not given["json"]:
         click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
-    _report(result, given["as_json"])
+    _report(result, given["json"])
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@options.target_option
-@options.space_options
-@click.option("--strategies", default="random,evolution,tpe", show_default=True, help="What is compared.")
-@click.option("--trials", type=int, help="Of each search.  [default: 300, or as many as --time-limit allows]")
-@click.option("--time-limit", type=options.Seconds(), help="End each search after so long, such as 60s or 5m.")
-@click.option("--seeds", default=5, show_default=True, help="How many seeds each strategy gets.")
-@options.search_options
-@options.placement_options
-@options.finetune_options
-@options.folder_options
+@main.command(cls=options.Declared)
 def compare(model: str, **given: Any) -> None:
     """Compare search strategies on MODEL: same space, same warm starts, same number of trials or the same seconds.
 
@@ -117,32 +85,18 @@ def compare(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    tuned = given["finetune_epochs"] is not None or given["finetune_images"] is not None
-    finetune = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"]) if tuned else None
-    asked = {**options.passed_on(comparison.compare, given), "strategies": options.names(given["strategies"])}
-    with display.bars(quiet=given["as_json"]) as progress:
-        found = comparison.compare(
-            model, data, target=given["targets"], **{**asked, "finetune": finetune, "progress": progress}
-        )
-    if given["as_json"]:
+    tuned = given["epochs"] is not None or given["images"] is not None
+    finetune = options.recipe_of(given) if tuned else None
+    with display.bars(quiet=given["json"]) as progress:
+        found = comparison.compare(model, data, **{**options.passed_on(given), "finetune": finetune, "progress": progress})
+    if given["json"]:
         click.echo(json.dumps(found))
     else:
         display.print_comparison(found, given["out"])
     _plot(lambda: plots.save_comparison(found, given["out"]))
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@options.space_options
-@click.option("--cost", default="macs", show_default=True, help="What the budgets limit.")
-@click.option("--budgets", default="80%,65%,50%,40%,30%,20%", show_default=True, help="What may remain of it.")
-@click.option("--target", "targets", multiple=True, help="A further target that holds at every budget.")
-@click.option("--strategy", default="evolution", show_default=True, help="What proposes rates.")
-@click.option("--trials", default=100, show_default=True, help="Of each budget.")
-@options.search_options
-@options.placement_options
-@options.folder_options
+@main.command(cls=options.Declared)
 def sweep(model: str, **given: Any) -> None:
     """Search MODEL at several budgets and show which score each reaches; freeprune pick finishes one of them."""
     from ..report import plots
@@ -151,10 +105,9 @@ def sweep(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    asked = {**options.passed_on(sweeping.sweep, given), "budgets": options.names(given["budgets"])}
-    with display.bars(quiet=given["as_json"]) as progress:
-        found = sweeping.sweep(model, data, target=given["targets"], **{**asked, "progress": progress})
-    if given["as_json"]:
+    with display.bars(quiet=given["json"]) as progress:
+        found = sweeping.sweep(model, data, **{**options.passed_on(given), "progress": progress})
+    if given["json"]:
         click.echo(json.dumps(found))
     else:
         display.print_sweep(found, given["out"])
@@ -162,24 +115,17 @@ def sweep(model: str, **given: Any) -> None:
     _plot(lambda: plots.save_sweep(found, cloud, given["out"]))
 
 
-@main.command()
-@click.argument("sweep_folder", metavar="SWEEP", type=options.PATH)
-@options.target_option
-@options.finetune_options
-@options.folder_options
-@click.option("--threads", type=int, help="Threads that torch computes with.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@main.command(cls=options.Declared)
 def pick(sweep_folder: Path, **given: Any) -> None:
     """Finish a run at a point of SWEEP, the folder of a sweep: surgery, fine-tuning, export, checks."""
     from ..studies import sweep
     from . import tables as display
 
     options.set_threads(given["threads"])
-    finetune = options.recipe_of(given, given["finetune_epochs"], given["finetune_images"])
-    folders = {name: given[name] for name in ("out", "resume", "force", "rehearsal")}
-    with display.bars(quiet=given["as_json"]) as progress:
-        result = sweep.pick(sweep_folder, target=given["targets"], finetune=finetune, progress=progress, **folders)
-    _report(result, given["as_json"])
+    finetune = options.recipe_of(given)
+    with display.bars(quiet=given["json"]) as progress:
+        result = sweep.pick(sweep_folder, finetune=finetune, progress=progress, **options.passed_on(given))
+    _report(result, given["json"])
 
 
 def _report(result: Result, as_json: bool) -> None:
@@ -194,10 +140,7 @@ def _report(result: Result, as_json: bool) -> None:
         sys.exit(MISSED)
 
 
-@main.command()
-@click.argument("folder", metavar="RUN", type=options.PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
-@click.option("--port", default=8080, show_default=True, help="The port to serve at.")
+@main.command(cls=options.Declared)
 def dashboard(folder: Path, host: str, port: int) -> None:
     """Look at the trials in RUN, the folder of a run, a comparison or a sweep, in optuna-dashboard."""
     from .dashboard import show
@@ -205,8 +148,7 @@ def dashboard(folder: Path, host: str, port: int) -> None:
     show(folder, host, port)
 
 
-@main.command()
-@click.argument("folder", metavar="RUN", type=options.PATH)
+@main.command(cls=options.Declared)
 def report(folder: Path) -> None:
     """Write report.html again, from what is in RUN, the folder of a run, a comparison, a sweep or a study, finished or not."""
     from ..report.page import write_report
@@ -214,21 +156,7 @@ def report(folder: Path) -> None:
     click.echo(f"the report is {write_report(folder)}")
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@options.target_option
-@options.space_options
-@click.option("--candidates", default=30, show_default=True, help="How many pruned networks are fine-tuned.")
-@click.option("--finetune-images", default=7680, show_default=True, help="Images that each is fine-tuned on.")
-@click.option("--distill", type=float, help="Weight of agreement with the dense network in fine-tuning, 0 to 1.")
-@options.recipe_options
-@click.option("--seeds", default=2, show_default=True, help="Seeds that a repeated candidate is fine-tuned with.")
-@click.option("--repeat", default=3, show_default=True, help="Every so-manieth candidate is repeated.")
-@click.option("--metrics", help="Which metrics, such as freeprune,snip,my.py:callable.  [default: all]")
-@click.option("--rescore", is_flag=True, help="Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
-@options.placement_options
-@options.folder_options
+@main.command(cls=options.Declared)
 def correlate(model: str, **given: Any) -> None:
     """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
 
@@ -242,12 +170,10 @@ def correlate(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    asked = options.passed_on(correlation.correlate, given)
-    asked["metrics"] = options.names(given["metrics"]) or None
-    asked["finetune"] = options.recipe_of(given, None, given["finetune_images"])
-    with display.bars(quiet=given["as_json"]) as progress:
-        study = correlation.correlate(model, data, target=given["targets"], **{**asked, "progress": progress})
-    if given["as_json"]:
+    asked = {**options.passed_on(given), "finetune": options.recipe_of(given)}
+    with display.bars(quiet=given["json"]) as progress:
+        study = correlation.correlate(model, data, **{**asked, "progress": progress})
+    if given["json"]:
         click.echo(json.dumps(study))
     else:
         display.print_study(study, given["out"])
@@ -263,14 +189,8 @@ def _plot(draw: Callable[[], Any]) -> None:
         click.echo(f"note: {error}", err=True)
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@click.option("--plan", "plan_path", required=True, type=options.PATH, help="A plan.json, or its folder.")
-@click.option("--pruned", type=options.PATH, help="Weights of the pruned network.  [default: the dense ones' part]")
-@click.option("--metric", default="freeprune", show_default=True, help="What scores it; as for prune.")
-@click.option("--calibration-images", default=256, show_default=True, help="Training images that the score is computed on.")
-def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
+@main.command(cls=options.Declared)
+def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""
     from ...backends import Plan
     from ...backends import apply as prune_by
@@ -282,27 +202,22 @@ def score(model: str, plan_path: Path, pruned: Path | None, metric: str, calibra
     from ..store.run_folder import PLAN
 
     options.set_threads(given["threads"])
-    plan = Plan.load(plan_path.parent if plan_path.name == PLAN else plan_path)
+    removed = Plan.load(plan.parent if plan.name == PLAN else plan)
     network = dense_network(model, given["weights"], given["seed"])
-    smaller = prune_by(network, plan)
+    smaller = prune_by(network, removed)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
     data = options.data_of(given)
     training, _ = split(data, given["seed"])
     batch = draw(training, data, calibration_images, given["seed"])
-    found = scoring.score(smaller, network, batch, metric, plan)
-    if given["as_json"]:
+    found = scoring.score(smaller, network, batch, metric, removed)
+    if given["json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
     else:
         click.echo(f"{metric} {found:.6g}, on {len(batch.inputs[0])} images; larger is better")
 
 
-@main.command()
-@click.argument("model")
-@options.data_options
-@options.recipe_options
-@click.option("--epochs", default=10.0, show_default=True, help="Passes over the training images.")
-@click.option("--out", required=True, type=options.PATH, help="The .safetensors file to write.")
+@main.command(cls=options.Declared)
 def train(model: str, **given: Any) -> None:
     """Train MODEL, or adapt it with --weights, and save its weights."""
     from ..inputs.adoption import in_float32, with_values
@@ -317,8 +232,8 @@ def train(model: str, **given: Any) -> None:
     options.set_threads(given["threads"])
     network = dense_network(model, given["weights"], given["seed"])
     data = options.data_of(given)
-    recipe = options.recipe_of(given, given["epochs"], None, augment=data.augment)
-    with display.bars(quiet=given["as_json"]) as progress:
+    recipe = options.recipe_of(given, augment=data.augment)
+    with display.bars(quiet=given["json"]) as progress:
         trained = training.train(
             in_float32(network),
             data.train,
@@ -332,34 +247,11 @@ def train(model: str, **given: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(trained, out)
     summary = {"accuracy": accuracy, "weights": str(out)}
-    click.echo(json.dumps(summary) if given["as_json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
+    click.echo(json.dumps(summary) if given["json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
 
 
-@main.command()
-@click.argument("model")
-@click.option(
-    "--input", "shapes", multiple=True, help="Shape of an input without the batch, 3x224x224; again for a second one."
-)
-@click.option("--data", help="Take an example from the data instead; as for prune.")
-@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .pt or .pth file to start from.")
-@click.option("--granularity", default="channel", show_default=True, help="What is removed as one unit.")
-@click.option("--max-rate", type=float, help="At most this fraction of a layer is removed.")
-@click.option("--round-to", help="With channel: remove channels in steps of 8, or conv=8,linear=4.  [default: 1]")
-@click.option("--min-width", type=int, help="With channel: keep at least so many channels of a layer.")
-@click.option("--nm", help="With nm: 2:4, or 4 for any number of four.  [default: 2:4]")
-@click.option("--block", help="With block: 1x4 along inputs, 4x1 along outputs.  [default: 1x4]")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--graph", type=click.Path(path_type=Path), help="An .svg file to draw the coupling into.")
-def inspect(
-    model: str,
-    shapes: tuple[str, ...],
-    data: str | None,
-    weights: Path | None,
-    granularity: str,
-    as_json: bool,
-    graph: Path | None,
-    **layout: Any,
-) -> None:
+@main.command(cls=options.Declared)
+def inspect(model: str, granularity: str, graph: Path | None, **given: Any) -> None:
     """Say what could be pruned from MODEL, what goes together, and what is locked and why; prune nothing.
 
     The share of a group in a cost is what goes when this group alone shrinks to its least.
@@ -371,10 +263,10 @@ def inspect(
 
     if graph is not None and graph.suffix != ".svg":
         raise FreePruneError(f"--graph {graph} must end in .svg")
-    inputs = inspection_tables.example(shapes, data)
-    network = dense_network(model, weights, seed=0)
-    given = {name: value for name, value in layout.items() if value is not None}
-    found = inspection.inspect(network, inputs, granularity, **given)
+    inputs = inspection_tables.example(given.pop("input"), given.pop("data"))
+    network = dense_network(model, given.pop("weights"), seed=0)
+    as_json = given.pop("json")
+    found = inspection.inspect(network, inputs, granularity, **{name: v for name, v in given.items() if v is not None})
     if graph is not None:
         save(found, graph)
     if as_json:
@@ -383,36 +275,28 @@ def inspect(
         inspection_tables.print_inspection(found)
 
 
-@main.command()
-@click.argument("model")
-@click.option("--weights", required=True, type=click.Path(path_type=Path), help="The dense network's weights.")
-@click.option(
-    "--plan", "plan_path", required=True, type=click.Path(path_type=Path), help="A plan.json, or the folder it is in."
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write the pruned network to.")
-@click.option("--force", is_flag=True, help="Replace what is in --out.")
-def apply(model: str, weights: Path, plan_path: Path, out: Path, force: bool) -> None:
+@main.command(cls=options.Declared)
+def apply(model: str, weights: Path, plan: Path, out: Path, force: bool) -> None:
     """Apply a plan to MODEL, without search or fine-tuning: plan and weights of the pruned network go to --out."""
     from ...backends import Plan
     from ...backends import apply as prune_by
     from ..run.job import dense_network
     from ..store import run_folder as folder
 
-    plan = Plan.load(plan_path.parent if plan_path.name == folder.PLAN else plan_path)
+    removed = Plan.load(plan.parent if plan.name == folder.PLAN else plan)
     network = dense_network(model, weights, seed=0)
-    smaller = prune_by(network, plan)
+    smaller = prune_by(network, removed)
     folder.check_folder(out, resume=False, force=force)
     if (out / folder.WEIGHTS).exists() and not force:
         raise FreePruneError(f"{out} already holds a pruned network; give another --out, or replace it with --force")
     out.mkdir(parents=True, exist_ok=True)
-    plan.save(out)
+    removed.save(out)
     folder.save_weights(smaller, out / folder.WEIGHTS)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, smaller))
-    click.echo(f"{plan.granularity}: {after:,} of {before:,} parameters in tensors; the pruned network is in {out}")
+    click.echo(f"{removed.granularity}: {after:,} of {before:,} parameters in tensors; the pruned network is in {out}")
 
 
-@main.command("list")
-@click.argument("what", metavar="metrics|strategies|granularities|criteria")
+@main.command("list", cls=options.Declared)
 def list_(what: str) -> None:
     """Say what there is, one line each, the name first."""
     from ...backends import BACKENDS, CRITERIA

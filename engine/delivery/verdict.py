@@ -38,7 +38,7 @@ def _advice(backend: Backend, asked: Settings, ratio: float) -> list[str]:
     faster, slower = ratio < 1 - NOISE, ratio > 1 + NOISE
     advice = []
     if backend.shrinks and not faster:
-        if asked.round_to in (None, 1, "1"):
+        if asked.layout.get("round_to") in (None, 1, "1"):
             advice.append("channel widths that are no multiple of 8 can cost more than they save: try --round-to 8")
         else:
             advice.append("a lower target may change that")

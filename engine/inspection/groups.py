@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...backends import Backend, find_backend
-from ...backends.base import Counts
+from ...backends.base import Counts, check_options
 from ...backends.coupling.classes import Coupling
 from ...backends.coupling.reasons import Reasons
 from ...backends.criteria import Importance
@@ -21,7 +21,9 @@ from ...backends.tracing.meta import on_meta
 from ...backends.tracing.passes import plain_kernels, sentence
 from ...backends.tracing.record import IN, OUT, Leaf, Weight
 from ...backends.tracing.weights import layer_of
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
+from ...options import declared
+from ..asked.declaration import Settings
 from ..inputs.adoption import adopted
 from ..inputs.batches import in_float32
 from ..run.job import built
@@ -129,7 +131,7 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
     """
     backend_class = find_backend(granularity)
-    _check_options(granularity, getattr(backend_class, "options", ()), options)
+    check_options(granularity, {"max_rate": declared(Settings)["max_rate"], **backend_class.options}, options)
     network = adopted(built(model, seed=0) if isinstance(model, str) else model)
     examples = in_float32((inputs,) if isinstance(inputs, Tensor) else inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
@@ -173,16 +175,6 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         backend.shrinks,
         None if mask is None else mask.name,
     )
-
-
-def _check_options(granularity: str, known: Iterable[str], options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if name not in {"max_rate", *known}:
-            raise FreePruneError(
-                f"--{name.replace('_', '-')} {value} does not apply to granularity {granularity}; leave it out"
-            )
-    if not 0 < options.get("max_rate", 0.5) < 1:
-        raise FreePruneError(f"--max-rate is {options['max_rate']:g}; give a fraction between 0 and 1, such as 0.9")
 
 
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:

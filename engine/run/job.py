@@ -14,17 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...backends import Backend, find_backend, importance
+from ...backends import BACKENDS, Backend, find_backend, importance
+from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, FreePruneError, find
 from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
+from ...options import check_all
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
-from ..asked.settings import FEWEST_TRIALS, LAYOUT_OPTIONS, PLANNED, Settings, check_numbers
+from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
 from ..asked.targets import Target, resolve
 from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
@@ -100,7 +102,8 @@ def prepare(
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
-    check_numbers(settings)
+    check_all(settings)
+    check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
         few = settings.trials < FEWEST_TRIALS
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
@@ -112,15 +115,7 @@ def prepare(
     if not isinstance(model, str):  # code registers its own hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
     start = time.perf_counter()
-    options: dict[str, Any] = {"max_rate": settings.max_rate} if settings.max_rate is not None else {}
-    for name in LAYOUT_OPTIONS:
-        value = getattr(settings, name)
-        if value is not None:
-            if name not in getattr(backend_class, "options", ()):
-                raise FreePruneError(
-                    f"--{name.replace('_', '-')} {value} does not apply to granularity {settings.granularity}; leave it out"
-                )
-            options[name] = value
+    options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **settings.layout}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judged = copied(network).to(device)
@@ -143,7 +138,13 @@ def prepare(
         "mean": list(data.mean),
         "std": list(data.std),
         "image_size": data.image_size,
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items() if name != "target"},
+        **{
+            name: list(v) if isinstance(v, tuple) else v
+            for name, v in vars(settings).items()
+            if name not in ("target", "layout")
+        },
+        **dict.fromkeys(name for backend in BACKENDS.values() for name in backend.options),
+        **settings.layout,
         "metric": metric_name(settings.metric),
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from ...backends import find_backend
+from ...options import Kind, Option, declared
+from ..asked.declaration import Settings, Source
 
 Shape = Any
 """A type; None; a tuple of alternatives; `[shape]` for a list; `{str: shape}` for any names, or `{"name": shape}` for these; or
@@ -98,14 +103,25 @@ SWEEP: Shape = {
     "front": [{"costs": {str: float}, "score": float}],
 }
 
-# Of a sweep's config what another run is made from.
+KINDS: dict[Kind, Shape] = {
+    Kind.TEXT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: float, Kind.PATH: str, Kind.FLAG: bool,
+    Kind.PAIR: bool, Kind.EACH: [str], Kind.NAMES: [str], Kind.NUMBERS: [float], Kind.STEPS: (int, str),
+}  # fmt: skip
+
+
+def asked_shape(options: Mapping[str, Option]) -> Shape:
+    """What `config.json` holds of declared options: None where one that has no default was not given."""
+    return {
+        name: (KINDS[one.kind], None) if one.implied or (one.default is None and not one.required) else KINDS[one.kind]
+        for name, one in options.items()
+    }
+
+
+# Of a sweep's config what another run is made from; mean and std are those of the data where none were given.
 ASKED: Shape = {
-    "model": str, "weights": (str, None), "data": str, "mean": [float], "std": [float], "image_size": (int, None),
-    "target": [str], "granularity": str, "strategy": str, "metric": str, "criterion": str, "trials": int,
-    "time_limit": (float, None), "warm_starts": [str], "proposals": int, "seed": int, "max_rate": (float, None),
-    "round_to": (int, str, None), "min_width": (int, None), "repair": (bool, None), "nm": (str, None), "block": (str, None),
-    "only": [str], "ignore": [str], "calibration_images": int, "compaction": bool, "compress": bool, "latency_batch": int,
-    "latency_threads": int, "rehearsal": bool,
+    "model": str,
+    **asked_shape(declared(Source)), "mean": [float], "std": [float],
+    **asked_shape(declared(Settings)),
 }  # fmt: skip
 
 STUDY: Shape = {
@@ -129,6 +145,18 @@ LATENCY: Shape = {
     ],
     "networks": [{"kept": [int], "pruned_ms": float, "dense_ms": float}],
 }  # fmt: skip
+
+
+def sound_asked(config: Any) -> bool:
+    """Whether a `config.json` says all that another run is made from, what its granularity takes included.
+
+    Raises:
+        FreePruneError: there is no such granularity any more.
+    """
+    if not fits(config, ASKED):
+        return False
+    own = find_backend(config["granularity"]).options
+    return fits(config, asked_shape({name: one.but(implied=True) for name, one in own.items()}))
 
 
 def sound_summary(document: Any) -> bool:

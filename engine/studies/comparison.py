@@ -15,6 +15,7 @@ from ...backends import apply
 from ...common import DAMAGE, FreePruneError, find
 from ...metrics.statistics import mean_interval, paired_p
 from ...search import STRATEGIES
+from ..asked.commands import options_of
 from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, Options, settings
 from ..delivery.rehearsal import rehearse
@@ -148,9 +149,8 @@ def _check(names: Sequence[str], trials: int | None, time_limit: float | None, s
         find(STRATEGIES, name, "strategy")
         if names.count(name) > 1:
             raise FreePruneError(f"strategy {name} was given twice; give each once, --seeds repeats them")
-    for option, value in (("trials", trials), ("seeds", seeds)):
-        if value is not None and value < 1:
-            raise FreePruneError(f"--{option} is {value}; give 1 or more")
+    for option in options_of("compare"):
+        option.check({"trials": trials, "seeds": seeds}.get(option.name))
 
 
 def _run(job: Job, name: str, seed: int, folder: Path, score_all: ScoreAll, number: int, of: int, progress: Progress) -> Run:

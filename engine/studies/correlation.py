@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from ...common import DAMAGE, Batch, FreePruneError, entries
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...search import Space
+from ..asked.commands import STUDY
 from ..asked.recipe import Recipe
-from ..asked.settings import Settings
-from ..asked.targets import parse_targets
+from ..asked.settings import SpaceOptions, settings
 from ..delivery.rehearsal import rehearse
 from ..inputs.batches import split
 from ..inputs.calibration import keep, recalibrated
@@ -47,7 +47,6 @@ NOT_ASKED = (
     "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "compress",
     "latency_batch", "latency_threads", "groups", "image_size",
 )  # fmt: skip
-FEWEST = 3  # candidates; fewer cannot be ranked
 ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
 COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where it varies by no more than so much
 CONTROL = "logdensity"  # what partial correlations hold constant
@@ -61,22 +60,12 @@ def correlate(
     target: Mapping[str, float | str] | Iterable[str],
     out: str | Path,
     granularity: str = "channel",
-    criterion: str = "l2",
     candidates: int = 30,
     seeds: int = 2,
     repeat: int = 3,
     finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
     metrics: Iterable[str | Metric] | None = None,
-    calibration_images: int = 256,
     seed: int = 0,
-    max_rate: float | None = None,
-    round_to: int | str | None = None,
-    min_width: int | None = None,
-    repair: bool | None = None,
-    nm: str | None = None,
-    block: str | None = None,
-    only: Iterable[str] = (),
-    ignore: Iterable[str] = (),
     weights: str | Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -84,8 +73,8 @@ def correlate(
     resume: bool = False,
     force: bool = False,
     rescore: bool = False,
-    rehearsal: bool = True,
     progress: Progress = silent,
+    **options: Unpack[SpaceOptions],
 ) -> dict[str, Any]:
     """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
 
@@ -107,7 +96,6 @@ def correlate(
         ray_gpus: GPUs of each actor, such as 0.25.
         rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
             of other metrics stays.
-        rehearsal: whether all steps are first tried with the dense network on a few images.
 
     Returns:
         The study as it stands in `study.json`; see `docs/score.md`.
@@ -118,20 +106,15 @@ def correlate(
     table = _metrics(metrics)
     if finetune is None:
         raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")
-    for name, value, least in (("candidates", candidates, FEWEST), ("seeds", seeds, 1), ("repeat", repeat, 1)):
-        if value < least:
-            raise FreePruneError(f"--{name} is {value}; give {least} or more")
-    settings = Settings(
-        parse_targets(target), granularity, strategy="random", criterion=criterion, seed=seed, max_rate=max_rate,
-        round_to=round_to, min_width=min_width, repair=repair, nm=nm, block=block, only=tuple(only), ignore=tuple(ignore),
-        calibration_images=calibration_images, rehearsal=rehearsal,
-    )  # fmt: skip
+    for name, value in {"candidates": candidates, "seeds": seeds, "repeat": repeat}.items():
+        STUDY[name].check(value)
+    asked = settings(target, options, granularity=granularity, strategy="random", seed=seed, warm_starts=())
     placement = Placement(workers, ray, ray_gpus)
     check(placement)
     folder = Path(out)
     resume = resume or rescore
     files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, settings, finetune, folder=folder if resume else None)
+    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None)
     _, validation = split(job.data, seed)
     if not rescore:
         rehearse(job, validation, exports=False, progress=progress)
@@ -140,8 +123,8 @@ def correlate(
     keep(job.batch, job.data, folder)
     records = Records(folder / files.SCORES, "freeprune_scores")
     if rescore:
-        asked = set(table)
-        records.drop(lambda entry: entry.get("metric") in asked)
+        again = set(table)
+        records.drop(lambda entry: entry.get("metric") in again)
         recorded = {entry.get("metric") for entry in records.entries}
         table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
     kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)

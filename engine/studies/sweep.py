@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ...common import FreePruneError
 from ..asked.recipe import Recipe
-from ..asked.settings import Options, Settings, settings
+from ..asked.settings import Options, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..delivery.rehearsal import rehearse
@@ -26,7 +26,7 @@ from ..run.job import Finetune, Job, prepare, strategy_of
 from ..run.loop import search
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial
-from ..store.shapes import ASKED, fits
+from ..store.shapes import sound_asked
 from ..workers.base import Placement
 from ..workers.pool import check, pool
 
@@ -200,7 +200,7 @@ def pick(
     config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
     if document is None:
         raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
-    if not fits(config, ASKED):
+    if not sound_asked(config):
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
@@ -210,7 +210,7 @@ def pick(
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
-    asked = replace(_settings(config), target=parse_targets(targets), trials=PICKED, rehearsal=rehearsal)
+    asked = replace(recorded(config, parse_targets(targets)), trials=PICKED, rehearsal=rehearsal)
     out = Path(out)
     files.check_folder(out, resume, force)
     weights = config["weights"] if weights is None else weights
@@ -221,14 +221,6 @@ def pick(
     return finished_run(
         job, lambda job: strategy_of(job, "random", asked.seed, points), out, Placement(), resume, force, progress
     )
-
-
-def _settings(config: Mapping[str, Any]) -> Settings:
-    """What a run was asked, from its `config.json`; its targets are left out."""
-    given: dict[str, Any] = {field.name: config[field.name] for field in fields(Settings) if field.name != "target"}
-    for name, value in given.items():
-        given[name] = tuple(value) if isinstance(value, list) else value
-    return Settings((), **given)
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:

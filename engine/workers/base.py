@@ -5,11 +5,11 @@ from __future__ import annotations
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, TypeVar
 
 from ...common import FreePruneError
+from ..asked.declaration import Placement as Placement
 
 Item = TypeVar("Item")
 
@@ -24,35 +24,6 @@ Given = TypeVar("Given", covariant=True)
 
 
 DEATHS = 3  # workers that one item may cost before the run ends
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where items are computed.
-
-    Attributes:
-        workers: local processes of one thread each, 1 being this process itself; with `ray`, actors: as many as the cluster
-            has room for where None. None without `ray`: this process with all its threads.
-        ray: the address of a running Ray cluster, such as `10.0.0.1:6379`, `ray://10.0.0.1:10001` or `auto`.
-        gpus: GPUs for each actor; a fraction lets actors share one.
-
-    Raises:
-        FreePruneError: a number out of range, or GPUs without `ray`.
-    """
-
-    workers: int | None = None
-    ray: str | None = None
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise FreePruneError(f"--workers is {self.workers}; give 1 or more")
-        if not (0 <= self.gpus < float("inf")):
-            raise FreePruneError(f"--ray-gpus is {self.gpus}; give 0 or more, such as 0.25 for four actors to a GPU")
-        if self.gpus > 1 and self.gpus % 1:
-            raise FreePruneError(f"--ray-gpus is {self.gpus}; give a fraction of one GPU or a whole number of them")
-        if self.gpus and self.ray is None:
-            raise FreePruneError(f"--ray-gpus {self.gpus:g} was given without --ray; give a cluster's address, or neither")
 
 
 class Pool(Protocol[Taken, Given]):

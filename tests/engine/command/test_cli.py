@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from inspect import signature
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import freeprune
 from freeprune.backends import BACKENDS
 from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
-from freeprune.engine.asked.settings import settings
+from freeprune.engine.asked.settings import Options, RunOptions, SpaceOptions, settings
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.options import passed_on
 from freeprune.engine.delivery import finish as finish_module
@@ -226,31 +227,36 @@ def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
     assert metadata["granularity"] == "channel"
 
 
-# What a command reads from its options itself, instead of handing it on under its own name.
-READ = {"targets", "threads", "as_json", "mean", "std", "image_size", "data", "learning_rate", "batch_size", "precision"}
-READ |= {"distill", "finetune_epochs", "finetune_images", "function"}
+KEYWORDS = {"prune": RunOptions, "compare": Options, "sweep": Options, "correlate": SpaceOptions, "pick": {}}
 
 
-@pytest.mark.parametrize("command", ["prune", "compare", "sweep", "correlate"])
+@pytest.mark.parametrize("command", sorted(KEYWORDS))
 def test_no_option_is_taken_and_then_ignored(command):
-    offered = {parameter.name: None for parameter in main.commands[command].params}
-    assert offered.keys() - READ <= passed_on(getattr(freeprune, command), offered).keys()
+    """What a command does not use up itself, its function takes under the same name."""
+    offered = {parameter.name: None for parameter in main.commands[command].params[1:]}
+    taken = {*signature(getattr(freeprune, command)).parameters, *getattr(KEYWORDS[command], "__annotations__", ())}
+    assert passed_on(offered).keys() <= taken
 
 
 @pytest.mark.parametrize(("given", "meant"), [(None, None), ("none", ()), ("erk, uniform", ("erk", "uniform"))])
 def test_warm_starts_are_named_or_none_at_all(given, meant):
-    assert passed_on(freeprune.prune, {"warm_starts": given}) == {"warm_starts": meant}
+    words = GIVEN[1:] if given is None else [*GIVEN[1:], "--warm-starts", given]
+    assert main.commands["prune"].make_context("prune", words).params["warm_starts"] == meant
 
 
 @pytest.mark.parametrize(
     ("trials", "expected"), [(9, ()), (10, ("erk", "global", "magnitude")), (300, ("erk", "global", "magnitude"))]
 )
 def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
-    assert settings(["macs=50%"], {"granularity": "weight"}, trials=trials).warm_starts == expected
-    assert settings(["macs=50%"], {"granularity": "weight", "warm_starts": ()}, trials=trials).warm_starts == ()
+    def begins_with(granularity, **more):
+        asked = settings(["macs=50%"], {"granularity": granularity, "calibration_images": 16, **more}, trials=trials)
+        return prepare("digits:cnn", None, "digits", asked, None).settings.warm_starts
+
+    assert begins_with("weight") == expected
+    assert begins_with("weight", warm_starts=()) == ()
     channels = ("uniform", "inner", "magnitude") if expected else ()
     for granularity in ("channel", "channel+nm"):
-        assert settings(["macs=50%"], {"granularity": granularity}, trials=trials).warm_starts == channels
+        assert begins_with(granularity) == channels
 
 
 @pytest.mark.parametrize(("granularity", "geometric"), [("channel", False), ("channel+nm", False), ("weight", True)])

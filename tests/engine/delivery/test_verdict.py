@@ -24,7 +24,7 @@ def said(granularity, ratio, *, compaction=True, **layout):
         "gzip_bytes": 61,
         "dense_gzip_bytes": 100,
     }
-    asked = Settings((), granularity=granularity, compaction=compaction, **layout)
+    asked = Settings((), granularity=granularity, compaction=compaction, layout=layout)
     return verdict(made(granularity, **layout), asked, onnx)
 
 

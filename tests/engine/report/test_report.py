@@ -2,7 +2,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import tomllib
 from fnmatch import fnmatch

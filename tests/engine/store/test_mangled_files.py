@@ -364,4 +364,4 @@ def test_an_unmangled_file_is_read(name, runs, tmp_path):
 
 def test_every_setting_has_a_shape():
     """Of a sweep's config, from which `pick` makes its settings."""
-    assert ASKED.keys() >= {field.name for field in fields(Settings)} - {"target"}
+    assert ASKED.keys() >= {field.name for field in fields(Settings)} - {"layout"}

@@ -1,0 +1,134 @@
+"""Which options each command takes, as data; in the order in which `--help` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from ...options import Kind, Option, declare, declared, named
+from .declaration import Budgets, Comparison, Folder, Placement, Settings, Source, Study, Terminal
+from .recipe import Recipe
+
+SOURCE, SETTINGS, RECIPE, FOLDER = map(declared, (Source, Settings, Recipe, Folder))
+COMPARISON, BUDGETS, STUDY = map(declared, (Comparison, Budgets, Study))
+LAYOUT = "layout"  # stands for the options of all granularities
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command is given.
+
+    Attributes:
+        options: `LAYOUT` among them stands for what the granularities declare.
+        argument: the name of the one argument.
+        metavar: how `--help` shows it, if not by its name.
+        is_path: whether the argument is a path.
+    """
+
+    options: tuple[Option | str, ...]
+    argument: str = "model"
+    metavar: str | None = None
+    is_path: bool = False
+
+
+def _some(table: Mapping[str, Option], *names: str) -> tuple[Option, ...]:
+    return tuple(table[name] for name in names)
+
+
+THREADS, JSON = declared(Terminal).values()
+DATA = (*SOURCE.values(), SETTINGS["seed"], THREADS, JSON)
+TARGET = SETTINGS["target"]
+SPACE: tuple[Option | str, ...] = (
+    *_some(SETTINGS, "granularity", "criterion", "max_rate"), LAYOUT, *_some(SETTINGS, "only", "ignore", "calibration_images"),
+)  # fmt: skip
+SEARCH = _some(SETTINGS, "metric", "warm_starts", "proposals")
+PLACEMENT = tuple(declared(Placement).values())
+TRAINING = _some(RECIPE, "learning_rate", "batch_size", "precision")
+FINETUNING = (*_some(RECIPE, "epochs", "images", "distill"), *TRAINING)
+FOLDERS = (FOLDER["out"], SETTINGS["rehearsal"], FOLDER["resume"], FOLDER["force"])
+OWN_FINETUNING = declare(None, "Your own package.module:callable from (network, data) to the trained network.", name="finetune")
+EXPORT = _some(SETTINGS, "compaction", "compress", "latency_batch", "latency_threads")
+PLAN = declare(None, "A plan.json, or its folder.", name="plan", kind=Kind.PATH, required=True)
+
+COMMANDS: dict[str, Command] = {
+    "prune": Command((
+        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
+        OWN_FINETUNING, *EXPORT, *FOLDERS,
+    )),
+    "compare": Command((
+        *DATA, TARGET, *SPACE, COMPARISON["strategies"],
+        SETTINGS["trials"].but(
+            default=None, kind=Kind.WHOLE, help="Trials of each search.", shown="300, or as many as --time-limit allows",
+            holds=lambda value: value >= 1, expected="1 or more",
+        ),
+        SETTINGS["time_limit"].but(help="End each search after so long, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
+        *PLACEMENT, *FINETUNING, *FOLDERS,
+    )),
+    "sweep": Command((
+        *DATA, *SPACE, *BUDGETS.values(),
+        TARGET.but(default=(), required=False, help="A further target that holds at every budget."), SETTINGS["strategy"],
+        SETTINGS["trials"].but(default=100, help="Trials per budget."), *SEARCH, *PLACEMENT, *FOLDERS,
+    )),
+    "pick": Command((TARGET, *FINETUNING, *FOLDERS, THREADS, JSON), "sweep_folder", "SWEEP", True),
+    "correlate": Command((
+        *DATA, TARGET, *SPACE, STUDY["candidates"],
+        RECIPE["images"].but(default=7680, implied=False, help="Images that each is fine-tuned on."), RECIPE["distill"],
+        *TRAINING, STUDY["seeds"], STUDY["repeat"], STUDY["metrics"], STUDY["rescore"], *PLACEMENT, *FOLDERS,
+    )),
+    "score": Command((
+        *DATA, PLAN,
+        declare(None, "Weights of the pruned network.", name="pruned", kind=Kind.PATH, shown="the dense ones' part"),
+        SETTINGS["metric"].but(help="What scores it; as for prune."), SETTINGS["calibration_images"],
+    )),
+    "train": Command((
+        *DATA, *TRAINING, RECIPE["epochs"].but(
+            default=10.0, implied=False, flag="--epochs", help="Passes over the training images."
+        ),
+        FOLDER["out"].but(help="The .safetensors file to write."),
+    )),
+    "inspect": Command((
+        declare((), "Shape of an input without the batch, 3x224x224; again for a second one.", name="input", kind=Kind.EACH),
+        SOURCE["data"].but(required=False, help="Take an example from the data instead; as for prune."), SOURCE["weights"],
+        SETTINGS["granularity"], SETTINGS["max_rate"], LAYOUT, JSON,
+        declare(None, "An .svg file to draw the coupling into.", name="graph", kind=Kind.PATH),
+    )),
+    "apply": Command((
+        SOURCE["weights"].but(required=True, help="The dense network's weights."), PLAN,
+        FOLDER["out"].but(help="The folder to write the pruned network to."), FOLDER["force"],
+    )),
+    "dashboard": Command((
+        declare("127.0.0.1", "The address to serve at.", name="host"), declare(8080, "The port to serve at.", name="port"),
+    ), "folder", "RUN", True),
+    "report": Command((), "folder", "RUN", True),
+    "list": Command((), "what", "metrics|strategies|granularities|criteria"),
+}  # fmt: skip
+
+
+def options_of(command: str) -> tuple[Option, ...]:
+    """The options that a command takes, with those of every granularity where it has any."""
+    found: list[Option] = []
+    for one in COMMANDS[command].options:
+        found += layout_options().values() if isinstance(one, str) else [one]
+    return tuple(found)
+
+
+def layout_options() -> dict[str, Option]:
+    """What the granularities declare, those of other packages too; the help says with which granularity.
+
+    A name that all runs have stays theirs. Of two granularities with one name the first is shown, and each checks by its own.
+    """
+    from ...backends import BACKENDS
+
+    found: dict[str, Option] = {}
+    plugins = {point.name: point for point in entry_points(group="freeprune.backends")}
+    for granularity in (*BACKENDS, *plugins):
+        try:
+            backend: Any = BACKENDS[granularity] if granularity in BACKENDS else plugins[granularity].load()
+        except Exception:  # whatever the package does: said where it is asked for, and no other run is held up
+            continue
+        for name, one in named(getattr(backend, "options", {})).items():
+            if name not in SETTINGS:
+                found.setdefault(name, one.but(help=f"With {granularity}: {one.help}", implied=True))
+    return found

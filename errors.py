@@ -1,0 +1,29 @@
+"""The error class, and what its sentences are made of; nothing here needs torch."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class FreePruneError(Exception):
+    """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown name: the closest known one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
+    return f"known: {', '.join(known)}"
+
+
+def brief(text: object) -> str:
+    """What a sentence can quote of a text that somebody else decides on."""
+    whole = str(text)
+    return whole if len(whole) <= 200 else f"{whole[:200]}..."
+
+
+def cause(error: BaseException) -> str:
+    """The type of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__
