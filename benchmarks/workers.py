@@ -1,6 +1,9 @@
-"""What workers bring: Ray actors beside local processes, and how well many of them scale.
+"""What workers bring: local processes beside an executor's, Ray actors beside local processes, and how well many of them scale.
 
-    OMP_NUM_THREADS=1 python benchmarks/workers.py --data DIR --weights DIR [--only actors scaling]
+    OMP_NUM_THREADS=1 python benchmarks/workers.py --data DIR --weights DIR [--only local actors scaling]
+
+`local`: two processes of ours and two of a `ProcessPoolExecutor`, in turns: the time to start, the overhead of an item that
+does nothing, and the time for items of 10 ms. The fastest turn counts, since other jobs slow down the others. It needs no DIR.
 
 `actors`: ResNet-56, `channel`, `macs=50%`: the same 60 candidates on 2 local processes and on 4 Ray actors of the same machine,
 in turns. `scaling`: a metric that only sleeps, on 32 actors. DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of
@@ -11,13 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from main_job import RESULTS
 from ray.cluster_utils import Cluster
 
@@ -31,6 +37,7 @@ from freeprune.engine.workers.pool import pool
 
 NAP = 0.5  # seconds that the sleeping metric takes
 ACTORS = 32
+ROUNDS = 25  # of `local`
 
 
 def main() -> None:
@@ -39,14 +46,68 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--candidates", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=["actors", "scaling"])
+    parser.add_argument("--only", nargs="*", default=["local", "actors", "scaling"])
     options = parser.parse_args()
     path = RESULTS / "workers.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.only:
-        results[name] = actors(options) if name == "actors" else scaling()
+        results[name] = {"local": local, "actors": lambda: actors(options), "scaling": scaling}[name]()
         path.write_text(json.dumps(results, indent=2) + "\n")
         print(name, json.dumps(results[name]), flush=True)  # noqa: T201
+
+
+INPUT = torch.rand(160, 160) / 160
+
+
+def work(count: int) -> int:
+    """10 ms where `count` is 60."""
+    x = INPUT
+    for _ in range(count):
+        x = torch.tanh(x @ INPUT)
+    return os.getpid()
+
+
+class Executor:
+    """What local workers would be on the standard library, without what becomes of those that die."""
+
+    def __init__(self) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.processes = ProcessPoolExecutor(2, fork, initializer=torch.set_num_threads, initargs=(1,))
+
+    def each(self, items: Sequence) -> Iterator[tuple[int, int]]:
+        futures = {self.processes.submit(work, item): position for position, item in enumerate(items)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+@contextmanager
+def executor() -> Iterator[Executor]:
+    workers = Executor()
+    with workers.processes:
+        yield workers
+
+
+def local() -> dict:
+    kinds = {"ours": lambda: pool(work, Placement(2)), "ours again": lambda: pool(work, Placement(2)), "executor": executor}
+    seconds = {name: {"start": [], "item": [], "thirty items of 10 ms": []} for name in kinds}
+    for turn in range(ROUNDS):
+        for name in list(kinds)[:: 1 if turn % 2 else -1]:
+            begin = time.perf_counter()
+            with kinds[name]() as workers:
+                list(workers.each([0, 0]))
+                seconds[name]["start"].append(time.perf_counter() - begin)
+                seconds[name]["item"].append(timed(lambda each=workers.each: list(each([0] * 400))) / 400)
+                seconds[name]["thirty items of 10 ms"].append(timed(lambda each=workers.each: list(each([60] * 30))))
+    fastest = {name: {what: min(values) for what, values in found.items()} for name, found in seconds.items()}
+    ratio = lambda name: {what: fastest[name][what] / value for what, value in fastest["ours"].items()}  # noqa: E731
+    return {
+        "rounds": ROUNDS,
+        "cores": os.cpu_count(),
+        "fastest_seconds": fastest,
+        "executor_over_ours": ratio("executor"),
+        "noise": ratio("ours again"),
+        "load": os.getloadavg()[0],
+    }
 
 
 @contextmanager

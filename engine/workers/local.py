@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -48,7 +48,7 @@ class _Process:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         # Not a daemon: a user's fine-tuning may start processes of its own, to load data say.
-        self._process = context.Process(target=_serve, args=(function, theirs))
+        self._process = context.Process(target=_serve, args=(function, self.connection, theirs))
         self._process.start()
         theirs.close()  # so that the process's end is the end of the pipe
 
@@ -59,15 +59,13 @@ class _Process:
         self.connection.close()
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+def _serve(function: Callable[[Any], Any], ours: Connection, theirs: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer: it ends the others
+    ours.close()  # so that the main process's end is the end of the pipe
     torch.set_num_threads(1)
-    while True:
-        try:
-            item = connection.recv()
-        except (EOFError, OSError):  # the main process is gone
-            return
-        connection.send(attempt(function, item))
+    with suppress(EOFError, OSError):  # the main process is gone
+        while True:
+            theirs.send(attempt(function, theirs.recv()))
 
 
 class _Processes:
@@ -75,6 +73,7 @@ class _Processes:
 
     def __init__(self, function: Callable[[Any], Any], count: int) -> None:
         self._function, self._count = function, count
+        self._alive: set[_Process] = set()
         self._idle: list[_Process] = []
 
     def each(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -83,7 +82,7 @@ class _Processes:
         try:
             while backlog.waiting or running:
                 while backlog.waiting and len(running) < self._count:
-                    process = self._idle.pop() if self._idle else _Process(self._function)
+                    process = self._idle.pop() if self._idle else self._start()
                     position = backlog.waiting.popleft()
                     running[process.connection] = process, position
                     process.connection.send(items[position])
@@ -92,7 +91,7 @@ class _Processes:
                     try:
                         done, result = process.connection.recv()
                     except (EOFError, OSError):
-                        process.stop()
+                        self._end(process)
                         backlog.again(position)
                         continue
                     self._idle.append(process)
@@ -101,9 +100,20 @@ class _Processes:
                     yield position, result
         finally:
             for process, _ in running.values():  # left over by an error: nobody waits for their results
-                process.stop()
+                self._end(process)
+
+    def _start(self) -> _Process:
+        process = _Process(self._function)
+        self._alive.add(process)
+        return process
+
+    def _end(self, process: _Process) -> None:
+        if process in self._alive:
+            self._alive.remove(process)
+            process.stop()
 
     def stop(self) -> None:
-        for process in self._idle:
-            process.stop()
+        """End them all, those too whose results somebody stopped waiting for in the middle of `each`."""
+        for process in list(self._alive):
+            self._end(process)
         self._idle.clear()

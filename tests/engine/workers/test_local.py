@@ -1,6 +1,8 @@
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 
 import pytest
 import torch
@@ -107,6 +109,71 @@ def test_workers_end_with_the_pool():
             os.kill(process, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_workers_end_with_the_pool_in_the_middle_of_their_items():
+    reader, writer = multiprocessing.Pipe(False)
+
+    def stay(n):
+        if n:
+            writer.send(os.getpid())
+            threading.Event().wait()
+        return n
+
+    with pool(stay, Placement(2)) as given:
+        results = given.each(range(3))  # kept, as the traceback of an error in the loop over it keeps it
+        assert next(results) == (0, 0)
+        busy = reader.recv()
+    with pytest.raises(ProcessLookupError):
+        os.kill(busy, 0)
+
+
+def test_ctrl_c_ends_workers_in_the_middle_of_their_items():
+    main = os.getpid()
+    reader, writer = multiprocessing.Pipe(False)
+
+    def interrupt(n):
+        writer.send(os.getpid())
+        if n:
+            os.kill(main, signal.SIGINT)
+        threading.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt), pool(interrupt, Placement(2)) as given:
+        list(given.each(range(2)))
+    for process in (reader.recv(), reader.recv()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_ctrl_c_in_a_worker_is_left_to_the_main_process():
+    assert results(lambda _: os.kill(os.getpid(), signal.SIGINT), range(2), 2) == {0: None, 1: None}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_workers_end_after_the_main_process_was_killed(busy, capfd):
+    reader, writer = multiprocessing.Pipe(False)  # ends when all that inherited it have ended
+    gate, key = multiprocessing.Pipe(False)  # where busy workers wait until the main process is gone
+
+    def main():
+        def stay(n):
+            if n == 1 and busy:
+                gate.recv()
+            return n
+
+        with pool(stay, Placement(2)) as given:
+            results = given.each(range(2))
+            assert next(results) == (0, 0) if busy else len(list(results)) == 2
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    writer.close()
+    process.join()
+    key.send(None)
+    assert reader.poll(60)
+    with pytest.raises(EOFError):
+        reader.recv()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_several_processes_on_a_gpu_in_use_are_refused(monkeypatch):
