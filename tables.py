@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from .errors import FreePruneError, nearest
@@ -27,15 +27,19 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     """
     if name in table:
         return table[name]
-    plugins = {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}
-    if name in plugins:
-        loaded: Entry = plugins[name].load()
+    foreign = plugins(kind)
+    if name in foreign:
+        loaded: Entry = foreign[name].load()
         return loaded
-    known = sorted({*table, *plugins})
+    known = sorted({*table, *foreign})
     raise FreePruneError(f"there is no {kind} {name!r}; {nearest(name, known)}")
 
 
 def entries(table: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
     """A table and what other packages add to it."""
-    points = entry_points(group=f"freeprune.{PLURALS[kind]}")
-    return {**{point.name: point.load() for point in points}, **table}
+    return {**{name: point.load() for name, point in plugins(kind).items()}, **table}
+
+
+def plugins(kind: str) -> dict[str, EntryPoint]:
+    """What other packages add, by name, not yet imported."""
+    return {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}

@@ -110,6 +110,12 @@ def test_the_public_surface():
     assert all(getattr(freeprune, name) for name in freeprune.__all__)
 
 
+def test_what_is_not_public_is_no_attribute():
+    assert set(freeprune.__all__) <= set(dir(freeprune))
+    with pytest.raises(AttributeError, match="'freeprune' has no attribute 'prnue'"):
+        _ = freeprune.prnue
+
+
 def test_nothing_is_unpickled():
     for path in FILES.values():
         text = path.read_text()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from ...options import Kind, Option, declare, declared, named
+from ...tables import plugins
 from .declaration import Budgets, Comparison, Folder, Placement, Settings, Source, Study, Terminal
 from .recipe import Recipe
 
@@ -122,10 +122,10 @@ def layout_options() -> dict[str, Option]:
     from ...backends import BACKENDS
 
     found: dict[str, Option] = {}
-    plugins = {point.name: point for point in entry_points(group="freeprune.backends")}
-    for granularity in (*BACKENDS, *plugins):
+    foreign = plugins("granularity")
+    for granularity in (*BACKENDS, *foreign):
         try:
-            backend: Any = BACKENDS[granularity] if granularity in BACKENDS else plugins[granularity].load()
+            backend: Any = BACKENDS[granularity] if granularity in BACKENDS else foreign[granularity].load()
         except Exception:  # whatever the package does: said where it is asked for, and no other run is held up
             continue
         for name, one in named(getattr(backend, "options", {})).items():

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...errors import FreePruneError, nearest
-from ...tables import entries
+from ...errors import FreePruneError
 from . import options as options
 
 if TYPE_CHECKING:
@@ -299,19 +298,9 @@ def apply(model: str, weights: Path, plan: Path, out: Path, force: bool) -> None
 @main.command("list", cls=options.Declared)
 def list_(what: str) -> None:
     """Say what there is, one line each, the name first."""
-    from ...backends import BACKENDS, CRITERIA
-    from ...metrics import METRICS
-    from ...search import STRATEGIES
+    from .listing import listed
 
-    tables: dict[str, tuple[dict[str, Any], str]] = {
-        "metrics": (METRICS, "metric"),
-        "strategies": (dict(STRATEGIES), "strategy"),
-        "granularities": (BACKENDS, "granularity"),
-        "criteria": (CRITERIA, "criterion"),
-    }
-    if what not in tables:
-        raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(tables))}")
-    found = entries(*tables[what])
+    found = listed(what)
     width = max(map(len, found))
-    for name, entry in found.items():
-        click.echo(f"{name:<{width}}  {(entry.__doc__ or '').strip().splitlines()[0]}")
+    for name, line in found.items():
+        click.echo(f"{name:<{width}}  {line}")

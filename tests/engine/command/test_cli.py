@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import freeprune
-from freeprune.backends import BACKENDS
+from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.settings import Options, RunOptions, SpaceOptions, settings
 from freeprune.engine.command.cli import main
+from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
 from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.run.job import prepare
@@ -193,11 +194,32 @@ def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
     assert call(*arguments, "--resume")[0] == 0
 
 
-def test_help_and_version_need_no_heavy_import():
-    code = "import sys, freeprune.engine.command.cli as c; c.main(['--version'])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0
-    assert result.stdout.startswith("freeprune, version") or "version" in result.stdout
+HEAVY = ("torch", "numpy", "scipy", "onnx", "optuna", "rich")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *(["list", what] for what in TABLES)], ids=" ".join)
+def test_what_there_is_is_said_without_heavy_imports(words):
+    code = f"""
+import sys
+import freeprune.engine.command.cli as cli
+try:
+    cli.main({words})
+except SystemExit as end:
+    assert not end.code
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, heavy = result.stdout.splitlines()
+    assert shown
+    assert heavy == "[]"
+
+
+@pytest.mark.parametrize(
+    ("what", "table"),
+    [("metrics", METRICS), ("strategies", STRATEGIES), ("granularities", BACKENDS), ("criteria", CRITERIA)],
+)
+def test_what_is_read_from_the_source_is_what_stands_in_the_tables(what, table):
+    assert listed(what) == {name: entry.__doc__.strip().splitlines()[0] for name, entry in table.items()}
 
 
 def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):

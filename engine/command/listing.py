@@ -1,0 +1,59 @@
+"""What there is by name, read from the source of the tables, so that nothing heavy is imported to print a line each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from ...errors import FreePruneError, nearest
+from ...tables import plugins
+
+ROOT = Path(__file__).parents[2]
+# By what is listed: the file with the table, its name there, and what other packages call an entry.
+TABLES = {
+    "metrics": ("metrics/__init__.py", "METRICS", "metric"),
+    "strategies": ("search/__init__.py", "STRATEGIES", "strategy"),
+    "granularities": ("backends/__init__.py", "BACKENDS", "granularity"),
+    "criteria": ("backends/criteria.py", "CRITERIA", "criterion"),
+}
+
+
+def listed(what: str) -> dict[str, str]:
+    """The first line of the docstring of each entry, by its name; entries of other packages come first.
+
+    Raises:
+        FreePruneError: there is no such list.
+    """
+    if what not in TABLES:
+        raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(TABLES))}")
+    file, table, kind = TABLES[what]
+    foreign = {name: _first_line(point.load().__doc__) for name, point in plugins(kind).items()}
+    return {**foreign, **_built_in(ROOT / file, table)}
+
+
+def _built_in(path: Path, table: str) -> dict[str, str]:
+    """The same of a table that is written as a dictionary of names that the file defines or imports."""
+    tree = ast.parse(path.read_text())
+    entries = next(
+        node.value for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict) and ast.unparse(node.target) == table
+    )  # fmt: skip
+    homes = {
+        alias.asname or alias.name: path.parent / f"{(node.module or '').replace('.', '/')}.py"
+        for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1 for alias in node.names
+    }  # fmt: skip
+    values = zip(map(ast.literal_eval, filter(None, entries.keys)), map(ast.unparse, entries.values), strict=True)
+    return {name: _documented(homes.get(value, path), value) for name, value in values}
+
+
+def _documented(path: Path, name: str) -> str:
+    defined = (
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
+    )
+    return _first_line(ast.get_docstring(next(defined)))
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
