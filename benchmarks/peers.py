@@ -30,8 +30,8 @@ from peer_methods import METHODS, Answer, Problem, macs
 from torch import Tensor, nn
 
 from freeprune import Recipe
+from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import latency_ms
 from freeprune.common import Batch, write_atomically
 from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.calibration import draw, recalibrated
@@ -227,7 +227,7 @@ def latencies(name: str, dense: nn.Module, network: nn.Module, batch: Batch, scr
         export_onnx(dense, batch.inputs, paths["dense"], {})
     export_onnx(network, batch.inputs, paths["pruned"], {})
     images = batch_of(batch.inputs, LATENCY_BATCH)
-    return {str(threads): latency_ms(paths, images, threads=threads) for threads in (1, 2)}
+    return {str(threads): ONNX_RUNTIME.latency_ms(paths, images, threads=threads) for threads in (1, 2)}
 
 
 if __name__ == "__main__":

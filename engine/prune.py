@@ -148,12 +148,10 @@ def finished_run(
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:
-    """How many images the dense network gets right, before the search: weights or data that are not its own show here first."""
+    """How the dense network does, before the search: weights or data that are not its own show here first."""
     labels, output = job.scored.labels, job.dense.output
-    if labels is None or output.ndim != 2:
+    if labels is None:
         return
-    right, guessing = int((output.argmax(1) == labels).sum()) / len(labels), 1 / output.shape[1]
-    # Doubted: less than twice as often as by guessing, than 0.6 with two classes, than 0.1 with very many.
-    hint = ", hardly more than by guessing: are weights, --mean, --std and the classes the network's own?"
-    note = "of the calibration images right" + (hint if right < max(min(2 * guessing, 0.6), 0.1) else "")
-    progress("dense", round(right * len(labels)), len(labels), note)
+    told = job.task.first_look(output, labels)
+    if told is not None:
+        progress("dense", *told)

@@ -13,8 +13,8 @@ SHARED = {"common", "copies", "errors", "options", "tables"}
 # From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
 BACKENDS = ["plan", "criteria", "base", "cost", "tracing", "surgery", "coupling", "granularity", "mask", "compaction", "onnx"]
 ENGINE = [
-    "progress", "randomness", "user_code", "asked", "inputs", "store", "run", "workers", "inspection", "training", "latency",
-    "report", "delivery", "prune", "studies", "command",
+    "progress", "randomness", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection", "training",
+    "latency", "report", "delivery", "prune", "studies", "command",
 ]  # fmt: skip
 
 

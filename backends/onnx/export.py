@@ -1,4 +1,4 @@
-"""ONNX: a network written to one verified file, run in ONNX Runtime, timed and compared."""
+"""ONNX: a network written to one file that was run and compared with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from ...common import FreePruneError, write_atomically
 from ...copies import copied
-from .runtime import as_arrays, cause, relative_difference, run_rows, session
+from .onnx_runtime import ONNX_RUNTIME
+from .runtime import Runtime, as_arrays, cause, relative_difference, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
@@ -36,7 +37,11 @@ class Exported:
 
 
 def export_onnx(
-    network: nn.Module, inputs: tuple[Tensor, ...], path: str | os.PathLike[str], metadata: Mapping[str, str]
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+    runtime: Runtime = ONNX_RUNTIME,
 ) -> Exported:
     """Write a network, in eval mode, as a single ONNX file that holds no source path and no time: same network, same file.
 
@@ -48,6 +53,7 @@ def export_onnx(
         inputs: what the network is called with, `(N, ...)` each.
         path: the file; replaced in one step once everything holds.
         metadata: written into the file's properties, sorted by key.
+        runtime: what the file is run in.
 
     Raises:
         FreePruneError: the network cannot be exported, its export computes something else, or its weights exceed 2 GiB.
@@ -64,14 +70,14 @@ def export_onnx(
     try:
         model = _traced(network, inputs, dynamic=True)
         for batch in CHECKED_BATCHES:
-            _check(model, network, _rows(inputs, batch), follows=True)
+            _check(model, network, _rows(inputs, batch), runtime, follows=True)
         dynamic = True
         notes: tuple[str, ...] = ()
     except Exception as error:
         reason = cause(error)
         try:
             model = _traced(network, inputs, dynamic=False)
-            _check(model, network, inputs, follows=False)
+            _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
         dynamic, notes = False, (f"the ONNX file takes batches of {len(inputs[0])} only: {reason}",)
@@ -110,12 +116,12 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], *, follows: bool) -> None:
+def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
     """Raise unless the model gives the network's outputs, and, if so asked, one row for each row of the inputs."""
     batch = len(inputs[0])
     with torch.no_grad():
         expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
-    given = run_rows(session(model.SerializeToString(), 1), as_arrays(inputs))
+    given = run_rows(runtime.open(model.SerializeToString(), 1), as_arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
     if follows and any(shape[:1] != (batch,) for shape in shapes):
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")

@@ -1,12 +1,13 @@
-"""ONNX files run and timed in ONNX Runtime on a CPU, and outputs held against each other."""
+"""What runs and times ONNX files, and outputs held against each other."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,50 +22,139 @@ Arrays = tuple[NDArray[Any], ...]
 LATENCY_SECONDS = 4.0
 
 
-def run_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], threads: int | None = None) -> Arrays:
-    """The outputs of an ONNX file on the CPU, for any number of rows: a file of fixed batch size runs in chunks.
+class Opened(Protocol):
+    """A file that is ready to run.
 
-    Args:
-        path: the file.
-        inputs: `(N, ...)` each, in the order of the network's arguments.
-        threads: of ONNX Runtime; as many as PyTorch uses if None.
-
-    Raises:
-        FreePruneError: the file is missing or no ONNX, or the inputs do not fit it.
+    Attributes:
+        inputs: how many it takes.
+        batch: the only number of rows that it takes; None where it takes any.
     """
-    return run_rows(_open(path, threads or torch.get_num_threads()), as_arrays(inputs))
+
+    inputs: int
+    batch: int | None
+
+    def run(self, arrays: Arrays) -> Arrays:
+        """The outputs for as many inputs, of `batch` rows each.
+
+        Raises:
+            FreePruneError: they do not fit the file.
+        """
 
 
-def latency_ms(
-    paths: Mapping[str, str | os.PathLike[str]], inputs: tuple[Tensor, ...], *, threads: int, repeats: int = 50
-) -> dict[str, float]:
-    """The time in milliseconds of one run of each file, for comparison: the minimum over runs that take turns.
+class Runtime(ABC):
+    """What runs ONNX files, and what networks are timed in.
 
-    Taking turns spreads a machine's slow moments over all files, and the minimum discards them. With one thread the
-    processor's time is taken, which is what a run takes where no other program wants the core: on a machine with six programs
-    for each core the clock on the wall says three to five times as much, and not the same of all files. A file of fixed batch
-    size is timed over as many of its batches as the inputs need.
-
-    Args:
-        paths: name to file.
-        inputs: `(N, ...)` each.
-        threads: of ONNX Runtime.
-        repeats: how many turns at most; fewer, but at least 3, where these would take more than some seconds.
+    Attributes:
+        name: as sentences name it: "ONNX Runtime".
+        place: where it runs, as it follows "in": "ONNX Runtime on this CPU".
     """
-    arrays = as_arrays(inputs)
-    sessions = {name: _open(path, threads) for name, path in paths.items()}
-    best = dict.fromkeys(sessions, float("inf"))
-    for session in sessions.values():
-        run_rows(session, arrays)
-    clock = time.thread_time if threads == 1 else time.perf_counter  # one thread is the caller's own
-    turns, start = 0, time.perf_counter()
-    while turns < 3 or (turns < repeats and time.perf_counter() - start < LATENCY_SECONDS):
-        for name, session in sessions.items():
-            begin = clock()
-            run_rows(session, arrays)
-            best[name] = min(best[name], (clock() - begin) * 1e3)
-        turns += 1
-    return best
+
+    name: str
+    place: str
+
+    @abstractmethod
+    def open(self, model: str | bytes, threads: int) -> Opened:
+        """A file, by its path or its content, made ready to run with so many threads.
+
+        Raises:
+            Exception: of any kind, with the reason in its first line.
+        """
+
+    @abstractmethod
+    def kernel_ms(self, model: bytes, op: str, threads: int, *, runs: tuple[int, int], seconds: float) -> float:
+        """The least milliseconds of a run that the kernel of the only operator takes, without what the runtime does around it.
+
+        Args:
+            model: the content of a file with one input of a fixed shape, which gets random numbers.
+            op: the operator as ONNX names it, such as `Conv`.
+            threads: of the runtime.
+            runs: at least and at most so many.
+            seconds: no further run begins after these.
+
+        Raises:
+            Exception: of any kind, with the reason in its first line.
+        """
+
+    def clock(self, threads: int) -> Callable[[], float]:
+        """What tells the seconds that a run takes.
+
+        With one thread the processor's time is taken, which is what a run takes where no other program wants the core: on a
+        machine with six programs for each core the clock on the wall says three to five times as much, and not the same of all
+        files. A runtime that does not run in the caller's thread must take the clock on the wall.
+        """
+        return time.thread_time if threads == 1 else time.perf_counter
+
+    def outputs(self, path: str | os.PathLike[str], inputs: tuple[Tensor, ...], threads: int | None = None) -> Arrays:
+        """The outputs of an ONNX file, for any number of rows: a file of fixed batch size runs in chunks.
+
+        Args:
+            path: the file.
+            inputs: `(N, ...)` each, in the order of the network's arguments.
+            threads: of the runtime; as many as PyTorch uses if None.
+
+        Raises:
+            FreePruneError: the file is missing or no ONNX, or the inputs do not fit it.
+        """
+        return run_rows(self.ready(path, threads or torch.get_num_threads()), as_arrays(inputs))
+
+    def latency_ms(
+        self, paths: Mapping[str, str | os.PathLike[str]], inputs: tuple[Tensor, ...], *, threads: int, repeats: int = 50
+    ) -> dict[str, float]:
+        """The time in milliseconds of one run of each file, for comparison: the minimum over runs that take turns.
+
+        Taking turns spreads a machine's slow moments over all files, and the minimum discards them. A file of fixed batch size
+        is timed over as many of its batches as the inputs need.
+
+        Args:
+            paths: name to file.
+            inputs: `(N, ...)` each.
+            threads: of the runtime.
+            repeats: how many turns at most; fewer, but at least 3, where these would take more than some seconds.
+
+        Raises:
+            FreePruneError: as of `outputs`.
+        """
+        arrays = as_arrays(inputs)
+        files = {name: self.ready(path, threads) for name, path in paths.items()}
+        best = dict.fromkeys(files, float("inf"))
+        for file in files.values():
+            run_rows(file, arrays)
+        clock = self.clock(threads)
+        turns, start = 0, time.perf_counter()
+        while turns < 3 or (turns < repeats and time.perf_counter() - start < LATENCY_SECONDS):
+            for name, file in files.items():
+                begin = clock()
+                run_rows(file, arrays)
+                best[name] = min(best[name], (clock() - begin) * 1e3)
+            turns += 1
+        return best
+
+    def ready(self, path: str | os.PathLike[str], threads: int) -> Opened:
+        """The opened file.
+
+        Raises:
+            FreePruneError: it is missing or no ONNX.
+        """
+        try:
+            return self.open(os.fspath(path), threads)
+        except Exception as error:
+            raise FreePruneError(f"{os.fspath(path)} cannot be run by {self.name}: {cause(error)}") from error
+
+
+def run_rows(file: Opened, arrays: Arrays) -> Arrays:
+    """All rows through an opened file; in chunks, the last one filled up, where it fixes the batch size."""
+    if file.inputs != len(arrays):
+        raise FreePruneError(f"the ONNX file takes {file.inputs} inputs, but {len(arrays)} were given")
+    rows, batch = len(arrays[0]), file.batch
+    if batch is None or batch == rows:
+        return file.run(arrays)
+    chunks = []
+    for start in range(0, rows, batch):
+        wanted = np.minimum(np.arange(start, start + batch), rows - 1)
+        chunks.append(file.run(tuple(x[wanted] for x in arrays)))
+        if any(x.shape[:1] != (batch,) for x in chunks[-1]):
+            raise FreePruneError(f"the ONNX file takes batches of {batch} only, not of {rows}, and its outputs are not by row")
+    return tuple(np.concatenate(parts)[:rows] for parts in zip(*chunks, strict=True))
 
 
 def relative_difference(a: Any, b: Any) -> float:
@@ -95,56 +185,8 @@ def _as_outputs(outputs: Any) -> list[NDArray[np.float64]]:
     return [np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]
 
 
-def session(model: str | bytes, threads: int, profile: str | None = None) -> Any:
-    """A session of ONNX Runtime on the CPU; `profile` begins the name of the file that each kernel's time goes to."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Idle threads otherwise spin for a while after a run, on the cores that the next session is timed on.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, profile
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _open(path: str | os.PathLike[str], threads: int) -> Any:
-    try:
-        return session(os.fspath(path), threads)
-    except Exception as error:
-        raise FreePruneError(f"{os.fspath(path)} cannot be run by ONNX Runtime: {cause(error)}") from error
-
-
-def run_rows(session: Any, arrays: Arrays) -> Arrays:
-    """All rows through a session; in chunks, the last one filled up, where the file fixes the batch size."""
-    expected = session.get_inputs()
-    if len(expected) != len(arrays):
-        raise FreePruneError(f"the ONNX file takes {len(expected)} inputs, but {len(arrays)} were given")
-    rows, batch = len(arrays[0]), expected[0].shape[0]
-    if not isinstance(batch, int) or batch == rows:
-        return _run_once(session, arrays)
-    chunks = []
-    for start in range(0, rows, batch):
-        wanted = np.minimum(np.arange(start, start + batch), rows - 1)
-        chunks.append(_run_once(session, tuple(x[wanted] for x in arrays)))
-        if any(x.shape[:1] != (batch,) for x in chunks[-1]):
-            raise FreePruneError(f"the ONNX file takes batches of {batch} only, not of {rows}, and its outputs are not by row")
-    return tuple(np.concatenate(parts)[:rows] for parts in zip(*chunks, strict=True))
-
-
-def _run_once(session: Any, arrays: Arrays) -> Arrays:
-    try:
-        return tuple(session.run(None, {x.name: array for x, array in zip(session.get_inputs(), arrays, strict=True)}))
-    except Exception as error:
-        shapes = [array.shape for array in arrays]
-        raise FreePruneError(f"ONNX Runtime fails on inputs of shapes {shapes}: {cause(error)}") from error
-
-
 def as_arrays(inputs: Sequence[Tensor]) -> Arrays:
-    """The inputs as ONNX Runtime takes them."""
+    """The inputs as runtimes take them."""
     return tuple(np.ascontiguousarray(x.detach().cpu().numpy()) for x in inputs)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from ...common import FreePruneError, write_atomically
-from .runtime import Arrays, as_arrays, cause, run_rows, session
+from .onnx_runtime import ONNX_RUNTIME
+from .runtime import Arrays, Runtime, as_arrays, cause, run_rows
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Compressed:
     dense: dict[str, str]
 
 
-def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]) -> Compressed:
+def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runtime: Runtime = ONNX_RUNTIME) -> Compressed:
     """Store every initialiser sparsely that becomes smaller by it; the file is replaced in one step.
 
-    The new file passes ONNX's checker (without type inference, which knows sparse initialisers of no operator), loads in ONNX
-    Runtime and gives the very same outputs. A tensor with which it does not stays dense.
+    The new file passes ONNX's checker (without type inference, which knows sparse initialisers of no operator), loads in the
+    runtime and gives the very same outputs. A tensor with which it does not stays dense.
 
     An entry takes 8 bytes for its index, which the checker wants as int64, besides its value: float32 weights become smaller
     where less than a third of them is left. The sign of a zero is lost.
@@ -47,6 +48,7 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]) -> C
     Args:
         path: the file, with its weights inside.
         inputs: `(N, ...)` each, on which the outputs are compared.
+        runtime: what the file is run in.
 
     Raises:
         FreePruneError: the file cannot be read or run.
@@ -65,12 +67,12 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...]) -> C
         if sparse is not None and sparse.ByteSize() < tensor.ByteSize():
             smaller[tensor.name] = sparse
     arrays = as_arrays(inputs)
-    expected = run_rows(_session(path, content), arrays)
+    expected = run_rows(runtime.ready(path, 1), arrays)
     chosen, dense = list(smaller), dict[str, str]()
-    if chosen and _reason(_with(model, [smaller[name] for name in chosen]), arrays, expected) is not None:
+    if chosen and _reason(_with(model, [smaller[name] for name in chosen]), arrays, expected, runtime) is not None:
         chosen = []
         for name in smaller:
-            reason = _reason(_with(model, [smaller[n] for n in (*chosen, name)]), arrays, expected)
+            reason = _reason(_with(model, [smaller[n] for n in (*chosen, name)]), arrays, expected, runtime)
             if reason is None:
                 chosen.append(name)
             else:
@@ -109,21 +111,14 @@ def _with(model: Any, sparse: Sequence[Any]) -> Any:
     return changed
 
 
-def _reason(model: Any, arrays: Arrays, expected: Arrays) -> str | None:
+def _reason(model: Any, arrays: Arrays, expected: Arrays, runtime: Runtime) -> str | None:
     """Why a file of this model will not do; None where it passes the checker, loads, and gives the expected outputs."""
     import onnx
 
     try:
         onnx.checker.check_model(model)
-        given = run_rows(session(model.SerializeToString(), 1), arrays)
+        given = run_rows(runtime.open(model.SerializeToString(), 1), arrays)
     except Exception as error:
         return cause(error)
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(expected, given, strict=True))
     return None if same else "the outputs differ"
-
-
-def _session(path: Path, content: bytes) -> Any:
-    try:
-        return session(content, 1)
-    except Exception as error:
-        raise FreePruneError(f"{path} cannot be run by ONNX Runtime: {cause(error)}") from error

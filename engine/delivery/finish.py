@@ -17,7 +17,7 @@ from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import latency_ms, relative_difference, run_onnx
+from ...backends.onnx.runtime import relative_difference
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
@@ -32,7 +32,7 @@ from ..run.loop import Found
 from ..run.outputs import outputs
 from ..store import run_folder as files
 from ..training.finetuning import finetuned, in_types_of_given
-from ..training.trainer import accuracy
+from ..training.trainer import measured
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
 
@@ -154,13 +154,13 @@ def _export(
         "score": repr(found.score),
         "channels": json.dumps(channels, separators=(",", ":")),  # the dense network's indices of what is left
     }
-    exported = export_onnx(final, images, folder / files.ONNX, metadata)
-    compressed = compress_onnx(exported.path, images) if job.settings.compress else None
-    agreement = relative_difference(outputs(final, images), run_onnx(exported.path, images))
+    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime)
+    compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
+    agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
     timed = batch_of(images, job.settings.latency_batch)
     dense = dense or DenseExport(job)
     paths = {"dense": dense.file.path, "pruned": exported.path}
-    latency = latency_ms(paths, timed, threads=job.settings.latency_threads)
+    latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)
     report = {
         "bytes": exported.path.stat().st_size,
         "dense_bytes": dense.file.bytes,
@@ -175,7 +175,7 @@ def _export(
         "latency_threads": job.settings.latency_threads,
         "agreement": agreement,
     }
-    return {**report, "verdict": verdict(job.backend, job.settings, report)}
+    return {**report, "verdict": verdict(job.backend, job.settings, report, job.runtime)}
 
 
 def _gzip_bytes(path: Path) -> int:
@@ -214,8 +214,8 @@ def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, 
 
 
 def _accuracy(network: nn.Module, job: Job, progress: Progress, which: str) -> float:
-    progress("test", 0, 1, f"accuracy of the {which} network")
-    return accuracy(network, job.data.test, collate=job.data.collate)
+    progress("test", 0, 1, f"{job.task.measure} of the {which} network")
+    return measured(network, job.data.test, job.task, collate=job.data.collate)
 
 
 def _finite(score: float) -> float | None:

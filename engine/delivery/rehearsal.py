@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from ...backends import Plan, apply, masked
 from ...backends.onnx.export import Exported, export_onnx
-from ...backends.onnx.runtime import relative_difference, run_onnx
+from ...backends.onnx.runtime import relative_difference
 from ...common import FreePruneError, Inputs
 from ...copies import copied
 from ..asked.recipe import Recipe
@@ -23,7 +23,7 @@ from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
 from ..training.finetuning import recipe_of
-from ..training.trainer import accuracy, train
+from ..training.trainer import measured, train
 
 IMAGES = 2  # of a forward pass
 TRAINED = 8  # of a training step, whose batch norms need more than one
@@ -37,7 +37,7 @@ class DenseExport:
     def __init__(self, job: Job) -> None:
         folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.file: Exported = export_onnx(job.network, job.batch.inputs, folder / "dense.onnx", {})
+        self.file: Exported = export_onnx(job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
 
     Args:
         job: nothing of it changes.
-        tested: the images that accuracies will be measured on; None where none will be.
+        tested: the images that networks will be measured on; None where none will be.
         exports: whether an ONNX file will be written.
         progress: is told how far it is.
 
@@ -67,7 +67,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     if isinstance(job.finetune, Recipe):
         _train(job, job.finetune)
     if tested is not None:
-        accuracy(job.network, _few(tested, IMAGES), collate=job.data.collate)
+        measured(job.network, _few(tested, IMAGES), job.task, collate=job.data.collate)
     progress("rehearse", 1, 3, "surgery")
     pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
@@ -114,6 +114,7 @@ def _train(job: Job, recipe: Recipe) -> None:
         seed=job.settings.seed,
         teacher=job.network if recipe.distill else None,
         collate=job.data.collate,
+        task=job.task,
     )
 
 
@@ -124,7 +125,8 @@ def _few(dataset: Dataset[object], count: int) -> Subset[object]:
 def _exported(job: Job, images: Inputs) -> DenseExport:
     try:
         dense = DenseExport(job)
-        difference = relative_difference(outputs(copied(job.network), images), run_onnx(dense.file.path, images))
+        found = job.runtime.outputs(dense.file.path, images)
+        difference = relative_difference(outputs(copied(job.network), images), found)
         if not difference < LARGEST_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
     except FreePruneError as error:

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...backends import Backend
+from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
 
 NOISE = 0.05  # relative: two timings of one file on a busy machine differ by up to about so much
 
 
-def verdict(backend: Backend, asked: Settings, onnx: Mapping[str, Any]) -> str:
-    """Whether pruning made ONNX Runtime faster here, what it did to the file, and what else would be faster, in one sentence.
+def verdict(backend: Backend, asked: Settings, onnx: Mapping[str, Any], runtime: Runtime = ONNX_RUNTIME) -> str:
+    """Whether pruning made the runtime faster here, what it did to the file, and what else would be faster, in one sentence.
 
     Args:
         backend: the granularity.
         asked: what the run was asked.
         onnx: of the summary: `latency_ms` of the `dense` and the `pruned` file in milliseconds, `latency_batch`,
             `latency_threads`, and both sizes with gzip, `gzip_bytes` and `dense_gzip_bytes`.
+        runtime: what was measured.
     """
     ratio = onnx["latency_ms"]["pruned"] / onnx["latency_ms"]["dense"]
     threads = f"{onnx['latency_threads']} thread{'s' if onnx['latency_threads'] > 1 else ''}"
@@ -30,7 +32,7 @@ def verdict(backend: Backend, asked: Settings, onnx: Mapping[str, Any]) -> str:
     else:
         effect = "gives no speed-up"
     packed = f"with gzip its file takes {onnx['gzip_bytes'] / onnx['dense_gzip_bytes']:.0%} of the dense one's"
-    parts = [f"{backend.described} {effect} in ONNX Runtime on this CPU ({measured})", packed, *_advice(backend, asked, ratio)]
+    parts = [f"{backend.described} {effect} in {runtime.place} ({measured})", packed, *_advice(backend, asked, ratio)]
     return "; ".join(parts)
 
 

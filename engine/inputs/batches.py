@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, cause
+from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
 from .image_files import Files
 
@@ -97,7 +98,10 @@ def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], 
 
 
 def stack(
-    dataset: Dataset[Any], indices: Sequence[int], collate: Callable[[list[Any]], Any] | None = None
+    dataset: Dataset[Any],
+    indices: Sequence[int],
+    collate: Callable[[list[Any]], Any] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Some items of a dataset as one batch.
 
@@ -105,9 +109,11 @@ def stack(
         dataset: map-style.
         indices: which items, in this order; at least one.
         collate: what makes a batch of a list of items; PyTorch's default if None.
+        task: whose labels they are.
 
     Returns:
-        The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels, int64 `(N,)`.
+        The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels as the task takes
+        them, normally int64 `(N,)`.
 
     Raises:
         FreePruneError: an item cannot be read, or the batch is not (inputs ..., labels).
@@ -125,11 +131,10 @@ def stack(
             raise FreePruneError(
                 f"a batch of {described(dataset)} has {described(value)} as {name}; expected tensors of {len(indices)} rows"
             )
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise FreePruneError(
-            f"the labels of {described(dataset)} are {described(labels)} in a batch; expected one integer for each image"
-        )
-    return inputs, labels.long()
+    taken = task.as_labels(labels)
+    if taken is None:
+        raise FreePruneError(f"the labels of {described(dataset)} are {described(labels)} in a batch; expected {task.label}")
+    return inputs, taken
 
 
 def in_float32(inputs: Sequence[Any]) -> tuple[Any, ...]:

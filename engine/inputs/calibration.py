@@ -15,26 +15,29 @@ from torch.utils.data import Dataset
 from ...common import Batch, FreePruneError, brief, write_atomically
 from ...copies import copied
 from ..randomness import seeded
+from ..tasks import CLASSIFICATION, Task
 from .batches import Data, Images, stack
 
 CALIBRATION = "calibration.safetensors"
 LABELS = "labels"
 
 
-def calibration(images: Dataset[object], data: Data, count: int, seed: int, folder: Path | None) -> Batch:
+def calibration(
+    images: Dataset[object], data: Data, count: int, seed: int, folder: Path | None, task: Task = CLASSIFICATION
+) -> Batch:
     """The images that a run scores on: those kept in the folder of a run to resume, or else drawn.
 
     Raises:
         FreePruneError: fewer than two were asked for, or the file in the folder is damaged or of other data.
     """
     if folder is None or not (folder / CALIBRATION).exists():
-        return draw(images, data, count, seed)
+        return draw(images, data, count, seed, task)
     with seeded(seed):
-        example, _ = stack(images, [0], data.collate)
-    return _read(folder / CALIBRATION, example, min(count, len(images)))  # type: ignore[arg-type]
+        example, label = stack(images, [0], data.collate, task)
+    return _read(folder / CALIBRATION, example, label, min(count, len(images)))  # type: ignore[arg-type]
 
 
-def draw(images: Dataset[object], data: Data, count: int, seed: int) -> Batch:
+def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task = CLASSIFICATION) -> Batch:
     """Images for calibration: drawn once by the seed from the training images, without augmentation; all if there are fewer.
 
     The seed also decides what a data set draws that changes its items at random.
@@ -47,7 +50,7 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int) -> Batch:
         raise FreePruneError(f"--calibration-images {count} is too few for batch statistics; give at least 2, better 256")
     indices = np.random.default_rng([seed, 1]).permutation(available)[:count]
     with seeded(seed):
-        inputs, labels = stack(images, indices.tolist(), data.collate)
+        inputs, labels = stack(images, indices.tolist(), data.collate, task)
     return Batch(inputs, labels)
 
 
@@ -62,11 +65,12 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], count: int) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Tensor, count: int) -> Batch:
     """A batch that was kept.
 
     Args:
-        example: one item of the same data, `(1, ...)` each.
+        example: the inputs of one item of the same data, `(1, ...)` each.
+        label: of that item, `(1, ...)`.
         count: the images that it must hold.
     """
     try:
@@ -80,7 +84,7 @@ def _read(path: Path, example: tuple[Tensor, ...], count: int) -> Batch:
     if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
         raise _damaged(path, "its content is not what was written")
     shapes = [(count, *x.shape[1:], x.dtype) for x in example]
-    if [(*x.shape, x.dtype) for x in inputs] != shapes or (labels is not None and labels.shape != (count,)):
+    if [(*x.shape, x.dtype) for x in inputs] != shapes or (labels is not None and labels.shape != (count, *label.shape[1:])):
         raise FreePruneError(
             f"{path} holds images that are not of these data; resume with the same data, or start again with --force"
         )

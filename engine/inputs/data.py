@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from ...common import FreePruneError, nearest
+from ..tasks import CLASSIFICATION, Task
 from .batches import Data, described, stack
 from .models import call
 from .sources import digits, image_folder, npz
@@ -24,6 +25,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Data:
     """Training and test images from anywhere.
 
@@ -40,6 +42,7 @@ def load_data(
         std: per channel. Default: ImageNet's for RGB, 0.5 otherwise, 1 for float32.
         image_size: image folders only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as they are if all images have one size, else 224.
+        task: whose labels the user's own datasets give; folders, `.npz` files and digits hold classes.
 
     Raises:
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
@@ -61,8 +64,8 @@ def load_data(
             "a mean or std was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
         )
     if isinstance(source, str):
-        return replace(_given(call(source, FORMS)), source=source)
-    return _given(source)
+        return replace(_given(call(source, FORMS), task), source=source)
+    return _given(source, task)
 
 
 # --- image folders ----------------------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ def load_data(
 # --- the user's own datasets ------------------------------------------------------------------------------------------
 
 
-def _given(source: object) -> Data:
+def _given(source: object, task: Task) -> Data:
     """What the user, or the user's callable, gave in Python."""
     if isinstance(source, Data):
         return source
@@ -83,10 +86,11 @@ def _given(source: object) -> Data:
             f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
-    return _own(*source)
+    train, test = source
+    return _own(train, test, task)
 
 
-def _own(train: Any, test: Any) -> Data:
+def _own(train: Any, test: Any, task: Task) -> Data:
     """Data of the user's two datasets or loaders; the first item of each is read, to see that it will do."""
     datasets: list[Any] = []
     collates: list[Any] = []
@@ -105,7 +109,7 @@ def _own(train: Any, test: Any) -> Data:
             )
         if len(dataset) == 0:
             raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
-        stack(dataset, [0], collate)
+        stack(dataset, [0], collate, task)
         datasets.append(dataset)
         collates.append(collate)
     if collates[0] != collates[1]:
@@ -113,7 +117,7 @@ def _own(train: Any, test: Any) -> Data:
     return Data(
         train=datasets[0],
         test=datasets[1],
-        classes=_classes(datasets[0]),
+        classes=_classes(datasets[0], task),
         mean=(),
         std=(),
         source=f"own:{type(datasets[0]).__name__}",
@@ -122,7 +126,7 @@ def _own(train: Any, test: Any) -> Data:
     )
 
 
-def _classes(dataset: Any) -> tuple[str, ...]:
+def _classes(dataset: Any, task: Task) -> tuple[str, ...]:
     """The class names that a dataset knows, by torchvision's conventions; empty if none: reading all items is not worth it."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -130,7 +134,4 @@ def _classes(dataset: Any) -> tuple[str, ...]:
     if names is not None:
         return tuple(str(name) for name in names)
     targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", ())
-    labels = np.asarray(targets)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        return ()
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+    return task.classes(np.asarray(targets))

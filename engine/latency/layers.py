@@ -1,14 +1,10 @@
-"""How long one layer takes in ONNX Runtime at several widths: measured by profiling, read by interpolation."""
+"""How long one layer takes in a runtime at several widths: measured, read by interpolation."""
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...backends.onnx.runtime import session
+from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...common import FreePruneError, Inputs
 
 STEP = 8  # table points lie at multiples of this width
@@ -245,27 +241,16 @@ def _near(columns: int, reach: Reach) -> list[int]:
     return [columns - less for less in range(0, ALIGNMENT, reach.step) if columns - less >= reach.columns]
 
 
-def layer_ms(layer: Layer, rows: int, columns: int, threads: int) -> float:
-    """The milliseconds that ONNX Runtime spends in a layer of these sizes: in its kernel, without changes of layout around it.
+def layer_ms(layer: Layer, rows: int, columns: int, threads: int, runtime: Runtime = ONNX_RUNTIME) -> float:
+    """The milliseconds that the runtime spends in a layer of these sizes: in its kernel, without changes of layout around it.
 
     Raises:
-        FreePruneError: ONNX Runtime cannot run the layer.
+        FreePruneError: the runtime cannot run the layer.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            running = session(_model(layer, rows, columns), threads, str(Path(scratch) / "profile"))
-            (given,) = running.get_inputs()
-            feed = {given.name: np.random.default_rng(0).standard_normal(given.shape, np.float32)}
-            start = time.perf_counter()
-            for run in range(RUNS[1]):
-                if run >= RUNS[0] and time.perf_counter() - start > SECONDS:
-                    break
-                running.run(None, feed)
-            events = json.loads(Path(running.end_profiling()).read_text())
-        except Exception as error:
-            raise FreePruneError(f"ONNX Runtime cannot time a {layer.op} of {rows} by {columns} channels: {error}") from error
-    kernels = [e["dur"] for e in events if e["cat"] == "Node" and e["args"].get("op_name", "").endswith(layer.op)]
-    return float(min(kernels)) / 1e3
+    try:
+        return runtime.kernel_ms(_model(layer, rows, columns), layer.op, threads, runs=RUNS, seconds=SECONDS)
+    except Exception as error:
+        raise FreePruneError(f"{runtime.name} cannot time a {layer.op} of {rows} by {columns} channels: {error}") from error
 
 
 def _model(layer: Layer, rows: int, columns: int) -> bytes:

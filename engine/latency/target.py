@@ -82,7 +82,8 @@ class Latency:
         found = timed_calls(network, batch_of(job.batch.inputs, batch), channel)
         if not tables:
             if measure is None:
-                measure = lambda layer, rows, columns: layer_ms(layer, rows, columns, job.settings.latency_threads)  # noqa: E731
+                threads = job.settings.latency_threads
+                measure = lambda layer, rows, columns: layer_ms(layer, rows, columns, threads, job.runtime)  # noqa: E731
             needed = reaches(found, channel, job.space.minimum[: len(channel.groups)])
             tables = build_tables(needed, measure, lambda done, total: progress("latency", done, total, "tables"))
         self.tables = tables

@@ -16,7 +16,6 @@ from torch import nn
 
 from ...backends import apply
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import latency_ms
 from ...common import FreePruneError, Inputs
 from ..run.job import Job
 
@@ -47,7 +46,7 @@ class NetworkTimer:
 
     def _exported(self, network: nn.Module, name: str) -> Path:
         try:
-            return export_onnx(network, self._images, self._scratch / name, {}).path
+            return export_onnx(network, self._images, self._scratch / name, {}, self._job.runtime).path
         except FreePruneError as error:
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
 
@@ -56,5 +55,5 @@ class NetworkTimer:
         pruned = self._exported(apply(job.network, job.backend.plan(kept)), "pruned.onnx")
         paths = {"dense": dense, "pruned": pruned}
         threads = job.settings.latency_threads
-        found = [latency_ms(paths, self._images, threads=threads, repeats=REPEATS) for _ in range(rounds)]
+        found = [job.runtime.latency_ms(paths, self._images, threads=threads, repeats=REPEATS) for _ in range(rounds)]
         return min(ms["pruned"] for ms in found), min(ms["dense"] for ms in found)

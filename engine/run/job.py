@@ -12,13 +12,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...backends import BACKENDS, Backend, find_backend, importance
 from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
+from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, FreePruneError, find
+from ...common import Batch, find
 from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
 from ...options import check_all
@@ -36,6 +37,7 @@ from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
+from ..tasks import CLASSIFICATION, Task
 from ..user_code import name_of, scored
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
@@ -65,6 +67,8 @@ class Job:
     dense: Reference
     config: dict[str, Any]
     trace_seconds: float
+    task: Task = CLASSIFICATION
+    runtime: Runtime = ONNX_RUNTIME
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -90,13 +94,16 @@ class Job:
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, folder: Path | None = None, timed: bool = False,
+    *, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
+    runtime: Runtime = ONNX_RUNTIME,
 ) -> Job:  # fmt: skip
     """Check everything and bring it together.
 
     Args:
         folder: of the run to resume, whose calibration batch is taken; None for a new one.
         timed: whether a target on latency, for `latency.py` to add, is welcome.
+        task: what the network is trained for.
+        runtime: what ONNX files are run and timed in.
     """
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
@@ -109,9 +116,9 @@ def prepare(
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
     given = on_cpu(dense_network(model, weights, settings.seed))
     network = in_float32(given)
-    data = load_data(source)
+    data = load_data(source, task=task)
     training, _ = split(data, settings.seed)
-    batch = calibration(training, data, settings.calibration_images, settings.seed, folder)
+    batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
     if not isinstance(model, str):  # code registers its own hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
     start = time.perf_counter()
@@ -124,7 +131,7 @@ def prepare(
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
     output = reference(judged, images)
-    _check_classes(output, batch.labels, data)
+    task.check(output.output, batch.labels, len(data.classes))
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, backend, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
@@ -153,7 +160,7 @@ def prepare(
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds,
+        metric, output, config, seconds, task, runtime,
     )  # fmt: skip
 
 
@@ -204,16 +211,6 @@ def on_cpu(network: nn.Module) -> nn.Module:
     """The network on the CPU."""
     there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
     return network if there else copied(network).cpu()
-
-
-def _check_classes(dense: Reference, labels: Tensor | None, data: Data) -> None:
-    """Whether the network has an output for every class."""
-    outputs = dense.output.shape[1] if dense.output.dim() > 1 else 1
-    classes = max(len(data.classes), 0 if labels is None else int(labels.max()) + 1)
-    if outputs < classes:
-        raise FreePruneError(
-            f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
-        )
 
 
 def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial
 from ..store.records import Records
 from ..training.finetuning import finetuned
-from ..training.trainer import accuracy
+from ..training.trainer import measured
 from ..workers.base import Placement
 from ..workers.pool import check, pool
 
@@ -194,7 +194,7 @@ def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
         network = finetuned(recalibrated(apply(job.network, plan), job.batch), plan, job, run.seed)
-        return accuracy(network, job.data.test, collate=job.data.collate)
+        return measured(network, job.data.test, job.task, collate=job.data.collate)
 
     if left:
         with pool(tuned, placement) as workers:
@@ -202,7 +202,7 @@ def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement
                 run = left[position]
                 done[run.strategy, run.seed] = found
                 records.add({"strategy": run.strategy, "seed": run.seed, "accuracy": found})
-                progress("fine-tune", len(done), len(runs), f"{run.strategy}: accuracy {found:.2%}")
+                progress("fine-tune", len(done), len(runs), f"{run.strategy}: {job.task.measure} {job.task.shown(found)}")
     return [done[run.strategy, run.seed] for run in runs]
 
 

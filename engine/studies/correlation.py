@@ -35,7 +35,7 @@ from ..run.job import Finetune, Job, metric_name, metric_of, prepare
 from ..store import run_folder as files
 from ..store.records import Records
 from ..training.finetuning import finetuned
-from ..training.trainer import accuracy
+from ..training.trainer import measured
 from ..user_code import scored
 from ..workers.base import Placement
 from ..workers.pool import check, pool
@@ -130,7 +130,7 @@ def correlate(
     kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)
     runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
     scores = _scored(job, kept, table, records, placement, progress)
-    dense = accuracy(job.network, validation, collate=job.data.collate)
+    dense = measured(job.network, validation, job.task, collate=job.data.collate)
     study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
     files.write_json(folder / files.STUDY, study)
     write_report(folder)
@@ -200,7 +200,7 @@ def _finetuned(
         plan = job.backend.plan(kept[key[0]])
         network = recalibrated(apply(job.network, plan), job.batch)
         tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        return accuracy(tuned, validation, collate=job.data.collate), time.perf_counter() - start
+        return measured(tuned, validation, job.task, collate=job.data.collate), time.perf_counter() - start
 
     progress("fine-tune", len(done), len(wanted), "")
     with pool(run, placement) as workers:
@@ -209,7 +209,7 @@ def _finetuned(
             done[key] = found
             row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
             records.add({**row, "seconds": round(seconds, 3)})
-            progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"accuracy {found:.2%}")
+            progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"{job.task.measure} {job.task.shown(found)}")
     return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
 
 

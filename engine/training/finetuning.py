@@ -80,6 +80,7 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
         masks=plan.masks,
         teacher=job.network if job.finetune.distill else None,
         collate=job.data.collate,
+        task=job.task,
         progress=tell,
     )
 

@@ -1,4 +1,4 @@
-"""The built-in trainer: SGD on image labels, with optional distillation; Lightning Fabric chooses device and precision."""
+"""The built-in trainer: SGD on a task's labels, with optional distillation; Lightning Fabric chooses device and precision."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from ..inputs.adoption import check_still_finite
 from ..inputs.batches import parts, telling_items
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
+from ..tasks import CLASSIFICATION, Task
+from ..tasks.base import described
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
-
 
 Progress = Callable[[int, int, float], None]
 
@@ -39,29 +38,29 @@ def train(
     masks: Mapping[str, Tensor] | None = None,
     teacher: nn.Module | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    task: Task = CLASSIFICATION,
     progress: Progress | None = None,
 ) -> nn.Module:
     """A trained copy of a network. On a CPU the same seed gives the same weights, bit for bit.
 
     Args:
-        network: images to logits `(N, classes)`; left bit for bit as it was. Of several outputs in training mode the first one
-            is trained on, and must be the logits.
-        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label int); floating inputs are cast to float32.
+        network: left bit for bit as it was. The task says which of its outputs is trained on.
+        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label); floating inputs are cast to float32.
         recipe: how long and how.
         seed: decides the order of the data, the augmentation and every other random draw.
         masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
             after every step.
         teacher: gives the outputs to follow where `recipe.distill` is above 0; left as it was.
         collate: a list of items to a batch (inputs, labels); torch's default where None.
+        task: what labels are, and which loss is trained.
         progress: called after each step with the step (from 1), the number of steps and the loss.
 
     Returns:
         The copy, in eval mode, on the device of the given network.
 
     Raises:
-        FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs that are
-            not logits; labels outside the classes; a loss or trained tensors that are not finite; a network without a backward
-            pass.
+        FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs or
+            labels that are not the task's; a loss or trained tensors that are not finite; a network without a backward pass.
     """
     if recipe.distill and teacher is None:
         raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
@@ -81,7 +80,7 @@ def train(
         order = itertools.islice(_shuffled_batches(len(dataset), batch_size, generator), steps)  # type: ignore[arg-type]
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator)
         for step, batch in enumerate(_batches(loader)):
-            images, labels = _inputs_and_labels(batch)
+            images, labels = _inputs_and_labels(batch, task)
             images = fabric.to_device(images)
             if step == 0:
                 channels_last = takes_channels_last(student, images)
@@ -92,12 +91,12 @@ def train(
                 images = images.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rate_factor(step, steps, recipe.warmup)
-            logits = _logits(_first(_run(model, images)), labels)
-            loss = F.cross_entropy(logits, fabric.to_device(labels))
+            output = task.output(_run(model, images), labels, training=True)
+            loss = task.loss(output, fabric.to_device(labels))
             if guide is not None:
                 with torch.no_grad(), fabric.autocast():
-                    target = _logits(_run(guide, images), labels).float()
-                loss = (1 - recipe.distill) * loss + recipe.distill * _divergence(logits, target)
+                    target = task.output(_run(guide, images), labels, training=False).float()
+                loss = (1 - recipe.distill) * loss + recipe.distill * task.distillation(output, target)
             value = loss.item()
             if not math.isfinite(value):
                 raise FreePruneError(
@@ -131,30 +130,43 @@ def accuracy(
     collate: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
 ) -> float:
-    """The fraction, 0 to 1, of images whose largest logit is their label's; in eval mode, the network left as it was.
+    """The fraction, 0 to 1, of images whose largest logit is their label's; otherwise as `measured`."""
+    return measured(network, dataset, CLASSIFICATION, batch_size=batch_size, collate=collate, seed=seed)
+
+
+def measured(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    task: Task,
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+) -> float:
+    """The task's measure of a network on a data set, larger being better; in eval mode, the network left as it was.
 
     The seed decides what a data set draws that changes its items at random.
 
     Raises:
-        FreePruneError: an empty data set; outputs that are not logits; labels outside the classes.
+        FreePruneError: an empty data set; outputs or labels that are not the task's.
     """
     fabric = _fabric()
     judged = fabric.to_device(copied(network).eval())
-    right = total = 0
+    tally: Tensor | None = None
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
     with torch.no_grad(), seeded(seed):
         for batch in _batches(loader):
-            images, labels = _inputs_and_labels(batch)
+            images, labels = _inputs_and_labels(batch, task)
             images = fabric.to_device(images)
-            if total == 0:
+            if tally is None:
                 channels_last = takes_channels_last(judged, images)
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            right += int((_logits(_run(judged, images), labels).argmax(1).cpu() == labels).sum())
-            total += len(labels)
-    if total == 0:
-        raise FreePruneError("there are no images to measure the accuracy on; give a data set with at least one")
-    return right / total
+            found = task.tally(task.output(_run(judged, images), labels, training=False), labels)
+            tally = found if tally is None else tally + found
+    if tally is None:
+        raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
+    return task.measured(tally)
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -176,7 +188,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
         FreePruneError: anything but one tensor of images.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise FreePruneError(f"augmentation needs images of shape (N, C, H, W), not {_described(images)}; turn it off")
+        raise FreePruneError(f"augmentation needs images of shape (N, C, H, W), not {described(images)}; turn it off")
     n, channels, height, width = images.shape
     above, aside = height // 8, width // 8
     rows = torch.randint(0, 2 * above + 1, (n, 1), generator=generator) + torch.arange(height)
@@ -240,7 +252,7 @@ def _pruned_entries(network: nn.Module, masks: Mapping[str, Tensor]) -> list[tup
             raise FreePruneError(f"there is a mask for {name!r}, but the network has no parameter of that name")
         if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
             raise FreePruneError(
-                f"the mask of {name!r} is {_described(mask)}; expected bool of shape {tuple(parameters[name].shape)}"
+                f"the mask of {name!r} is {described(mask)}; expected bool of shape {tuple(parameters[name].shape)}"
             )
     return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
 
@@ -251,15 +263,16 @@ def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
         parameter.masked_fill_(dropped, 0)
 
 
-def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
-    """A batch of the loader taken apart: one input or a tuple of several, and the labels `(N,)` as int64 on the CPU."""
+def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Tensor]:
+    """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise FreePruneError(f"a batch is {_described(batch)}; expected the two parts (inputs, labels)")
+        raise FreePruneError(f"a batch is {described(batch)}; expected the two parts (inputs, labels)")
     inputs, labels = parts(batch)
     labels = torch.as_tensor(labels, device="cpu")
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise FreePruneError(f"the labels of a batch are {_described(labels)}; expected integers of shape (N,)")
-    return (inputs[0] if len(inputs) == 1 else inputs), labels.long()
+    taken = task.as_labels(labels)
+    if taken is None:
+        raise FreePruneError(f"the labels of a batch are {described(labels)}; expected {task.batch_of_labels}")
+    return (inputs[0] if len(inputs) == 1 else inputs), taken
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -275,38 +288,3 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _run(network: nn.Module, inputs: Any) -> Any:
     return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
-
-
-def _first(output: Any) -> Any:
-    """What is trained on: of several outputs the first, as networks with side outputs in training mode give them."""
-    return output[0] if isinstance(output, (tuple, list)) and output else output
-
-
-def _logits(output: Any, labels: Tensor) -> Tensor:
-    """A network's output, known to be logits `(N, classes)` that these labels index."""
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(labels):
-        raise FreePruneError(
-            f"the network returned {_described(output)}; expected logits, one tensor of shape ({len(labels)}, classes)"
-        )
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= output.shape[1]:
-        wrong = lowest if lowest < 0 else highest
-        raise FreePruneError(
-            f"there is a label {wrong}, but the network has {output.shape[1]} classes; "
-            f"labels must be from 0 to {output.shape[1] - 1}"
-        )
-    return output
-
-
-def _divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """KL divergence of the softened outputs, mean over images, times T² (arXiv:1503.02531)."""
-    student, teacher = F.log_softmax(logits / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

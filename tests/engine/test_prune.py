@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 from toys import network
 
 import freeprune
+from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.engine import prune as run_module
-from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.inputs.networks import NETWORKS
 
 GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
@@ -99,7 +99,7 @@ def test_a_compressed_file_is_smaller_and_computes_the_same(tmp_path):
 
 
 def test_the_verdict_goes_by_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(finish_module, "latency_ms", lambda *_, **__: {"dense": 2.0, "pruned": 2.0})
+    monkeypatch.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": 2.0, "pruned": 2.0})
     verdict = prune(tmp_path / "out", "weight", trials=0, finetune=None).summary["onnx"]["verdict"]
     assert verdict.startswith(
         "weight gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread)"
@@ -412,7 +412,7 @@ def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_
     with torch.no_grad():
         expected = result.network(images)
         assert torch.equal(freeprune.load(tmp_path / "out", make())(images), expected)
-        (output,) = finish_module.run_onnx(tmp_path / "out" / "model.onnx", (images,))
+        (output,) = ONNX_RUNTIME.outputs(tmp_path / "out" / "model.onnx", (images,))
     assert np.allclose(output, expected.numpy(), atol=1e-4)
     if change is not live_mask:
         with pytest.raises(freeprune.FreePruneError, match=r"cannot be met: .*'3\.weight_"):

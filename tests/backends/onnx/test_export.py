@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import latency_ms, relative_difference, run_onnx
+from freeprune.backends.onnx.runtime import relative_difference
 from freeprune.common import FreePruneError
 
 
@@ -89,7 +90,7 @@ def test_an_export_computes_the_same_at_any_batch_size(network, exported):
     assert onnx.load(exported.path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     for batch in (1, 2, 3, 8, 21):
         many = torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
-        (given,) = run_onnx(exported.path, (many,), threads=1)
+        (given,) = ONNX_RUNTIME.outputs(exported.path, (many,), threads=1)
         assert relative_difference(outputs(network, many), given) < 1e-5
 
 
@@ -102,11 +103,11 @@ def test_two_inputs_and_two_outputs(tmp_path):
     network, inputs = Two(), (torch.randn(8, 4), torch.randn(8, 6))
     exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
     assert exported.dynamic_batch
-    assert relative_difference(outputs(network, *inputs), run_onnx(exported.path, inputs)) < 1e-5
+    assert relative_difference(outputs(network, *inputs), ONNX_RUNTIME.outputs(exported.path, inputs)) < 1e-5
     with pytest.raises(FreePruneError, match="takes 2 inputs, but 1 were given"):
-        run_onnx(exported.path, inputs[:1])
+        ONNX_RUNTIME.outputs(exported.path, inputs[:1])
     with pytest.raises(FreePruneError, match=r"fails on inputs of shapes \[\(8, 6\), \(8, 4\)\]"):
-        run_onnx(exported.path, inputs[::-1])
+        ONNX_RUNTIME.outputs(exported.path, inputs[::-1])
     with pytest.raises(FreePruneError, match=r"shapes \[\(8, 4\), \(7, 6\)\]; give tensors that share"):
         export_onnx(network, (inputs[0], inputs[1][:7]), tmp_path / "other.onnx", {})
 
@@ -166,12 +167,12 @@ def test_a_fixed_batch_size_is_exported_so_with_a_warning(images, tmp_path, chan
     assert "\n" not in warning
     # 21 rows are two batches of 8 and a third one that is filled up.
     many = torch.randn(21, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    (given,) = run_onnx(exported.path, (many,))
+    (given,) = ONNX_RUNTIME.outputs(exported.path, (many,))
     by_eights = [outputs(network, many[start : start + 8]) for start in (0, 8)]
     last = outputs(network, torch.cat([many[16:], many[-1:].expand(3, -1, -1, -1)]))[:5]
     assert given.shape == (21, 5)
     assert relative_difference(torch.cat([*by_eights, last]), given) < 1e-5
-    assert latency_ms({"it": exported.path}, (many,), threads=1, repeats=3)["it"] > 0
+    assert ONNX_RUNTIME.latency_ms({"it": exported.path}, (many,), threads=1, repeats=3)["it"] > 0
 
 
 def test_outputs_that_do_not_follow_the_batch_count_as_a_fixed_batch(images, tmp_path):
@@ -180,9 +181,9 @@ def test_outputs_that_do_not_follow_the_batch_count_as_a_fixed_batch(images, tmp
     exported = export_onnx(network, (images,), tmp_path / "model.onnx", {})
     assert not exported.dynamic_batch
     assert exported.warnings == ("the ONNX file takes batches of 8 only: for a batch of 1 its outputs have shapes [(5,)]",)
-    assert relative_difference(outputs(network, images), run_onnx(exported.path, (images,))[0]) < 1e-5
+    assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(exported.path, (images,))[0]) < 1e-5
     with pytest.raises(FreePruneError, match="batches of 8 only, not of 3, and its outputs are not by row"):
-        run_onnx(exported.path, (images[:3],))
+        ONNX_RUNTIME.outputs(exported.path, (images[:3],))
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_no_file(images, tmp_path, capfd):
@@ -222,38 +223,6 @@ def test_weights_beyond_two_gibibytes_are_refused_before_anything_is_copied(tmp_
 def test_inputs_need_a_batch_dimension(network, tmp_path, inputs):
     with pytest.raises(FreePruneError, match="give tensors that share their first dimension"):
         export_onnx(network, inputs, tmp_path / "model.onnx", {})
-
-
-def test_files_that_are_no_onnx_are_sentences(images, tmp_path):
-    (tmp_path / "broken.onnx").write_bytes(b"nothing")
-    for name in ("broken.onnx", "missing.onnx"):
-        with pytest.raises(FreePruneError, match=f"{name} cannot be run by ONNX Runtime: "):
-            run_onnx(tmp_path / name, (images,))
-
-
-def test_latency_of_every_file(images, exported):
-    latencies = latency_ms({"dense": exported.path, "pruned": exported.path}, (images,), threads=1, repeats=5)
-    assert list(latencies) == ["dense", "pruned"]
-    assert all(0 < value < math.inf for value in latencies.values())
-
-
-def test_files_take_turns_and_the_minimum_counts(monkeypatch):
-    """A clock that is only moved by the runs: file a takes 5, 3, 4 ms after its warm-up, file b 7, 9, 8."""
-    durations = {"a": [100, 5, 3, 4], "b": [100, 7, 9, 8]}
-    now, order = [0.0], []
-
-    def run(name, arrays):
-        order.append(name)
-        now[0] += durations[name].pop(0) / 1e3
-
-    monkeypatch.setattr("freeprune.backends.onnx.runtime._open", lambda path, threads: str(path))
-    monkeypatch.setattr("freeprune.backends.onnx.runtime.run_rows", run)
-    for clock in ("perf_counter", "thread_time"):
-        monkeypatch.setattr(f"freeprune.backends.onnx.runtime.time.{clock}", lambda: now[0])
-    assert latency_ms({"x": "a", "y": "b"}, (), threads=1, repeats=3) == pytest.approx({"x": 3.0, "y": 7.0})
-    assert order == ["a", "b"] * 4
-    durations.update(a=[0, 3000, 2000, 1000, 1], b=[0, 3000, 2000, 1000, 1])
-    assert latency_ms({"x": "a", "y": "b"}, (), threads=1)["x"] == pytest.approx(1000)  # three turns, though slow
 
 
 def test_relative_difference_by_hand():

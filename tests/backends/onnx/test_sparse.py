@@ -12,7 +12,7 @@ from torch import nn
 
 from freeprune.backends.onnx import sparse
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import run_onnx
+from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.backends.onnx.sparse import compress_onnx
 from freeprune.common import FreePruneError
 
@@ -36,16 +36,16 @@ def zeroed(network, density, seed=0):
 def test_a_tenth_of_the_weights_makes_a_smaller_file_with_the_very_same_outputs(name, images, tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(zeroed(networks.build(name), 0.1), (images,), path, {"kept": "yes"})
-    before, expected = path.read_bytes(), run_onnx(path, (images,))
+    before, expected = path.read_bytes(), ONNX_RUNTIME.outputs(path, (images,))
     found = compress_onnx(path, (images,))
     assert found.before == len(before)
     assert found.bytes == path.stat().st_size < found.before
     assert found.sparse
     assert found.dense == {}
-    assert all(np.array_equal(a, b) for a, b in zip(run_onnx(path, (images,)), expected, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(ONNX_RUNTIME.outputs(path, (images,)), expected, strict=True))
     other = torch.randn(3, *networks.SHAPE)  # not the images that it was checked on
     (tmp_path / "before.onnx").write_bytes(before)
-    (a,), (b,) = run_onnx(path, (other,)), run_onnx(tmp_path / "before.onnx", (other,))
+    (a,), (b,) = ONNX_RUNTIME.outputs(path, (other,)), ONNX_RUNTIME.outputs(tmp_path / "before.onnx", (other,))
     assert np.array_equal(a, b)
     model = onnx.load(path)
     onnx.checker.check_model(model)
@@ -91,32 +91,31 @@ def test_outputs_are_the_same_at_any_density_and_size_and_no_file_grows(density,
     weight = rng.standard_normal(shape).astype(kind) * (rng.random(shape) < density)
     path = one_layer(weight.astype(kind), tmp_path / "layer.onnx")
     inputs = (torch.from_numpy(rng.standard_normal((4, shape[0])).astype(kind)),)
-    expected = run_onnx(path, inputs)
+    expected = ONNX_RUNTIME.outputs(path, inputs)
     found = compress_onnx(path, inputs)
     assert path.stat().st_size == found.bytes <= found.before
     assert found.dense == {}
-    assert np.array_equal(run_onnx(path, inputs)[0], expected[0])
+    assert np.array_equal(ONNX_RUNTIME.outputs(path, inputs)[0], expected[0])
 
 
-def test_what_the_runtime_refuses_stays_dense_and_is_named(images, tmp_path, monkeypatch):
+def test_what_the_runtime_refuses_stays_dense_and_is_named(images, tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(zeroed(networks.build("vgg"), 0.1), (images,), path, {})
-    expected = run_onnx(path, (images,))
+    expected = ONNX_RUNTIME.outputs(path, (images,))
     refused = next(tensor.name for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4)
-    real = sparse.session
 
-    def session(content, threads):
-        model = onnx.load_model_from_string(content)
-        if any(tensor.values.name == refused for tensor in model.graph.sparse_initializer):
-            raise RuntimeError("no such sparse tensor\nand more")
-        return real(content, threads)
+    class Refusing(OnnxRuntime):
+        def open(self, content, threads):
+            model = onnx.load_model_from_string(content) if isinstance(content, bytes) else onnx.load(content)
+            if any(tensor.values.name == refused for tensor in model.graph.sparse_initializer):
+                raise RuntimeError("no such sparse tensor\nand more")
+            return super().open(content, threads)
 
-    monkeypatch.setattr(sparse, "session", session)
-    found = compress_onnx(path, (images,))
+    found = compress_onnx(path, (images,), Refusing())
     assert found.dense == {refused: "no such sparse tensor"}
     assert found.sparse
     assert refused in {tensor.name for tensor in onnx.load(path).graph.initializer}
-    assert np.array_equal(run_onnx(path, (images,))[0], expected[0])
+    assert np.array_equal(ONNX_RUNTIME.outputs(path, (images,))[0], expected[0])
 
 
 def test_a_tensor_with_other_outputs_stays_dense(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from toys import network
 import freeprune
 from freeprune import FreePruneError, Recipe
 from freeprune.backends.onnx import export
+from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.command.cli import main
 from freeprune.engine.delivery import finish as finish_module
@@ -101,7 +102,7 @@ def test_surgery_that_changes_the_outputs_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearsal, "run_onnx", lambda path, images: (torch.ones(2, 3),))
+    monkeypatch.setattr(OnnxRuntime, "outputs", lambda self, path, images: (torch.ones(2, 3),))
     with pytest.raises(FreePruneError, match=r"the dense network's ONNX file computes something else .*--no-rehearsal"):
         prune(tmp_path / "out")
     assert not (tmp_path / "out").exists()

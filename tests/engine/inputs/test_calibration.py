@@ -190,4 +190,4 @@ def test_images_of_other_data_are_a_sentence(tmp_path):
 def test_a_batch_without_labels_is_kept_without(tmp_path):
     data = of(DRAWS["torch"])
     keep(Batch((torch.ones(20, 1, 8, 8),)), data, tmp_path)
-    assert module._read(tmp_path / "calibration.safetensors", (torch.zeros(1, 1, 8, 8),), 20).labels is None
+    assert module._read(tmp_path / "calibration.safetensors", (torch.zeros(1, 1, 8, 8),), torch.tensor([0]), 20).labels is None

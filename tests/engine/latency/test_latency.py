@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import freeprune
 from freeprune.backends import find_backend, importance
+from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.common import Batch, FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.command.cli import main
-from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.latency import target as latency_module
 from freeprune.engine.latency.layers import Layer, Reach, build_tables, calls, layer_ms
 from freeprune.engine.latency.model import LatencyModel
@@ -202,7 +202,7 @@ def clock(monkeypatch):
     clock = Clock()
     fake = partial(Latency, measure=clock.measure, timer=clock.timer)
     monkeypatch.setattr(run_module, "Latency", fake)
-    monkeypatch.setattr(finish_module, "latency_ms", lambda *_, **__: {"dense": 1e9, "pruned": 1e9})
+    monkeypatch.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": 1e9, "pruned": 1e9})
     return clock
 
 

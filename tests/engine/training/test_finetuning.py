@@ -10,8 +10,8 @@ from toys import network
 
 import freeprune
 from freeprune import FreePruneError
+from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import run_onnx
 from freeprune.engine.delivery import finish as finish_module
 
 
@@ -75,7 +75,7 @@ def test_the_onnx_file_is_it_too(tmp_path, monkeypatch):
     monkeypatch.setattr(finish_module, "export_onnx", export_onnx)
     result = prune(tmp_path / "out", lambda smaller, given: nn.DataParallel(moved(smaller)).train())
     images = torch.randn(3, 1, 8, 8)
-    (output,) = run_onnx(tmp_path / "out" / "model.onnx", (images,))
+    (output,) = ONNX_RUNTIME.outputs(tmp_path / "out" / "model.onnx", (images,))
     assert torch.allclose(torch.from_numpy(output), result.network(images), atol=1e-4)
 
 

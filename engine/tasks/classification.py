@@ -1,0 +1,91 @@
+"""Classification: one class index for each image, logits, cross entropy, accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...common import FreePruneError
+from .base import Task, described
+
+TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
+
+
+class Classification(Task):
+    """One class of several for each image: labels are int64 `(N,)`, outputs logits `(N, classes)`."""
+
+    label = "one integer for each image"
+    batch_of_labels = "integers of shape (N,)"
+    measure = "accuracy"
+
+    def as_labels(self, given: Tensor) -> Tensor | None:
+        """int64 `(N,)`."""
+        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        return given.long() if whole and given.ndim == 1 else None
+
+    def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
+        """Logits `(N, classes)`: in training mode the first of several outputs, else the only one."""
+        logits = given[0] if training and isinstance(given, (tuple, list)) and given else given
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+            raise FreePruneError(
+                f"the network returned {described(logits)}; expected logits, one tensor of shape ({len(labels)}, classes)"
+            )
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= logits.shape[1]:
+            wrong = lowest if lowest < 0 else highest
+            raise FreePruneError(
+                f"there is a label {wrong}, but the network has {logits.shape[1]} classes; "
+                f"labels must be from 0 to {logits.shape[1] - 1}"
+            )
+        return logits
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross entropy."""
+        return F.cross_entropy(output, labels)
+
+    def distillation(self, output: Tensor, target: Tensor) -> Tensor:
+        """KL divergence of the softened outputs, mean over images, times T² (arXiv:1503.02531)."""
+        student, teacher = F.log_softmax(output / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+
+    def tally(self, output: Tensor, labels: Tensor) -> Tensor:
+        """How many images are right, of how many."""
+        right = int((output.argmax(1).cpu() == labels).sum())
+        return torch.tensor([right, len(labels)], dtype=torch.float64)
+
+    def measured(self, tally: Tensor) -> float:
+        """The fraction, 0 to 1, of images whose largest logit is their label's."""
+        right, total = tally.tolist()
+        return float(right / total)
+
+    def shown(self, value: float) -> str:
+        return f"{value:.2%}"
+
+    def classes(self, labels: npt.NDArray[Any]) -> tuple[str, ...]:
+        """ "0", "1", ... up to the largest label."""
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            return ()
+        return tuple(str(label) for label in range(int(labels.max()) + 1))
+
+    def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:
+        """Refuse a network that has no output for every class."""
+        outputs = output.shape[1] if output.dim() > 1 else 1
+        classes = max(classes, 0 if labels is None else int(labels.max()) + 1)
+        if outputs < classes:
+            raise FreePruneError(
+                f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
+            )
+
+    def first_look(self, output: Tensor, labels: Tensor) -> tuple[int, int, str] | None:
+        """How many images are right: weights or data that are not the network's own show here first."""
+        if output.ndim != 2:
+            return None
+        right, guessing = int((output.argmax(1) == labels).sum()) / len(labels), 1 / output.shape[1]
+        # Doubted: less than twice as often as by guessing, than 0.6 with two classes, than 0.1 with very many.
+        hint = ", hardly more than by guessing: are weights, --mean, --std and the classes the network's own?"
+        note = "of the calibration images right" + (hint if right < max(min(2 * guessing, 0.6), 0.1) else "")
+        return round(right * len(labels)), len(labels), note

@@ -1,0 +1,245 @@
+"""Tasks: what every one of the table keeps to, classification by hand, and one of the user's own through a whole run."""
+
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from toys import network
+
+from freeprune.common import FreePruneError
+from freeprune.engine.asked.recipe import Recipe
+from freeprune.engine.asked.settings import settings
+from freeprune.engine.delivery.rehearsal import rehearse
+from freeprune.engine.inputs.batches import stack
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.progress import silent
+from freeprune.engine.prune import finished_run
+from freeprune.engine.run.job import prepare, strategy_of
+from freeprune.engine.tasks import CLASSIFICATION, TASKS, Task
+from freeprune.engine.training.finetuning import finetuned
+from freeprune.engine.training.trainer import accuracy, measured, train
+from freeprune.engine.workers.base import Placement
+
+# For each task, labels and an output of a network for six images, the first rows of which are as good as can be.
+EXAMPLES = {"classification": (torch.tensor([0, 1, 2, 0, 1, 2]), torch.eye(3)[[0, 1, 2, 1, 2, 0]] * 9)}
+
+
+@pytest.fixture(params=sorted(TASKS))
+def example(request):
+    task = TASKS[request.param]
+    given, output = EXAMPLES[request.param]
+    return task, task.as_labels(given), output
+
+
+def test_every_task_has_an_example():
+    assert EXAMPLES.keys() == TASKS.keys()
+
+
+def test_labels_are_taken_again_as_they_are(example):
+    task, labels, _ = example
+    assert torch.equal(task.as_labels(labels), labels)
+    assert task.as_labels(torch.zeros(6, 1, 2, 3, 4, 5, dtype=torch.complex64)) is None
+
+
+def test_labels_and_measure_have_names(example):
+    task, _, _ = example
+    assert all(isinstance(name, str) and name for name in (task.label, task.batch_of_labels, task.measure))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_one_tensor_is_trained_on_and_measured(example, training):
+    task, labels, output = example
+    assert torch.equal(task.output(output, labels, training=training), output)
+    for other in (None, {"no": output}, output[:2], output[..., None, None, None]):
+        with pytest.raises(FreePruneError, match="the network returned a"):
+            task.output(other, labels, training=training)
+
+
+def test_the_loss_is_one_number_with_a_gradient_and_smaller_where_outputs_are_right(example):
+    task, labels, output = example
+    output = output.clone().requires_grad_()
+    loss = task.loss(output, labels)
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert loss.ndim == 0
+    assert gradient.abs().sum() > 0
+    assert task.loss(output[:3], labels[:3]) < loss < task.loss(output[3:], labels[3:])
+
+
+def test_distillation_ends_at_the_teacher(example):
+    task, _, output = example
+    assert task.distillation(output, output).item() == pytest.approx(0, abs=1e-6)
+    assert task.distillation(output, output.flip(0)) > 0
+
+
+def test_the_measure_of_batches_is_that_of_all_images_and_larger_is_better(example):
+    task, labels, output = example
+
+    def of(*parts):
+        tallies = [task.tally(output[part], labels[part]) for part in parts]
+        assert all(tally.dtype == torch.float64 for tally in tallies)
+        return task.measured(sum(tallies[1:], tallies[0]))
+
+    assert of(slice(0, 6)) == of(slice(0, 2), slice(2, 5), slice(5, 6))
+    assert of(slice(0, 3)) > of(slice(0, 6)) > of(slice(3, 6))
+    assert task.shown(of(slice(0, 6)))
+
+
+def test_what_the_dense_network_does_is_told_as_a_count_and_a_note(example):
+    task, labels, output = example
+    done, total, note = task.first_look(output, labels)
+    assert 0 <= done <= total == 6
+    assert note
+
+
+def test_a_network_that_fits_passes(example):
+    task, labels, output = example
+    task.check(output, labels, 0)
+    task.check(output, None, 0)
+
+
+def test_a_task_is_sent_to_workers(example):
+    task, labels, output = example
+    assert pickle.loads(pickle.dumps(task)).loss(output, labels) == task.loss(output, labels)
+
+
+def test_classification_by_hand():
+    labels, output = EXAMPLES["classification"]
+    assert CLASSIFICATION.tally(output, labels).tolist() == [3, 6]
+    assert CLASSIFICATION.measured(torch.tensor([3.0, 6.0])) == 0.5
+    assert CLASSIFICATION.shown(0.5) == "50.00%"
+    right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
+    assert CLASSIFICATION.loss(output, labels).item() == pytest.approx((right + wrong) / 2)
+    assert CLASSIFICATION.first_look(output[:4], labels[:4]) == (3, 4, "of the calibration images right")
+    assert "by guessing" in CLASSIFICATION.first_look(output[3:], labels[3:])[2]
+    assert CLASSIFICATION.first_look(output[:, :, None], labels) is None
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(3, 2).long(), torch.ones(3, dtype=torch.bool), torch.tensor(1)])
+def test_classes_are_whole_numbers(labels):
+    assert CLASSIFICATION.as_labels(labels) is None
+
+
+def test_of_several_outputs_the_first_is_trained_on_and_only_in_training():
+    labels, output = EXAMPLES["classification"]
+    assert CLASSIFICATION.output((output, None), labels, training=True) is output
+    with pytest.raises(FreePruneError, match="the network returned a tuple of 2"):
+        CLASSIFICATION.output((output, None), labels, training=False)
+
+
+def test_a_network_with_too_few_outputs_is_refused():
+    _, output = EXAMPLES["classification"]
+    for labels, classes in ((None, 4), (torch.tensor([3]), 0)):
+        with pytest.raises(FreePruneError, match="the network has 3 outputs and the data 4 classes"):
+            CLASSIFICATION.check(output, labels, classes)
+
+
+# --- one of the user's own --------------------------------------------------------------------------------------------
+
+
+class Regression(Task):
+    """Three numbers for each image, and their squared error."""
+
+    label = "three numbers for each image"
+    batch_of_labels = "floats of shape (N, 3)"
+    measure = "negative squared error"
+
+    def as_labels(self, given):
+        return given.float() if given.is_floating_point() and given.shape[1:] == (3,) else None
+
+    def output(self, given, labels, *, training):
+        if not isinstance(given, torch.Tensor) or given.shape != labels.shape:
+            raise FreePruneError("the network returned no three numbers")
+        return given
+
+    def loss(self, output, labels):
+        return (output - labels).square().mean()
+
+    def tally(self, output, labels):
+        return torch.tensor([-float((output.cpu() - labels).square().mean(1).sum()), len(labels)], dtype=torch.float64)
+
+    def measured(self, tally):
+        return float(tally[0] / tally[1])
+
+
+REGRESSION = Regression()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(80, 1, 8, 8, generator=generator)
+    made = TensorDataset(images, images.mean((1, 2, 3))[:, None] * torch.tensor([1.0, -2.0, 3.0]))
+    return made, made
+
+
+def regression(pair, recipe, **options):
+    asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0, **options}, trials=2)
+    return prepare(network(), None, pair, asked, recipe, task=REGRESSION)
+
+
+def test_labels_of_another_task_are_refused(pair):
+    with pytest.raises(FreePruneError, match="expected one integer for each image"):
+        load_data(pair)
+    data = load_data(pair, task=REGRESSION)
+    assert data.classes == ()
+    whole = TensorDataset(torch.zeros(9, 1, 8, 8), torch.zeros(9, 3).long())
+    with pytest.raises(FreePruneError, match=r"are a tensor int64 \(1, 3\) in a batch; expected three numbers for each image"):
+        load_data((whole, whole), task=REGRESSION)
+    with pytest.raises(FreePruneError, match=r"are a int64 tensor of shape \(8, 3\); expected floats of shape \(N, 3\)"):
+        train(network(), whole, Recipe(images=8, batch_size=8), seed=0, task=REGRESSION)
+
+
+def test_the_trainer_learns_another_task(pair):
+    before = measured(network(), pair[0], REGRESSION)
+    trained = train(network(), pair[0], Recipe(epochs=20, batch_size=16, learning_rate=0.05), seed=0, task=REGRESSION)
+    after = measured(trained, pair[0], REGRESSION)
+    images, labels = stack(pair[0], range(80), task=REGRESSION)
+    with torch.no_grad():
+        assert after == pytest.approx(-(trained(*images) - labels).square().mean().item(), rel=1e-5)
+    assert before < after < 0
+    with pytest.raises(FreePruneError, match="labels of a batch are a float32 tensor"):
+        accuracy(trained, pair[0])
+
+
+def test_a_task_without_distillation_says_so(pair):
+    recipe = Recipe(images=16, batch_size=16, distill=0.5)
+    with pytest.raises(FreePruneError, match="this task has no distillation; use the distillation weight 0"):
+        train(network(), pair[0], recipe, seed=0, teacher=network(), task=REGRESSION)
+
+
+def test_a_job_holds_the_task_from_the_rehearsal_to_fine_tuning(pair):
+    job = regression(pair, Recipe(images=32, batch_size=16))
+    assert job.batch.labels.shape == (20, 3)
+    rehearse(job, job.data.test, exports=False, progress=silent)
+    tuned = finetuned(job.network, job.backend.plan(job.space.units), job, 0)
+    assert not torch.equal(tuned[0].weight, job.network[0].weight)
+
+
+def test_the_rehearsal_refuses_what_the_task_refuses(pair):
+    job = regression(pair, Recipe(images=32, batch_size=16))
+
+    class Wrong(Regression):
+        def output(self, given, labels, *, training):
+            raise FreePruneError("no such output")
+
+    for changed in (replace(job, task=Wrong()), replace(job, task=Wrong(), finetune=None)):
+        with pytest.raises(FreePruneError, match="no such output"):
+            rehearse(changed, job.data.test, exports=False, progress=silent)
+
+
+def test_a_whole_run_with_a_task_of_ones_own(pair, tmp_path):
+    job, told = regression(pair, Recipe(images=64, batch_size=16)), []
+    placement = Placement(None, None, 0.0)
+    result = finished_run(
+        job, lambda job: strategy_of(job, "random", 0), tmp_path / "out", placement, False, False, lambda *x: told.append(x)
+    )
+    found = result.summary["accuracy"]
+    assert found["dense"] == measured(job.network, pair[1], REGRESSION) < 0
+    assert found["finetuned"] == measured(result.network, pair[1], REGRESSION)
+    assert any(which == "dense" and "negative squared error on the calibration images -" in note for which, *_, note in told)
+    assert any(which == "test" and note.startswith("negative squared error of the") for which, *_, note in told)
+    assert isinstance(result.network, nn.Sequential)
