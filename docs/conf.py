@@ -35,18 +35,19 @@ def table(entries: Mapping[str, Any]) -> str:
 
 def table_of_options() -> str:
     """What every command takes, as it is declared, as a table of Markdown."""
-    found: dict[str, Option] = {}
-    takes: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], Option] = {}
+    takes: dict[tuple[str, str], list[str]] = {}
     for command in COMMANDS:
         for one in options_of(command):
-            found.setdefault(one.name, one)
-            takes.setdefault(one.name, []).append(f"`{command}`")
-    found |= {name: one for name, one in declared(Recipe).items() if name not in found}
+            found.setdefault((one.name, one.written), one)
+            takes.setdefault((one.name, one.written), []).append(f"`{command}`")
+    names = {name for name, _ in found}
+    found |= {(name, one.written): one for name, one in declared(Recipe).items() if name not in names}
     lines = ["| Python | command line | what it means | default | commands |", "|---|---|---|---|---|"]
-    for name, one in found.items():
+    for key, one in found.items():
         flag = "" if one.flag is None else f"`{one.written}`" + (f" `{one.negated}`" if one.kind is Kind.PAIR else "")
-        text = " | ".join(part.replace("|", r"\|") for part in (one.help, one.default_text, ", ".join(takes.get(name, []))))
-        lines.append(f"| `{name}` | {flag} | {text} |")
+        parts = (one.help, one.default_text, ", ".join(takes.get(key, [])))
+        lines.append(f"| `{one.name}` | {flag} | " + " | ".join(part.replace("|", r"\|") for part in parts) + " |")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """The pages build into a site without a warning, and the commands that they quote have the options that they name."""
 
+import html
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
+from freeprune.engine.asked.commands import COMMANDS, options_of
 from freeprune.engine.command.cli import main
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
@@ -48,6 +50,10 @@ def test_the_site_builds_and_no_link_leads_nowhere(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    pages = {name: (tmp_path / "site" / "docs" / f"{name}.html").read_text() for name in ("api", "names")}
+    pages = {name: (tmp_path / "site" / "docs" / f"{name}.html").read_text() for name in ("api", "names", "options")}
     assert all(f'id="freeprune.{name}"' in pages["api"] for name in freeprune.__all__)
     assert all(name in pages["names"] for table in (METRICS, STRATEGIES, BACKENDS, CRITERIA) for name in table)
+    told = html.unescape(pages["options"])
+    for one in [option for command in COMMANDS for option in options_of(command)]:
+        assert f'<span class="pre">{one.written}</span>' in told, one.name
+        assert f'<span class="pre">{one.name}</span>' in told
