@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune import common
+from freeprune import tables
 from freeprune.common import Candidate, FreePruneError, Skeleton, find, nearest, write_atomically
 
 
@@ -15,7 +15,7 @@ def test_a_table_comes_first_then_other_packages(monkeypatch):
         asked.append(group)
         return [EntryPoint("sqrt", "math:sqrt", group)]
 
-    monkeypatch.setattr(common, "entry_points", points)
+    monkeypatch.setattr(tables, "entry_points", points)
     assert find({"freeprune": 1}, "freeprune", "metric") == 1
     assert find({}, "sqrt", "strategy")(9) == 3
     assert asked == ["freeprune.strategies"]
