@@ -201,6 +201,7 @@ def test_the_trainer_learns_another_task(pair):
     with torch.no_grad():
         assert after == pytest.approx(-(trained(*images) - labels).square().mean().item(), rel=1e-5)
     assert before < after < 0
+    assert measured(trained, pair[0], REGRESSION, batch_size=30) == pytest.approx(after, rel=1e-5)
     with pytest.raises(FreePruneError, match="labels of a batch are a float32 tensor"):
         accuracy(trained, pair[0])
 
