@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune import tables
+from freeprune import common, tables
 from freeprune.common import Candidate, FreePruneError, Skeleton, find, nearest, write_atomically
 
 
