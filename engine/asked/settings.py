@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from ...backends import find_backend
+from ...backends import BACKENDS, find_backend
+from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import declared
 from .declaration import Settings as Settings
@@ -62,9 +63,18 @@ class Options(SearchOptions, total=False):
 
 
 def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, **more: Any) -> Settings:
-    """The settings of a job from what its caller was given; what is no setting belongs to the granularity."""
+    """The settings of a job from what its caller was given; what is no setting belongs to the granularity.
+
+    Raises:
+        FreePruneError: no granularity has such an option, or a target is malformed.
+    """
     given: dict[str, Any] = {**options, **more}
     layout = {name: given.pop(name) for name in list(given) if name not in SETTINGS}
+    backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
+    known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
+    unknown = next((name for name in layout if name not in known), None)
+    if unknown is not None:
+        raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
     given["warm_starts"] = None if given.get("warm_starts") is None else tuple(given["warm_starts"])
     for name in ("only", "ignore"):
         given[name] = tuple(given.get(name, ()))
