@@ -164,7 +164,7 @@ def test_two_of_four_lie_along_the_inputs(name):
     assert (left == 2).all() or name == "a fixed mask"
 
 
-@pytest.mark.parametrize("name", MASKABLE.keys() - {"a fixed mask"})
+@pytest.mark.parametrize("name", sorted(MASKABLE.keys() - {"a fixed mask"}))
 def test_a_block_is_four_inputs_of_one_output(name):
     case = MASKABLE[name]
     network, x = case.made()
@@ -191,7 +191,7 @@ def test_what_is_masked_computes_what_its_candidate_does(granularity, name):
         assert backend.costs(units(backend, "units"))["nonzero"] - backend.costs(kept)["nonzero"] == zeros
 
 
-@pytest.mark.parametrize("name", MASKABLE.keys() | COMPUTED.keys())
+@pytest.mark.parametrize("name", sorted(MASKABLE.keys() | COMPUTED.keys()))
 def test_multiplications_are_those_that_torch_counts(name):
     network, x = (MASKABLE | COMPUTED)[name].made()
     backend = backend_of("weight", network, x)
