@@ -6,7 +6,7 @@ RUNS := runs
 .PHONY: test lint demo docs clean
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from ...backends import BACKENDS, find_backend
 from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import declared
+from ...tables import plugins
 from .declaration import Settings as Settings
 from .targets import Target, parse_targets
 
@@ -73,7 +74,7 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
-    if unknown is not None:
+    if unknown is not None and not plugins("granularity"):  # those of other packages are told by their granularity
         raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
     given["warm_starts"] = None if given.get("warm_starts") is None else tuple(given["warm_starts"])
     for name in ("only", "ignore"):
