@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ..tracing.labels import FROZEN, Labels, Layer, Shape, keep_masks, support
 from ..tracing.meta import name_of
+from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels, sentence, training_branches
 from ..tracing.record import Op, Trace
 from ..tracing.rules import commutes
@@ -56,6 +57,11 @@ class Expected:
         """The dense labels, restricted, without frozen layers, which say nothing: their nodes are always there."""
         return live(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
 
+    @cached_property
+    def single(self) -> set[int]:
+        """The nodes of which a single coordinate is left, so that `live` is without them."""
+        return _single(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
+
     @property
     def narrow(self) -> bool:
         """Whether a labelled dimension has shrunk to size 1, where labels no longer show what varies."""
@@ -74,6 +80,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self.dense, self.kept = dense, kept
         self.index = 0
         self._memo: dict[Hashable, Expected] = {}
+        self._single: list[set[int]] = []  # of each result of an operator: the nodes of which it has a single coordinate
+        self._apart = False  # whether an operator combines coordinates that do not go together in the dense network
         self._placed = self._store()  # for each tensor that was held against the dense one: what it is, an `Expected`
 
     def _hook(self) -> None:
@@ -106,7 +114,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return np.zeros(size, np.int64)
 
     def unite(self, a: Layer, b: Layer) -> None:
-        """The dense trace holds what is united; that operands line up follows from their labels."""
+        """Whatever an operator combines goes together in the dense network, too."""
+        self._apart |= bool((self.dense.roots[a] != self.dense.roots[b]).any())
 
     def freeze(self, layer: Layer) -> None:
         """Decided in the dense trace."""
@@ -129,7 +138,12 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._fresh.append(ids)
         return ids
 
+    def _put(self, tensor: Tensor, layers: Labels, call: Call) -> None:
+        self._single.append(_single(self.dense, layers))
+        super()._put(tensor, layers, call)
+
     def _before(self, op: Op) -> None:
+        self._single, self._apart = [], False
         if op.name in SILENT:
             return
         if self.index >= len(self.dense.ops):
@@ -177,11 +191,15 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         dense = self.dense.ops[self.index]
         if dense.floats != op.floats:
             raise Mismatch(self.index, f"the number {_first_difference(dense.floats, op.floats)} is computed from a size")
-        for tensor, output, (_, got) in zip(outs, dense.outputs, op.outputs, strict=True):
-            expected = self._put_in_place(tensor, output).live
+        narrow = any(self._expected(tensor).narrow for tensor in dense.inputs)
+        for tensor, output, (_, got), single in zip(outs, dense.outputs, op.outputs, self._single, strict=True):
+            expected = self._put_in_place(tensor, output)
             found = live(self.dense, got)
-            if not _agree(expected, found, False) and not (self._narrow(dense) and _agree(expected, found, True)):
+            exact = single == expected.single and _agree(expected.live, found, False)
+            if not exact and not (narrow and single <= expected.single and _agree(expected.live, found, True)):
                 raise Mismatch(self.index, "the result holds other channels than expected")
+        if self._apart and not narrow:
+            raise Mismatch(self.index, "it combines other channels than in the dense network")
         self.index += 1
 
     def _expected(self, dense: tuple[Shape, Labels]) -> Expected:
@@ -203,9 +221,6 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             self._memo[id(dense)] = found
         return found
 
-    def _narrow(self, op: Op) -> bool:
-        return any(self._expected(tensor).narrow for tensor in [*op.inputs, *op.outputs])
-
     def finish(self) -> None:
         if self.index != len(self.dense.ops):
             raise Mismatch(self.index, "the pruned network stops before this operator")
@@ -214,6 +229,11 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 def live(dense: Trace, labels: Labels) -> Labels:
     """Labels without what is frozen in the dense trace."""
     return [layer for layer in labels if layer.size > 1 and not dense.is_frozen(layer)]
+
+
+def _single(dense: Trace, labels: Labels) -> set[int]:
+    """The nodes of layers of size 1, without what is frozen in the dense trace."""
+    return {int(layer.flat[0]) for layer in labels if layer.size == 1 and not dense.is_frozen(layer)}
 
 
 def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:

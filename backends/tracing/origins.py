@@ -67,10 +67,21 @@ class Origins:
         made: Any = self._mixed(known, call.name) if known else None
         if any(origin is True for origin in given) and not picked:
             made = True
+        before = [self._known.get(t) for t in call.outputs]
         for tensor in call.outputs:
             self._known[tensor] = made
         if made is not None and made is not True:
             self._carry(call, given)
+        for tensor, old in zip(call.outputs, before, strict=True):
+            if any(tensor is operand for operand in call.tensors) and self._known.get(tensor) is not old:
+                self._spread(tensor)
+
+    def _spread(self, written: Tensor) -> None:
+        """Other views of the memory that was written to hold what was written, too."""
+        origin, memory = self._known.get(written), written.untyped_storage()._cdata
+        for tensor in list(self._known):
+            if tensor is not written and tensor.untyped_storage()._cdata == memory:
+                self._known[tensor] = True if origin is True or self._known.get(tensor) is True else origin
 
     def _mixed(self, origins: Sequence[Origin], by: str) -> Origin:
         names = dict.fromkeys(name for origin in origins for name in origin.names)

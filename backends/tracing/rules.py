@@ -66,11 +66,16 @@ def rule_for(call: Call) -> Rule:
 @functools.cache
 def _rule_of(func: Any) -> Rule | None:
     base = base_name(name_of(func))
-    if base in RULES:
-        return RULES[base]
-    if torch.Tag.pointwise in func.tags:
-        return elementwise
-    return attention if base.startswith("_scaled_dot_product") else None
+    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided"}:
+        return None  # other dimensions for the same tensor: its rule would look at those of before
+    rule = RULES.get(base)
+    if rule is None and torch.Tag.pointwise in func.tags:
+        rule = elementwise
+    if rule is None and base.startswith("_scaled_dot_product"):
+        rule = attention
+    if rule is not elementwise and any(a.is_out for a in func._schema.arguments):
+        return None  # the tensor that it writes to would pass for an operand
+    return rule
 
 
 def commutes(func: Any) -> bool:
@@ -137,6 +142,6 @@ MOVES: dict[str, Rule] = {
     },
 }
 # Operators that multiply or divide their first operand (of "mul" any one) entry by entry: a zero stays a zero.
-FACTORS = {"mul", "div", "neg"}
+FACTORS = {"mul", "div", "neg", "zero"}
 # Rules whose result is a function of the labels alone, dimension by dimension: which coordinates there are does not matter.
 COMMUTING = {elementwise, convolution, matmul, batch_norm, layer_norm, permute, transpose, unsqueeze, cat, reduction, spatial}

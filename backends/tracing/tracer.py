@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
+from .algebra import merge
 from .arithmetic import multihead_attention
 from .labels import Labels, Layer, on_dim, support
 from .meta import flat, name_of, run
@@ -55,6 +56,9 @@ class _Held:
 
     def __setitem__(self, tensor: Tensor, value: Any) -> None:
         self._items[id(tensor)] = tensor, value
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([tensor for tensor, _ in self._items.values()])
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -223,7 +227,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = results(out)
         call = Call(name, func, args, kwargs, tensors, outs)
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
-            self._put(tensor, layers)
+            self._put(tensor, layers, call)
         if self.origins is not None:
             self.origins.follow(call)
         if name not in SILENT:
@@ -238,7 +242,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if any(labels for _, labels in op.inputs):
                 return rule_for(call)(self, call)
             if call.name in RULES:
-                RULES[call.name](self, call)  # products are counted also where nothing is labelled
+                rule_for(call)(self, call)  # products are counted also where nothing is labelled
         except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call either
             for _, labels in op.inputs:
                 for layer in labels:
@@ -259,16 +263,19 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     made_by = weight.mixed_by or call.name
                     self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None)))
 
-    def _put(self, tensor: Tensor, layers: Labels) -> None:
-        known = self._noted(tensor)
-        if known:
-            return  # in place: the rule has united its labels with the operands'
-        if known is not None and layers:
-            # Labelled data written into a tensor without labels, perhaps a view of another that would not learn of it.
-            for layer in layers:
-                self.freeze(layer)
-            layers = []
-        self._labels[tensor] = layers if all(layer.size > 1 for layer in layers) else [x for x in layers if x.size > 1]
+    def _put(self, tensor: Tensor, layers: Labels, call: Call) -> None:
+        """Note the labels of what an operator made or wrote to."""
+        if torch.Tag.inplace_view in call.func.tags:
+            self.relabel(tensor, layers)
+            return
+        if any(tensor is operand for operand in call.tensors):
+            # Written in place. Views of the same memory hold the old nodes, so new ones must go with them or stay.
+            merge(self, [(tensor.shape, self.labels(tensor)), (tensor.shape, layers)], tensor.dim())
+            return
+        self._labels[tensor] = [layer for layer in layers if layer.size > 1]
+        for layer in layers:
+            if layer.size == 1 and layer.any():
+                self.freeze(layer)  # a single coordinate: nothing is left of the tensor without it
 
     def _line(self) -> str:
         """The source line that is at work."""
