@@ -483,6 +483,56 @@ def in_place(c, w, size):
     return Block(run, first=nn.Conv2d(c, w, 3, padding=1), second=nn.Conv2d(w, w, 1))
 
 
+def written(write, c, w, size):
+    """The first convolution's result is written to, given the second's."""
+    def run(m, x):
+        y, z = m.first(x), m.second(x)
+        write(y, z)
+        return F.relu(m.third(y + z.tanh()))
+
+    return Block(run, first=nn.Conv2d(c, w, 1), second=nn.Conv2d(c, w, 3, padding=1), third=nn.Conv2d(w, w, 1))
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "half_copied": lambda y, z: y[:, : y.shape[1] // 2].copy_(z[:, y.shape[1] // 2 :]),
+    "half_added_to_itself": lambda y, z: y[:, : y.shape[1] // 2].add_(y[:, y.shape[1] // 2 :]),
+    "first_scaled": lambda y, z: y[:, :2].mul_(2),
+    "last_scaled": lambda y, z: y[:, -2:].mul_(2),
+    "every_second_filled": lambda y, z: y[:, ::2].fill_(0.5),
+    "channel_filled": lambda y, z: y[:, 1].fill_(0.5),
+    "last_channel_filled": lambda y, z: y[:, -1].fill_(0.5),
+    "channel_copied": lambda y, z: y[:, 2].copy_(z[:, 1]),
+    "scaled_by_channel": lambda y, z: y.mul_(z[:, -1:]),
+    "group_added": lambda y, z: y.view(len(y), 2, -1, *y.shape[2:])[:, 0].add_(z[:, ::2]),
+    "permuted_copied": lambda y, z: y.permute(0, 2, 3, 1)[..., :3].copy_(z.permute(0, 2, 3, 1)[..., -3:]),
+    "chosen_filled": lambda y, z: y.masked_fill_(z > 0, 0.5),
+    "put_at_index": lambda y, z: y.index_copy_(1, torch.tensor([2, 0], device=y.device), z[:, :2]),
+    "put_at_list": lambda y, z: y.__setitem__((slice(None), [0, 3]), z[:, 1:3]),
+    "diagonal_scaled": lambda y, z: y.diagonal(0, 2, 3).mul_(2),
+    "swapped_in_place": lambda y, z: y.transpose_(1, 2).mul_(2).transpose_(1, 2),
+    "viewed_before": lambda y, z: (y[:, ::2], y.mul_(z))[0].add_(1),
+}  # fmt: skip
+
+
+def weight_written(write, c, w, size):
+    """A copy of the weight is written to before it is used."""
+    def run(m, x):
+        weight = m.weight.clone()
+        write(weight)
+        return F.relu(F.conv2d(x, weight))
+
+    return Block(run, weight=matrix(w, c, 1, 1, inputs=c))
+
+
+def weight_put_together(c, w, size):
+    def run(m, x):
+        weight = x.new_zeros(w, x.shape[1], 1, 1)
+        weight[::2], weight[1::2] = m.first, m.second
+        return F.relu(F.conv2d(x, weight))
+
+    return Block(run, first=matrix(w // 2, c, 1, 1, inputs=c), second=matrix(w // 2, c, 1, 1, inputs=c))
+
+
 def assembled(c, w, size):
     def run(m, x):
         a = m.first(x)
@@ -958,6 +1008,12 @@ BLOCKS: dict[str, dict[str, Callable[[int, int, tuple[int, ...]], nn.Module]]] =
         "unfolded": unfolded,
         "same_kernel": same_kernel,
         "in_place": in_place,
+        **{name: functools.partial(written, write) for name, write in WRITES.items()},
+        "weight_filled": functools.partial(weight_written, lambda weight: weight[:, :1].fill_(1)),
+        "weight_zeroed": functools.partial(weight_written, lambda weight: weight[1:3].zero_()),
+        "weight_scaled": functools.partial(weight_written, lambda weight: weight.flatten(1)[:, ::2].mul_(2)),
+        "weight_exponential": functools.partial(weight_written, lambda weight: weight[:2].exp_()),
+        "weight_put_together": weight_put_together,
         "assembled": assembled,
         "spatial_attention": spatial_attention,
         "channel_attention": channel_attention,

@@ -22,7 +22,7 @@ from torch import nn
 from ...common import FreePruneError, Inputs
 from ..surgery.surgery import shared_tensors
 from ..surgery.trial import Key, Repair, attributes, slimmed
-from ..tracing.labels import Labels, Layer, collapse, support
+from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
@@ -38,7 +38,7 @@ Place = tuple[str, str]
 def settle(
     network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True
 ) -> tuple[Coupling, list[Repair]]:
-    """Trial prunings until the replay agrees everywhere: one, more where dimensions are split or attributes repaired.
+    """Trial prunings until the replay agrees everywhere: one, more where channels are cut or attributes repaired.
 
     Args:
         network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
@@ -56,6 +56,7 @@ def settle(
     coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
+    slices = any(op.name in ("slice", "select") and _coordinates(op.outputs) < _coordinates(op.inputs) for op in trace.ops)
     for _ in range(MAX_ROUNDS):
         number = untested[0]
         classes = _trial(coupling, number, np.random.default_rng([seed, number]))
@@ -70,7 +71,7 @@ def settle(
             untested = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)]
         else:
             untested.pop(0)
-            needed = len(TRIAL_RATES) if fixes.repairs else 2 if splits else 1
+            needed = len(TRIAL_RATES) if fixes.repairs or slices else 2 if splits else 1
             if len(TRIAL_RATES) - len(untested) >= needed:
                 return coupling, fixes.repairs
     raise FreePruneError(
@@ -222,7 +223,8 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
     """A random choice of kept classes, so that no two sizes agree by accident. `(classes,)`
 
     Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
-    other is larger.
+    other is larger. The second trial removes each group's first class and the third its last, so that what code finds by its
+    place, from either end, is found elsewhere.
     """
     classes = np.ones(coupling.classes, bool)
     seen: Counter[int] = Counter()
@@ -235,7 +237,9 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
         digit = low if number % 2 == 0 else (high - low) % len(options)
         seen[size] += 1
         gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], min(1, size - least), size - least))
-        classes[start + rng.permutation(size)[:gone]] = False
+        order = rng.permutation(size)
+        ends = [] if number == 0 else [0] if number == 1 else [size - 1]
+        classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False
     return classes
 
 
@@ -291,6 +295,11 @@ def _names(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)
+
+
+def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:
+    """How many coordinates have labels."""
+    return sum(layer.size for _, labels in tensors for layer in labels)
 
 
 def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:
