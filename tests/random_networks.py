@@ -485,6 +485,7 @@ def in_place(c, w, size):
 
 def written(write, c, w, size):
     """The first convolution's result is written to, given the second's."""
+
     def run(m, x):
         y, z = m.first(x), m.second(x)
         write(y, z)
@@ -516,6 +517,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
 
 def weight_written(write, c, w, size):
     """A copy of the weight is written to before it is used."""
+
     def run(m, x):
         weight = m.weight.clone()
         write(weight)

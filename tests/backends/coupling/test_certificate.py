@@ -41,6 +41,54 @@ def test_the_certificate_sees_right_sizes_at_wrong_places():
         replay(smaller, inputs, dense, coupling.kept_nodes(classes))
 
 
+class EverySecond(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x)[:, ::2])
+
+
+@pytest.mark.parametrize(("kept", "agrees"), [((3, 6), False), ((6, 7), True), ((2, 3, 4), True), ((2, 4, 5), False)])
+def test_the_certificate_sees_a_single_channel_at_a_wrong_place(kept, agrees):
+    """Of the channels 3 and 6 the slice takes 3, where the dense network takes 6."""
+    network, inputs = on_meta(EverySecond())
+    dense = trace(network, inputs)
+    coupling = Coupling(dense, network)
+    leaf = next(leaf for leaf in dense.leaves if leaf.name == "first.bias")
+    classes = np.isin(np.arange(coupling.classes), coupling.position[leaf.start + np.array(kept)])
+    smaller = pruned(network, coupling, classes, [])
+    if agrees:
+        replay(smaller, inputs, dense, coupling.kept_nodes(classes))
+    else:
+        with pytest.raises(Mismatch):
+            replay(smaller, inputs, dense, coupling.kept_nodes(classes))
+
+
+class AddsOther(nn.Module):
+    """Which of two tensors of the same shape is added depends on a size."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 6, 1) for _ in range(3))
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        a, b, c = self.first(x), self.second(x), self.third(x)
+        return self.last(a + (b if a.shape[1] == 6 else c))
+
+
+def test_the_certificate_sees_another_second_operand():
+    network, inputs = on_meta(AddsOther())
+    dense = trace(network, inputs)
+    coupling = Coupling(dense, network)
+    classes = np.ones(coupling.classes, bool)
+    classes[coupling.position[[leaf.start for leaf in dense.leaves if leaf.name in ("first.bias", "third.bias")]]] = False
+    with pytest.raises(Mismatch, match="combines other channels"):
+        replay(pruned(network, coupling, classes, []), inputs, dense, coupling.kept_nodes(classes))
+
+
 def test_the_certificate_sees_a_number_computed_from_a_size():
     class Scaled(nn.Module):
         def __init__(self):
