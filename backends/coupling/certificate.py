@@ -22,8 +22,8 @@ from ..tracing.meta import name_of
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels, sentence, training_branches
 from ..tracing.record import Op, Trace
-from ..tracing.rules import commutes
-from ..tracing.tracer import SILENT, Tracer, plain_arguments, results
+from ..tracing.rules import COMMUTES, has
+from ..tracing.tracer import Tracer, plain_arguments, results
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
@@ -144,8 +144,6 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def _before(self, op: Op) -> None:
         self._single, self._apart = [], False
-        if op.name in SILENT:
-            return
         if self.index >= len(self.dense.ops):
             raise Mismatch(len(self.dense.ops) - 1, f"the pruned network runs a further operator, {op.name}")
         expected = self.dense.ops[self.index].name
@@ -155,7 +153,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Operators that commute with restriction need no rule where they get the operands of the dense one, restricted."""
         kwargs = kwargs or {}
-        if self.index < len(self.dense.ops) and commutes(func):
+        if self.index < len(self.dense.ops) and has(func, COMMUTES):
             dense, name = self.dense.ops[self.index], name_of(func)
             tensors: list[Tensor] = []
             plain = plain_arguments((*args, *kwargs.items()), tensors)

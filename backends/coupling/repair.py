@@ -43,15 +43,16 @@ def settle(
     Args:
         network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
         inputs: as for `trace`.
-        trace: its trace; what cannot be repaired is frozen in it.
+        trace: its trace; left as it is.
         repair: whether attributes may be changed to follow a size; else what they hold is frozen.
 
     Returns:
-        The final groups, and the repairs that a pruned network needs.
+        The final groups, of a trace in which what cannot be repaired is frozen; and the repairs that a pruned network needs.
 
     Raises:
         FreePruneError: no pruning of the network runs as predicted.
     """
+    trace = trace.copy()
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))

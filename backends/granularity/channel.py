@@ -89,7 +89,7 @@ class Channel:
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
-            raise FreePruneError(nothing_to_prune(dense, round_to))
+            raise FreePruneError(nothing_to_prune(self._coupling.trace, round_to))
         least = np.array([group.minimum for group in self.groups], np.int64)
         if (self.channels(least) == 1).any() and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))

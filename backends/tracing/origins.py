@@ -21,7 +21,7 @@ from torch import Tensor
 from .labels import Labels, Layer, on_dim, support
 from .operator import Call, Operand, base_name
 from .record import EACH, IN, OUT, Roles, Weight
-from .rules import FACTORS, MOVES
+from .rules import MOVES, SCALES, has, rule_for
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,11 @@ class Origins:
 
     def _carry(self, call: Call, given: Sequence[Any]) -> None:
         """Note where the entries went, if the operator only moves or scales them."""
-        name = base_name(call.name)
-        if name in MOVES and len(given) == 1 and given[0].places is not None:
-            moved = MOVES[name](cast(Any, _Moving(given[0].places)), call)
+        if has(call.func, MOVES) and len(given) == 1 and given[0].places is not None:
+            moved = rule_for(call)(cast(Any, _Moving(given[0].places)), call)
             for tensor, places in zip(call.outputs, moved, strict=True):
                 self._known[tensor] = Origin(given[0].names, tuple(places))
-        elif name in FACTORS and (scaled := _scaled(call, given)) is not None:
+        elif has(call.func, SCALES) and (scaled := _scaled(call, given)) is not None:
             self._known[call.outputs[0]] = scaled
 
     def computed(self, tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,11 @@ class Trace:
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     _united: int = 0  # how many of the unions the roots know of
+
+    def copy(self) -> Trace:
+        """A trace to unite and freeze further; this one stays as it is."""
+        left, right, roots = list(self._left), list(self._right), self._roots.copy()
+        return replace(self, frozen=list(self.frozen), boxes=list(self.boxes), _left=left, _right=right, _roots=roots)
 
     def new_nodes(self, count: int) -> Layer:
         ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)

@@ -35,13 +35,10 @@ from .meta import flat, name_of, run
 from .operator import Call, Operand, UnknownOperator
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
-from .rules import RULES, rule_for
+from .rules import KINDS, SILENT, has, rule_for
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
 THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
-
-# Copies, made or not as strides, sizes and the dispatcher will have it: labelled, but not counted.
-SILENT = {"detach", "lift_fresh", "_to_copy", "clone"}
 
 
 class _Held:
@@ -222,7 +219,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fresh = []
         module = self._modules[-1] if self._modules else ""
         op = self._where = Op(name, module, self._line(), inputs, [], self._fresh, plain)
-        self._before(op)
+        silent = has(func, SILENT)
+        if not silent:
+            self._before(op)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
         call = Call(name, func, args, kwargs, tensors, outs)
@@ -230,7 +229,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._put(tensor, layers, call)
         if self.origins is not None:
             self.origins.follow(call)
-        if name not in SILENT:
+        if not silent:
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
         return out
@@ -241,7 +240,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             if any(labels for _, labels in op.inputs):
                 return rule_for(call)(self, call)
-            if call.name in RULES:
+            if call.name in KINDS:
                 rule_for(call)(self, call)  # products are counted also where nothing is labelled
         except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call either
             for _, labels in op.inputs:
@@ -286,10 +285,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run(func, args, kwargs)
 
     def _before(self, op: Op) -> None:
-        """Called ahead of each operator."""
+        """Called ahead of each operator that is recorded."""
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:
-        """Called behind each operator, with what it made."""
+        """Called behind each operator that is recorded, with what it made."""
         self.trace.ops.append(op)
 
 

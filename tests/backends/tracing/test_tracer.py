@@ -92,6 +92,16 @@ def test_a_written_in_size_is_repaired_where_an_attribute_holds_it_and_frozen_el
     assert any("view" in why and "networks.py" in why for _, why in coupling.trace.frozen)
 
 
+def test_the_trace_that_was_given_is_left_as_it_is():
+    network, inputs = on_meta(networks.build("written_in"))
+    given = trace(network, inputs)
+    pairs, frozen, roots = given.pairs, list(given.frozen), given.roots.copy()
+    coupling, _ = settle(network, inputs, given)
+    assert (given.pairs, given.frozen) == (pairs, frozen)
+    assert np.array_equal(given.roots, roots)
+    assert len(coupling.trace.frozen) > len(frozen)
+
+
 class Unknown(nn.Module):
     def forward(self, x):
         return torch.cumprod(x, 1)
