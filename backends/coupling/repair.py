@@ -77,7 +77,7 @@ def settle(
                 return coupling, fixes.repairs
     raise FreePruneError(
         f"no pruning of this network runs as predicted (after {MAX_ROUNDS} attempts to follow the sizes in its code); "
-        "use --granularity weight"
+        "use `granularity=weight`"
     )
 
 
@@ -214,7 +214,7 @@ class _Fixes:
             culprit -= not touched
         if not touched:
             raise FreePruneError(
-                f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use --granularity weight"
+                f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use `granularity=weight`"
             )
         for layer in touched:
             trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")

@@ -266,7 +266,7 @@ class Channel:
         except Mismatch as error:
             op = self._coupling.trace.ops[error.index]
             raise FreePruneError(
-                f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower --max-rate"
+                f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower `max_rate`"
             ) from error
         return Plan(
             granularity=self.name,
@@ -298,7 +298,7 @@ class Channel:
 
 
 def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
-    """The kind of layer that makes a group's channels, as `--round-to` names it."""
+    """The kind of layer that makes a group's channels, as `round_to` names it."""
     made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
     return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
 
@@ -315,7 +315,7 @@ def _steps(round_to: int | str) -> dict[str, int]:
     for part in str(round_to).split(","):
         kind, _, number = part.rpartition("=")
         if kind not in ("", *steps) or not number.isdecimal() or int(number) < 1:
-            raise FreePruneError(f"--round-to {round_to} is no number of channels; write 8, or conv=8,linear=4")
+            raise FreePruneError(f"`round_to={round_to}` is no number of channels; write 8, or conv=8,linear=4")
         steps.update(dict.fromkeys([kind] if kind else steps, int(number)))
     return steps
 
@@ -325,5 +325,5 @@ def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
     if not any(product.parameter for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
-    hint = f" or lower --round-to {round_to}" if round_to != 1 else ""
-    return f"the network has no channel that may be removed ({where}); use --granularity weight{hint}"
+    hint = f" or lower `round_to={round_to}`" if round_to != 1 else ""
+    return f"the network has no channel that may be removed ({where}); use `granularity=weight`{hint}"

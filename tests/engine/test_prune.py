@@ -278,7 +278,7 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
         ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
         ({"trials": -1}, "--trials is -1; give 0 or more"),
-        ({"round_to": 0}, "--round-to 0 is no number"),
+        ({"round_to": 0}, "`round_to=0` is no number"),
         ({"only": ["stem"]}, "--only 'stem' matches no layer"),
         ({"max_rate": 1.0}, "--max-rate is 1"),
         ({"target": {"macs": 0.001}}, "cannot be met: the smallest network allowed has"),
@@ -288,7 +288,7 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"model": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))}, "rejects an input of shape 1x1x8x8"),
         ({"model": nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(3))}, "'2.weight' has no size yet"),
         ({"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))}, "nothing to prune"),
-        ({"round_to": 64}, "no channel that may be removed .*lower --round-to 64"),
+        ({"round_to": 64}, "no channel that may be removed .*lower `round_to=64`"),
         ({"weights": "missing.safetensors"}, "missing.safetensors"),
     ],
 )
