@@ -1,4 +1,4 @@
-"""The certificate: the pruned network's forward pass, held against the dense one's, operator by operator.
+"""The certificate: the pruned network's forward pass is compared with the dense one's, operator by operator.
 
 The rules of label tracing run on the pruned network with the node ids of the dense one. Every operator must produce what the
 dense one produced, restricted to the kept coordinates; by induction every coordinate of the pruned network is then the one of
@@ -69,7 +69,7 @@ class Expected:
 
 
 class Replay(Tracer):  # type: ignore[no-untyped-call]
-    """Runs beside the pruned network's forward pass and holds it against the dense trace, operator by operator.
+    """Runs beside the pruned network's forward pass and compares it with the dense trace, operator by operator.
 
     The nodes keep their dense ids. If every operator gives the dense labels restricted to the kept nodes, then every
     coordinate of the pruned network is the coordinate of the dense one that it should be.
@@ -82,7 +82,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._memo: dict[Hashable, Expected] = {}
         self._single: list[set[int]] = []  # of each result of an operator: the nodes of which it has a single coordinate
         self._apart = False  # whether an operator combines coordinates that do not go together in the dense network
-        self._placed = self._store()  # for each tensor that was held against the dense one: what it is, an `Expected`
+        self._placed = self._store()  # for each tensor that was compared with the dense one: what it is, an `Expected`
 
     def _hook(self) -> None:
         """Modules and lines are known from the dense trace."""

@@ -1,4 +1,4 @@
-"""Sizes written into code: find the attributes that hold them, or give up on what they belong to.
+"""Sizes written into code: find the module attributes that hold them, or freeze the channels that they belong to.
 
 The network is pruned on trial and replayed against its trace. Where the replay differs, the size at fault is looked for in the
 attributes of the module at work; each explanation is a hypothesis that further trials must not refute. If none holds, equal
@@ -82,7 +82,7 @@ def settle(
 
 
 class _Fixes:
-    """What was done about the sizes in a network's code so far.
+    """The repairs found so far, and what is still to be tried at each place of the code.
 
     At the place of a mismatch (a module and a line) hypotheses about the module's attributes are tried one after the other.
     Then equal pieces of a split are tied, then widths that the code takes for one; as the last resort everything that the
@@ -145,7 +145,7 @@ class _Fixes:
         return found
 
     def _likewise(self, repairs: Sequence[Repair], module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
-        """The same repairs in another module that runs the same line, where the sizes there explain its attributes."""
+        """The same repairs in another module that runs the same line, as far as its attributes hold the sizes found there."""
         result = []
         values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(module))}
         for repair in repairs:
@@ -221,7 +221,7 @@ class _Fixes:
 
 
 def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A random choice of kept classes, so that no two sizes agree by accident. `(classes,)`
+    """Random kept classes, `(classes,)`, chosen so that no two sizes agree by accident.
 
     Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
     other is larger. The second trial removes each group's first class and the third its last, so that what code finds by its

@@ -42,7 +42,7 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _check_places(network: nn.Module, plan: Plan) -> None:
-    """Refuse a plan that would change anything but sizes, parameters and missing biases: a plan is data of unknown origin."""
+    """Refuse a plan that changes anything but sizes, parameters and missing biases: a plan may come from anywhere."""
     modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
     for attribute in plan.attributes:
         module = modules.get(attribute.module)

@@ -1,4 +1,4 @@
-"""A network pruned for as long as a context lasts, with the sizes that its modules remember: cheaper than a copy."""
+"""A network pruned in place while a context lasts, with the size attributes of its modules: cheaper than a copy."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Repair:
 
 @contextmanager
 def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequence[Attribute]) -> Iterator[None]:
-    """Makes a network keep these coordinates, sizes set, for as long as the context lasts: cheaper than `pruned`.
+    """Prunes a network in place while the context lasts: cheaper than a pruned copy.
 
     Args:
-        network: as it was again in the end.
+        network: restored in the end.
         owners: its tensors (`shared_tensors`).
         kept: as `Coupling.kept_indices` gives them.
         sizes: the attributes to set.

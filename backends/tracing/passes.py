@@ -30,7 +30,7 @@ def plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Gives every module its attributes back in the end, also what a forward pass cached in dictionaries and lists."""
+    """Restores the attributes of every module in the end, including what a forward pass cached in dictionaries and lists."""
     before = []
     for module in network.modules():
         values = dict(vars(module))
@@ -46,7 +46,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_branches(network: nn.Module) -> Iterator[None]:
-    """Lets a network take the branches of training mode, such as auxiliary heads, while its layers stay in eval mode."""
+    """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode."""
     containers = [module for module in network.modules() if any(True for _ in module.children())]
     try:
         for module in containers:

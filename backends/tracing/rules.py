@@ -54,12 +54,12 @@ from .operator import Call, UnknownOperator, base_name
 
 
 class Trait(enum.Flag):
-    """What holds for all operators of a kind.
+    """What is true of an operator beside its rule.
 
     MOVES: each entry of the result is one of the first operand's, and no entry comes twice.
     SCALES: the first operand (of "mul" any one) is multiplied or divided entry by entry: a zero stays a zero.
     COMMUTES: the result is a function of the labels alone, dimension by dimension: which coordinates there are does not matter.
-    SILENT: a copy, made or not as strides, sizes and the dispatcher will have it: labelled, but no operator of the trace.
+    SILENT: a copy that torch makes or leaves out depending on strides and sizes: it is labelled, but not recorded in the trace.
     """
 
     NONE = 0
