@@ -26,7 +26,9 @@ from freeprune.common import write_atomically
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.models import load_model
-from freeprune.engine.latency import target as latency
+from freeprune.engine.latency.target import measured_latency
+from freeprune.engine.latency.timer import NetworkTimer
+from freeprune.engine.progress import silent
 from freeprune.engine.run.job import prepare
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
@@ -82,9 +84,9 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
         layout={"round_to": step},
     )  # fmt: skip
     job = prepare(build().eval(), None, (images, images), settings, None, timed=True)
-    timer = latency.NetworkTimer(job)
+    timer = NetworkTimer(job)
     start = time.perf_counter()
-    held = latency.Latency(job, None, lambda *_: None, timer=timer)
+    held = measured_latency(job, None, silent, time_network=timer)
     seconds = time.perf_counter() - start
     rng = np.random.default_rng(1)
     networks = []
@@ -93,7 +95,7 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
         kept = np.clip(np.rint(job.space.units * shares), job.space.minimum, job.space.units).astype(np.int64)
         pruned, dense = timer(kept, 1)
         macs = float(job.backend.costs(kept[None])["macs"][0]) / job.dense_costs()["macs"]
-        predicted = float(held.model(kept)[0]) / held.dense
+        predicted = float(held.model(kept)[0]) / held.model.dense
         networks.append({"macs": macs, "predicted": predicted, "measured": pruned / dense})
         print(f"{name}: macs {macs:.2f}, predicted {predicted:.3f}, measured {pruned / dense:.3f} of dense", flush=True)  # noqa: T201
     errors = [abs(n["predicted"] / n["measured"] - 1) for n in networks]
@@ -108,10 +110,10 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     return {
         "median_error": float(np.median(errors)),
         "largest_error": max(errors),
-        "reported_error": float(np.median(held.errors)),
+        "reported_error": float(np.median(held.model.errors)),
         "networks": networks,
-        "dense_ms": held.dense,
-        "points": sum(table.ms.size for table in held.tables),
+        "dense_ms": held.model.dense,
+        "points": sum(table.ms.size for table in held.model.tables),
         "seconds": {"built": seconds, "cost_of_1000": costs, "projection_of_1000": project},
     }
 

@@ -18,7 +18,7 @@ from .asked.targets import LATENCY
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
-from .latency.target import Latency
+from .latency.target import OutOfReach, measured_latency
 from .progress import Progress, silent
 from .report.page import read_finished
 from .run.job import Finetune, Job, prepare, strategy_of
@@ -118,17 +118,19 @@ def finished_run(
     if not (resume and (folder / files.SUMMARY).exists()):
         _tell_dense(job, progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
-    latency = None
-    if any(target.cost == LATENCY for target in job.settings.target):
-        latency = Latency(job, folder if resume else None, progress)
-        job = replace(job, space=latency.space(latency.limit))
     files.open_folder(folder, job.config, resume, force)
     keep(job.batch, job.data, folder)
     finished = read_finished(folder, files.SUMMARY)
     if finished is not None:
         return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
-    if latency is not None:
-        latency.save(folder)
+    latency = None
+    if any(target.cost == LATENCY for target in job.settings.target):
+        try:
+            latency = measured_latency(job, folder / files.LATENCY, progress)
+        except OutOfReach:
+            files.withdraw(folder)
+            raise
+        job = replace(job, space=latency.space(latency.limit))
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ...common import FreePruneError, write_atomically
 from ...copies import copied
 from .onnx_runtime import ONNX_RUNTIME
-from .runtime import Runtime, as_arrays, cause, relative_difference, run_rows
+from .runtime import Runtime, as_arrays, cause, first_rows, relative_difference, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
@@ -70,7 +70,7 @@ def export_onnx(
     try:
         model = _traced(network, inputs, dynamic=True)
         for batch in CHECKED_BATCHES:
-            _check(model, network, _rows(inputs, batch), runtime, follows=True)
+            _check(model, network, first_rows(inputs, batch), runtime, follows=True)
         dynamic = True
         notes: tuple[str, ...] = ()
     except Exception as error:
@@ -128,11 +128,6 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: 
     difference = relative_difference(expected, given)
     if difference > CHECKED_DIFFERENCE:
         raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")
-
-
-def _rows(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """The first rows, from the start again where there are too few."""
-    return tuple(x[torch.arange(batch) % len(x)] for x in inputs)
 
 
 @contextmanager

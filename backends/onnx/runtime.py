@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...common import FreePruneError, Inputs
 
 Arrays = tuple[NDArray[Any], ...]
 
-
-LATENCY_SECONDS = 4.0
+LATENCY_SECONDS = 4.0  # after which no further turn of a measurement begins
 
 
 class Opened(Protocol):
@@ -47,10 +46,19 @@ class Runtime(ABC):
     Attributes:
         name: as sentences name it: "ONNX Runtime".
         place: where it runs, as it follows "in": "ONNX Runtime on this CPU".
+        step: layers are timed at widths that are multiples of it; between them the time is interpolated.
+        alignment: a layer whose number of input channels is no multiple of it may be much slower; 1 where all are alike.
     """
 
     name: str
     place: str
+    step: int
+    alignment: int
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Of the library, for records of what was measured."""
 
     @abstractmethod
     def open(self, model: str | bytes, threads: int) -> Opened:
@@ -183,6 +191,11 @@ def relative_difference(a: Any, b: Any) -> float:
 def _as_outputs(outputs: Any) -> list[NDArray[np.float64]]:
     many = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     return [np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]
+
+
+def first_rows(inputs: Inputs, count: int) -> Inputs:
+    """So many rows of each input, from the start again where there are too few."""
+    return tuple(x[torch.arange(count) % len(x)] for x in inputs)
 
 
 def as_arrays(inputs: Sequence[Tensor]) -> Arrays:

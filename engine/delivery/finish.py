@@ -17,14 +17,13 @@ from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import relative_difference
+from ...backends.onnx.runtime import first_rows, relative_difference
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite, in_float32
 from ..inputs.calibration import recalibrated
 from ..latency.target import with_delivered
-from ..latency.timer import batch_of
 from ..progress import Progress
 from ..report.page import write_report
 from ..run.job import Job, single
@@ -157,7 +156,7 @@ def _export(
     exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime)
     compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
     agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
-    timed = batch_of(images, job.settings.latency_batch)
+    timed = first_rows(images, job.settings.latency_batch)
     dense = dense or DenseExport(job)
     paths = {"dense": dense.file.path, "pruned": exported.path}
     latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)

@@ -1,4 +1,4 @@
-"""Whole networks exported and timed beside the dense one."""
+"""What is timed: a layer alone, and a whole network beside the dense one."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ import weakref
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from ...backends import apply
+from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...backends.onnx.export import export_onnx
-from ...common import FreePruneError, Inputs
+from ...backends.onnx.runtime import first_rows
+from ...common import FreePruneError
 from ..run.job import Job
+from .layers import Layer
 
-REPEATS = 20
+REPEATS = 20  # turns of one measurement of a network
+RUNS, SECONDS = (3, 20), 0.02  # of a layer at one size: so many, as far as they fit into this time
 
+TimeLayer = Callable[[Layer, int, int], float]
+"""A layer, rows and columns to its milliseconds."""
 
-Timer = Callable[[NDArray[np.int64], int], tuple[float, float]]
+TimeNetwork = Callable[[NDArray[np.int64], int], tuple[float, float]]
 """Kept units `(L,)` and a number of rounds to the milliseconds of the pruned and of the dense network, timed in turn."""
 
 
-def batch_of(inputs: Inputs, count: int) -> Inputs:
-    """So many rows, from the start again where there are too few."""
-    return tuple(x[torch.arange(count) % len(x)] for x in inputs)
+def layer_timer(job: Job) -> TimeLayer:
+    """What times layers for a job."""
+    return lambda layer, rows, columns: layer_ms(layer, rows, columns, job.settings.latency_threads, job.runtime)
 
 
 class NetworkTimer:
@@ -36,7 +42,7 @@ class NetworkTimer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._images = batch_of(job.batch.inputs, job.settings.latency_batch)
+        self._images = first_rows(job.batch.inputs, job.settings.latency_batch)
         self._scratch = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
@@ -57,3 +63,40 @@ class NetworkTimer:
         threads = job.settings.latency_threads
         found = [job.runtime.latency_ms(paths, self._images, threads=threads, repeats=REPEATS) for _ in range(rounds)]
         return min(ms["pruned"] for ms in found), min(ms["dense"] for ms in found)
+
+
+def layer_ms(layer: Layer, rows: int, columns: int, threads: int, runtime: Runtime = ONNX_RUNTIME) -> float:
+    """The milliseconds that the kernel of a layer takes at these sizes, without changes of layout around it.
+
+    Raises:
+        FreePruneError: the runtime cannot run the layer.
+    """
+    try:
+        return runtime.kernel_ms(_layer_file(layer, rows, columns), layer.op, threads, runs=RUNS, seconds=SECONDS)
+    except Exception as error:
+        raise FreePruneError(f"{runtime.name} cannot time a {layer.op} of {rows} by {columns} channels: {error}") from error
+
+
+def _layer_file(layer: Layer, rows: int, columns: int) -> bytes:
+    """The ONNX file of the layer alone. Of a grouped one whole groups stay, at least as many as have so many rows."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    group = layer.rows // layer.groups
+    groups = -(-rows // group) if layer.groups > 1 else 1
+    rows = groups * group if layer.groups > 1 else rows
+    shape = (rows, columns, *layer.kernel) if layer.op != "MatMul" else (columns, rows)
+    channels = {"Conv": columns * groups, "ConvTranspose": rows, "MatMul": columns}[layer.op]
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    attributes: dict[str, Any] = {name: list(numbers) for name, numbers in layer.attributes}
+    if layer.op != "MatMul":
+        attributes |= {"kernel_shape": list(layer.kernel), "group": groups}
+    graph = helper.make_graph(
+        [helper.make_node(layer.op, ["x", "w"], ["y"], **attributes)],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [layer.size[0], channels, *layer.size[1:]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content

@@ -6,6 +6,7 @@ import functools
 import json
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -27,7 +28,7 @@ Returned = TypeVar("Returned")
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
-LATENCY = "latency.json"  # what was timed for a target on latency
+LATENCY = "latency.jsonl"  # what was timed for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
 COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
 SWEEP = "sweep.json"
@@ -101,10 +102,23 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
+    _remove_run(folder)
+    write_json(folder / CONFIG, config)
+
+
+def withdraw(folder: Path) -> None:
+    """Remove what a run has written that is refused before its first trial, and the folder if nothing else is in it."""
+    if (folder / LEDGER).exists():
+        return
+    _remove_run(folder)
+    with suppress(OSError):  # other files are in it
+        folder.rmdir()
+
+
+def _remove_run(folder: Path) -> None:
     for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
         path.unlink(missing_ok=True)
     _remove_parts(folder)
-    write_json(folder / CONFIG, config)
 
 
 def _remove_parts(folder: Path) -> None:

@@ -130,22 +130,6 @@ STUDY: Shape = {
     "candidates": [dict],
 }
 
-LATENCY: Shape = {
-    "seconds": float,
-    "tables": [
-        {
-            "layer": {
-                "op": str, "rows": int, "columns": int, "groups": int, "kernel": [int], "size": [int], "positions": int,
-                "attributes": {str: [int]},
-            },
-            "rows": [int],
-            "columns": [int],
-            "ms": [[float]],
-        }
-    ],
-    "networks": [{"kept": [int], "pruned_ms": float, "dense_ms": float}],
-}  # fmt: skip
-
 
 def sound_asked(config: Any) -> bool:
     """Whether a `config.json` says all that another run is made from, what its granularity takes included.

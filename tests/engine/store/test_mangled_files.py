@@ -34,8 +34,8 @@ from freeprune.engine.inputs import calibration
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_weights
-from freeprune.engine.latency import target as latency
-from freeprune.engine.latency.layers import Layer, Table
+from freeprune.engine.latency.layers import Layer
+from freeprune.engine.latency.measurements import Measurements, Setting, Timed
 from freeprune.engine.run.loop import search
 from freeprune.engine.store import run_folder as folder
 from freeprune.engine.store.ledger import Ledger
@@ -77,11 +77,11 @@ def runs(tmp_path_factory):
     )
     freeprune.sweep(network(), pair(), budgets=[0.7, 0.5], out=root / "sweep", **SMALL)
     searched(root / "search.jsonl")
+    measured = Measurements(root / "latency.jsonl")
+    measured.begin(Setting("ONNX Runtime", "1.2", 32, 1))
     layer = Layer("Conv", 8, 4, 1, (3, 3), (1, 8, 8), 64, (("pads", (1, 1, 1, 1)),))
-    table = Table(layer, np.array([4, 8]), np.array([2, 4]), np.array([[0.1, 0.2], [0.2, 0.4]]))
-    document = {"freeprune_latency": latency.VERSION, "seconds": 1.5, "tables": [table.to_json()]}
-    document["networks"] = [{"kept": [4, 4], "pruned_ms": 0.5, "dense_ms": 1.0}]
-    (root / "latency.json").write_text(json.dumps(document))
+    measured.add_pass(layer, {(4, 2): 0.1, (4, 4): 0.2, (8, 2): 0.2, (8, 4): 0.4}, 1.5)
+    measured.add_network(np.array([4, 4]), Timed(0.5, 1.0, 0.3))
     rng = np.random.default_rng(0)
     images = {f"x_{part}": rng.integers(0, 255, (n, 8, 8), np.uint8) for part, n in (("train", 12), ("test", 6))}
     labels = {f"y_{part}": np.arange(n) % 3 for part, n in (("train", 12), ("test", 6))}
@@ -316,7 +316,7 @@ READERS = {
     "sweep/sweep.json": (mangled_json, lambda p: read_report(p, "sweep.json", display.print_sweep)),
     "sweep/config.json": (mangled_json, read_sweep),
     "sweep/ledgers/00.jsonl": (mangled_lines, lambda p: read_trials(p.parent)),
-    "latency.json": (mangled_json, lambda p: latency._read(p / "latency.json")),
+    "latency.jsonl": (mangled_lines, lambda p: Measurements(p / "latency.jsonl")),
     "study/study.json": (mangled_json, lambda p: folder.studies_beside(p)),
     "data.npz": (mangled_zip, read_data),
     "weights.safetensors": (mangled_header, lambda p: read_weights(p, "weights.safetensors")),

@@ -1,0 +1,104 @@
+"""Measuring for a target on latency: layers alone at several widths, and whole networks of random widths."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends.granularity.channel import Channel
+from ...backends.onnx import Runtime
+from ...backends.onnx.runtime import first_rows
+from ...copies import copied
+from ..progress import Progress
+from ..run.job import Job
+from .layers import Call, Layer, calls
+from .measurements import Measurements, Timed, Wanted
+from .tables import Grid, Point, Reach, grid
+from .timer import TimeLayer, TimeNetwork
+
+PASSES = 3  # over all points, some time apart, so that a slow moment of the machine does not decide a point
+FITTED = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)  # what about remains of each group in the networks that the model is fitted to
+CHECKED = (0.7, 0.5, 0.3)  # and in those that its error is measured on
+SPREAD = 0.3  # of single groups around it
+
+
+def wanted_for(job: Job) -> Wanted:
+    """What has to be measured before the latency of a job's networks can be predicted."""
+    channel, batch = job.backend.channel, job.settings.latency_batch
+    if channel is None:
+        raise ValueError(f"{job.backend.name} removes no channels, so that its latency does not change")
+    known = channel.shapes(np.array([[group.units for group in channel.groups]]))
+    network = copied(job.network).cpu().eval()
+    # Layers whose weights the backend does not know count among the other multiplications.
+    found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
+    grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime)
+    networks = _random_networks(job)
+    return Wanted(found, grids, networks[: len(FITTED)], networks[len(FITTED) :], batch)
+
+
+def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime) -> dict[Layer, Grid]:
+    """For each distinct layer the sizes to time it at: those that pruning may leave of it."""
+    units = np.array([group.units for group in channel.groups])
+    shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
+    reaches: dict[Layer, Reach] = {}
+    for call in found:
+        rows, columns = map(int, shapes[call.weight][0, :2])
+        step = math.gcd(*map(int, shapes[call.weight][1:, 1] - columns)) or runtime.step  # 0 where no group changes them
+        old = reaches.get(call.layer, Reach(rows, columns, step))
+        reaches[call.layer] = Reach(min(old.rows, rows), min(old.columns, columns), math.gcd(old.step, step))
+    return {layer: grid(layer, reach, runtime) for layer, reach in reaches.items()}
+
+
+def _random_networks(job: Job) -> NDArray[np.int64]:
+    """`(P, L)` kept units of networks, each around one of the levels."""
+    space = job.space
+    rng = np.random.default_rng(job.settings.seed)
+    levels = np.array([*FITTED, *CHECKED])[:, None]
+    shares = levels + rng.uniform(-SPREAD, SPREAD, (len(levels), space.size))
+    kept: NDArray[np.int64] = np.clip(np.rint(space.units * shares), space.minimum, space.units).astype(np.int64)
+    return kept
+
+
+def measure(
+    wanted: Wanted, measured: Measurements, time_layer: TimeLayer, time_network: TimeNetwork, progress: Progress
+) -> None:
+    """Measure what is wanted and not measured yet; takes minutes.
+
+    Args:
+        measured: is added to as it goes, a pass over a layer or a network at a time.
+        progress: is told how far the measurements are.
+
+    Raises:
+        FreePruneError: the runtime cannot run a layer, or a network cannot be exported.
+    """
+    points = {layer: sizes.points for layer, sizes in wanted.grids.items()}
+    done, total = 0, PASSES * sum(map(len, points.values()))
+    for number in range(PASSES):
+        for layer, some in points.items():
+            if len(measured.passes(layer, some)) <= number:
+                start, ms = time.perf_counter(), dict[Point, float]()
+                for point in some:
+                    ms[point] = time_layer(layer, *point)
+                    progress("latency", done + len(ms), total, "tables")
+                measured.add_pass(layer, ms, time.perf_counter() - start)
+            done += len(some)
+    networks = [*wanted.fitted, *wanted.checked]
+    for done, kept in enumerate(networks):
+        progress("latency", done, len(networks), "whole networks")
+        network_times(kept, 1, measured, time_network)
+    progress("latency", len(networks), len(networks), "whole networks")
+
+
+def network_times(kept: NDArray[np.int64], rounds: int, measured: Measurements, time_network: TimeNetwork) -> Timed:
+    """The times of a network; it is timed where it has not been yet, and then added to what was measured."""
+    found = measured.network(kept)
+    if found is None:
+        start = time.perf_counter()
+        pruned, dense = time_network(kept, rounds)
+        found = Timed(pruned, dense, time.perf_counter() - start)
+        measured.add_network(kept, found)
+    return found

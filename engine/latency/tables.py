@@ -1,0 +1,110 @@
+"""How long a layer takes at any width: interpolated between the widths that it was timed at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends.onnx import Runtime
+from .layers import Layer
+
+LEVELS = 6  # sizes of one axis at most
+
+Point = tuple[int, int]
+"""Rows and columns of a layer's weight."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What pruning may leave of a layer: the smallest rows and columns, and the step that its columns change by."""
+
+    rows: int
+    columns: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sizes that a layer is timed at.
+
+    Attributes:
+        rows: ascending, the last one the dense layer's.
+        columns: alike.
+        widths: for each of `columns` the numbers of columns whose mean stands for it, itself among them.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    widths: tuple[tuple[int, ...], ...]
+
+    @property
+    def points(self) -> list[Point]:
+        """All that is timed, in order, each once."""
+        return list(dict.fromkeys((r, c) for r in self.rows for widths in self.widths for c in widths))
+
+
+def grid(layer: Layer, reach: Reach, runtime: Runtime) -> Grid:
+    """The sizes to time a layer at.
+
+    A layer whose number of inputs is not aligned may be much slower. A run that may propose such widths proposes them as often
+    as any other, so a column of the table is the mean over the widths down to the next aligned one: aligned widths alone
+    would promise a speed that most networks do not have.
+    """
+    rows = _levels(reach.rows, layer.rows, runtime.step)
+    columns = _levels(reach.columns, layer.columns, runtime.step) if layer.groups == 1 else (layer.columns,)
+    less = range(0, runtime.alignment, reach.step)
+    return Grid(rows, columns, tuple(tuple(size - n for n in less if size - n >= reach.columns) for size in columns))
+
+
+def _levels(smallest: int, dense: int, step: int) -> tuple[int, ...]:
+    """The smallest size, at most `LEVELS` multiples of the step spread evenly, and the dense size."""
+    even = np.ceil(np.linspace(smallest, dense, LEVELS) / step) * step
+    return tuple(sorted({smallest, *(int(size) for size in even if smallest < size < dense), dense}))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Milliseconds of a layer over the first two sizes of its weight.
+
+    Attributes:
+        layer: whose.
+        rows, columns: `(A,)` and `(B,)` sizes, ascending, the last ones the dense layer's.
+        ms: `(A, B)`, non-decreasing along both.
+    """
+
+    layer: Layer
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    ms: NDArray[np.float64]
+
+    def __call__(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Milliseconds at these sizes, of their shape: bilinear, constant below the smallest measured one.
+
+        Grouped convolutions are measured with whole groups removed; what goes within groups counts in proportion.
+        """
+        (i, di), (j, dj) = _place(self.rows, rows), _place(self.columns, columns)
+        up, right = np.minimum(i + 1, len(self.rows) - 1), np.minimum(j + 1, len(self.columns) - 1)
+        low = self.ms[i, j] * (1 - dj) + self.ms[i, right] * dj
+        high = self.ms[up, j] * (1 - dj) + self.ms[up, right] * dj
+        within = columns / self.layer.columns if self.layer.groups > 1 else 1.0
+        result: NDArray[np.float64] = (low * (1 - di) + high * di) * within
+        return result
+
+
+def table(layer: Layer, sizes: Grid, ms: Mapping[Point, float]) -> Table:
+    """The table of a layer from its milliseconds at the points of its grid; made to grow along both axes."""
+    means = np.array([[np.mean([ms[rows, width] for width in widths]) for widths in sizes.widths] for rows in sizes.rows])
+    monotone = np.maximum.accumulate(np.maximum.accumulate(means, axis=0), axis=1)
+    return Table(layer, np.array(sizes.rows), np.array(sizes.columns), monotone)
+
+
+def _place(sizes: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The interval between measured sizes that each wanted size lies in, and where in it, 0 to 1."""
+    if len(sizes) == 1:
+        return np.zeros_like(wanted), np.zeros(wanted.shape)
+    inside = np.clip(wanted, sizes[0], sizes[-1])
+    index = np.clip(np.searchsorted(sizes, inside, side="right") - 1, 0, len(sizes) - 2)
+    return index, (inside - sizes[index]) / (sizes[index + 1] - sizes[index])

@@ -1,0 +1,239 @@
+"""Targets on latency, with a clock that follows a law instead of the time of day."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.utils.data import TensorDataset
+from toys import milliseconds, wide_network
+
+import freeprune
+from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
+from freeprune.common import FreePruneError
+from freeprune.engine import prune as run_module
+from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.command.cli import main
+from freeprune.engine.latency.measurements import Measurements
+from freeprune.engine.latency.measuring import CHECKED, FITTED
+from freeprune.engine.latency.target import measured_latency, with_delivered
+
+
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        TensorDataset(torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3) for count in (120, 30)
+    )
+
+
+UNITS = (16, 24)  # of the dense network, of four channels each
+RANDOM = len(FITTED) + len(CHECKED)  # networks that are timed for the model
+
+
+class Clock:
+    """Times layers and networks by the law, and counts what it is asked.
+
+    `disturb` makes networks that are timed after the model is fitted as slow as no model can know.
+    """
+
+    def __init__(self):
+        self.networks, self.layers, self.disturb = 0, 0, lambda ms: ms
+
+    def ms(self, kept):
+        first, second = (4 * int(k) for k in kept[:2])
+        return milliseconds(first, 1) + milliseconds(second, first) + milliseconds(3, second)
+
+    def network(self, kept, rounds):
+        self.networks += 1
+        ms = self.ms(kept)
+        return self.disturb(ms) if self.networks > RANDOM else ms, self.ms(UNITS)
+
+    def layer(self, layer, rows, columns):
+        self.layers += 1
+        return milliseconds(rows, columns)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Instead of ONNX Runtime."""
+    clock = Clock()
+    fake = partial(measured_latency, time_layer=clock.layer, time_network=clock.network)
+    monkeypatch.setattr(run_module, "measured_latency", fake)
+    monkeypatch.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": 1e9, "pruned": 1e9})
+    return clock
+
+
+def prune(out, *targets, model=None, **options):
+    settings = {"strategy": "random", "trials": 12, "calibration_images": 80, "finetune": None, "round_to": 4}
+    targets = targets or ("latency=70%",)
+    return freeprune.prune(model or wide_network(), pair(), target=targets, out=out, **{**settings, **options})
+
+
+def kept_units(result):
+    return [group["kept"] for group in result.summary["groups"]]
+
+
+def test_an_additive_law_is_predicted_exactly(clock, tmp_path):
+    result = prune(tmp_path / "out")
+    latency = result.summary["latency"]
+    assert latency["table"]["median_error"] < 1e-6
+    assert latency["predicted_ms"] == pytest.approx(clock.ms(kept_units(result)))
+
+
+def test_a_target_that_is_met_at_once(clock, tmp_path):
+    result = prune(tmp_path / "out", "latency=2ms")
+    latency = result.summary["latency"]
+    assert (latency["met"], latency["tightened"], latency["target_ms"]) == (True, 0, 2.0)
+    assert latency["measured_ms"] == clock.ms(kept_units(result)) <= 2.0
+    assert result.summary["targets"] == {"latency": {"asked": "latency=2ms", "met": True, "binds": True}}
+    larger = np.array(kept_units(result)) + np.eye(2, dtype=int)
+    assert all(clock.ms(kept) > 2.0 for kept in larger if (kept <= UNITS).all())
+
+
+def test_of_several_targets_the_one_that_binds_is_named(clock, tmp_path):
+    result = prune(tmp_path / "out", "macs=25%", "latency=95%")
+    assert result.summary["cost"]["macs"]["pruned"] <= 0.25 * result.summary["cost"]["macs"]["dense"]
+    assert {name: target["binds"] for name, target in result.summary["targets"].items()} == {"macs": True, "latency": False}
+
+
+def test_a_winner_that_misses_is_projected_again_until_it_meets(clock, tmp_path):
+    clock.disturb = lambda ms: 1.15 * ms
+    latency = prune(tmp_path / "out").summary["latency"]
+    assert latency["met"]
+    assert 1 <= latency["tightened"] <= 3
+    assert latency["limit_ms"] < latency["target_ms"]
+    assert latency["predicted_ms"] <= latency["limit_ms"]
+    assert latency["measured_ms"] <= latency["target_ms"] == 0.7 * latency["dense_ms"]
+
+
+def test_after_three_times_a_target_is_missed(clock, tmp_path):
+    clock.disturb = lambda ms: max(ms, 0.72 * clock.ms(UNITS))
+    result = prune(tmp_path / "out")
+    assert (result.summary["latency"]["met"], result.summary["latency"]["tightened"]) == (False, 3)
+    assert result.summary["targets"]["latency"] == {"asked": "latency=70%", "met": False, "binds": True}
+    assert clock.networks == RANDOM + 4
+
+
+def test_the_file_that_the_run_leaves_is_measured_too():
+    report, target = {"measured_ms": 5.0, "dense_ms": 8.0, "met": True, "tightened": 1}, parse_targets(["latency=70%"])[0]
+    slower = with_delivered(report, target, {"pruned": 4.5, "dense": 6.0})
+    assert slower == {"measured_ms": 4.5, "dense_ms": 6.0, "target_ms": pytest.approx(4.2), "met": False, "tightened": 1}
+    assert with_delivered(report, target, {"pruned": 9.0, "dense": 9.0})["met"]
+
+
+def test_without_trials_equal_rates_are_tightened(clock, tmp_path):
+    clock.disturb = lambda ms: 1.15 * ms
+    assert prune(tmp_path / "out", trials=0).summary["latency"]["met"]
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "what"),
+    [
+        ("latency", 50, "tables"), ("latency", 4, "whole networks"), ("search", 7, "best score"), ("latency", 1, "tightened"),
+        ("export", 0, ""),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_measures_nothing_again_and_ends_the_same(stage, at, what, clock, tmp_path):
+    clock.disturb = lambda ms: 1.15 * ms
+    whole = prune(tmp_path / "whole", rehearsal=False)
+    layers, networks = clock.layers, clock.networks
+    clock.layers = clock.networks = 0
+
+    def killer(name, done, total, note):
+        if (name, done) == (stage, at) and what in note:
+            raise Killed
+
+    assert whole.summary["latency"]["tightened"] >= 1
+    with pytest.raises(Killed):
+        prune(tmp_path / "out", progress=killer, rehearsal=False)
+    on_disk = Measurements(tmp_path / "out" / "latency.jsonl").layers
+    again = clock.layers - sum(len(one.ms) for passes in on_disk.values() for one in passes)
+    assert 0 < again < 50 if what == "tables" else again == 0  # only the pass over a layer that was being made
+    resumed = prune(tmp_path / "out", resume=True, rehearsal=False)
+    assert (clock.layers, clock.networks) == (layers + again, networks)
+    assert kept_units(resumed) == kept_units(whole)
+    for summary in (whole.summary, resumed.summary):
+        del summary["latency"]["table"]["seconds"]
+    assert resumed.summary["latency"] == whole.summary["latency"]
+
+
+def test_a_damaged_record_is_a_sentence(clock, tmp_path):
+    prune(tmp_path / "out", rehearsal=False)
+    path = tmp_path / "out" / "latency.jsonl"
+    path.write_text(path.read_text().replace('"points"', '"lines"'))
+    (tmp_path / "out" / "summary.json").unlink()
+    with pytest.raises(FreePruneError, match=r"latency\.jsonl is damaged; .*--force"):
+        prune(tmp_path / "out", resume=True, rehearsal=False)
+    assert (tmp_path / "out" / "trials.jsonl").exists()
+
+
+def test_what_cannot_be_met_leaves_nothing_behind(clock, tmp_path):
+    with pytest.raises(FreePruneError, match=r"target latency=5% .* cannot be met: the smallest network allowed"):
+        prune(tmp_path / "out", "latency=5%")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").touch()  # of the user's own
+    with pytest.raises(FreePruneError, match="target latency=9000ms is more than the dense network takes"):
+        prune(tmp_path / "out", "latency=9000ms")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+class Unexportable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = wide_network()
+
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not this one")
+        return self.layers(x)
+
+
+def test_a_network_that_cannot_be_exported_is_a_sentence(tmp_path):
+    with pytest.raises(FreePruneError, match=r"latency cannot be measured, so it cannot be limited: .*not this one"):
+        prune(tmp_path / "out", model=Unexportable())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("granularity", ["weight", "nm", "block", "kernel", "pattern"])
+def test_zeros_in_place_are_refused(granularity, tmp_path):
+    with pytest.raises(FreePruneError, match=f"latency=70% cannot be met at granularity {granularity}.* as slow as the dense"):
+        prune(tmp_path / "out", granularity=granularity, round_to=None)
+
+
+def test_zeros_on_top_of_channels_are_welcome(clock, tmp_path):
+    result = prune(tmp_path / "out", "latency=70%", "nonzero=40%", granularity="channel+weight")
+    assert result.summary["latency"]["met"]
+    assert result.summary["targets"]["nonzero"]["binds"]
+
+
+def test_a_study_refuses_a_target_on_latency(tmp_path):
+    with pytest.raises(FreePruneError, match="target latency=70% is for prune and pick alone"):
+        freeprune.correlate(wide_network(), pair(), target=["latency=70%"], out=tmp_path / "out", calibration_images=80)
+
+
+def test_the_whole_way_in_onnx_runtime(tmp_path):
+    """Nothing is said of times, which a test cannot know."""
+    latency = prune(tmp_path / "out", "latency=100%", trials=2, latency_batch=2).summary["latency"]
+    assert latency["measured_ms"] > 0
+    assert latency["batch"] == 2
+
+
+@pytest.mark.parametrize(("met", "status"), [(True, 0), (False, 3)])
+def test_the_exit_status_says_missed(met, status, clock, tmp_path):
+    if not met:
+        clock.disturb = lambda ms: 9 * ms
+    (tmp_path / "own.py").write_text(
+        "from toys import wide_network as network\nfrom tests.engine.latency.test_target import pair as data\n"
+    )
+    options = ["--round-to", "4", "--trials", "2", "--finetune-epochs", "0", "--calibration-images", "80"]
+    where = ["--data", f"{tmp_path / 'own.py'}:data", "--target", "latency=70%", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["prune", f"{tmp_path / 'own.py'}:network", *where, *options])
+    assert result.exit_code == status, result.stderr
+    assert ("target latency=70% met" if met else "target latency=70% missed") in result.stdout
