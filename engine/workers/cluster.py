@@ -6,13 +6,14 @@ say. They travel pickled, as everything in Ray does, between processes that trus
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
 import socket
+import subprocess
 import sys
 import sysconfig
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,23 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ...common import FreePruneError, cause
+from ...common import FreePruneError, brief, cause
 from .base import DEATHS, Backlog, Placement, attempt
 
-REACH = 5.0  # seconds within which the cluster has to answer
+REACH = 5.0  # seconds within which something has to listen at the address
+TRIAL_SECONDS = 20.0  # and within which a process has to import Ray and connect
 PATIENCE = 300.0  # seconds to wait for a first actor: some clusters start machines on demand
-# What a client of gRPC, which is what Ray's servers speak, says first, with its empty settings; and the byte that marks
-# settings in the server's answer (RFC 9113, sections 3.4 and 6.5).
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-SETTINGS = 4
+# Connects to an address; where that fails, prints why.
+TRIAL = """
+import sys
+try:
+    import ray
+    ray.init(sys.argv[1], log_to_driver=False)
+    ray.shutdown()
+except Exception as error:
+    print(type(error).__name__, str(error).strip().partition("\\n")[0], sep=": ")
+    sys.exit(1)
+"""
 CLIENT_PORT = 10001  # of ray:// where the address names none
 PACKAGE = __name__.partition(".")[0]
 STANDARD = Path(sysconfig.get_path("stdlib"))
@@ -48,8 +57,7 @@ def check(placement: Placement) -> None:
             "or hide the GPU with CUDA_VISIBLE_DEVICES="
         )
     assert placement.ray is not None
-    ray = _ray()
-    if not ray.is_initialized():
+    if not _ray().is_initialized():
         _reach(placement.ray)
 
 
@@ -98,6 +106,7 @@ class _Actors:
         self._actor = ray.remote(_Actor).options(
             num_cpus=1, num_gpus=placement.gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )
+        self._alive: set[Any] = set()
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}  # by the reference that is ready when they are
         self._failed: list[str] = []  # why the last of them did not start, since one did
@@ -131,10 +140,10 @@ class _Actors:
                 try:
                     done, result = ray.get(ready[0])
                 except ray.exceptions.RayTaskError:  # the call itself went wrong, and would again
-                    ray.kill(actor)
+                    self._end(actor)
                     raise
                 except ray.exceptions.RayError:  # the actor or its node died, or the network between did
-                    ray.kill(actor)
+                    self._end(actor)
                     backlog.again(position)
                     continue
                 self._idle.append(actor)
@@ -143,13 +152,14 @@ class _Actors:
                 yield position, result
         finally:
             for actor, _ in running.values():  # left over by an error: nobody waits for their results
-                ray.kill(actor)
+                self._end(actor)
 
     def _start(self, wanted: int) -> None:
         """Ask for actors, up to so many starting ones; none of them is waited for."""
         if len(self._failed) < DEATHS:
             for _ in range(wanted - len(self._starting)):
                 actor = self._actor.remote()
+                self._alive.add(actor)
                 self._starting[actor.load.remote(self._function)] = actor
 
     def _started(self, reference: Any) -> None:
@@ -157,6 +167,7 @@ class _Actors:
         try:
             done, error = self._ray.get(reference)
         except self._ray.exceptions.RayError as failure:
+            self._end(actor)
             self._failed.append(cause(failure))
             return
         if not done:
@@ -167,9 +178,15 @@ class _Actors:
         self._failed.clear()
         self._idle.append(actor)
 
-    def stop(self) -> None:
-        for actor in [*self._idle, *self._starting.values()]:
+    def _end(self, actor: Any) -> None:
+        if actor in self._alive:
+            self._alive.remove(actor)
             self._ray.kill(actor)
+
+    def stop(self) -> None:
+        """End them all, those too whose results somebody stopped waiting for in the middle of `each`."""
+        for actor in list(self._alive):
+            self._end(actor)
 
 
 def _ray() -> Any:
@@ -189,70 +206,60 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     try:
-        ray.init(_reach(address), log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        raise FreePruneError(
-            f"the Ray cluster at {address} cannot be used from here ({cause(error)}); run this on one of its nodes with the "
-            "same versions of Python and Ray, or connect to ray://HOST:10001 with 'ray[client]' installed"
-        ) from None
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (Exception, SystemExit) as error:  # Ray exits where it waits in vain
+        raise _unusable(address, cause(error)) from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _reach(address: str) -> str:
-    """The address as Ray itself would understand it, once something there has answered.
+@functools.cache
+def _reach(address: str) -> None:
+    """Try a connection in a process of its own, once for each address.
 
-    Ray alone would try for two minutes and then end this very process.
+    Where no Ray answers, Ray waits for most of a minute, writes log lines and exits. That process does so instead of this one.
+
+    Raises:
+        FreePruneError: nothing listens there, or no connection is to be had.
     """
-    where = address.removeprefix("ray://")
-    if where == address:
-        services = importlib.import_module("ray._private.services")
-        try:
-            where = services.canonicalize_bootstrap_address_or_die(address)
-        except Exception as error:  # "auto" where no cluster runs, a host that does not resolve
-            raise FreePruneError(
-                f"there is no Ray cluster at {address} ({cause(error)}); start one with `ray start --head`, or give HOST:PORT "
-                "of a running one"
-            ) from None
+    _knock(address)
     try:
-        place = urlsplit(f"//{where}")
-        with socket.create_connection((place.hostname, place.port or CLIENT_PORT), REACH) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):  # an encrypted one would have to be greeted otherwise
-                connection.sendall(PREFACE)
-                answer = connection.recv(9, socket.MSG_WAITALL)
-                if len(answer) < 9 or answer[3] != SETTINGS:
-                    raise ConnectionError("what answers is not Ray")
-        if not address.startswith("ray://"):
-            _ask(where)
-    except (OSError, ValueError) as error:
-        at = address if where in address else f"{address} ({where})"
-        raise FreePruneError(
-            f"the Ray cluster at {at} cannot be reached ({cause(error)}); give HOST:PORT as `ray start --head` shows it, or "
-            "ray://HOST:10001"
-        ) from None
-    return address if address.startswith("ray://") else where
+        tried = subprocess.run(
+            [sys.executable, "-P", "-c", TRIAL, address], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _unusable(address, f"nothing that Ray understands came within {TRIAL_SECONDS:g} seconds") from None
+    if tried.returncode:
+        lines = [line for line in tried.stdout.splitlines() if line]
+        raise _unusable(address, brief(lines[-1]) if lines else "Ray ended without a word")
 
 
-def _ask(where: str) -> None:
-    """Whether what speaks the protocol knows Ray, and is no proxy. Ray's client has no time limit of its own: a thread does."""
-    refused: list[Exception] = []
-
-    def ask() -> None:
+def _knock(address: str) -> None:
+    """Whether anything listens at an address that names host and port; the others Ray alone understands."""
+    known = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray itself does
+    try:
+        place = urlsplit(f"//{known.removeprefix('ray://')}")
+        port = place.port or (CLIENT_PORT if known.startswith("ray://") else None)
+    except ValueError:
+        return
+    if place.hostname and port:
         try:
-            raylet.GcsClient(address=where)
-        except Exception as error:
-            refused.append(error)
+            socket.create_connection((place.hostname, port), REACH).close()
+        except OSError as error:
+            raise FreePruneError(
+                f"the Ray cluster at {known} cannot be reached ({cause(error)}); give HOST:PORT as `ray start --head` shows "
+                "it, or ray://HOST:10001"
+            ) from None
 
-    raylet = importlib.import_module("ray._raylet")
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH)
-    if refused:
-        raise ConnectionError(f"what answers is not Ray: {cause(refused[0])}")
-    if thread.is_alive():
-        raise ConnectionError(f"nothing that Ray understands came within {REACH:g} seconds")
+
+def _unusable(address: str, reason: str) -> FreePruneError:
+    return FreePruneError(
+        f"the Ray cluster at {address} cannot be used from here ({reason}); give HOST:PORT as `ray start --head` shows it and "
+        "run this on one of its nodes with the same versions of Python and Ray, or connect to ray://HOST:10001 with "
+        "'ray[client]' installed"
+    )
 
 
 def _room(ray: Any, gpus: float) -> int:

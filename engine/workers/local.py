@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 import torch
@@ -41,79 +42,70 @@ class _Here:
             yield position, result
 
 
-class _Process:
-    """A forked process that answers items one after the other."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        # Not a daemon: a user's fine-tuning may start processes of its own, to load data say.
-        self._process = context.Process(target=_serve, args=(function, self.connection, theirs))
-        self._process.start()
-        theirs.close()  # so that the process's end is the end of the pipe
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self.connection.close()
-
-
 def _serve(function: Callable[[Any], Any], ours: Connection, theirs: Connection) -> None:
+    """What a process does: answer items until the main process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer: it ends the others
-    ours.close()  # so that the main process's end is the end of the pipe
+    theirs.close()  # so that the main process's end is the end of the pipe
     torch.set_num_threads(1)
-    with suppress(EOFError, OSError):  # the main process is gone
+    with suppress(EOFError, OSError):
         while True:
-            theirs.send(attempt(function, theirs.recv()))
+            ours.send(attempt(function, ours.recv()))
 
 
 class _Processes:
-    """Forked processes, started as they are needed and replaced when they die."""
+    """Forked processes, started as they are needed and replaced when they die. The function is inherited, not pickled."""
 
     def __init__(self, function: Callable[[Any], Any], count: int) -> None:
         self._function, self._count = function, count
-        self._alive: set[_Process] = set()
-        self._idle: list[_Process] = []
+        self._alive: dict[Connection, ForkProcess] = {}  # by our end of the pipe
+        self._idle: list[Connection] = []
 
     def each(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         backlog = Backlog(len(items))
-        running: dict[Any, tuple[_Process, int]] = {}
+        running: dict[Any, int] = {}
         try:
             while backlog.waiting or running:
                 while backlog.waiting and len(running) < self._count:
-                    process = self._idle.pop() if self._idle else self._start()
-                    position = backlog.waiting.popleft()
-                    running[process.connection] = process, position
-                    process.connection.send(items[position])
-                for connection in wait(list(running)):
-                    process, position = running.pop(connection)
+                    worker = self._idle.pop() if self._idle else self._start()
+                    running[worker] = position = backlog.waiting.popleft()
+                    with suppress(OSError):  # it died while it was idle, which shows at once
+                        worker.send(items[position])
+                for worker in wait(list(running)):
+                    position = running.pop(worker)
                     try:
-                        done, result = process.connection.recv()
+                        done, result = worker.recv()
                     except (EOFError, OSError):
-                        self._end(process)
+                        self._end(worker)
                         backlog.again(position)
                         continue
-                    self._idle.append(process)
+                    self._idle.append(worker)
                     if not done:
                         raise result
                     yield position, result
         finally:
-            for process, _ in running.values():  # left over by an error: nobody waits for their results
-                self._end(process)
+            for worker in running:  # left over by an error: nobody waits for their results
+                self._end(worker)
 
-    def _start(self) -> _Process:
-        process = _Process(self._function)
-        self._alive.add(process)
-        return process
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        # Not a daemon: a user's fine-tuning may start processes of its own, to load data say.
+        process = context.Process(target=_serve, args=(self._function, theirs, ours))
+        process.start()
+        theirs.close()  # so that the process's end is the end of the pipe
+        self._alive[ours] = process
+        return ours
 
-    def _end(self, process: _Process) -> None:
-        if process in self._alive:
-            self._alive.remove(process)
-            process.stop()
+    def _end(self, worker: Connection) -> None:
+        process = self._alive.pop(worker, None)
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+            worker.close()
 
     def stop(self) -> None:
         """End them all, those too whose results somebody stopped waiting for in the middle of `each`."""
-        for process in list(self._alive):
-            self._end(process)
+        for worker in list(self._alive):
+            self._end(worker)
         self._idle.clear()

@@ -55,6 +55,16 @@ def test_what_a_worker_died_of_is_repeated_on_a_new_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
+def test_workers_that_died_while_they_were_idle_are_replaced():
+    with pool(lambda _: os.getpid(), Placement(2)) as given:
+        before = set(dict(given.each(range(4))).values())
+        for process in before:
+            os.kill(process, signal.SIGKILL)
+        after = dict(given.each(range(4)))
+    assert after.keys() == {0, 1, 2, 3}
+    assert not before & set(after.values())
+
+
 def test_an_item_that_workers_keep_dying_of_is_one_sentence(tmp_path):
     def die(n):
         with (tmp_path / "deaths").open("a") as file:
