@@ -66,11 +66,12 @@ class _Processes:
         try:
             while backlog.waiting or running:
                 while backlog.waiting and len(running) < self._count:
-                    worker = self._idle.pop() if self._idle else self._start()
-                    running[worker] = position = backlog.waiting.popleft()
+                    free = self._idle.pop() if self._idle else self._start()
+                    running[free] = position = backlog.waiting.popleft()
                     with suppress(OSError):  # it died while it was idle, which shows at once
-                        worker.send(items[position])
-                for worker in wait(list(running)):
+                        free.send(items[position])
+                ready: list[Any] = wait(list(running))
+                for worker in ready:
                     position = running.pop(worker)
                     try:
                         done, result = worker.recv()
