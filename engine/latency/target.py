@@ -97,7 +97,7 @@ class Latency:
         if least > self.limit:
             raise OutOfReach(
                 f"target {self.target} ({self.limit:.3g} ms) cannot be met: the smallest network allowed is predicted to take "
-                f"{least:.3g} ms, and the dense one takes {dense:.3g} ms; raise the target or --max-rate"
+                f"{least:.3g} ms, and the dense one takes {dense:.3g} ms; raise the target or `max_rate`"
             )
         if self.limit > dense:
             raise OutOfReach(f"target {self.target} is more than the dense network takes ({dense:.3g} ms); lower it")

@@ -1,4 +1,4 @@
-"""What all workers share: where they are, what they are given and give back, and what becomes of the work of a dead one."""
+"""What local workers and Ray actors share: the interface of a pool, errors that travel, and the work of a dead worker."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from ...common import FreePruneError
 from ..asked.declaration import Placement as Placement
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
-
-
 Taken = TypeVar("Taken", contravariant=True)
-
-
 Given = TypeVar("Given", covariant=True)
-
 
 DEATHS = 3  # workers that one item may cost before the run ends
 
@@ -33,7 +26,7 @@ class Pool(Protocol[Taken, Given]):
         """The position and the result of every item, in any order, as they are done.
 
         Raises:
-            FreePruneError: an item has cost three workers, or no worker is to be had.
+            FreePruneError: three workers died at the same item, or no worker can be started.
             Exception: what the function raised.
         """
 
@@ -56,22 +49,22 @@ def attempt(function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
 
 
 class Backlog:
-    """The positions of the items that no worker has yet, and how many workers each has cost."""
+    """The positions of the items that no worker has yet, and how many workers died at each."""
 
     def __init__(self, count: int) -> None:
         self.waiting = deque(range(count))
         self._deaths: Counter[int] = Counter()
 
     def again(self, position: int) -> None:
-        """Repeat what a worker died of, or with.
+        """Put an item back whose worker died.
 
         Raises:
-            FreePruneError: it has cost three.
+            FreePruneError: it was the third.
         """
         self._deaths[position] += 1
         if self._deaths[position] == DEATHS:
             raise FreePruneError(
-                f"a worker died {DEATHS} times at the same item, perhaps for want of memory; go on with --resume and fewer "
-                "--workers"
+                f"a worker died {DEATHS} times at the same item, perhaps for want of memory; go on with "
+                "`resume=True` and fewer `workers`"
             )
         self.waiting.appendleft(position)

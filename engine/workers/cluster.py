@@ -53,7 +53,7 @@ def check(placement: Placement) -> None:
     """
     if torch.cuda.is_available() and not placement.gpus:
         raise FreePruneError(
-            "the network is on this machine's GPU and Ray actors without --ray-gpus have none; give --ray-gpus, such as 0.25, "
+            "the network is on this machine's GPU and Ray actors without `ray_gpus` have none; give `ray_gpus`, such as 0.25, "
             "or hide the GPU with CUDA_VISIBLE_DEVICES="
         )
     assert placement.ray is not None
@@ -124,14 +124,14 @@ class _Actors:
                 if not running and not self._starting:
                     raise FreePruneError(
                         f"{len(self._failed)} Ray actors in a row died while they started ({self._failed[-1]}); install the "
-                        "same versions of freeprune, torch and Ray on every node, then go on with --resume"
+                        "same versions of freeprune, torch and Ray on every node, then go on with `resume=True`"
                     )
                 # An actor that nobody schedules keeps nobody waiting, as long as another one works.
                 ready, _ = ray.wait([*self._starting, *running], timeout=None if running else PATIENCE)
                 if not ready:
                     raise FreePruneError(
                         f"no Ray actor of {self._needs} was to be had in {PATIENCE:.0f} seconds; see what `ray status` says is "
-                        "free, then go on with --resume"
+                        "free, then go on with `resume=True`"
                     )
                 if ready[0] in self._starting:
                     self._started(ready[0])
@@ -196,7 +196,7 @@ def _ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise FreePruneError(
-            f"--ray needs Ray, which cannot be imported ({cause(error)}); pip install 'freeprune[ray]'"
+            f"`ray` needs Ray, which cannot be imported ({cause(error)}); pip install 'freeprune[ray]'"
         ) from None
 
 
@@ -281,7 +281,7 @@ def _packed(function: Callable[[Any], Any]) -> bytes:
             packed: bytes = cloudpickle.dumps(function)
         except Exception as error:
             raise FreePruneError(
-                f"the network or the data cannot be sent to Ray actors ({cause(error)}); leave out --ray, or keep what cannot "
+                f"the network or the data cannot be sent to Ray actors ({cause(error)}); leave out `ray`, or keep what cannot "
                 "be pickled (open files, locks) out of them"
             ) from error
     return packed

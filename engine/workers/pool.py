@@ -13,7 +13,7 @@ from .local import _Here, _Processes
 
 
 def check(placement: Placement) -> None:
-    """Whether the workers can be had at all, before anything long begins.
+    """Refuse workers that cannot be had, before anything long begins.
 
     Raises:
         FreePruneError: no Ray here, or none at the address; this process uses a GPU, which processes cannot share.
@@ -24,8 +24,8 @@ def check(placement: Placement) -> None:
         cluster.check(placement)
     elif (placement.workers or 1) > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise FreePruneError(
-            f"--workers {placement.workers} cannot share this process's GPU; leave it out, as one process keeps a GPU busy, or "
-            "use --ray with --ray-gpus"
+            f"`workers={placement.workers}` cannot share this process's GPU; leave it out, as one process keeps a GPU busy, or "
+            "use `ray` with `ray_gpus`"
         )
 
 

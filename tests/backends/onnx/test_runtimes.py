@@ -120,7 +120,8 @@ def test_files_are_run_in_turns(runtime, path, monkeypatch):
 
 
 def test_the_kernel_of_an_operator_takes_time(runtime, tmp_path):
-    from freeprune.engine.latency.layers import Layer, layer_ms
+    from freeprune.engine.latency.layers import Layer
+    from freeprune.engine.latency.timer import layer_ms
 
     small, large = (Layer("MatMul", width, width, 1, (), (64,), 64) for width in (16, 1024))
     assert 0 < layer_ms(small, 16, 16, 1, runtime) < layer_ms(large, 1024, 1024, 1, runtime)
@@ -130,12 +131,19 @@ def test_the_kernel_of_an_operator_takes_time(runtime, tmp_path):
 
 def test_names_are_there_for_sentences(runtime):
     assert runtime.name in runtime.place
+    assert runtime.version
+
+
+def test_widths_at_which_layers_are_timed_are_aligned(runtime):
+    assert runtime.alignment >= 1
+    assert runtime.step % runtime.alignment == 0
 
 
 class Clocked(Runtime):
     """A runtime whose files are lists of the milliseconds that their runs take, by a clock that only these move."""
 
-    name = place = "no runtime"
+    name = place = version = "no runtime"
+    step, alignment = 8, 1
 
     def __init__(self, **durations):
         self.now, self.durations = 0.0, durations

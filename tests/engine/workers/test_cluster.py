@@ -253,5 +253,5 @@ def test_actors_of_a_connection_that_stays_end_with_the_pool(cluster):
 
 def test_a_gpu_on_this_side_only_is_refused(monkeypatch):
     monkeypatch.setattr(ray_workers.torch.cuda, "is_available", lambda: True)
-    with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without --ray-gpus have none"):
+    with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without `ray_gpus` have none"):
         check(Placement(ray="auto"))

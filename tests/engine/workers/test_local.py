@@ -188,7 +188,7 @@ def test_workers_end_after_the_main_process_was_killed(busy, capfd):
 
 def test_several_processes_on_a_gpu_in_use_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(FreePruneError, match=r"--workers 2 cannot share this process's GPU; .* --ray with --ray-gpus"):
+    with pytest.raises(FreePruneError, match=r"`workers=2` cannot share this process's GPU; .* `ray` with `ray_gpus`"):
         results(str, range(3), 2)
     assert results(str, range(2), 1) == {0: "0", 1: "1"}
 
@@ -209,5 +209,5 @@ def test_a_placement_that_makes_no_sense_is_one_sentence(options, sentence):
 
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(FreePruneError, match=r"--ray needs Ray, .*; pip install 'freeprune\[ray\]'"):
+    with pytest.raises(FreePruneError, match=r"`ray` needs Ray, .*; pip install 'freeprune\[ray\]'"):
         check(Placement(ray="auto"))
