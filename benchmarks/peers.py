@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from freeprune import Recipe
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.runtime import first_rows
 from freeprune.common import Batch, write_atomically
 from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.calibration import draw, recalibrated
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model, load_weights
-from freeprune.engine.latency.timer import batch_of
 from freeprune.engine.training.trainer import accuracy, train
 
 HERE = Path(__file__).parent
@@ -226,7 +226,7 @@ def latencies(name: str, dense: nn.Module, network: nn.Module, batch: Batch, scr
     if not paths["dense"].exists():
         export_onnx(dense, batch.inputs, paths["dense"], {})
     export_onnx(network, batch.inputs, paths["pruned"], {})
-    images = batch_of(batch.inputs, LATENCY_BATCH)
+    images = first_rows(batch.inputs, LATENCY_BATCH)
     return {str(threads): ONNX_RUNTIME.latency_ms(paths, images, threads=threads) for threads in (1, 2)}
 
 

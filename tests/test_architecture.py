@@ -11,7 +11,20 @@ ROOT = Path(freeprune.__file__).parent
 FOLDERS = ("search", "metrics", "backends")
 SHARED = {"common", "copies", "errors", "options", "tables"}
 # From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
-BACKENDS = ["plan", "criteria", "base", "cost", "tracing", "surgery", "coupling", "granularity", "mask", "compaction", "onnx"]
+BACKENDS = [
+    "difference",
+    "plan",
+    "criteria",
+    "base",
+    "cost",
+    "tracing",
+    "surgery",
+    "coupling",
+    "granularity",
+    "mask",
+    "compaction",
+    "onnx",
+]
 ENGINE = [
     "progress", "randomness", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection", "training",
     "latency", "report", "delivery", "prune", "studies", "command",

@@ -28,6 +28,7 @@ from ...copies import copied
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
 from ..coupling.repair import settle
+from ..difference import relative_difference
 from ..plan import Plan, structure_of
 from ..surgery.surgery import apply, shared_tensors, shrunk
 from ..surgery.trial import Repair, attributes
@@ -167,14 +168,13 @@ def _shifts(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[
 
 
 def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float:
-    """The largest difference of the outputs in eval mode, relative to the largest output."""
+    """The relative difference of the outputs in eval mode."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = tuple(x.to(device) for x in inputs)
     with torch.no_grad():
-        before, after = (tree_leaves(net(*example)) for net in (copied(network).eval(), smaller))
-    pairs = [(a.double(), b.double()) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor)]
-    found = [(a - b).abs().max() / a.abs().max().clamp(min=1e-12) for a, b in pairs]
-    return max(float(x.nan_to_num(torch.inf)) for x in found)
+        outputs = (tree_leaves(net(*example)) for net in (copied(network).eval(), smaller))
+        before, after = ([x for x in leaves if isinstance(x, Tensor)] for leaves in outputs)
+    return relative_difference(before, after)
 
 
 def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> nn.Module:

@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 
 from ...common import FreePruneError, write_atomically
 from ...copies import copied
+from ..difference import relative_difference
 from .onnx_runtime import ONNX_RUNTIME
-from .runtime import Runtime, as_arrays, cause, first_rows, relative_difference, run_rows
+from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator

@@ -1,4 +1,4 @@
-"""What runs and times ONNX files, and outputs held against each other."""
+"""What runs and times ONNX files."""
 
 from __future__ import annotations
 
@@ -163,34 +163,6 @@ def run_rows(file: Opened, arrays: Arrays) -> Arrays:
         if any(x.shape[:1] != (batch,) for x in chunks[-1]):
             raise FreePruneError(f"the ONNX file takes batches of {batch} only, not of {rows}, and its outputs are not by row")
     return tuple(np.concatenate(parts)[:rows] for parts in zip(*chunks, strict=True))
-
-
-def relative_difference(a: Any, b: Any) -> float:
-    """max|a - b| / max|a|: the larger this, the less `b` computes what `a` does; over several outputs the worst one.
-
-    Args:
-        a: the reference: one tensor or array, or a sequence of them.
-        b: the other, alike.
-
-    Returns:
-        0 for equal values; infinity where shapes differ, anything is not finite, or `a` is zero and `b` is not.
-    """
-    left, right = _as_outputs(a), _as_outputs(b)
-    if [x.shape for x in left] != [y.shape for y in right]:
-        return float("inf")
-    worst = 0.0
-    for x, y in zip(left, right, strict=True):
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            return float("inf")
-        difference, scale = np.abs(x - y).max(initial=0.0), np.abs(x).max(initial=0.0)
-        if difference > 0:
-            worst = max(worst, float(difference / scale) if scale > 0 else float("inf"))
-    return worst
-
-
-def _as_outputs(outputs: Any) -> list[NDArray[np.float64]]:
-    many = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return [np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]
 
 
 def first_rows(inputs: Inputs, count: int) -> Inputs:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...backends import Plan, compact
+from ...backends.difference import relative_difference
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import first_rows, relative_difference
+from ...backends.onnx.runtime import first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding

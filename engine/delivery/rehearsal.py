@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from ...backends import Plan, apply, masked
+from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
-from ...backends.onnx.runtime import relative_difference
 from ...common import FreePruneError, Inputs
 from ...copies import copied
 from ..asked.recipe import Recipe

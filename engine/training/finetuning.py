@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...backends import Plan, apply
-from ...backends.onnx.runtime import relative_difference
+from ...backends.difference import relative_difference
 from ...common import FreePruneError, Inputs
 from ...copies import copied
 from ..asked.recipe import Recipe

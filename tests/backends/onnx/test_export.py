@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import relative_difference
 from freeprune.common import FreePruneError
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import RUNTIMES
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.backends.onnx.runtime import Runtime, as_arrays, relative_difference, run_rows
+from freeprune.backends.onnx.runtime import Runtime, as_arrays, run_rows
 from freeprune.common import FreePruneError
 
 

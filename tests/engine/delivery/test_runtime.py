@@ -9,8 +9,8 @@ from toys import network
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import settings
-from freeprune.engine.latency.layers import Layer, layer_ms
-from freeprune.engine.latency.timer import NetworkTimer
+from freeprune.engine.latency.layers import Layer
+from freeprune.engine.latency.timer import NetworkTimer, layer_ms
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.run.job import prepare, strategy_of
