@@ -1,4 +1,4 @@
-"""The error class, and what its sentences are made of; nothing here needs torch."""
+"""The error and the warning, and what their sentences are made of; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import difflib
 
 
 class FreePruneError(Exception):
-    """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do."""
+    """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do.
+
+    Arguments stand in it between backticks, as they are written in Python: `trials`, `resume=True`. The command line says
+    `--trials` and `--resume` instead, so that one sentence serves both.
+    """
+
+
+class FreePruneWarning(UserWarning):
+    """Something that may be wrong with what was given; the run goes on. Its text is a sentence like that of an error."""
 
 
 def nearest(name: str, known: list[str]) -> str:

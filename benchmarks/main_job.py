@@ -79,7 +79,7 @@ def job(name: str, data, options) -> dict:
             f"cifar:{network}", data, weights=weights, out=Path(folder) / "run", seed=0,
             finetune=freeprune.Recipe(images=options.images), **settings,
         )  # fmt: skip
-    summary = result.summary
+    summary = result.summary.to_json()
     summary["finetune_images"] = options.images
     if network == "resnet56" and "round_to" not in settings:
         summary["trial_over_forward"] = trial_over_forward(network, weights, data, summary)
@@ -110,7 +110,7 @@ def timed(settings: dict) -> dict:
             models.resnet50(weights=None), (images, images), out=Path(folder) / "run", seed=0, finetune=None,
             trials=30, calibration_images=16, **settings,
         )  # fmt: skip
-    return result.summary
+    return result.summary.to_json()
 
 
 def trial_over_forward(network: str, weights: Path, data, summary: dict) -> dict:

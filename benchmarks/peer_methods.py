@@ -126,9 +126,9 @@ def searched(problem: Problem, **options: Any) -> Answer:
             criterion=CRITERION, finetune=None, compaction=False, out=Path(scratch) / "run", progress=tell,
             **{**problem.options, **trials, **options},
         )  # fmt: skip
-    notes = {"scores": found.summary["score"]}
+    notes = {"scores": found.summary.score.to_json()}
     network = apply(problem.network, found.plan)
-    return Answer(network, found.plan.masks, found.summary["trials"], **clock.read, notes=notes)
+    return Answer(network, found.plan.masks, found.summary.trials, **clock.read, notes=notes)
 
 
 def allocated(problem: Problem, choose: Callable[[Problem, Job], np.ndarray]) -> Answer:

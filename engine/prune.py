@@ -24,6 +24,7 @@ from .report.page import read_finished
 from .run.job import Finetune, Job, prepare, strategy_of
 from .run.loop import search
 from .store import run_folder as files
+from .store.documents import Summary
 from .store.ledger import Ledger
 from .workers.base import Placement
 from .workers.pool import check, pool
@@ -120,7 +121,7 @@ def finished_run(
         rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
     files.open_folder(folder, job.config, resume, force)
     keep(job.batch, job.data, folder)
-    finished = read_finished(folder, files.SUMMARY)
+    finished = read_finished(folder, Summary)
     if finished is not None:
         return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
     latency = None

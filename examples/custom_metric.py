@@ -38,8 +38,8 @@ def main() -> None:
         dense, datasets(), target={"macs": 0.1}, metrics=[sameclass, "freeprune", "uniformity"],
         candidates=options.candidates, finetune=freeprune.Recipe(epochs=1), out=options.out, force=True,
     )  # fmt: skip
-    for name, found in study["metrics"].items():
-        print(f"{name}: Spearman {found['spearman']['value']:.2f}")  # noqa: T201
+    for name, found in study.metrics.items():
+        print(f"{name}: Spearman {found.rho:.2f}")  # noqa: T201
 
 
 if __name__ == "__main__":

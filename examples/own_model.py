@@ -48,9 +48,9 @@ def main() -> None:
 
     smaller = freeprune.load(options.out, Net())  # an ordinary module: code, plan and weights, no pickle
     before, after = (sum(p.numel() for p in network.parameters()) for network in (model, smaller))
-    accuracy = result.summary["accuracy"]
+    accuracy = result.summary.accuracy
     print(f"parameters: {before} -> {after}")  # noqa: T201
-    print(f"accuracy: {accuracy['dense']:.1%} -> {accuracy['finetuned']:.1%}; report: {options.out}/report.html")  # noqa: T201
+    print(f"accuracy: {accuracy.dense:.1%} -> {accuracy.finetuned:.1%}; report: {options.out}/report.html")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ def main() -> None:
         finetune=lambda network, data: train(network, options.epochs),  # your own training instead of the built-in one
     )  # fmt: skip
 
-    accuracy = result.summary["accuracy"]
-    print(f"dense:  {shape(dense)}, accuracy {accuracy['dense']:.1%}")  # noqa: T201
-    print(f"pruned: {shape(result.network)}, accuracy {accuracy['finetuned']:.1%}")  # noqa: T201
+    accuracy = result.summary.accuracy
+    print(f"dense:  {shape(dense)}, accuracy {accuracy.dense:.1%}")  # noqa: T201
+    print(f"pruned: {shape(result.network)}, accuracy {accuracy.finetuned:.1%}")  # noqa: T201
 
 
 if __name__ == "__main__":

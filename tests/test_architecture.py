@@ -26,8 +26,8 @@ BACKENDS = [
     "onnx",
 ]
 ENGINE = [
-    "progress", "randomness", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection", "training",
-    "latency", "report", "delivery", "prune", "studies", "command",
+    "progress", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection",
+    "training", "latency", "report", "delivery", "prune", "studies", "command",
 ]  # fmt: skip
 
 

@@ -58,18 +58,14 @@ COMMANDS: dict[str, Command] = {
         OWN_FINETUNING, *EXPORT, *FOLDERS,
     )),
     "compare": Command((
-        *DATA, TARGET, *SPACE, COMPARISON["strategies"],
-        SETTINGS["trials"].but(
-            default=None, kind=Kind.WHOLE, help="Trials of each search.", shown="300, or as many as --time-limit allows",
-            holds=lambda value: value >= 1, expected="1 or more",
-        ),
+        *DATA, TARGET, *SPACE, COMPARISON["strategies"], COMPARISON["trials"],
         SETTINGS["time_limit"].but(help="End each search after so long, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
         *PLACEMENT, *FINETUNING, *FOLDERS,
     )),
     "sweep": Command((
-        *DATA, *SPACE, *BUDGETS.values(),
+        *DATA, *SPACE, BUDGETS["cost"], BUDGETS["budgets"],
         TARGET.but(default=(), required=False, help="A further target that holds at every budget."), SETTINGS["strategy"],
-        SETTINGS["trials"].but(default=100, help="Trials per budget."), *SEARCH, *PLACEMENT, *FOLDERS,
+        BUDGETS["trials"], *SEARCH, *PLACEMENT, *FOLDERS,
     )),
     "pick": Command((TARGET, *FINETUNING, *FOLDERS, THREADS, JSON), "sweep_folder", "SWEEP", True),
     "correlate": Command((

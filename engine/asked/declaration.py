@@ -142,6 +142,9 @@ class Comparison:
     """What a comparison is told beyond what each of its searches is."""
 
     strategies: tuple[str, ...] = option(("random", "evolution", "tpe"), "What is compared.")
+    trials: int | None = option(
+        None, "Trials of each search.", kind=Kind.WHOLE, shown="300, or as many as --time-limit allows", least=1
+    )
     seeds: int = option(5, "How many seeds each strategy gets.", least=1)
 
 
@@ -151,6 +154,7 @@ class Budgets:
 
     cost: str = option("macs", "What the budgets limit.")
     budgets: tuple[str, ...] = option(("80%", "65%", "50%", "40%", "30%", "20%"), "What may remain of it.")
+    trials: int = option(100, "Trials per budget.", least=0)
 
 
 @dataclass(frozen=True)

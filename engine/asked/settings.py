@@ -21,7 +21,14 @@ WITHOUT_END = 10**9  # trials of a search that only time ends
 PLANNED = 300  # trials that a strategy plans for where only time ends the search
 
 
-class SpaceOptions(TypedDict, total=False):
+class PlaceOptions(TypedDict, total=False):
+    """What says where work is done, besides the number of workers."""
+
+    ray: str | None
+    ray_gpus: float
+
+
+class SpaceOptions(PlaceOptions, total=False):
     """What makes the space of a search or a study; granularities of other packages bring more."""
 
     criterion: str
@@ -51,8 +58,13 @@ class RunOptions(SearchOptions, total=False):
 
     compaction: bool
     compress: bool
-    ray: str | None
-    ray_gpus: float
+
+
+class StudyOptions(SpaceOptions, total=False):
+    """What `correlate` is told as `prune` is."""
+
+    granularity: str
+    seed: int
 
 
 class Options(SearchOptions, total=False):

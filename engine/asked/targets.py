@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,6 @@ from numpy.typing import NDArray
 from ...backends import Backend
 from ...common import FreePruneError, nearest
 from ...search import Space
-
-if TYPE_CHECKING:
-    pass
 
 LATENCY = "latency"  # measured; the others are counted
 COSTS = ("macs", "params", "nonzero", LATENCY)
@@ -165,4 +161,9 @@ def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
     return frozenset(name for name, target in space.targets.items() if (costs[name] > target).any())
 
 
-LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights"}
+LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights", LATENCY: "predicted latency, ms"}
+
+
+def label(cost: str) -> str:
+    """A cost as people call it."""
+    return LABELS.get(cost, cost)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +77,6 @@ def compare(model: str, **given: Any) -> None:
     With --finetune-epochs or --finetune-images the best network of every search is fine-tuned, so that the comparison ends in
     test accuracy; without, nothing is trained.
     """
-    from ..report import plots
     from ..studies import comparison
     from . import tables as display
 
@@ -88,17 +86,12 @@ def compare(model: str, **given: Any) -> None:
     finetune = options.recipe_of(given) if tuned else None
     with display.bars(quiet=given["json"]) as progress:
         found = comparison.compare(model, data, **{**options.passed_on(given), "finetune": finetune, "progress": progress})
-    if given["json"]:
-        click.echo(json.dumps(found))
-    else:
-        display.print_comparison(found, given["out"])
-    _plot(lambda: plots.save_comparison(found, given["out"]))
+    display.report(found, found.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)
 def sweep(model: str, **given: Any) -> None:
     """Search MODEL at several budgets and show which score each reaches; freeprune pick finishes one of them."""
-    from ..report import plots
     from ..studies import sweep as sweeping
     from . import tables as display
 
@@ -106,12 +99,8 @@ def sweep(model: str, **given: Any) -> None:
     data = options.data_of(given)
     with display.bars(quiet=given["json"]) as progress:
         found = sweeping.sweep(model, data, **{**options.passed_on(given), "progress": progress})
-    if given["json"]:
-        click.echo(json.dumps(found))
-    else:
-        display.print_sweep(found, given["out"])
-    cloud = [(trial.costs[given["cost"]], trial.score) for trial in sweeping.trials_of(given["out"])]
-    _plot(lambda: plots.save_sweep(found, cloud, given["out"]))
+    finish = f"finish one with freeprune pick {given['out']} --target {found.budgets[0].target} --out DIR"
+    display.report(found, found.to_json(), given["json"], finish)
 
 
 @main.command(cls=options.Declared)
@@ -131,11 +120,8 @@ def _report(result: Result, as_json: bool) -> None:
     """A finished run, and the exit status that goes with it."""
     from . import tables as display
 
-    if as_json:
-        click.echo(json.dumps(result.summary))
-    else:
-        display.print_result(result)
-    if not all(target["met"] for target in result.summary["targets"].values()):
+    display.report(result, result.summary.to_json(), as_json)
+    if not result.summary.met:
         sys.exit(MISSED)
 
 
@@ -162,8 +148,6 @@ def correlate(model: str, **given: Any) -> None:
     Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used. The
     heat map shows the studies in the folders beside --out as well: one for each granularity, say.
     """
-    from ..report import plots
-    from ..store import run_folder as folder
     from ..studies import correlation
     from . import tables as display
 
@@ -172,20 +156,7 @@ def correlate(model: str, **given: Any) -> None:
     asked = {**options.passed_on(given), "finetune": options.recipe_of(given)}
     with display.bars(quiet=given["json"]) as progress:
         study = correlation.correlate(model, data, **{**asked, "progress": progress})
-    if given["json"]:
-        click.echo(json.dumps(study))
-    else:
-        display.print_study(study, given["out"])
-    _plot(lambda: plots.save_scatter(study, given["out"]))
-    _plot(lambda: plots.save_heat_map(folder.studies_beside(given["out"]), given["out"]))
-
-
-def _plot(draw: Callable[[], Any]) -> None:
-    """Pictures are worth a note where they cannot be drawn, not an error: the figures are there."""
-    try:
-        draw()
-    except FreePruneError as error:
-        click.echo(f"note: {error}", err=True)
+    display.report(study, study.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)

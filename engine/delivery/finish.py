@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,27 @@ from ..report.page import write_report
 from ..run.job import Job, single
 from ..run.loop import Found
 from ..run.outputs import outputs
+from ..shown import Showable, Shown
 from ..store import run_folder as files
+from ..store import tables
+from ..store.documents import (
+    Accuracy,
+    Agreement,
+    Compaction,
+    Cost,
+    GroupLeft,
+    Images,
+    LatencyMs,
+    MetTarget,
+    NoOnnx,
+    Onnx,
+    Parameters,
+    Scores,
+    Seconds,
+    Summary,
+    TimedTarget,
+    finite,
+)
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.trainer import measured
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
@@ -38,8 +58,8 @@ from .verdict import verdict
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run.
+class Result(Showable):
+    """A finished run; prints as a short table.
 
     Attributes:
         network: the pruned, fine-tuned network, in eval mode on the CPU, in the types of the network that was given.
@@ -50,8 +70,12 @@ class Result:
 
     network: nn.Module
     plan: Plan
-    summary: dict[str, Any]
+    summary: Summary
     folder: Path
+
+    def shown(self) -> Shown:
+        table = tables.of_run(self.summary, self.plan.granularity)
+        return replace(table, notes=[*table.notes, f"everything is in {self.folder}"])
 
 
 def finish(
@@ -60,92 +84,90 @@ def finish(
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     compact = recalibrated(compact, job.batch)
-    accuracies: dict[str, float | None] = {
-        "dense": _accuracy(job.network, job, progress, "dense"),
-        "pruned": _accuracy(compact, job, progress, "pruned"),
-    }
+    dense_accuracy = _accuracy(job.network, job, progress, "dense")
+    pruned_accuracy = _accuracy(compact, job, progress, "pruned")
     start = time.perf_counter()
     final = finetuned(compact, plan, job, job.settings.seed, progress)
     finetune_seconds = time.perf_counter() - start
-    final, second, compacted = _compacted(final, plan, job, folder)
+    final, second, compaction = _compacted(final, plan, job, folder)
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, delivered)
     final = in_float32(delivered)
-    accuracies["finetuned"] = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
+    tuned_accuracy = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
     files.save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
     progress("export", 0, 1, "")
+    onnx: Onnx | NoOnnx
+    compact_vs_onnx: float | None
     try:
-        onnx = _export(job, final, plan, second, found, rehearsed.dense, folder)
+        onnx, compact_vs_onnx = _export(job, final, plan, second, found, rehearsed.dense, folder)
     except FreePruneError as error:  # the pruned network is there all the same
-        missing = ("bytes", "dense_bytes", "batch", "latency_ms", "agreement", "verdict")
-        onnx = {**dict.fromkeys(missing), "warnings": [str(error)]}
+        onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
     progress("export", 1, 1, "")
-    if timed is not None and onnx["latency_ms"] is not None:
-        (target,) = (target for target in job.settings.target if target.cost == LATENCY)
-        timed = with_delivered(timed, target, onnx["latency_ms"])
-    summary = {
-        "cost": _cost_table(job, found),
-        "latency": timed,
-        "targets": _targets(job, found, timed),
-        "accuracy": accuracies,
-        "score": {"best": _finite(found.score), "uniform": _finite(found.uniform)},
-        "agreement": {"masked_vs_compact": masked_vs_compact, "compact_vs_onnx": onnx.pop("agreement")},
-        "onnx": onnx,
-        "seconds": {
-            "trace": job.trace_seconds,
-            "search": found.seconds,
-            "overhead": found.overhead,
-            "per_trial": found.seconds / found.trials if found.trials else None,
-            "finetune": finetune_seconds,
-            "export": time.perf_counter() - start,
-        },
-        "compaction": compacted,
-        "groups": [
-            {"name": g.name, "units": g.units, "kept": int(k)} for g, k in zip(job.backend.groups, found.kept, strict=True)
-        ],
-        "trials": found.trials,
-        "search": found.log,
-        "images": {"train": len(job.train), "test": len(job.data.test)},  # type: ignore[arg-type]
-        "seed": job.settings.seed,
-        "threads": torch.get_num_threads(),
-        "versions": files.versions(),
-    }
-    files.write_json(folder / files.SUMMARY, summary)
+    latency = None if timed is None else _timed_target(timed, job, onnx)
+    summary = Summary(
+        cost=_cost_table(job, found),
+        latency=latency,
+        targets=_targets(job, found, latency),
+        accuracy=Accuracy(dense_accuracy, pruned_accuracy, tuned_accuracy),
+        score=Scores(finite(found.score), finite(found.uniform)),
+        agreement=Agreement(masked_vs_compact, compact_vs_onnx),
+        onnx=onnx,
+        seconds=Seconds(
+            trace=job.trace_seconds,
+            search=found.seconds,
+            overhead=found.overhead,
+            per_trial=found.seconds / found.trials if found.trials else None,
+            finetune=finetune_seconds,
+            export=time.perf_counter() - start,
+        ),
+        compaction=compaction,
+        groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
+        trials=found.trials,
+        search=tuple(found.log),
+        images=Images(len(job.train), len(job.data.test)),  # type: ignore[arg-type]
+        seed=job.settings.seed,
+        threads=torch.get_num_threads(),
+        versions=files.versions(),
+    )
+    files.write_document(folder, summary)
     write_report(folder)
     return Result(delivered, plan, summary, folder)
 
 
-def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, dict[str, Any]]:
+def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
     """The network without the channels that pruned weights have made useless, its plan if some are, and a report.
 
     N:M layouts, which that could break, stay as they are.
     """
-    before = sum(p.numel() for p in final.parameters())
+    before = _entries(final)
     (folder / files.COMPACTION).unlink(missing_ok=True)
-    report: dict[str, Any] = {"params": {"before": before, "after": before}, "note": None}
+
+    def unchanged(note: str | None) -> tuple[nn.Module, None, Compaction]:
+        return final, None, Compaction(Parameters(before, before), note)
+
     if not job.settings.compaction:
-        report["note"] = "not asked for"
-        return final, None, report
+        return unchanged("not asked for")
     if job.backend.uncompacted is not None:
-        report["note"] = f"not tried, since {job.backend.uncompacted}"
-        return final, None, report
+        return unchanged(f"not tried, since {job.backend.uncompacted}")
     try:
         found = compact(final, tuple(x[:64] for x in job.batch.inputs))
     except FreePruneError as error:
-        report["note"] = str(error)
-        return final, None, report
+        return unchanged(str(error))
     if not found.plan.kept:
-        return final, None, report
+        return unchanged(None)
     found.plan.save(folder, files.COMPACTION)
-    report["params"]["after"] = sum(p.numel() for p in found.network.parameters())
-    return found.network, found.plan, report
+    return found.network, found.plan, Compaction(Parameters(before, _entries(found.network)), None)
+
+
+def _entries(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _export(
     job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path
-) -> dict[str, Any]:
-    """Write the ONNX file, hold it against the network, and time it against the dense network's."""
+) -> tuple[Onnx, float]:
+    """Write the ONNX file and time it against the dense network's; also gives how far its outputs are from the network's."""
     images = job.batch.inputs
     channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
     metadata = {
@@ -161,21 +183,23 @@ def _export(
     dense = dense or DenseExport(job)
     paths = {"dense": dense.file.path, "pruned": exported.path}
     latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)
-    report = {
-        "bytes": exported.path.stat().st_size,
-        "dense_bytes": dense.file.bytes,
-        "gzip_bytes": _gzip_bytes(exported.path),
-        "dense_gzip_bytes": _gzip_bytes(dense.file.path),
-        "compressed": None if compressed is None else asdict(compressed),
-        "dynamic_batch": exported.dynamic_batch,
-        "batch": None if exported.dynamic_batch else len(images[0]),
-        "warnings": list(exported.warnings),
-        "latency_ms": latency,
-        "latency_batch": job.settings.latency_batch,
-        "latency_threads": job.settings.latency_threads,
-        "agreement": agreement,
-    }
-    return {**report, "verdict": verdict(job.backend, job.settings, report, job.runtime)}
+    ms = LatencyMs(latency["dense"], latency["pruned"])
+    sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
+    onnx = Onnx(
+        bytes=exported.path.stat().st_size,
+        dense_bytes=dense.file.bytes,
+        gzip_bytes=sizes[0],
+        dense_gzip_bytes=sizes[1],
+        compressed=compressed,
+        dynamic_batch=exported.dynamic_batch,
+        batch=None if exported.dynamic_batch else len(images[0]),
+        warnings=exported.warnings,
+        latency_ms=ms,
+        latency_batch=job.settings.latency_batch,
+        latency_threads=job.settings.latency_threads,
+        verdict=verdict(job.backend, job.settings, ms, sizes[0] / sizes[1], job.runtime),
+    )
+    return onnx, agreement
 
 
 def _gzip_bytes(path: Path) -> int:
@@ -192,23 +216,31 @@ def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int
     return left
 
 
-def _cost_table(job: Job, found: Found) -> dict[str, Any]:
+def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     dense, pruned = job.dense_costs(), single(job.backend.costs(found.kept[None]))
     return {
-        name: {"dense": dense[name], "pruned": pruned[name], "target": job.space.targets.get(name)} if name in dense else None
+        name: Cost(dense[name], pruned[name], job.space.targets.get(name)) if name in dense else None
         for name in ("macs", "params", "nonzero")
     }
 
 
-def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx) -> TimedTarget:
+    """What became of the target on latency, with what the delivered file took."""
+    if onnx.latency_ms is not None:
+        (target,) = (target for target in job.settings.target if target.cost == LATENCY)
+        timed = with_delivered(timed, target, onnx.latency_ms.to_json())
+    return TimedTarget.from_json(timed)
+
+
+def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, MetTarget]:
     """What was asked, whether it is met, and whether it is what keeps the network from being larger."""
     tight = binding(job.space, found.kept)
     return {
-        target.cost: {
-            "asked": str(target),
-            "met": timed is None or target.cost != LATENCY or timed["met"],
-            "binds": target.cost in tight,
-        }
+        target.cost: MetTarget(
+            asked=str(target),
+            met=latency is None or target.cost != LATENCY or latency.met,
+            binds=target.cost in tight,
+        )
         for target in job.settings.target
     }
 
@@ -216,7 +248,3 @@ def _targets(job: Job, found: Found, timed: dict[str, Any] | None) -> dict[str, 
 def _accuracy(network: nn.Module, job: Job, progress: Progress, which: str) -> float:
     progress("test", 0, 1, f"{job.task.measure} of the {which} network")
     return measured(network, job.data.test, job.task, collate=job.data.collate)
-
-
-def _finite(score: float) -> float | None:
-    return score if np.isfinite(score) else None

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
+from ..store.documents import LatencyMs
 
-NOISE = 0.05  # relative: two timings of one file on a busy machine differ by up to about so much
+NOISE = 0.05  # relative: two timings of one file on a busy machine differ by about this much
 
 
-def verdict(backend: Backend, asked: Settings, onnx: Mapping[str, Any], runtime: Runtime = ONNX_RUNTIME) -> str:
+def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:
     """Whether pruning made the runtime faster here, what it did to the file, and what else would be faster, in one sentence.
 
     Args:
         backend: the granularity.
         asked: what the run was asked.
-        onnx: of the summary: `latency_ms` of the `dense` and the `pruned` file in milliseconds, `latency_batch`,
-            `latency_threads`, and both sizes with gzip, `gzip_bytes` and `dense_gzip_bytes`.
+        ms: milliseconds of a batch.
+        packed: the size of the file with gzip, relative to the dense one's.
         runtime: what was measured.
     """
-    ratio = onnx["latency_ms"]["pruned"] / onnx["latency_ms"]["dense"]
-    threads = f"{onnx['latency_threads']} thread{'s' if onnx['latency_threads'] > 1 else ''}"
-    measured = f"{ratio:.2f} of the dense latency, batch {onnx['latency_batch']}, {threads}"
+    ratio = ms.pruned / ms.dense
+    threads = f"{asked.latency_threads} thread{'s' if asked.latency_threads > 1 else ''}"
+    measured = f"{ratio:.2f} of the dense latency, batch {asked.latency_batch}, {threads}"
     if ratio < 1 - NOISE:
         effect = "is faster than the dense network"
     elif ratio > 1 + NOISE:
         effect = "is slower than the dense network"
     else:
         effect = "gives no speed-up"
-    packed = f"with gzip its file takes {onnx['gzip_bytes'] / onnx['dense_gzip_bytes']:.0%} of the dense one's"
-    parts = [f"{backend.described} {effect} in {runtime.place} ({measured})", packed, *_advice(backend, asked, ratio)]
-    return "; ".join(parts)
+    size = f"with gzip its file takes {packed:.0%} of the dense one's"
+    return "; ".join([f"{backend.described} {effect} in {runtime.place} ({measured})", size, *_advice(backend, asked, ratio)])
 
 
 def _advice(backend: Backend, asked: Settings, ratio: float) -> list[str]:

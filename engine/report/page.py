@@ -17,22 +17,24 @@ from ...metrics import METRICS
 from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
-from ..asked.targets import LATENCY
+from ..asked.targets import LATENCY, label
 from ..store import run_folder as files
-from ..store.ledger import Ledger, Trial
+from ..store.documents import Comparison, Run, Study, Summary, Sweep
+from ..store.ledger import Ledger, Trial, curve
 from ..store.records import Records
+from ..store.run_folder import Read
+from ..store.tables import interval, number
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
 
 TEMPLATES = Path(__file__).parent / "templates"
-LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights", LATENCY: "predicted latency, ms"}
 GRID = 200  # places at which a curve is drawn
 COLOURS = 8  # classes s0, s1, ... of the style sheet
 
 
-def read_finished(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a run, a comparison or a sweep ended with; None where it has not ended. One killed right before its page gets it."""
-    finished = files.read_summary(folder, name)
+def read_finished(folder: Path, kind: type[Read]) -> Read | None:
+    """What a run, a comparison or a sweep ended with; None where it has not ended. Writes its page where that is missing."""
+    finished = files.read_document(folder, kind)
     if finished is not None and not (folder / files.REPORT).exists():
         write_report(folder)
     return finished
@@ -79,44 +81,30 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "amount": amount, "percent": _percent, "score": _score, "interval": _interval, "label": _label, "pyrepr": repr,
+        "amount": amount, "percent": _percent, "score": number, "interval": interval, "label": label, "pyrepr": repr,
     }  # fmt: skip
     return environment
-
-
-def _label(cost: str) -> str:
-    return LABELS.get(cost, cost)
 
 
 def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
-def _score(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _interval(found: Mapping[str, float | None], digits: int = 2, factor: float = 1) -> str:
-    """A value with its 95% interval, where there is one."""
-    value, *ends = (_score(None if v is None else factor * v, digits) for v in (found["value"], found["low"], found["high"]))
-    return value if found["low"] is None else f"{value} [{', '.join(ends)}]"
-
-
 def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    summary = files.read_summary(folder)
+    summary = files.read_document(folder, Summary)
     trials, note = _trials(folder / files.LEDGER)
     scored = _that_can_win(trials)
     best, kept = None, None
     if summary is not None:  # not always a trial: equal rates may be best, and a target on latency may be tightened after all
-        costs = {name: cost["pruned"] for name, cost in summary["cost"].items() if cost is not None}
-        if summary["latency"] is not None:
-            costs[LATENCY] = summary["latency"]["predicted_ms"]
-        best = {"score": summary["score"]["best"], "costs": costs}
-        kept = [group["kept"] for group in summary["groups"]]
+        costs = {name: cost.pruned for name, cost in summary.cost.items() if cost is not None}
+        if summary.latency is not None:
+            costs[LATENCY] = summary.latency.predicted_ms
+        best = {"score": summary.score.best, "costs": costs}
+        kept = [group.kept for group in summary.groups]
     elif scored:
         first = max(scored, key=lambda one: one.score)
         best, kept = {"score": first.score, "costs": dict(first.costs)}, first.kept.tolist()
-    known = {**config, "out": folder, "threads": None if summary is None else summary["threads"]}
+    known = {**config, "out": folder, "threads": None if summary is None else summary.threads}
     command = ("pick", {**known, "sweep_folder": config["sweep"]}) if "sweep" in config else ("prune", known)
     return {
         "summary": summary,
@@ -132,9 +120,9 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _versions(found: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Mapping[str, str]:
+def _versions(found: Summary | Comparison | Sweep | Study | None, config: Mapping[str, Any]) -> Mapping[str, str]:
     """Of everything that the figures depend on; while there are none yet, of the library alone."""
-    return (found or {}).get("versions", {"freeprune": config["freeprune"]})  # type: ignore[no-any-return]
+    return {"freeprune": config["freeprune"]} if found is None else found.versions
 
 
 def _trials(path: Path) -> tuple[list[Trial], str | None]:
@@ -177,7 +165,7 @@ def _shapes(folder: Path) -> list[tuple[str, list[int], list[int]]]:
     return [(name, shape, after[name]) for name, shape in before.items() if name in after and after[name] != shape]
 
 
-def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Chart | None:
+def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Summary | None) -> Chart | None:
     """Scores in the order of the trials, and the best so far."""
     numbered = [(i, one.score) for i, one in enumerate(trials, start=1) if one.projected and math.isfinite(one.score)]
     if not numbered:
@@ -187,7 +175,7 @@ def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Mappi
         Series("trials", numbers, scores.tolist(), titles=[f"trial {i}: score {score:.4f}" for i, score in numbered]),
         Series("best so far", numbers, np.maximum.accumulate(scores).tolist(), shape="steps", style="best"),
     ]
-    cut, level = lower_edge(scores), None if summary is None else summary["score"]["uniform"]
+    cut, level = lower_edge(scores), None if summary is None else summary.score.uniform
     if level is not None:
         cut = min(cut, level)
         series.append(Series("equal rates", [1.0, float(len(trials))], [level, level], shape="line", style="equal"))
@@ -196,7 +184,7 @@ def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Mappi
 
 
 def _clouds(
-    trials: Sequence[Trial], best: Mapping[str, Any] | None, config: Mapping[str, Any], summary: Mapping[str, Any] | None
+    trials: Sequence[Trial], best: Mapping[str, Any] | None, config: Mapping[str, Any], summary: Summary | None
 ) -> list[Chart]:
     """Score against each cost that trials were told, the best network marked; relative to the dense one where that is known."""
     if not trials or best is None:
@@ -208,65 +196,63 @@ def _clouds(
     for cost, mine in best["costs"].items():
         if cost == "nonzero" and "params" in best["costs"] and cost not in targeted:  # nearly the same picture
             continue
-        counted = {} if summary is None else summary["cost"].get(cost) or {}
-        limit = counted.get("target")
-        if cost == LATENCY and summary is not None:  # predicted, and of the dense network only measured
-            limit = summary["latency"]["limit_ms"]
-        scale, x = 1.0, Axis(_label(cost), "{:g}".format if cost == LATENCY else "{:,.0f}".format)
-        if "dense" in counted:
-            scale, x = 100 / counted["dense"], Axis(f"{_label(cost)}, % of the dense network")
-        titles = [f"{amount(one.costs[cost])} {_label(cost)}, score {one.score:.4f}" for one in trials]
+        counted = None if summary is None else summary.cost.get(cost)
+        limit = None if counted is None else counted.target
+        if cost == LATENCY and summary is not None and summary.latency is not None:  # of the dense network only measured
+            limit = summary.latency.limit_ms
+        scale, x = 1.0, Axis(label(cost), "{:g}".format if cost == LATENCY else "{:,.0f}".format)
+        if counted is not None:
+            scale, x = 100 / counted.dense, Axis(f"{label(cost)}, % of the dense network")
+        titles = [f"{amount(one.costs[cost])} {label(cost)}, score {one.score:.4f}" for one in trials]
         series = [
             Series("trials", [scale * one.costs[cost] for one in trials], scores.tolist(), titles=titles),
-            Series(name, [scale * mine], [best["score"]], style="chosen", titles=[f"{name}: {amount(mine)} {_label(cost)}"]),
+            Series(name, [scale * mine], [best["score"]], style="chosen", titles=[f"{name}: {amount(mine)} {label(cost)}"]),
         ]
         limits = [] if limit is None else [scale * limit]
-        drawn.append(chart(f"Score against {_label(cost)}", series, x, Axis("score", cut=lower_edge(scores)), limits))
+        drawn.append(chart(f"Score against {label(cost)}", series, x, Axis("score", cut=lower_edge(scores)), limits))
     return [one for one in drawn if one is not None]
 
 
 def _comparison(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    found = files.read_summary(folder, files.COMPARISON)
+    found = files.read_document(folder, Comparison)
     searches = {path.stem: _trials(path)[0] for path in sorted((folder / files.LEDGERS).glob("*.jsonl"))}
-    runs = found["runs"] if found is not None else [_search(name, trials) for name, trials in searches.items() if trials]
+    begun = [_begun(name, trials) for name, trials in searches.items() if trials]
+    runs = begun if found is None else found.runs
     timed = config["time_limit"] is not None
     asked = {**config, "out": folder, "trials": None if config["trials"] == WITHOUT_END else config["trials"]}
-    strategies = [] if found is None else sorted(found["strategies"].items(), key=lambda item: -item[1]["best"]["value"])
     return {
         "found": found,
-        "strategies": strategies,
+        "strategies": [] if found is None else found.ranked(),
         "done": len(runs),
         "budget": f"{config['time_limit']:g} s" if timed else f"{config['trials']} trials",
-        "curves": _curves(runs, config, None if found is None else found["uniform"], timed),
+        "curves": _curves(runs, config, None if found is None else found.uniform, timed),
         "command": command_line("compare", asked),
         "versions": _versions(found, config),
     }
 
 
-def _search(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """A search that goes on, as a comparison describes a finished one."""
-    curve, best = [], -math.inf
-    for number, one in enumerate(trials, start=1):
-        if one.projected and one.score > best:
-            best = one.score
-            curve.append([number, one.elapsed, best])
-    return {"strategy": name.rpartition("-")[0], "curve": curve, "trials": len(trials), "seconds": trials[-1].elapsed}
+def _begun(name: str, trials: Sequence[Trial]) -> Run:
+    """A search that has not ended, as a comparison describes one that has; without its best network."""
+    strategy, _, seed = name.rpartition("-")
+    steps = curve(trials)
+    best = steps[-1][2] if steps else -math.inf
+    return Run(strategy, int(seed), len(trials), best, (), {}, trials[-1].elapsed, trials[-1].overhead, steps, None)
 
 
-def _curves(runs: Sequence[Mapping[str, Any]], config: Mapping[str, Any], uniform: float | None, timed: bool) -> Chart | None:
+def _curves(runs: Sequence[Run], config: Mapping[str, Any], uniform: float | None, timed: bool) -> Chart | None:
     """Best score so far of each strategy: the mean over its seeds, and their range."""
-    runs = [run for run in runs if run["curve"]]
+    runs = [run for run in runs if run.curve]
     if not runs:
         return None
-    end = max(run["seconds" if timed else "trials"] for run in runs)
+    end = max(run.seconds if timed else run.trials for run in runs)
     grid = np.linspace(0, end, GRID) if timed else np.unique(np.linspace(1, end, GRID).round())
     areas, lines = [], []
-    for number, name in enumerate(config["strategies"]):
-        own = [best_so_far(run, grid, timed) for run in runs if run["strategy"] == name]
+    for place, name in enumerate(config["strategies"]):
+        own = [best_so_far(run, grid, timed) for run in runs if run.strategy == name]
         known = np.isfinite(own).all(axis=0) if own else np.zeros(0, bool)
         if known.any():
             scores, x = np.array(own)[:, known], grid[known].tolist()
-            style = f"s{number % COLOURS}"
+            style = f"s{place % COLOURS}"
             areas.append(Series("", x, scores.min(axis=0).tolist(), "line", style, y2=scores.max(axis=0).tolist()))
             lines.append(Series(name, x, scores.mean(axis=0).tolist(), "line", style))
     if uniform is not None:
@@ -279,7 +265,7 @@ def _curves(runs: Sequence[Mapping[str, Any]], config: Mapping[str, Any], unifor
 
 
 def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    found = files.read_summary(folder, files.SWEEP)
+    found = files.read_document(folder, Sweep)
     ledgers = sorted((folder / files.LEDGERS).glob("*.jsonl"))
     trials = [one for path in ledgers for one in _that_can_win(_trials(path)[0])]
     budgets = [text.partition("=")[2] for text in config["budgets"]]
@@ -292,29 +278,31 @@ def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _front(trials: Sequence[Trial], config: Mapping[str, Any], found: Mapping[str, Any] | None) -> Chart | None:
+def _front(trials: Sequence[Trial], config: Mapping[str, Any], found: Sweep | None) -> Chart | None:
     """Score against the cost that the sweep goes over: all trials, the front, equal rates and the dense network."""
     if not trials:
         return None
     cost = config["cost"]
-    label = _label(cost)
+    called = label(cost)
     scores = np.array([one.score for one in trials])
     if found is None:
         series = [Series("trials", [one.costs[cost] for one in trials], scores.tolist())]
-        return chart(f"Score against {label}", series, Axis(label, "{:,.0f}".format), Axis("score", cut=lower_edge(scores)))
-    whole, dense = found["dense"]["costs"][cost], found["dense"]["score"]
-    front = [(100 * point["costs"][cost] / whole, point["score"]) for point in found["front"]]
-    equal = [(100 * b["costs"][cost] / whole, b["uniform"]) for b in found["budgets"] if b["uniform"] is not None]
+        return chart(f"Score against {called}", series, Axis(called, "{:,.0f}".format), Axis("score", cut=lower_edge(scores)))
+    whole, dense = found.dense.costs[cost], found.dense.score
+    front = [(100 * point.costs[cost] / whole, point.score) for point in found.front]
+    equal = [(100 * one.costs[cost] / whole, one.uniform) for one in found.budgets if one.uniform is not None]
     best = [score for _, score in front]
     cut = min(best) - 0.5 * max(max(best) - min(best), 1e-9)  # poor trials may lie far below the front
     series = [
         Series("trials", [100 * one.costs[cost] / whole for one in trials], scores.tolist()),
         Series("equal rates", *_columns(sorted(equal)), "line", "equal"),
-        Series("front", *_columns(front), "line", "front", [f"{x:.1f}% of the dense {label}, score {y:.4f}" for x, y in front]),
-        Series("dense network", *_columns([(100.0, dense)] if dense is not None else []), style="dense"),
+        Series(
+            "front", *_columns(front), "line", "front", [f"{x:.1f}% of the dense {called}, score {y:.4f}" for x, y in front]
+        ),
+        Series("dense network", [100.0], [dense], style="dense"),
     ]
-    description = f"Score against {label} of all trials and of the front"
-    return chart(description, series, Axis(f"{label}, % of the dense network"), Axis("score", cut=cut))
+    description = f"Score against {called} of all trials and of the front"
+    return chart(description, series, Axis(f"{called}, % of the dense network"), Axis("score", cut=cut))
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -322,44 +310,35 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 def _study(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    found = files.read_summary(folder, files.STUDY)
+    found = files.read_document(folder, Study)
     tuned = Records(folder / files.CANDIDATES, "freeprune_candidates", mend=False).entries
     content: dict[str, Any] = {"found": found, "done": len(tuned)}
     asked = {**config, "out": folder}
     if found is not None:
-        accuracies = [float(np.mean(one["accuracies"])) for one in found["candidates"]]
-        ranked = sorted(found["metrics"].items(), key=lambda item: -_spearman(item[1]))
-        repeated = [i for i, one in enumerate(found["candidates"]) if len(one["accuracies"]) > 1]
+        accuracies, ranked = found.accuracies(), found.ranked()
+        repeated = [i for i, one in enumerate(found.candidates) if len(one.accuracies) > 1]
         asked |= {
-            "threads": found["threads"],
+            "threads": found.threads,
             "candidates": len(accuracies),
-            "seeds": max(len(one["accuracies"]) for one in found["candidates"]),
+            "seeds": max(len(one.accuracies) for one in found.candidates),
             "repeat": repeated[1] if len(repeated) > 1 else None,
-            "metrics": None if found["metrics"].keys() >= METRICS.keys() else list(found["metrics"]),
+            "metrics": None if found.metrics.keys() >= METRICS.keys() else list(found.metrics),
         }
         content |= {
             "metrics": ranked,
             "lowest": min(accuracies),
             "highest": max(accuracies),
             "scatters": [
-                (name, metric, _scatter(name, found["candidates"], accuracies))
-                for name, metric in ranked
-                if metric.get("spearman", {}).get("value") is not None
+                (name, metric, _scatter(name, found, accuracies)) for name, metric in ranked if math.isfinite(metric.rho)
             ],
         }
     return {**content, "command": command_line("correlate", asked), "versions": _versions(found, config)}
 
 
-def _spearman(metric: Mapping[str, Any]) -> float:
-    """`-inf` where there is none: what is constant comes last."""
-    value = metric.get("spearman", {}).get("value")
-    return -math.inf if value is None else float(value)
-
-
-def _scatter(name: str, candidates: Sequence[Mapping[str, Any]], accuracies: Sequence[float]) -> Chart | None:
+def _scatter(name: str, study: Study, accuracies: Sequence[float]) -> Chart | None:
     """Score against accuracy after fine-tuning."""
-    points = [(one["scores"][name], 100 * accuracy) for one, accuracy in zip(candidates, accuracies, strict=True)]
-    points = [(score, accuracy) for score, accuracy in points if score is not None]
+    scored = zip((one.scores[name] for one in study.candidates), accuracies, strict=True)
+    points = [(score, 100 * accuracy) for score, accuracy in scored if score is not None]
     titles = [f"score {score:.4g}, accuracy {accuracy:.2f}%" for score, accuracy in points]
     series = [Series("", *_columns(points), style="front", titles=titles)]
     return chart(f"Accuracy against the score of {name}", series, Axis("score, untrained"), Axis("accuracy, %"))

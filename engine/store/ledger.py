@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ class Ledger:
             }
         )
         self.trials.append(trial)
+
+
+def curve(trials: Sequence[Trial]) -> tuple[tuple[int, float, float], ...]:
+    """Trial (from 1), seconds of the search and score wherever the best so far rose; probes cannot be the best."""
+    steps: list[tuple[int, float, float]] = []
+    for number, one in enumerate(trials, start=1):
+        if one.projected and one.score > (steps[-1][2] if steps else -math.inf):
+            steps.append((number, one.elapsed, one.score))
+    return tuple(steps)
 
 
 SHAPE = {

@@ -20,27 +20,22 @@ from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.models import load_weights
 from ..user_code import UserError
-from . import shapes as documents
+from .documents import Comparison, Document, Study, Summary, Sweep
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
+Read = TypeVar("Read", bound=Document)
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
-WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", "summary.json"
+WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", Summary.FILE
 LATENCY = "latency.jsonl"  # what was timed for a target on latency
-CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", "study.json"  # of a study
-COMPARISON, FINETUNED = "comparison.json", "finetuned.jsonl"  # of a comparison
-SWEEP = "sweep.json"
+CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", Study.FILE  # of a study
+COMPARISON, FINETUNED = Comparison.FILE, "finetuned.jsonl"  # of a comparison
+SWEEP = Sweep.FILE
 ERROR = "error.txt"  # the traceback of an error in a function of the user's own
 REPORT = "report.html"  # all of it as a page
 LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
-REPORTS: dict[str, Callable[[Any], bool]] = {  # what they must hold to be read back
-    SUMMARY: documents.sound_summary,
-    COMPARISON: documents.sound_comparison,
-    SWEEP: documents.sound_sweep,
-    STUDY: lambda document: documents.fits(document, documents.STUDY),
-}
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
@@ -165,26 +160,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def read_summary(folder: Path, name: str = SUMMARY) -> dict[str, Any] | None:
-    """What a finished run, comparison or sweep reported; None where it has not finished."""
-    if not (folder / name).exists():
+def write_document(folder: Path, document: Document) -> None:
+    """Write what a run, a comparison, a sweep or a study ended with."""
+    write_json(folder / document.FILE, document.to_json())
+
+
+def read_document(folder: Path, kind: type[Read]) -> Read | None:
+    """What a run, a comparison, a sweep or a study ended with; None where it has not ended.
+
+    Raises:
+        FreePruneError: the file is damaged.
+    """
+    path = folder / kind.FILE
+    if not path.exists():
         return None
-    document = read_json(folder / name)
-    if not REPORTS[name](document):
-        raise FreePruneError(f"{folder / name} is damaged; start again with --force")
-    return document
+    try:
+        return kind.from_json(read_json(path))
+    except ValueError:
+        raise FreePruneError(f"{path} is damaged; start again with --force") from None
 
 
-def studies_beside(folder: Path) -> dict[str, dict[str, Any]]:
+def studies_beside(folder: Path) -> dict[str, Study]:
     """The finished studies in a folder and in those next to it, by the folder's name; what is no study is passed over."""
     found = {}
     for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
-        try:
-            document = read_json(path)
-        except FreePruneError:
-            continue
-        if documents.fits(document, documents.STUDY):
-            found[path.parent.name] = document
+        with suppress(FreePruneError, ValueError):
+            found[path.parent.name] = Study.from_json(read_json(path))
     return found
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ...backends import find_backend
 from ...options import Kind, Option, declared
@@ -11,7 +14,7 @@ from ..asked.declaration import Settings, Source
 
 Shape = Any
 """A type; None; a tuple of alternatives; `[shape]` for a list; `{str: shape}` for any names, or `{"name": shape}` for these; or
-a function that says whether a value will do."""
+a function that says whether a value will do. A dataclass has the shape of its fields, see `shape_of`."""
 
 
 def fits(value: Any, shape: Shape) -> bool:
@@ -43,65 +46,73 @@ def _is_whole(value: Any) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _positive(value: Any) -> bool:
-    """What other numbers are divided by."""
-    return fits(value, float) and value > 0
+@cache
+def shape_of(kind: Any) -> Shape:
+    """The shape of the JSON that holds a value of a type.
+
+    Args:
+        kind: a dataclass, whose fields are names in the JSON; those with a default may be missing there. Or a type that such a
+            field can have: plain ones, `Any`, unions, mappings from names, `tuple[X, ...]`, tuples of a fixed length, and
+            `Annotated[X, check]`, where `check` says of parsed JSON that fits X whether it will do.
+    """
+    if is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        inner = {one.name: shape_of(hints[one.name]) for one in fields(kind)}
+        optional = [one.name for one in fields(kind) if one.default is not MISSING]
+        needed = {name: shape for name, shape in inner.items() if name not in optional}
+        return lambda value: fits(value, needed) and all(fits(value[n], inner[n]) for n in optional if n in value)
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        shape, checks = shape_of(parts[0]), kind.__metadata__
+        return lambda value: fits(value, shape) and all(check(value) for check in checks)
+    if origin in (Union, types.UnionType):
+        return tuple(map(shape_of, parts))
+    if origin is tuple and parts[-1] is not Ellipsis:
+        shapes = tuple(map(shape_of, parts))
+        return lambda value: fits(value, list) and len(value) == len(shapes) and all(map(fits, value, shapes))
+    if origin in (tuple, list):
+        return [shape_of(parts[0])]
+    if origin in (Mapping, dict):
+        return {str: shape_of(parts[1])}
+    if kind is Any:
+        return lambda value: True
+    return None if kind is type(None) else kind
 
 
-def _step(value: Any) -> bool:
-    """Of a curve: trial, seconds, score."""
-    return fits(value, [float]) and len(value) == 3
+def built(kind: Any, value: Any) -> Any:
+    """A value of a type from parsed JSON that has the type's shape; names that the type does not know are left out."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        return kind(**{one.name: built(hints[one.name], value[one.name]) for one in fields(kind) if one.name in value})  # type: ignore[operator]
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return built(parts[0], value)
+    if origin in (Union, types.UnionType):
+        return built(next(one for one in parts if fits(value, shape_of(one))), value)
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return tuple(map(built, parts, value))
+    if origin in (tuple, list):
+        return origin(built(parts[0], one) for one in value)
+    if origin in (Mapping, dict):
+        return {name: built(parts[1], one) for name, one in value.items()}
+    return value
 
 
-def _correlated(value: Any) -> bool:
-    """A metric in a study; a constant one has no correlation."""
-    return fits(value, dict) and fits(value.get("spearman", {"value": None}), {"value": (float, None)})
+def plain(value: Any) -> Any:
+    """A value as JSON holds it; a field that has its default is left out."""
+    if is_dataclass(value):
+        stated = {one.name: getattr(value, one.name) for one in fields(value) if not _is_default(one, getattr(value, one.name))}
+        return {name: plain(part) for name, part in stated.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    return value
 
 
-_ESTIMATE = dict.fromkeys(("value", "low", "high"), (float, None))
+def _is_default(one: Any, value: Any) -> bool:
+    return one.default is not MISSING and value == one.default
 
-SUMMARY: Shape = {
-    "cost": {str: ({"dense": _positive, "pruned": float, "target": (float, None)}, None)},
-    "latency": ({"measured_ms": float, "target_ms": float, "tightened": int}, None),
-    "targets": {str: {"asked": str, "met": bool, "binds": bool}},
-    "accuracy": {"dense": float, "pruned": float, "finetuned": (float, None)},
-    "score": {"best": (float, None), "uniform": (float, None)},
-    "agreement": {"masked_vs_compact": float, "compact_vs_onnx": (float, None)},
-    "onnx": (
-        {
-            "latency_ms": {"dense": _positive, "pruned": float}, "latency_batch": int, "latency_threads": int, "bytes": int,
-            "dense_bytes": _positive, "warnings": [str],
-        },
-        {"latency_ms": None, "warnings": [str]},
-    ),
-    "seconds": {"search": float, "per_trial": (float, None), "finetune": float, "export": float},
-    "compaction": {"params": {"before": int, "after": int}},
-    "trials": int,
-}  # fmt: skip
-
-COMPARISON: Shape = {
-    "config": {
-        "granularity": str, "target": [str], "time_limit": (float, None), "trials": int, "seeds": int, "metric": str,
-    },
-    "uniform": (float, None),
-    "strategies": {
-        str: {
-            "best": {**_ESTIMATE, "value": float},
-            "seconds": float,
-            "overhead": float,
-            "against_random": ({"wins": int, "p": (float, None), "trials_to_its_best": [(int, None)]}, None),
-            "accuracy": (_ESTIMATE, None),
-        }
-    },
-    "runs": [{"strategy": str, "curve": [_step]}],
-}  # fmt: skip
-
-SWEEP: Shape = {
-    "config": {"granularity": str, "trials": int, "cost": str, "metric": str},
-    "dense": {"score": float, "costs": {str: _positive}},
-    "budgets": [{"target": str, "score": float, "uniform": (float, None), "costs": {str: float}, "seconds": float}],
-    "front": [{"costs": {str: float}, "score": float}],
-}
 
 KINDS: dict[Kind, Shape] = {
     Kind.TEXT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: float, Kind.PATH: str, Kind.FLAG: bool,
@@ -124,12 +135,6 @@ ASKED: Shape = {
     **asked_shape(declared(Settings)),
 }  # fmt: skip
 
-STUDY: Shape = {
-    "metrics": {str: _correlated},
-    "noise": {"ceiling": (float, None)},
-    "candidates": [dict],
-}
-
 
 def sound_asked(config: Any) -> bool:
     """Whether a `config.json` says all that another run is made from, what its granularity takes included.
@@ -141,24 +146,3 @@ def sound_asked(config: Any) -> bool:
         return False
     own = find_backend(config["granularity"]).options
     return fits(config, asked_shape({name: one.but(implied=True) for name, one in own.items()}))
-
-
-def sound_summary(document: Any) -> bool:
-    """Whether a run's `summary.json` can be reported."""
-    latency = fits(document, SUMMARY) and any(one["asked"].startswith("latency") for one in document["targets"].values())
-    return fits(document, SUMMARY) and not (latency and document["latency"] is None)
-
-
-def sound_comparison(document: Any) -> bool:
-    """Whether a `comparison.json` can be reported and drawn."""
-    return fits(document, COMPARISON) and document["strategies"].keys() == {run["strategy"] for run in document["runs"]}
-
-
-def sound_sweep(document: Any) -> bool:
-    """Whether a `sweep.json` can be reported and drawn: the same costs everywhere."""
-    if not fits(document, SWEEP) or not document["budgets"] or not document["front"]:
-        return False
-    costs = document["dense"]["costs"].keys()
-    return document["config"]["cost"] in costs and all(
-        one["costs"].keys() == costs for one in document["budgets"] + document["front"]
-    )

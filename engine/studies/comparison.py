@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,51 +13,29 @@ from torch import nn
 from ...backends import apply
 from ...common import DAMAGE, FreePruneError, find
 from ...metrics.statistics import mean_interval, paired_p
+from ...options import check_all
 from ...search import STRATEGIES
-from ..asked.commands import options_of
+from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import WITHOUT_END, Options, settings
-from ..delivery.rehearsal import rehearse
-from ..inputs.calibration import keep, recalibrated
+from ..asked.settings import WITHOUT_END, settings
+from ..asked.settings import Options as SearchedOptions
+from ..inputs.calibration import recalibrated
 from ..progress import Progress, silent
+from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import Finetune, Job, prepare, strategy_of
+from ..run.job import Finetune, Job, strategy_of
 from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
-from ..store.ledger import Ledger, Trial
+from ..store.documents import AgainstRandom, Comparison, Interval, Judged, Run, finite
+from ..store.ledger import Ledger, curve
 from ..store.records import Records
 from ..training.finetuning import finetuned
 from ..training.trainer import measured
-from ..workers.base import Placement
-from ..workers.pool import check, pool
+from ..workers.pool import pool
+from .opening import Opening, placed
 
 CONTROL = "random"  # the other strategies are asked how soon they reach its best result
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """One strategy with one seed.
-
-    Attributes:
-        best: of the trials themselves; equal rates, which every search knows beforehand, are left out.
-        kept: `(L,)`: the network with that score.
-        curve: trial (from 1), seconds and score wherever the best so far rose.
-    """
-
-    strategy: str
-    seed: int
-    trials: int
-    best: float
-    kept: list[int]
-    costs: Mapping[str, float]
-    seconds: float
-    overhead: float
-    curve: list[list[float]]
-
-    def reaches(self, score: float) -> int | None:
-        """The first trial that is as good."""
-        return next((int(trial) for trial, _, best in self.curve if best >= score), None)
 
 
 @files.keeps_traceback
@@ -68,20 +45,18 @@ def compare(
     *,
     target: Mapping[str, float | str] | Iterable[str],
     out: str | Path,
-    strategies: Iterable[str] = ("random", "evolution", "tpe"),
-    trials: int | None = None,
+    strategies: Iterable[str] = Options.strategies,
+    trials: int | None = Options.trials,
     time_limit: float | None = None,
-    seeds: int = 5,
+    seeds: int = Options.seeds,
     finetune: Recipe | Finetune | None = None,
     weights: str | Path | None = None,
     workers: int | None = None,
-    ray: str | None = None,
-    ray_gpus: float = 0.0,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
-    **options: Unpack[Options],
-) -> dict[str, Any]:
+    **options: Unpack[SearchedOptions],
+) -> Comparison:
     """Search with several strategies and seeds under equal conditions, and say which is how good.
 
     There are no warm starts unless they are asked for: it is the strategies that are compared.
@@ -96,93 +71,88 @@ def compare(
         finetune: fine-tune the best network of each search by this recipe, so that the comparison ends in test accuracy.
 
     Returns:
-        The comparison as it stands in `comparison.json`.
+        The comparison, as in `comparison.json`; prints as a table.
 
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
     names = tuple(strategies)
-    _check(names, trials, time_limit, seeds)
-    placement = Placement(workers, ray, ray_gpus)
-    check(placement)
+    _check(names, trials, seeds)
+    opening = Opening(Path(out), placed(workers, options), resume, force, progress)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     options["warm_starts"] = options.get("warm_starts") or ()
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
-    folder = Path(out)
-    files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None)
+    job = opening.job(model, weights, data, asked, finetune)
     config = {**job.config, "strategies": list(names), "seeds": seeds}
     del config["strategy"]
-    if not (resume and (folder / files.COMPARISON).exists()):
-        rehearse(job, None if finetune is None else job.data.test, exports=False, progress=progress)
-    files.open_folder(folder, config, resume, force)
-    keep(job.batch, job.data, folder)
-    finished = read_finished(folder, files.COMPARISON)
-    if finished is not None:
-        return finished
-    (folder / files.LEDGERS).mkdir(exist_ok=True)
-    with pool(job.scorer(), placement) as processes:
-        wanted = [(name, asked.seed + s) for s in range(seeds) for name in names]
-        runs = [
-            _run(job, name, seed, folder, processes.each, i, len(wanted), progress) for i, (name, seed) in enumerate(wanted)
-        ]
-        uniform = next(iter(processes.each([job.space.uniform()])))[1][0]
-    accuracies = None if finetune is None else _finetuned(job, runs, folder, placement, progress)
-    comparison = {
-        "freeprune_comparison": FORMAT,
-        "config": config,
-        "versions": files.versions(),
-        "uniform": uniform,
-        "dense": job.dense_costs(),
-        "strategies": {name: _judged(name, runs, accuracies) for name in names},
-        "runs": [{**asdict(run), "accuracy": None if accuracies is None else accuracies[i]} for i, run in enumerate(runs)],
-    }
-    files.write_json(folder / files.COMPARISON, comparison)
-    write_report(folder)
+    tested = None if finetune is None else job.data.test
+    opening.begin(job, config, tested, finished=opening.has_finished(Comparison.FILE))
+    comparison = read_finished(opening.folder, Comparison)
+    if comparison is None:
+        comparison = _compared(job, names, seeds, config, opening)
+        files.write_document(opening.folder, comparison)
+        write_report(opening.folder)
+    plots.draw(plots.save_comparison, comparison, opening.folder)
     return comparison
 
 
-def _check(names: Sequence[str], trials: int | None, time_limit: float | None, seeds: int) -> None:
+def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, Any], opening: Opening) -> Comparison:
+    """Every search, the fine-tunings if they are asked for, and what they say of the strategies."""
+    (opening.folder / files.LEDGERS).mkdir(exist_ok=True)
+    wanted = [(name, job.settings.seed + s) for s in range(seeds) for name in names]
+    with pool(job.scorer(), opening.placement) as processes:
+        runs = [_run(job, name, seed, processes.each, opening, i, len(wanted)) for i, (name, seed) in enumerate(wanted)]
+        uniform = next(iter(processes.each([job.space.uniform()])))[1][0]
+    if job.finetune is not None:
+        accuracies = _finetuned(job, runs, opening)
+        runs = [replace(run, accuracy=accuracy) for run, accuracy in zip(runs, accuracies, strict=True)]
+    return Comparison(
+        freeprune_comparison=FORMAT,
+        config=config,
+        versions=files.versions(),
+        uniform=finite(uniform),
+        dense=job.dense_costs(),
+        strategies={name: judged(name, runs) for name in names},
+        runs=tuple(runs),
+    )
+
+
+def _check(names: tuple[str, ...], trials: int | None, seeds: int) -> None:
     if not names:
-        raise FreePruneError("no strategy was given to compare; give some, such as --strategies random,evolution")
+        raise FreePruneError("no strategy was given to compare; give some, such as `strategies=random,evolution`")
     for name in names:
         find(STRATEGIES, name, "strategy")
         if names.count(name) > 1:
-            raise FreePruneError(f"strategy {name} was given twice; give each once, --seeds repeats them")
-    for option in options_of("compare"):
-        option.check({"trials": trials, "seeds": seeds}.get(option.name))
+            raise FreePruneError(f"strategy {name} was given twice; give each once, since `seeds` repeats them")
+    check_all(Options(names, trials, seeds))
 
 
-def _run(job: Job, name: str, seed: int, folder: Path, score_all: ScoreAll, number: int, of: int, progress: Progress) -> Run:
+def _run(job: Job, name: str, seed: int, score_all: ScoreAll, opening: Opening, number: int, of: int) -> Run:
     """One search; what its ledger holds is not scored again."""
-    ledger = Ledger(folder / files.LEDGERS / f"{name}-{seed}.jsonl")
+    ledger = Ledger(opening.folder / files.LEDGERS / f"{name}-{seed}.jsonl")
     limit = job.settings.time_limit
 
     def tell(done: int, total: int, best: float) -> None:
         share = done / total if limit is None else min(ledger.trials[-1].elapsed / limit, 1.0)
-        progress("search", int(100 * (number + share)), 100 * of, f"{name}, seed {seed}: best score {best:.4f}")
+        opening.progress("search", int(100 * (number + share)), 100 * of, f"{name}, seed {seed}: best score {best:.4f}")
 
     found = search(
         job.space, strategy_of(job, name, seed), score_all, ledger, job.settings.trials,
         batch=job.settings.proposals, time_limit=limit, progress=tell,
     )  # fmt: skip
-    curve: list[list[float]] = []
-    best: Trial | None = None
-    for trial, one in enumerate(ledger.trials, start=1):
-        if one.projected and (best is None or one.score > best.score):
-            best = one
-            curve.append([trial, one.elapsed, one.score])
-    if best is None or not math.isfinite(best.score):
-        raise FreePruneError(f"{name} with seed {seed} found no network with a score; give it more trials or another --metric")
-    last = ledger.trials[-1]
-    return Run(
-        name, seed, found.trials, best.score, best.kept.tolist(), dict(best.costs), last.elapsed, last.overhead, curve
-    )  # fmt: skip
+    steps, last = curve(ledger.trials), ledger.trials[-1]
+    if not steps:
+        raise FreePruneError(
+            f"{name} with seed {seed} found no network with a score; give it more `trials` or another `metric`"
+        )
+    best = ledger.trials[steps[-1][0] - 1]
+    kept = tuple(best.kept.tolist())
+    return Run(name, seed, found.trials, best.score, kept, best.costs, last.elapsed, last.overhead, steps, accuracy=None)
 
 
-def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement, progress: Progress) -> list[float]:
+def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     """Test accuracy of each run's best network after fine-tuning; recorded as they come."""
-    records = Records(folder / files.FINETUNED, "freeprune_finetuned")
+    records = Records(opening.folder / files.FINETUNED, "freeprune_finetuned")
     done: dict[tuple[str, int], float] = {}
     for number, entry in enumerate(records.entries, start=1):
         try:
@@ -197,42 +167,34 @@ def _finetuned(job: Job, runs: Sequence[Run], folder: Path, placement: Placement
         return measured(network, job.data.test, job.task, collate=job.data.collate)
 
     if left:
-        with pool(tuned, placement) as workers:
+        with pool(tuned, opening.placement) as workers:
             for position, found in workers.each(left):
                 run = left[position]
                 done[run.strategy, run.seed] = found
                 records.add({"strategy": run.strategy, "seed": run.seed, "accuracy": found})
-                progress("fine-tune", len(done), len(runs), f"{run.strategy}: {job.task.measure} {job.task.shown(found)}")
+                note = f"{run.strategy}: {job.task.measure} {job.task.shown(found)}"
+                opening.progress("fine-tune", len(done), len(runs), note)
     return [done[run.strategy, run.seed] for run in runs]
 
 
-def _judged(name: str, runs: Sequence[Run], accuracies: Sequence[float] | None) -> dict[str, Any]:
-    """One strategy over its seeds, and against the control with the same seeds."""
+def judged(name: str, runs: Sequence[Run]) -> Judged:
+    """One strategy over its seeds, and against random search with the same seeds."""
     mine = [run for run in runs if run.strategy == name]
     control = [run for run in runs if run.strategy == CONTROL]
     scores = [run.best for run in mine]
-    result: dict[str, Any] = {
-        "best": _plain(mean_interval(scores)),
-        "trials": [run.trials for run in mine],
-        "seconds": float(np.mean([run.seconds for run in mine])),
-        "overhead": float(np.mean([run.overhead / run.seconds for run in mine])),
-        "against_random": None,
-        "accuracy": None,
-    }
-    if accuracies is not None:
-        result["accuracy"] = _plain(mean_interval([a for run, a in zip(runs, accuracies, strict=True) if run.strategy == name]))
+    accuracies = [run.accuracy for run in mine if run.accuracy is not None]
+    against = None
     if control and name != CONTROL:
-        result["against_random"] = {
-            "wins": sum(run.best > other.best for run, other in zip(mine, control, strict=True)),
-            "p": _finite(paired_p(scores, [run.best for run in control])),
-            "trials_to_its_best": [run.reaches(other.best) for run, other in zip(mine, control, strict=True)],
-        }
-    return result
-
-
-def _plain(estimate: Any) -> dict[str, float | None]:
-    return {name: _finite(value) for name, value in asdict(estimate).items()}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        against = AgainstRandom(
+            wins=sum(run.best > other.best for run, other in zip(mine, control, strict=True)),
+            p=finite(paired_p(scores, [run.best for run in control])),
+            trials_to_its_best=tuple(run.reaches(other.best) for run, other in zip(mine, control, strict=True)),
+        )
+    return Judged(
+        best=Interval.of(mean_interval(scores)),
+        trials=tuple(run.trials for run in mine),
+        seconds=float(np.mean([run.seconds for run in mine])),
+        overhead=float(np.mean([run.overhead / run.seconds for run in mine])),
+        against_random=against,
+        accuracy=Interval.of(mean_interval(accuracies)) if accuracies else None,
+    )

@@ -16,29 +16,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import Dataset
 
 from ...backends import Backend, apply
 from ...backends.plan import fingerprint, structure_of
 from ...common import DAMAGE, Batch, FreePruneError, entries
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
+from ...options import check_all
 from ...search import Space
-from ..asked.commands import STUDY
+from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import SpaceOptions, settings
-from ..delivery.rehearsal import rehearse
+from ..asked.settings import StudyOptions, settings
 from ..inputs.batches import split
-from ..inputs.calibration import keep, recalibrated
+from ..inputs.calibration import recalibrated
 from ..progress import Progress, silent
+from ..report import plots
 from ..report.page import write_report
-from ..run.job import Finetune, Job, metric_name, metric_of, prepare
+from ..run.job import Finetune, Job, metric_name, metric_of
 from ..store import run_folder as files
+from ..store.documents import Candidate, Correlated, GroupSize, Interval, NoiseFound, Study, StudyImages, finite
 from ..store.records import Records
 from ..training.finetuning import finetuned
 from ..training.trainer import measured
 from ..user_code import scored
-from ..workers.base import Placement
-from ..workers.pool import check, pool
+from ..workers.pool import pool
+from .opening import Opening, placed
 
 Kept = NDArray[np.int64]
 
@@ -59,23 +62,19 @@ def correlate(
     *,
     target: Mapping[str, float | str] | Iterable[str],
     out: str | Path,
-    granularity: str = "channel",
-    candidates: int = 30,
-    seeds: int = 2,
-    repeat: int = 3,
+    candidates: int = Options.candidates,
+    seeds: int = Options.seeds,
+    repeat: int = Options.repeat,
     finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
-    metrics: Iterable[str | Metric] | None = None,
-    seed: int = 0,
+    metrics: Iterable[str | Metric] | None = Options.metrics,
     weights: str | Path | None = None,
     workers: int | None = None,
-    ray: str | None = None,
-    ray_gpus: float = 0.0,
     resume: bool = False,
     force: bool = False,
-    rescore: bool = False,
+    rescore: bool = Options.rescore,
     progress: Progress = silent,
-    **options: Unpack[SpaceOptions],
-) -> dict[str, Any]:
+    **options: Unpack[StudyOptions],
+) -> Study:
     """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
 
     The test images stay out of it: networks are fine-tuned on nine tenths of the training images and judged on the rest.
@@ -86,19 +85,17 @@ def correlate(
         out: the folder for records, `study.json` and plots.
         candidates: how many pruned networks; `draw_candidates` says how they are drawn. A finished study resumed with more goes
             on.
-        seeds: with how many seeds a candidate is fine-tuned that is repeated, for the noise ceiling.
-        repeat: every so-manieth candidate is repeated.
+        seeds: how many seeds a repeated candidate is fine-tuned with, for the noise ceiling.
+        repeat: every Nth candidate is fine-tuned with all seeds.
         finetune: the same recipe for all of them, or your own function.
         metrics: names, or your own as for `prune`, which the study then calls `module:function`; default: all there are.
         workers: processes for fine-tuning and scoring, one thread each; default: this one with all its threads. The study
             is the same for any number of them.
-        ray: the address of a Ray cluster on whose actors to do both instead; `workers` is then their number.
-        ray_gpus: GPUs of each actor, such as 0.25.
         rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
             of other metrics stays.
 
     Returns:
-        The study as it stands in `study.json`; see `docs/score.md`.
+        The study, as in `study.json`, see `docs/score.md`; prints as a table.
 
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
@@ -106,35 +103,59 @@ def correlate(
     table = _metrics(metrics)
     if finetune is None:
         raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")
-    for name, value in {"candidates": candidates, "seeds": seeds, "repeat": repeat}.items():
-        STUDY[name].check(value)
-    asked = settings(target, options, granularity=granularity, strategy="random", seed=seed, warm_starts=())
-    placement = Placement(workers, ray, ray_gpus)
-    check(placement)
-    folder = Path(out)
-    resume = resume or rescore
-    files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None)
-    _, validation = split(job.data, seed)
-    if not rescore:
-        rehearse(job, validation, exports=False, progress=progress)
+    plan = Options(candidates, seeds, repeat, tuple(table), rescore)
+    check_all(plan)
+    opening = Opening(Path(out), placed(workers, options), resume or rescore, force, progress)
+    asked = settings(target, options, strategy="random", warm_starts=())
+    job = opening.job(model, weights, data, asked, finetune)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
-    files.open_folder(folder, {**config, "structure": fingerprint(structure_of(job.network))}, resume, force)
-    keep(job.batch, job.data, folder)
-    records = Records(folder / files.SCORES, "freeprune_scores")
-    if rescore:
+    structure = {"structure": fingerprint(structure_of(job.network))}
+    opening.begin(job, {**config, **structure}, validation_of(job), finished=rescore)
+    study = _studied(job, plan, table, config, opening)
+    files.write_document(opening.folder, study)
+    write_report(opening.folder)
+    plots.draw(plots.save_scatter, study, opening.folder)
+    plots.draw(plots.save_heat_map, files.studies_beside(opening.folder), opening.folder)
+    return study
+
+
+def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[str, Any], opening: Opening) -> Study:
+    """Every candidate fine-tuned and scored, and what that says of the metrics."""
+    records = Records(opening.folder / files.SCORES, "freeprune_scores")
+    if plan.rescore:
         again = set(table)
         records.drop(lambda entry: entry.get("metric") in again)
         recorded = {entry.get("metric") for entry in records.entries}
-        table |= {name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}
-    kept = draw_candidates(job.space.changed(geometric=False), candidates, seed)
-    runs = _finetuned(job, kept, seeds, repeat, Records(folder / files.CANDIDATES, "freeprune_candidates"), placement, progress)
-    scores = _scored(job, kept, table, records, placement, progress)
-    dense = measured(job.network, validation, job.task, collate=job.data.collate)
-    study = {"config": config, "versions": files.versions(), "dense_accuracy": dense, **_report(job, kept, runs, scores, seed)}
-    files.write_json(folder / files.STUDY, study)
-    write_report(folder)
-    return study
+        table = {**table, **{name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}}
+    kept = draw_candidates(job.space.changed(geometric=False), plan.candidates, job.settings.seed)
+    runs = _finetuned(job, kept, plan, opening)
+    scores = _scored(job, kept, table, records, opening)
+    costs = job.backend.costs(kept)
+    return Study(
+        config=config,
+        versions=files.versions(),
+        dense_accuracy=measured(job.network, validation_of(job), job.task, collate=job.data.collate),
+        candidates=tuple(
+            Candidate(
+                kept=tuple(kept[i].tolist()),
+                costs={name: float(cost[i]) for name, cost in costs.items()},
+                accuracies=tuple(run),
+                scores={name: finite(found[i].score) for name, found in scores.items()},
+            )
+            for i, run in enumerate(runs)
+        ),
+        groups=tuple(GroupSize(group.name, group.units) for group in job.backend.groups),
+        noise=NoiseFound(**{name: finite(value) for name, value in asdict(noise(runs)).items()}),
+        metrics=_correlated(runs, scores, job.settings.seed),
+        images=StudyImages(len(job.train), len(job.data.train) - len(job.train)),  # type: ignore[arg-type]
+        threads=torch.get_num_threads(),
+    )
+
+
+def validation_of(job: Job) -> Dataset[object]:
+    """The tenth of the training images that candidates are judged on."""
+    _, validation = split(job.data, job.settings.seed)
+    return validation
 
 
 def _metrics(asked: Iterable[str | Metric] | None) -> dict[str, Metric]:
@@ -164,7 +185,7 @@ def draw_candidates(space: Space, count: int, seed: int) -> Kept:
         found.setdefault(kept.tobytes(), kept)
         if len(found) == count:
             return np.stack(list(found.values()))
-    raise FreePruneError(f"only {len(found)} different networks meet the target, not {count}; ask for fewer --candidates")
+    raise FreePruneError(f"only {len(found)} different networks meet the target, not {count}; ask for fewer `candidates`")
 
 
 def _van_der_corput(index: int) -> float:
@@ -173,12 +194,40 @@ def _van_der_corput(index: int) -> float:
     return float(int(digits[::-1], 2) / 2 ** len(digits))
 
 
-def _finetuned(
-    job: Job, kept: Kept, seeds: int, repeat: int, records: Records, placement: Placement, progress: Progress
-) -> list[list[float]]:
+def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[list[float]]:
     """The accuracies of every candidate, one for each of its seeds; what is on disk is not done again."""
+    records = Records(opening.folder / files.CANDIDATES, "freeprune_candidates")
     wanted = [(i, 0) for i in range(len(kept))]
-    wanted += [(i, s) for s in range(1, seeds) for i in range(0, len(kept), repeat)]
+    wanted += [(i, s) for s in range(1, plan.seeds) for i in range(0, len(kept), plan.repeat)]
+    done = _tuned_before(records, kept)
+    left = [key for key in wanted if key not in done]
+    validation = validation_of(job)
+
+    def run(key: tuple[int, int]) -> tuple[float, float]:
+        start = time.perf_counter()
+        plan = job.backend.plan(kept[key[0]])
+        network = recalibrated(apply(job.network, plan), job.batch)
+        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
+        return measured(tuned, validation, job.task, collate=job.data.collate), time.perf_counter() - start
+
+    opening.progress("fine-tune", len(done), len(wanted), "")
+    with pool(run, opening.placement) as workers:
+        for number, (position, (found, seconds)) in enumerate(workers.each(left), start=1):
+            key = left[position]
+            done[key] = found
+            row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
+            records.add({**row, "seconds": round(seconds, 3)})
+            note = f"{job.task.measure} {job.task.shown(found)}"
+            opening.progress("fine-tune", len(wanted) - len(left) + number, len(wanted), note)
+    return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
+
+
+def _tuned_before(records: Records, kept: Kept) -> dict[tuple[int, int], float]:
+    """The accuracies on disk, by candidate and seed.
+
+    Raises:
+        FreePruneError: they are of other candidates.
+    """
     done = {}
     for number, entry in enumerate(records.entries, start=1):
         try:
@@ -192,25 +241,7 @@ def _finetuned(
                 f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
                 "start again with --force"
             )
-    left = [key for key in wanted if key not in done]
-    _, validation = split(job.data, job.settings.seed)
-
-    def run(key: tuple[int, int]) -> tuple[float, float]:
-        start = time.perf_counter()
-        plan = job.backend.plan(kept[key[0]])
-        network = recalibrated(apply(job.network, plan), job.batch)
-        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        return measured(tuned, validation, job.task, collate=job.data.collate), time.perf_counter() - start
-
-    progress("fine-tune", len(done), len(wanted), "")
-    with pool(run, placement) as workers:
-        for number, (position, (found, seconds)) in enumerate(workers.each(left), start=1):
-            key = left[position]
-            done[key] = found
-            row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
-            records.add({**row, "seconds": round(seconds, 3)})
-            progress("fine-tune", len(wanted) - len(left) + number, len(wanted), f"{job.task.measure} {job.task.shown(found)}")
-    return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
+    return done
 
 
 @dataclass(frozen=True)
@@ -222,9 +253,7 @@ class _Scored:
     error: str | None = None
 
 
-def _scored(
-    job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, placement: Placement, progress: Progress
-) -> dict[str, list[_Scored]]:
+def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, opening: Opening) -> dict[str, list[_Scored]]:
     """By metric the scores of all candidates; what is on disk is not computed again."""
     known: dict[tuple[str, int], _Scored] = {}
     for number, entry in enumerate(records.entries, start=1):
@@ -241,15 +270,15 @@ def _scored(
     def run(i: int) -> list[tuple[str, _Scored]]:
         return [(name, _score(table[name], backend, kept[i], dense, batch)) for name in missing[i]]
 
-    progress("score", len(kept) - len(left), len(kept), "")
-    with pool(run, placement) as workers:
+    opening.progress("score", len(kept) - len(left), len(kept), "")
+    with pool(run, opening.placement) as workers:
         for number, (position, row) in enumerate(workers.each(left), start=len(kept) - len(left) + 1):
             i = left[position]
             for name, found in row:
                 known[name, i] = found
-                entry = {"metric": name, "candidate": i, "score": _plain(found.score), "ms": round(found.ms, 2)}
+                entry = {"metric": name, "candidate": i, "score": finite(found.score), "ms": round(found.ms, 2)}
                 records.add(entry if found.error is None else {**entry, "error": found.error})
-            progress("score", number, len(kept), "")
+            opening.progress("score", number, len(kept), "")
     return {name: [known[name, i] for i in range(len(kept))] for name in table}
 
 
@@ -263,43 +292,25 @@ def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Ref
     return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)
 
 
-def _report(job: Job, kept: Kept, runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Any]:
-    """Everything but the configuration, as plain data."""
+def _correlated(runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Correlated]:
+    """How well each metric ranks the candidates as their mean accuracies do."""
     means = np.array([np.mean(run) for run in runs])
     values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
-    control = values[CONTROL]
-    statistics = {**judged(values, means, control, seed), **{name: None for name in values if _is_fixed(name, values[name])}}
-    costs = job.backend.costs(kept)
+    statistics = {
+        **judged(values, means, values[CONTROL], seed),
+        **{name: None for name in values if _is_fixed(name, values[name])},
+    }
     return {
-        "candidates": [
-            {
-                "kept": kept[i].tolist(),
-                "costs": {name: float(cost[i]) for name, cost in costs.items()},
-                "accuracies": run,
-                "scores": {name: _plain(v[i]) for name, v in values.items()},
-            }
-            for i, run in enumerate(runs)
-        ],
-        "groups": [{"name": group.name, "units": group.units} for group in job.backend.groups],
-        "noise": {name: _plain(value) for name, value in asdict(noise(runs)).items()},
-        "metrics": {
-            name: {
-                "ms": float(np.median([one.ms for one in scores[name]])),
-                "constant": found is None,
-                "error": next((one.error for one in scores[name] if one.error is not None), None),
-                **{kind: {k: _plain(v) for k, v in asdict(e).items()} for kind, e in (found or {}).items()},
-            }
-            for name, found in statistics.items()
-        },
-        "images": {"train": len(job.train), "validation": len(job.data.train) - len(job.train)},  # type: ignore[arg-type]
-        "threads": torch.get_num_threads(),
+        name: Correlated(
+            ms=float(np.median([one.ms for one in scores[name]])),
+            constant=found is None,
+            error=next((one.error for one in scores[name] if one.error is not None), None),
+            **{kind: Interval.of(estimate) for kind, estimate in (found or {}).items()},
+        )
+        for name, found in statistics.items()
     }
 
 
 def _is_fixed(name: str, scores: NDArray[np.float64]) -> bool:
     """Whether a metric only counts what the budget fixes, up to the last units that did not fit."""
     return name in COUNTS and bool(np.ptp(scores) <= SLACK * np.abs(scores).max())
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...common import FreePruneError
+from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
 from ..asked.settings import Options, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
-from ..delivery.rehearsal import rehearse
-from ..inputs.calibration import keep
 from ..inputs.data import load_data
 from ..progress import Progress, silent
 from ..prune import finished_run
+from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import Finetune, Job, prepare, strategy_of
-from ..run.loop import search
+from ..run.job import Finetune, Job, prepare, single, strategy_of
+from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
+from ..store.documents import Budget, Dense, Point, Sweep, finite
 from ..store.ledger import Ledger, Trial
 from ..store.shapes import sound_asked
 from ..workers.base import Placement
-from ..workers.pool import check, pool
+from ..workers.pool import pool
+from .opening import Opening, placed
 
 FORMAT = 1
 HANDED_ON = 5  # of the best points of a budget, with which the next one begins
@@ -41,20 +43,18 @@ def sweep(
     data: Any,
     *,
     out: str | Path,
-    cost: str = "macs",
-    budgets: Iterable[float | str] = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2),
+    cost: str = Budgets.cost,
+    budgets: Iterable[float | str] = Budgets.budgets,
     target: Mapping[str, float | str] | Iterable[str] = (),
-    strategy: str = "evolution",
-    trials: int = 100,
+    strategy: str = Settings.strategy,
+    trials: int = Budgets.trials,
     weights: str | Path | None = None,
     workers: int | None = None,
-    ray: str | None = None,
-    ray_gpus: float = 0.0,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
     **options: Unpack[Options],
-) -> dict[str, Any]:
+) -> Sweep:
     """Search at several budgets of one cost, and say which score each reaches. `pick` turns a point into a finished run.
 
     The best proposals of one budget are the first trials of the next, tighter one: a good allocation at 60% is a good start at
@@ -69,66 +69,76 @@ def sweep(
         trials: of each budget.
 
     Returns:
-        The sweep as it stands in `sweep.json`.
+        The sweep, as in `sweep.json`; prints as a table.
 
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
-    placement = Placement(workers, ray, ray_gpus)
-    check(placement)
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
-        raise FreePruneError(f"{cost} is what the sweep goes over, so it cannot be a fixed target as well; leave it out")
+        raise FreePruneError(f"{cost} is what the sweep goes over, so it cannot be a fixed `target` as well; leave it out")
+    opening = Opening(Path(out), placed(workers, options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
-    folder = Path(out)
-    files.check_folder(folder, resume, force)
-    job = prepare(model, weights, data, asked, None, folder=folder if resume else None)
+    job = opening.job(model, weights, data, asked, None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
-    if not (resume and (folder / files.SWEEP).exists()):
-        rehearse(job, None, exports=False, progress=progress)
-    files.open_folder(folder, config, resume, force)
-    keep(job.batch, job.data, folder)
-    finished = read_finished(folder, files.SWEEP)
-    if finished is not None:
-        return finished
-    (folder / files.LEDGERS).mkdir(exist_ok=True)
-    jobs = [job.within((*fixed, rung)) for rung in rungs]  # a budget that cannot be met is said before any is searched
-    found = []
-    with pool(job.scorer(), placement) as processes:
-        best: list[Trial] = []
-        for number, (rung, here) in enumerate(zip(rungs, jobs, strict=True)):
-            ledger = Ledger(folder / files.LEDGERS / f"{number:02d}.jsonl")
-            first = np.array([one.proposal for one in best]) if best else None
+    opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
+    swept = read_finished(opening.folder, Sweep)
+    if swept is None:
+        swept = _swept(job, {rung: job.within((*fixed, rung)) for rung in rungs}, config, opening)
+        files.write_document(opening.folder, swept)
+        write_report(opening.folder)
+    cloud = [(trial.costs[cost], trial.score) for trial in trials_of(opening.folder)]
+    plots.draw(plots.save_sweep, swept, cloud, opening.folder)
+    return swept
 
-            def tell(done: int, total: int, score: float, number: int = number, rung: Target = rung) -> None:
-                progress("sweep", number * trials + done, len(rungs) * trials, f"{rung}: best score {score:.4f}")
 
-            result = search(
-                here.space, strategy_of(here, strategy, asked.seed, first), processes.each, ledger, trials,
-                batch=asked.proposals, progress=tell,
-            )  # fmt: skip
+def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], opening: Opening) -> Sweep:
+    """One search after the other.
+
+    Args:
+        jobs: the same job under each budget, the loosest first. A budget that cannot be met is refused before any is searched.
+    """
+    (opening.folder / files.LEDGERS).mkdir(exist_ok=True)
+    found, best = [], list[Trial]()
+    with pool(job.scorer(), opening.placement) as processes:
+        for number, (rung, here) in enumerate(jobs.items()):
+            ledger = Ledger(opening.folder / files.LEDGERS / f"{number:02d}.jsonl")
+            tell = _telling(opening.progress, number, len(jobs), rung)
+            found.append(_searched(here, rung, best, processes.each, ledger, tell))
             best = _best(ledger.trials, HANDED_ON)
-            costs = {name: float(values[0]) for name, values in job.backend.costs(result.kept[None]).items()}
-            found.append(
-                {"target": str(rung), "score": result.score, "uniform": result.uniform, "costs": costs,
-                 "kept": result.kept.tolist(), "trials": result.trials, "seconds": result.seconds}
-            )  # fmt: skip
         units = np.array([group.units for group in job.backend.groups])
-        dense = next(iter(processes.each([units])))[1][0]
-    document = {
-        "freeprune_sweep": FORMAT,
-        "config": config,
-        "versions": files.versions(),
-        "dense": {"score": dense, "costs": job.dense_costs()},
-        "budgets": found,
-        "front": [
-            {"costs": dict(one.costs), "score": one.score, "kept": one.kept.tolist()} for one in _front(trials_of(folder), cost)
-        ],
-    }
-    files.write_json(folder / files.SWEEP, document)
-    write_report(folder)
-    return document
+        score = next(iter(processes.each([units])))[1][0]
+    front = _front(trials_of(opening.folder), config["cost"])
+    return Sweep(
+        freeprune_sweep=FORMAT,
+        config=config,
+        versions=files.versions(),
+        dense=Dense(score, job.dense_costs()),
+        budgets=tuple(found),
+        front=tuple(Point(one.costs, one.score, tuple(one.kept.tolist())) for one in front),
+    )
+
+
+def _telling(progress: Progress, number: int, of: int, rung: Target) -> Callable[[int, int, float], None]:
+    """Tells how far the whole sweep is while one budget is searched."""
+
+    def tell(done: int, total: int, best: float) -> None:
+        progress("sweep", number * total + done, of * total, f"{rung}: best score {best:.4f}")
+
+    return tell
+
+
+def _searched(
+    job: Job, rung: Target, best: Sequence[Trial], score_all: ScoreAll, ledger: Ledger, tell: Callable[[int, int, float], None]
+) -> Budget:
+    """The search at one budget, begun with the best trials of the one before."""
+    asked = job.settings
+    first = np.array([one.proposal for one in best]) if best else None
+    strategy = strategy_of(job, asked.strategy, asked.seed, first)
+    found = search(job.space, strategy, score_all, ledger, asked.trials, batch=asked.proposals, progress=tell)
+    costs, kept = single(job.backend.costs(found.kept[None])), tuple(found.kept.tolist())
+    return Budget(str(rung), found.score, finite(found.uniform), costs, kept, found.trials, found.seconds)
 
 
 def _rungs(cost: str, budgets: Iterable[float | str]) -> list[Target]:
@@ -197,8 +207,8 @@ def pick(
         FreePruneError: the folder holds no finished sweep, or something asked cannot be done.
     """
     folder = Path(folder)
-    config, document = files.read_config(folder), files.read_summary(folder, files.SWEEP)
-    if document is None:
+    config = files.read_config(folder)
+    if files.read_document(folder, Sweep) is None:
         raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
     if not sound_asked(config):
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")

@@ -13,7 +13,7 @@ import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
-from freeprune.engine.asked.settings import Options, RunOptions, SpaceOptions, settings
+from freeprune.engine.asked.settings import Options, RunOptions, StudyOptions, settings
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
@@ -249,7 +249,7 @@ def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
     assert metadata["granularity"] == "channel"
 
 
-KEYWORDS = {"prune": RunOptions, "compare": Options, "sweep": Options, "correlate": SpaceOptions, "pick": {}}
+KEYWORDS = {"prune": RunOptions, "compare": Options, "sweep": Options, "correlate": StudyOptions, "pick": {}}
 
 
 @pytest.mark.parametrize("command", sorted(KEYWORDS))

@@ -14,6 +14,7 @@ from freeprune.engine.latency.timer import NetworkTimer, layer_ms
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.run.job import prepare, strategy_of
+from freeprune.engine.store.documents import LatencyMs
 from freeprune.engine.workers.base import Placement
 
 
@@ -44,11 +45,11 @@ def test_a_whole_run(job, tmp_path):
     result = finished_run(
         job, lambda job: strategy_of(job, "random", 0), tmp_path / "out", Placement(None, None, 0.0), False, False, silent
     )
-    onnx = result.summary["onnx"]
-    assert onnx["warnings"] == []
-    assert onnx["latency_ms"] == {"dense": 2.0, "pruned": 1.0}
-    assert "is faster than the dense network in our own one (0.50 of" in onnx["verdict"]
-    assert result.summary["agreement"]["compact_vs_onnx"] < 1e-5
+    onnx = result.summary.onnx
+    assert onnx.warnings == ()
+    assert onnx.latency_ms == LatencyMs(2.0, 1.0)
+    assert "is faster than the dense network in our own one (0.50 of" in onnx.verdict
+    assert result.summary.agreement.compact_vs_onnx < 1e-5
 
 
 def test_networks_and_layers_are_timed_in_it(job):

@@ -8,6 +8,7 @@ from freeprune.backends import BACKENDS, find_backend, importance
 from freeprune.backends.mask import Masked
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.delivery.verdict import verdict
+from freeprune.engine.store.documents import LatencyMs
 
 
 @functools.cache
@@ -17,15 +18,8 @@ def made(granularity, **layout):
 
 
 def said(granularity, ratio, *, compaction=True, **layout):
-    onnx = {
-        "latency_ms": {"dense": 2.0, "pruned": 2.0 * ratio},
-        "latency_batch": 32,
-        "latency_threads": 1,
-        "gzip_bytes": 61,
-        "dense_gzip_bytes": 100,
-    }
     asked = Settings((), granularity=granularity, compaction=compaction, layout=layout)
-    return verdict(made(granularity, **layout), asked, onnx)
+    return verdict(made(granularity, **layout), asked, LatencyMs(2.0, 2.0 * ratio), 0.61)
 
 
 def test_two_of_four_in_full():

@@ -19,6 +19,7 @@ from freeprune.engine.command.cli import main
 from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
 from freeprune.engine.latency.target import measured_latency, with_delivered
+from freeprune.engine.store.documents import MetTarget
 
 
 def pair():
@@ -87,7 +88,7 @@ def test_a_target_that_is_met_at_once(clock, tmp_path):
     latency = result.summary["latency"]
     assert (latency["met"], latency["tightened"], latency["target_ms"]) == (True, 0, 2.0)
     assert latency["measured_ms"] == clock.ms(kept_units(result)) <= 2.0
-    assert result.summary["targets"] == {"latency": {"asked": "latency=2ms", "met": True, "binds": True}}
+    assert result.summary.targets == {"latency": MetTarget("latency=2ms", met=True, binds=True)}
     larger = np.array(kept_units(result)) + np.eye(2, dtype=int)
     assert all(clock.ms(kept) > 2.0 for kept in larger if (kept <= UNITS).all())
 
@@ -112,7 +113,7 @@ def test_after_three_times_a_target_is_missed(clock, tmp_path):
     clock.disturb = lambda ms: max(ms, 0.72 * clock.ms(UNITS))
     result = prune(tmp_path / "out")
     assert (result.summary["latency"]["met"], result.summary["latency"]["tightened"]) == (False, 3)
-    assert result.summary["targets"]["latency"] == {"asked": "latency=70%", "met": False, "binds": True}
+    assert result.summary.targets["latency"] == MetTarget("latency=70%", met=False, binds=True)
     assert clock.networks == RANDOM + 4
 
 
@@ -158,9 +159,9 @@ def test_a_resumed_run_measures_nothing_again_and_ends_the_same(stage, at, what,
     resumed = prune(tmp_path / "out", resume=True, rehearsal=False)
     assert (clock.layers, clock.networks) == (layers + again, networks)
     assert kept_units(resumed) == kept_units(whole)
-    for summary in (whole.summary, resumed.summary):
-        del summary["latency"]["table"]["seconds"]
-    assert resumed.summary["latency"] == whole.summary["latency"]
+    first, second = (result.summary.latency.to_json() for result in (whole, resumed))
+    del first["table"]["seconds"], second["table"]["seconds"]
+    assert first == second
 
 
 def test_a_damaged_record_is_a_sentence(clock, tmp_path):

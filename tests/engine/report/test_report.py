@@ -18,11 +18,12 @@ from toys import network
 
 import freeprune
 from freeprune import FreePruneError
-from freeprune.backends import Plan
 from freeprune.engine.command.cli import main
-from freeprune.engine.command.tables import print_result
 from freeprune.engine.report.charts import MOST, Axis, Series, chart, ticks
 from freeprune.engine.report.page import render, write_report
+from freeprune.engine.store.documents import NoOnnx, Summary
+from freeprune.engine.store.run_folder import read_document
+from freeprune.engine.store.tables import of_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 DIGITS = {"calibration_images": 32, "trials": 12}
@@ -192,11 +193,9 @@ def test_no_name_becomes_markup(run):
         assert part not in drawn.svg
 
 
-def test_a_fixed_batch_size_is_told_in_the_page_and_in_the_table(run, capsys):
+def test_a_fixed_batch_size_is_told_in_the_page_and_in_the_table(run):
     def told():
-        summary, plan = json.loads((run / "summary.json").read_text()), Plan.load(run)
-        print_result(freeprune.Result(network(), plan, summary, run))
-        return Page(render(run)).text, capsys.readouterr().out
+        return Page(render(run)).text, of_run(read_document(run, Summary), "channel").text()
 
     assert not any("takes batches of" in text for text in told())
     change(run / "summary.json", onnx__batch=7)
@@ -204,12 +203,14 @@ def test_a_fixed_batch_size_is_told_in_the_page_and_in_the_table(run, capsys):
 
 
 def test_the_verdict_on_speed_stands_out_where_there_is_one(run):
-    change(run / "summary.json", onnx__verdict=None)
-    assert "verdict" not in Page(render(run)).ids
     change(run / "summary.json", onnx__verdict="not faster: ragged widths")
     page = Page(render(run))
     assert "verdict" in page.ids
     assert "not faster: ragged widths" in page.text
+    change(run / "summary.json", onnx=NoOnnx.because("no exporter for this operator").to_json())
+    page = Page(render(run))
+    assert "verdict" not in page.ids
+    assert "no exporter for this operator" in page.text
 
 
 def test_a_target_on_latency_is_accounted_for(run):
@@ -219,6 +220,8 @@ def test_a_target_on_latency_is_accounted_for(run):
         trial["costs"]["latency"] = 1.5 + number / 100
     (run / "trials.jsonl").write_text("\n".join([head, *map(json.dumps, trials)]) + "\n")
     timed = {"measured_ms": 1.25, "target_ms": 1.75, "predicted_ms": 1.55, "dense_ms": 2.5, "limit_ms": 1.625, "tightened": 2}
+    timed |= {"met": True, "batch": 32, "threads": 1}
+    timed["table"] = {"points": 9, "seconds": 1.5, "checked": 3, "median_error": 0.01}
     change(run / "summary.json", latency=timed)
     text = render(run)
     page = " ".join(Page(text).text.split())

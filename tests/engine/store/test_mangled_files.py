@@ -28,7 +28,6 @@ import freeprune
 from freeprune.backends import Plan, apply
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import Settings
-from freeprune.engine.command import tables as display
 from freeprune.engine.command.dashboard import studies
 from freeprune.engine.inputs import calibration
 from freeprune.engine.inputs.batches import split
@@ -38,8 +37,10 @@ from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.measurements import Measurements, Setting, Timed
 from freeprune.engine.run.loop import search
 from freeprune.engine.store import run_folder as folder
+from freeprune.engine.store.documents import Comparison, Study, Summary, Sweep
 from freeprune.engine.store.ledger import Ledger
 from freeprune.engine.store.shapes import ASKED
+from freeprune.engine.store.tables import of_run
 from freeprune.engine.studies import sweep
 from freeprune.search import STRATEGIES, Space
 
@@ -89,9 +90,10 @@ def runs(tmp_path_factory):
     save_file(network().state_dict(), root / "weights.safetensors")
     torch.save(network().state_dict(), root / "weights.pt")
     torch.save(network().state_dict(), root / "old.pth", _use_new_zipfile_serialization=False)
-    study = {"metrics": {"freeprune": {"spearman": {"value": 0.9}}}, "noise": {"ceiling": None}, "candidates": [{}]}
-    (root / "study").mkdir()
-    (root / "study" / "study.json").write_text(json.dumps(study))
+    freeprune.correlate(
+        network(), pair(), target={"macs": 0.5}, out=root / "study", candidates=3, seeds=1, calibration_images=20,
+        finetune=freeprune.Recipe(images=32, batch_size=16), metrics=["freeprune", "params"],
+    )  # fmt: skip
     return root
 
 
@@ -270,16 +272,16 @@ def read_trials(place):
     sweep._next_to(sweep.trials_of(place), SimpleNamespace(space=space))
 
 
-def read_report(place, name, show):
-    document = folder.read_summary(place, name)
-    with contextlib.redirect_stdout(io.StringIO()):
-        show(document, place)
-    json.dumps(document)
+def read_report(place, kind, shown=lambda document: document.shown()):
+    """What is read back can be shown, and written again."""
+    document = folder.read_document(place, kind)
+    assert shown(document).text()
+    assert shown(document).html()
+    assert kind.from_json(json.loads(json.dumps(document.to_json()))) == document
 
 
 def read_summary(place):
-    plan = Plan.load(place)
-    read_report(place, "summary.json", lambda d, f: display.print_result(SimpleNamespace(summary=d, plan=plan, folder=f)))
+    read_report(place, Summary, lambda summary: of_run(summary, "channel"))
 
 
 def read_ledger(place):
@@ -312,12 +314,12 @@ READERS = {
     "channel/summary.json": (mangled_json, read_summary),
     "channel/trials.jsonl": (mangled_lines, lambda place: studies(place)),
     "search.jsonl": (mangled_lines, read_ledger),
-    "compare/comparison.json": (mangled_json, lambda p: read_report(p, "comparison.json", display.print_comparison)),
-    "sweep/sweep.json": (mangled_json, lambda p: read_report(p, "sweep.json", display.print_sweep)),
+    "compare/comparison.json": (mangled_json, lambda p: read_report(p, Comparison)),
+    "sweep/sweep.json": (mangled_json, lambda p: read_report(p, Sweep)),
     "sweep/config.json": (mangled_json, read_sweep),
     "sweep/ledgers/00.jsonl": (mangled_lines, lambda p: read_trials(p.parent)),
     "latency.jsonl": (mangled_lines, lambda p: Measurements(p / "latency.jsonl")),
-    "study/study.json": (mangled_json, lambda p: folder.studies_beside(p)),
+    "study/study.json": (mangled_json, lambda p: read_report(p, Study)),
     "data.npz": (mangled_zip, read_data),
     "weights.safetensors": (mangled_header, lambda p: read_weights(p, "weights.safetensors")),
     "weights.pt": (mangled_zip, lambda p: read_weights(p, "weights.pt")),

@@ -22,6 +22,7 @@ from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_weights
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.store import run_folder as folder
+from freeprune.engine.store.documents import Summary
 
 MODEL = "digits:cnn"
 
@@ -169,7 +170,7 @@ def test_no_path_in_a_folder_is_followed(copy):
     try:
         freeprune.load(copy, NETWORKS[MODEL]())
         studies(copy)
-        folder.read_summary(copy)
+        folder.read_document(copy, Summary)
         with pytest.raises(FreePruneError, match="was started with model = "):
             folder.open_folder(copy, config, resume=True, force=False)
     finally:

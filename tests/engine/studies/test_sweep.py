@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,20 +24,20 @@ def finished(tmp_path_factory):
 
 def test_every_budget_is_met_and_the_loosest_comes_first(finished):
     out, found = finished
-    assert json.loads((out / "sweep.json").read_text()) == found
-    assert [one["target"] for one in found["budgets"]] == ["macs=70%", "macs=50%", "macs=30%"]
-    whole = found["dense"]["costs"]["macs"]
-    for one, limit in zip(found["budgets"], (0.7, 0.5, 0.3), strict=True):
-        assert limit * whole - 0.05 * whole < one["costs"]["macs"] <= limit * whole
-        assert one["score"] >= one["uniform"]
-        assert one["trials"] == 20
+    assert json.loads((out / "sweep.json").read_text()) == found.to_json()
+    assert [one.target for one in found.budgets] == ["macs=70%", "macs=50%", "macs=30%"]
+    whole = found.dense.costs["macs"]
+    for one, limit in zip(found.budgets, (0.7, 0.5, 0.3), strict=True):
+        assert limit * whole - 0.05 * whole < one.costs["macs"] <= limit * whole
+        assert one.score >= one.uniform
+        assert one.trials == 20
 
 
 def test_no_trial_beats_the_front(finished):
     out, found = finished
     trials = trials_of(out)
     assert len(trials) == 60
-    front = [(point["costs"]["macs"], point["score"]) for point in found["front"]]
+    front = [(point.costs["macs"], point.score) for point in found.front]
     assert front == sorted(front)
     assert all(scores > 0 for scores in np.diff([score for _, score in front]))
     for trial in trials:
@@ -60,28 +61,28 @@ def test_a_sweep_goes_on_where_it_stopped(finished, tmp_path):
         content = (out / "ledgers" / name).read_bytes().splitlines(keepends=True)
         (tmp_path / "ledgers" / name).write_bytes(b"".join(content[:lines]))
     again = swept(tmp_path, resume=True)
-    for one, other in zip(again["budgets"], expected["budgets"], strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    assert again["front"] == expected["front"]
+    for one, other in zip(again.budgets, expected.budgets, strict=True):
+        assert replace(one, seconds=0) == replace(other, seconds=0)
+    assert again.front == expected.front
 
 
 def test_any_point_becomes_a_finished_run(finished, tmp_path):
     out, found = finished
     result = pick(out, target=["macs=40%"], out=tmp_path / "run", finetune=None)
-    cost = result.summary["cost"]["macs"]
-    assert cost["pruned"] <= cost["target"] == int(0.4 * cost["dense"])
-    assert result.summary["score"]["best"] >= result.summary["score"]["uniform"]
+    cost = result.summary.cost["macs"]
+    assert cost.pruned <= cost.target == int(0.4 * cost.dense)
+    assert result.summary.score.best >= result.summary.score.uniform
     assert (tmp_path / "run" / "model.onnx").exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"] == str(out)
     exact = pick(out, target=["macs=50%"], out=tmp_path / "exact", finetune=None)
-    assert exact.summary["score"]["best"] >= found["budgets"][1]["score"]
+    assert exact.summary.score.best >= found.budgets[1].score
 
 
 def test_fixed_targets_hold_everywhere(tmp_path):
     found = swept(tmp_path, target=["params=40%"], trials=5, budgets=[0.9, 0.6])
-    assert all(one["costs"]["params"] <= 0.4 * found["dense"]["costs"]["params"] for one in found["budgets"])
+    assert all(one.costs["params"] <= 0.4 * found.dense.costs["params"] for one in found.budgets)
     picked = pick(tmp_path, target=["macs=70%"], out=tmp_path / "run", finetune=None)
-    assert picked.summary["cost"]["params"]["pruned"] <= 0.4 * picked.summary["cost"]["params"]["dense"]
+    assert picked.summary.cost["params"].pruned <= 0.4 * picked.summary.cost["params"].dense
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_fixed_targets_hold_everywhere(tmp_path):
         ({"budgets": [0.5, "60M"]}, "partly relative"),
         ({"budgets": [0.5, "x"]}, "malformed"),
         ({"cost": "flops"}, "unknown cost"),
-        ({"target": ["macs=50%"]}, "cannot be a fixed target as well"),
+        ({"target": ["macs=50%"]}, "cannot be a fixed .target. as well"),
         ({"budgets": [0.5, 0.001]}, "cannot be met"),
     ],
 )

@@ -1,0 +1,74 @@
+"""A result as people see it: a short table, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 116  # columns that a printed table may take at least
+NONE = "–"  # stands for a number that there is not
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table and the sentences below it.
+
+    Attributes:
+        title: above the table.
+        columns: their heads; the first is aligned to the left, the others to the right.
+        rows: as many cells as there are columns.
+        notes: sentences, one a line.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def print_to(self, console: Console) -> None:
+        """Print to a terminal or a file; nothing in the texts is taken for markup."""
+        table = Table(title=self.title, title_justify="left")
+        for number, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+        for note in self.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+    def text(self) -> str:
+        """The table drawn with characters, without colours."""
+        stream = io.StringIO()
+        self.print_to(Console(file=stream, width=WIDTH, color_system=None, markup=False))
+        return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+    def html(self) -> str:
+        """The table as HTML, for a notebook."""
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self.rows)
+        notes = "<br>".join(html.escape(note) for note in self.notes)
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption><thead>{row(self.columns, 'th')}</thead>"
+            f"<tbody>{body}</tbody></table><p>{notes}</p>"
+        )
+
+
+class Showable:
+    """Is printed, and rendered in a notebook, as what `shown` gives."""
+
+    def shown(self) -> Shown:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.shown().text()
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()

@@ -1,0 +1,154 @@
+"""The documents of a run folder as short tables."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from ...search.space import amount
+from ..asked.targets import LATENCY, label
+from ..shown import NONE, Shown
+
+if TYPE_CHECKING:
+    from .documents import Comparison, Interval, Judged, MetTarget, Onnx, Study, Summary, Sweep, TimedTarget
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def interval(found: Interval | None, digits: int = 2, factor: float = 1.0) -> str:
+    """An estimate with its 95% interval, where it has one: `0.71 [0.55, 0.83]`."""
+    if found is None or found.value is None:
+        return NONE
+    value, low, high = (number(None if v is None else factor * v, digits) for v in (found.value, found.low, found.high))
+    return value if found.low is None else f"{value} [{low}, {high}]"
+
+
+def of_run(summary: Summary, granularity: str) -> Shown:
+    """A run: what the network costs and how accurate it is, before and after."""
+    rows = [
+        (label(name), amount(cost.dense), amount(cost.pruned), _remains(cost.pruned, cost.dense, cost.target))
+        for name, cost in summary.cost.items()
+        if cost is not None
+    ]
+    accuracy, score = summary.accuracy, summary.score
+    if summary.exported is not None:
+        rows += _file_rows(summary.exported)
+    rows.append(("test accuracy", f"{accuracy.dense:.2%}", f"{accuracy.pruned:.2%}", ""))
+    if accuracy.finetuned is not None:
+        rows.append(("  after fine-tuning", "", f"{accuracy.finetuned:.2%}", ""))
+    notes = [] if summary.exported is None else [summary.exported.verdict]
+    notes.append("; ".join(_target(target, summary.latency) for target in summary.targets.values()))
+    difference = summary.agreement.compact_vs_onnx
+    notes.append(
+        f"score {number(score.best)} (equal rates {number(score.uniform)}); "
+        f"masked against compact {summary.agreement.masked_vs_compact:.1e}, compact against ONNX "
+        f"{NONE if difference is None else f'{difference:.1e}'}"
+    )
+    seconds, params = summary.seconds, summary.compaction.params
+    trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
+    notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
+    if params.after < params.before:
+        notes.append(f"compaction took {params.before - params.after:,} further parameters that no longer mattered")
+    notes += [f"warning: {warning}" for warning in summary.onnx.warnings]
+    title = f"{granularity} pruning, {summary.trials} trials"
+    return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
+
+
+def _remains(pruned: float, dense: float, target: float | None = None) -> str:
+    return f"{pruned / dense:.1%}" + ("" if target is None else f" (target {target / dense:.1%})")
+
+
+def _file_rows(onnx: Onnx) -> list[tuple[str, str, str, str]]:
+    """Latency and size of the ONNX file."""
+    ms = onnx.latency_ms
+    rows = [
+        (
+            f"latency, batch {onnx.latency_batch}, threads {onnx.latency_threads}",
+            f"{ms.dense:.2f} ms", f"{ms.pruned:.2f} ms", _remains(ms.pruned, ms.dense),
+        ),
+        (
+            "ONNX file", f"{onnx.dense_bytes / 1024:.0f} KiB", f"{onnx.bytes / 1024:.0f} KiB",
+            _remains(onnx.bytes, onnx.dense_bytes),
+        ),
+    ]  # fmt: skip
+    if onnx.batch is not None:
+        rows.append(("  takes batches of", "", f"{onnx.batch} only", ""))
+    return rows
+
+
+def _target(target: MetTarget, latency: TimedTarget | None) -> str:
+    text = f"target {target.asked} {'met' if target.met else 'missed'}"
+    if latency is not None and target.asked.startswith(LATENCY):
+        text += f" ({latency.measured_ms:.3g} ms measured, at most {latency.target_ms:.3g}"
+        text += f", tightened {latency.tightened} times)" if latency.tightened else ")"
+    return f"{text}, binds" if target.binds else text
+
+
+def of_comparison(comparison: Comparison) -> Shown:
+    """A comparison: its strategies, best first."""
+    config, tuned = comparison.config, any(one.accuracy is not None for one in comparison.strategies.values())
+    limit = config["time_limit"]
+    budget = f"{config['trials']} trials" if limit is None else f"{limit:g} s"
+    title = f"{config['granularity']} pruning at {', '.join(config['target'])}: {budget}, {config['seeds']} seeds"
+    columns = ["strategy", "best score", "beats random", "p", "to random's best", "seconds", "own share"]
+    rows = []
+    for name, one in comparison.ranked():
+        row = [name, _plus_minus(one.best, 3), *_against_random(one, config["seeds"])]
+        row += [f"{one.seconds:.1f}", f"{one.overhead:.1%}"]
+        rows.append([*row, _plus_minus(one.accuracy, 2, 100)] if tuned else row)
+    notes = [
+        f"equal rates {number(comparison.uniform)}; ±: 95% intervals over seeds; p: paired t-test against random; own share: "
+        "the part of the seconds that the strategy and the ledger took"
+    ]
+    return Shown(title, [*columns, "accuracy, %"] if tuned else columns, rows, notes)
+
+
+def _against_random(one: Judged, seeds: int) -> tuple[str, str, str]:
+    against = one.against_random
+    if against is None:
+        return "", "", ""
+    reached = [n for n in against.trials_to_its_best if n is not None]
+    soon = f"{int(statistics.median(reached))} trials, in {len(reached)}" if reached else "never"
+    return f"{against.wins} of {seeds}", number(against.p, 3), soon
+
+
+def _plus_minus(found: Interval | None, digits: int, factor: float = 1.0) -> str:
+    """A mean and half the width of its interval, which is symmetric."""
+    if found is None or found.value is None:
+        return NONE
+    text = number(factor * found.value, digits)
+    return text if found.high is None else f"{text} ± {factor * (found.high - found.value):.{digits}f}"
+
+
+def of_sweep(sweep: Sweep) -> Shown:
+    """A sweep: a row for each budget."""
+    config, dense = sweep.config, sweep.dense
+    rows = [["dense", *map(amount, dense.costs.values()), number(dense.score), "", ""]]
+    for one in sweep.budgets:
+        costs = (f"{amount(one.costs[name])} ({one.costs[name] / whole:.1%})" for name, whole in dense.costs.items())
+        rows.append([one.target, *costs, number(one.score), number(one.uniform), f"{one.seconds:.1f}"])
+    columns = ("budget", *map(label, dense.costs), "score", "equal rates", "seconds")
+    title = f"{config['granularity']} pruning, {config['trials']} trials a budget"
+    return Shown(title, columns, rows, [f"{len(sweep.front)} networks on the front"])
+
+
+def of_study(study: Study) -> Shown:
+    """A study: its metrics, best first."""
+    title = f"{study.config['granularity']} pruning at {', '.join(study.config['target'])}, {len(study.candidates)} candidates"
+    rows = []
+    for name, found in study.ranked():
+        statistics_of = (found.spearman, found.kendall, found.partial, found.regret)
+        cells = ["constant", "", "", ""] if found.constant else [interval(one) for one in statistics_of]
+        rows.append([name, *cells, f"{found.ms:.0f}"])
+    notes = [f"{name} could not score every candidate: {found.error}" for name, found in study.metrics.items() if found.error]
+    accuracies, noise = study.accuracies(), study.noise
+    notes.append(f"fine-tuned accuracies {min(accuracies):.2%} to {max(accuracies):.2%}, dense {study.dense_accuracy:.2%}")
+    if noise.ceiling is not None and noise.deviation is not None:
+        notes.append(
+            f"from seed to seed an accuracy varies by {100 * noise.deviation:.2f} points (standard deviation), so that a "
+            f"perfect score would reach a correlation of {noise.ceiling:.2f}"
+        )
+    notes.append("brackets: 95% intervals over candidates; partial: given Σ log(kept fraction)")
+    return Shown(title, ("metric", "Spearman", "Kendall", "partial", "regret, points", "ms"), rows, notes)
