@@ -33,5 +33,10 @@ def brief(text: object) -> str:
 
 def cause(error: BaseException) -> str:
     """The type of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {brief(lines[0])}" if lines else type(error).__name__
+    line = first_line(error)
+    return f"{type(error).__name__}: {brief(line)}" if line else type(error).__name__
+
+
+def first_line(text: object) -> str:
+    """The first line of a text, such as that of an error; "" where there is none."""
+    return str(text).strip().partition("\n")[0]

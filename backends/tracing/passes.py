@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...common import FreePruneError, Inputs
 from ...copies import copied
+from ...errors import first_line
 from .meta import on_meta
 from .record import Trace
 from .tracer import Tracer
@@ -125,4 +126,4 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
 
 def sentence(error: Exception) -> str:
     """The first line of an error's text, or its class."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return first_line(error) or type(error).__name__

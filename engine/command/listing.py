@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from ...errors import FreePruneError, nearest
+from ...errors import FreePruneError, first_line, nearest
 from ...tables import plugins
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def listed(what: str) -> dict[str, str]:
     if what not in TABLES:
         raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(TABLES))}")
     file, table, kind = TABLES[what]
-    foreign = {name: _first_line(point.load().__doc__) for name, point in plugins(kind).items()}
+    foreign = {name: first_line(point.load().__doc__ or "") for name, point in plugins(kind).items()}
     return {**foreign, **_built_in(ROOT / file, table)}
 
 
@@ -52,8 +52,4 @@ def _documented(path: Path, name: str) -> str:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
     )
-    return _first_line(ast.get_docstring(next(defined)))
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0]
+    return first_line(ast.get_docstring(next(defined)) or "")

@@ -1,4 +1,4 @@
-"""The rehearsal: all that follows a search, done with the dense network on a few images, before anything is written."""
+"""The rehearsal: what follows a search is done with the dense network on a few images first, before anything is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..training.trainer import measured, train
 IMAGES = 2  # of a forward pass
 TRAINED = 8  # of a training step, whose batch norms need more than one
 SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below whatever is drawn
-LARGEST_DIFFERENCE = 1e-3  # relative, as of the finished run: far above rounding, far below a wrong operator
+LARGEST_DIFFERENCE = 1e-3  # relative; also of the finished run: far above rounding, far below a wrong operator
 
 
 class DenseExport:
@@ -42,16 +42,16 @@ class DenseExport:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a rehearsal leaves: the dense network's export, which the end of a run needs again; None where there is none."""
+    """The dense network's export, which the end of a run needs again; None where the rehearsal made none."""
 
     dense: DenseExport | None = None
 
 
 def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progress: Progress) -> Rehearsed:
-    """Do in small what will be done after the search, so that what fails is known before it.
+    """Try the steps that follow the search on a few images, so that one that fails is known before the search.
 
     Args:
-        job: nothing of it changes.
+        job: left as it is.
         tested: the images that networks will be measured on; None where none will be.
         exports: whether an ONNX file will be written.
         progress: is told how far it is.
@@ -86,8 +86,8 @@ def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module,
     difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
     if not difference < LARGEST_DIFFERENCE:
         raise FreePruneError(
-            f"the pruned network computes something else than the masked one (difference {difference:.1e}), and was "
-            "not kept; please report the network"
+            f"the pruned network computes something else than the masked one (difference {difference:.1e}), so it "
+            "was not kept; please report the network"
         )
     return compact, difference
 
@@ -99,7 +99,7 @@ def _check_repeatable(job: Job, images: Inputs) -> None:
         difference = relative_difference(outputs(network, images), outputs(network, images))
     if not difference < SAME_DIFFERENCE:
         raise FreePruneError(
-            f"the network in eval mode gives other outputs on the same images each time (difference {difference:.1e}), so it "
+            f"the network in eval mode gives different outputs for the same images (difference {difference:.1e}), so it "
             "cannot be scored; let it draw no random numbers in eval mode, as F.dropout without training=self.training does"
         )
 
@@ -132,7 +132,5 @@ def _exported(job: Job, images: Inputs) -> DenseExport:
     except FreePruneError as error:
         if any(target.cost == LATENCY for target in job.settings.target):
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
-        raise FreePruneError(
-            f"{error}; --no-rehearsal (in Python rehearsal=False) prunes the network all the same, without an ONNX file"
-        ) from error
+        raise FreePruneError(f"{error}; `rehearsal=False` prunes the network all the same, without an ONNX file") from error
     return dense

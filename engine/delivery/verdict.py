@@ -1,4 +1,4 @@
-"""What the measured latency says about a granularity, so that nobody deploys zeros in the belief that they are faster."""
+"""Whether pruning made the network faster, in one sentence, so that nobody deploys zeros that are no faster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOISE = 0.05  # relative: two timings of one file on a busy machine differ by ab
 
 
 def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:
-    """Whether pruning made the runtime faster here, what it did to the file, and what else would be faster, in one sentence.
+    """One sentence: whether the pruned network is faster, how much smaller its file is, and what may be faster.
 
     Args:
         backend: the granularity.
@@ -38,13 +38,13 @@ def _advice(backend: Backend, asked: Settings, ratio: float) -> list[str]:
     advice = []
     if backend.shrinks and not faster:
         if asked.layout.get("round_to") in (None, 1, "1"):
-            advice.append("channel widths that are no multiple of 8 can cost more than they save: try --round-to 8")
+            advice.append("channel widths that are no multiple of 8 can cost more than they save: try `round_to=8`")
         else:
             advice.append("a lower target may change that")
     if faster and not backend.shrinks:
         advice.append("this runtime skips no zeros, so that what it gained comes from channels that compaction removed")
     if slower and not backend.shrinks and asked.compaction:
-        advice.append("the widths that compaction leaves can cost more than they save: try --no-compaction")
+        advice.append("the widths that compaction leaves can cost more than they save: try `compaction=False`")
     if backend.mask is not None or not faster:
         advice.append(backend.gain)
     return advice

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 # Units of the view box. A chart is shown 330 to 520 pixels wide, so that its text stays near the size it has here.
 WIDTH, HEIGHT = 440.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 46.0
-MOST = 2000  # points drawn of one series: a browser takes its time for more, and an eye tells no more apart
+MOST = 2000  # points drawn of one series: more are slow to draw and cannot be told apart
 RADIUS = 2.6
 LETTER = 8.2  # width of a digit where letters are largest, on a phone
 
@@ -106,7 +106,7 @@ def chart(description: str, series: Sequence[Series], x: Axis, y: Axis, limits: 
 
 
 def _thinned(one: Series) -> Series:
-    """Every so-manieth point of a long series, the last always; lines that fill an area are short."""
+    """At most `MOST` points of a series, evenly spaced, the last always among them."""
     if len(one.x) <= MOST:
         return one
     chosen = np.unique(np.linspace(0, len(one.x) - 1, MOST).astype(int))

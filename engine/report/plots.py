@@ -20,7 +20,7 @@ MISSING = "plots need matplotlib; install freeprune[plots]"
 
 
 def draw(picture: Callable[Given, object], *given: Given.args, **more: Given.kwargs) -> None:
-    """Draw a picture. Without matplotlib there is none, which is a warning: what it shows is in the other files as well."""
+    """Draw a picture; without matplotlib, warn that there is none."""
     try:
         picture(*given, **more)
     except FreePruneError as error:

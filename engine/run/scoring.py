@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...backends import Plan
 from ...common import Batch, Candidate, FreePruneError, Skeleton
+from ...errors import first_line
 from ...metrics import METRICS, Metric, reference
 from ..inputs.adoption import adopted
 from ..inputs.batches import in_float32
@@ -48,9 +49,8 @@ def score(
         builtin = function in METRICS.values()
         found = float(function(candidate, known, images)) if builtin else scored(function, candidate, known, images)
     except RuntimeError as error:  # torch's, of a batch that does not fit
-        first = str(error).strip().split("\n")[0]
         raise FreePruneError(
-            f"the network cannot be run on these calibration images ({first}); give images that it takes"
+            f"the network cannot be run on these calibration images ({first_line(error)}); give images that it takes"
         ) from None
     return float("-inf") if found != found else found
 

@@ -43,7 +43,7 @@ FILES = (
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:
-    """Whether a run may write into a folder; changes nothing.
+    """Check that a run may write into a folder; nothing is changed.
 
     Raises:
         FreePruneError: it already holds a run and neither `resume` nor `force` was given, it holds none to resume, or it is
@@ -51,16 +51,16 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
     """
     if resume and force:
         raise FreePruneError(
-            "both --resume and --force were given; --resume goes on with a run, --force starts again: give one"
+            "both `resume=True` and `force=True` were given; the first goes on with a run, the second starts again: give one"
         )
     if folder.exists() and not folder.is_dir():
-        raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another --out")
+        raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another `out`")
     holds_run = (folder / CONFIG).exists()
     if resume and not holds_run:
-        raise FreePruneError(f"{folder} holds no run to resume; leave out --resume to start one")
+        raise FreePruneError(f"{folder} holds no run to resume; leave out `resume=True` to start one")
     if holds_run and not resume and not force:
         raise FreePruneError(
-            f"{folder} already holds a run; go on with --resume, start again with --force, or give another --out"
+            f"{folder} already holds a run; go on with `resume=True`, start again with `force=True`, or give another `out`"
         )
 
 
@@ -96,7 +96,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another --out") from None
+        raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another `out`") from None
     _remove_run(folder)
     write_json(folder / CONFIG, config)
 
@@ -117,7 +117,7 @@ def _remove_run(folder: Path) -> None:
 
 
 def _remove_parts(folder: Path) -> None:
-    """What a process that was killed while it wrote left of a file; see `write_atomically` and `save_weights`."""
+    """Delete temporary files of interrupted writes; see `write_atomically` and `save_weights`."""
     for name in FILES:
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
@@ -129,12 +129,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
             raise FreePruneError(
                 f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
                 f"{brief(repr(now[name]))}; "
-                "resume it with the same options, or start again with --force"
+                "resume it with the same options, or start again with `force=True`"
             )
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures in a folder depend on."""
+    """Versions of Python and of the libraries that the figures in a folder depend on."""
     names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
@@ -147,9 +147,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with --force") from None
+        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with `force=True`") from None
     if not isinstance(document, dict):
-        raise FreePruneError(f"{path} is no record of a run; start again with --force")
+        raise FreePruneError(f"{path} is no record of a run; start again with `force=True`")
     return document
 
 
@@ -177,7 +177,7 @@ def read_document(folder: Path, kind: type[Read]) -> Read | None:
     try:
         return kind.from_json(read_json(path))
     except ValueError:
-        raise FreePruneError(f"{path} is damaged; start again with --force") from None
+        raise FreePruneError(f"{path} is damaged; start again with `force=True`") from None
 
 
 def studies_beside(folder: Path) -> dict[str, Study]:
@@ -219,7 +219,7 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
         smaller = apply(smaller, Plan.load(folder, COMPACTION))
     path = folder / WEIGHTS
     if not path.exists():
-        raise FreePruneError(f"{path} is missing; finish the run with --resume")
+        raise FreePruneError(f"{path} is missing; finish the run with `resume=True`")
     try:
         load_weights(smaller, path)
     except FreePruneError as error:

@@ -34,7 +34,7 @@ from ..training.trainer import measured
 from ..workers.pool import pool
 from .opening import Opening, placed
 
-CONTROL = "random"  # the other strategies are asked how soon they reach its best result
+CONTROL = "random"  # what the other strategies are held against
 FORMAT = 1
 
 
@@ -57,14 +57,14 @@ def compare(
     progress: Progress = silent,
     **options: Unpack[SearchedOptions],
 ) -> Comparison:
-    """Search with several strategies and seeds under equal conditions, and say which is how good.
+    """Compare strategies: search with each under equal conditions, over several seeds.
 
     There are no warm starts unless they are asked for: it is the strategies that are compared.
 
     Args:
         model: as for `prune`, like all that is not named here.
         out: the folder for the ledgers, `comparison.json` and plots.
-        strategies: names; with `random` among them the others are also asked how many trials they need to its best result.
+        strategies: names; where `random` is among them, the others are also compared with it seed by seed.
         trials: of each search. Default: 300 without a time limit, else as many as there is time for.
         time_limit: seconds of each search.
         seeds: how many seeds each strategy gets: `seed`, `seed` + 1 and so on. All work on the same calibration images.

@@ -45,7 +45,7 @@ from .opening import Opening, placed
 
 Kept = NDArray[np.int64]
 
-# What a run is asked and a study is not: the same study whatever stands there.
+# Settings of a run that a study does not depend on.
 NOT_ASKED = (
     "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "compress",
     "latency_batch", "latency_threads", "groups", "image_size",
@@ -239,7 +239,7 @@ def _tuned_before(records: Records, kept: Kept) -> dict[tuple[int, int], float]:
         if key[0] < len(kept) and known != kept[key[0]].tolist():
             raise FreePruneError(
                 f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
-                "start again with --force"
+                "start again with `force=True`"
             )
     return done
 

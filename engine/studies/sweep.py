@@ -149,7 +149,7 @@ def _rungs(cost: str, budgets: Iterable[float | str]) -> list[Target]:
     rungs = sorted(set(rungs), key=lambda one: -one.value)
     if len(rungs) < 2:
         raise FreePruneError(
-            "a sweep needs at least two budgets; give some, such as --budgets 80%,60%,40%, or use prune for one"
+            "a sweep needs at least two budgets; give some, such as `budgets=80%,60%,40%`, or use prune for one"
         )
     return rungs
 
@@ -209,7 +209,9 @@ def pick(
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:
-        raise FreePruneError(f"{folder} holds no finished sweep; make one with freeprune sweep, or finish it with --resume")
+        raise FreePruneError(
+            f"{folder} holds no finished sweep; make one, or finish it with `resume=True`"
+        )
     if not sound_asked(config):
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model

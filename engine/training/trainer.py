@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
+from ...errors import first_line
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
 from ..inputs.batches import parts, telling_items
@@ -66,60 +67,98 @@ def train(
         raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
     student = copied(network)
     home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
-    pruned = _pruned_entries(student, masks or {})
-    _zero(pruned)
     batch_size, steps = _schedule(recipe, len(dataset))  # type: ignore[arg-type]
-    fabric = _fabric(recipe.precision)
-    model, optimizer = fabric.setup(student, _optimizer(student, recipe))
-    # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
-    pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
-    guide = fabric.to_device(copied(teacher).eval()) if recipe.distill and teacher is not None else None
-
+    training = _Training(student, recipe, steps, task, masks or {}, teacher)
     with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
         order = itertools.islice(_shuffled_batches(len(dataset), batch_size, generator), steps)  # type: ignore[arg-type]
         loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator)
         for step, batch in enumerate(_batches(loader)):
-            images, labels = _inputs_and_labels(batch, task)
-            images = fabric.to_device(images)
-            if step == 0:
-                channels_last = takes_channels_last(student, images)
-                student.train()
-            if recipe.augment:
-                images = augmented(images, generator)
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * rate_factor(step, steps, recipe.warmup)
-            output = task.output(_run(model, images), labels, training=True)
-            loss = task.loss(output, fabric.to_device(labels))
-            if guide is not None:
-                with torch.no_grad(), fabric.autocast():
-                    target = task.output(_run(guide, images), labels, training=False).float()
-                loss = (1 - recipe.distill) * loss + recipe.distill * task.distillation(output, target)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FreePruneError(
-                    f"the loss became {value} at step {step + 1} of {steps}; lower --learning-rate "
-                    f"(now {recipe.learning_rate:g})"
-                )
-            try:
-                fabric.backward(loss)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # an operation without a derivative, or gradients turned off
-                reason = str(error).partition("\n")[0]
-                raise FreePruneError(
-                    f"the network's backward pass failed ({reason}); give one whose operations all have a gradient, or 0 epochs"
-                ) from error
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _zero(pruned)
+            loss = training.step(step, batch, generator)
             if progress is not None:
-                progress(step + 1, steps, value)
+                progress(step + 1, steps, loss)
     trained = student.to(home).eval()
     check_still_finite(network, trained)
     return trained
+
+
+class _Training:
+    """A network in training: on its device, with its optimizer, its masks and its teacher."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        task: Task,
+        masks: Mapping[str, Tensor],
+        teacher: nn.Module | None,
+    ) -> None:
+        self._student, self._recipe, self._steps, self._task = student, recipe, steps, task
+        pruned = _pruned_entries(student, masks)
+        _zero(pruned)
+        self._fabric = _fabric(recipe.precision)
+        self._model, self._optimizer = self._fabric.setup(student, _optimizer(student, recipe))
+        # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
+        self._pruned = [(parameter, self._fabric.to_device(dropped)) for parameter, dropped in pruned]
+        self._guide = None
+        if recipe.distill and teacher is not None:
+            self._guide = self._fabric.to_device(copied(teacher).eval())
+        self._channels_last: bool | None = None  # known from the first batch
+
+    def step(self, number: int, batch: Any, generator: torch.Generator) -> float:
+        """Train on one batch; gives the loss. Steps are counted from 0."""
+        images, labels = self._placed(batch, generator)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.learning_rate * rate_factor(number, self._steps, self._recipe.warmup)
+        loss = self._loss(images, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FreePruneError(
+                f"the loss became {value} at step {number + 1} of {self._steps}; lower `learning_rate` "
+                f"(now {self._recipe.learning_rate:g})"
+            )
+        self._descend(loss)
+        return value
+
+    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Tensor]:
+        """The inputs on the device, augmented where that is asked for, and the labels."""
+        images, labels = _inputs_and_labels(batch, self._task)
+        images = self._fabric.to_device(images)
+        if self._channels_last is None:
+            self._channels_last = takes_channels_last(self._student, images)
+            self._student.train()
+        if self._recipe.augment:
+            images = augmented(images, generator)
+        if self._channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, labels
+
+    def _loss(self, images: Any, labels: Tensor) -> Tensor:
+        """The task's loss, with the distillation that is asked for."""
+        output = self._task.output(_run(self._model, images), labels, training=True)
+        loss = self._task.loss(output, self._fabric.to_device(labels))
+        if self._guide is None:
+            return loss
+        with torch.no_grad(), self._fabric.autocast():
+            target = self._task.output(_run(self._guide, images), labels, training=False).float()
+        share = self._recipe.distill
+        return (1 - share) * loss + share * self._task.distillation(output, target)
+
+    def _descend(self, loss: Tensor) -> None:
+        """One step of the optimizer; pruned entries are zero again after it."""
+        try:
+            self._fabric.backward(loss)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation without a derivative, or gradients turned off
+            raise FreePruneError(
+                f"the network's backward pass failed ({first_line(error)}); give one whose operations all have a gradient, "
+                "or 0 epochs"
+            ) from error
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        _zero(self._pruned)
 
 
 def accuracy(
@@ -202,7 +241,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _fabric(precision: str | None = None) -> Fabric:
-    from lightning_fabric import Fabric  # imported here: it costs a second, which `freeprune list` must not pay
+    from lightning_fabric import Fabric  # imported here: it costs a second, which only training has to pay
 
     if precision is None and not torch.cuda.is_available():
         precision = "32-true"

@@ -201,7 +201,7 @@ def test_a_folder_with_a_run_is_kept_unless_told(tmp_path):
     out = tmp_path / "out"
     prune(out, trials=2, finetune=None)
     before = (out / "trials.jsonl").read_bytes()
-    with pytest.raises(freeprune.FreePruneError, match="already holds a run; go on with --resume"):
+    with pytest.raises(freeprune.FreePruneError, match="already holds a run; go on with `resume=True`"):
         prune(out)
     with pytest.raises(freeprune.FreePruneError, match="was started with trials = 2, not 3"):
         prune(out, trials=3, finetune=None, resume=True)

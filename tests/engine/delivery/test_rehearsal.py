@@ -57,7 +57,7 @@ class BrokenTest(Dataset):
 
 
 REFUSED = {
-    "dropout in eval mode": ({"model": Changed(lambda y, _: F.dropout(y, 0.5))}, "gives other outputs on the same images"),
+    "dropout in eval mode": ({"model": Changed(lambda y, _: F.dropout(y, 0.5))}, "gives different outputs for the same images"),
     "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives other outputs .*no random numbers"),
     "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
     "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
@@ -66,7 +66,7 @@ REFUSED = {
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
-    "no export": ({"model": Changed(not_exportable)}, r"cannot be exported .*; --no-rehearsal \(in Python rehearsal=False\)"),
+    "no export": ({"model": Changed(not_exportable)}, r"cannot be exported .*; `rehearsal=False`"),
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_surgery_that_changes_the_outputs_is_refused(tmp_path, monkeypatch):
 
 def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "outputs", lambda self, path, images: (torch.ones(2, 3),))
-    with pytest.raises(FreePruneError, match=r"the dense network's ONNX file computes something else .*--no-rehearsal"):
+    with pytest.raises(FreePruneError, match=r"the dense network's ONNX file computes something else .*`rehearsal=False`"):
         prune(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -139,7 +139,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_other_entries_rehearse_what_they_do(name, tmp_path):
-    with pytest.raises(FreePruneError, match="gives other outputs on the same images"):
+    with pytest.raises(FreePruneError, match="gives different outputs for the same images"):
         ENTRIES[name](NOISY, out=tmp_path / "out")
     if name != "sweep":  # which trains nothing
         with pytest.raises(FreePruneError, match="requires a gradient"):
@@ -156,7 +156,7 @@ def test_entries_without_a_file_do_not_export(tmp_path, monkeypatch):
     )  # fmt: skip
     freeprune.sweep(dense, data(), budgets=[0.7, 0.5], trials=2, calibration_images=20, out=tmp_path / "sweep")
     monkeypatch.undo()
-    with pytest.raises(FreePruneError, match=r"cannot be exported .*--no-rehearsal"):
+    with pytest.raises(FreePruneError, match=r"cannot be exported .*`rehearsal=False`"):
         freeprune.pick(tmp_path / "sweep", target={"macs": 0.6}, model=dense, data=data(), out=tmp_path / "picked")
     assert not (tmp_path / "picked").exists()
 

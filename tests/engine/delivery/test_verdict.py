@@ -42,8 +42,8 @@ def test_only_what_lies_outside_the_noise_counts(granularity, ratio, effect):
 
 
 def test_channels_that_bring_nothing_point_to_rounding():
-    assert "try --round-to 8" in said("channel", 1.25)
-    assert "try --round-to 8" in said("channel+nm", 1.0)
+    assert "try `round_to=8`" in said("channel", 1.25)
+    assert "try `round_to=8`" in said("channel+nm", 1.0)
     assert "--round-to" not in said("channel", 0.7)
     assert "--round-to" not in said("channel", 1.25, round_to=8)
     assert "lower target" in said("channel", 1.25, round_to="conv=8,linear=4")
@@ -56,7 +56,7 @@ def test_zeros_that_seem_faster_are_put_down_to_compaction():
 
 
 def test_zeros_that_are_slower_point_to_the_widths_of_compaction():
-    assert "try --no-compaction" in said("weight", 1.2)
+    assert "try `compaction=False`" in said("weight", 1.2)
     assert "compaction" not in said("weight", 1.2, compaction=False)
     assert "compaction" not in said("weight", 1.0)
     assert "compaction" not in said("channel+weight", 1.2)

@@ -169,7 +169,7 @@ def test_a_damaged_record_is_a_sentence(clock, tmp_path):
     path = tmp_path / "out" / "latency.jsonl"
     path.write_text(path.read_text().replace('"points"', '"lines"'))
     (tmp_path / "out" / "summary.json").unlink()
-    with pytest.raises(FreePruneError, match=r"latency\.jsonl is damaged; .*--force"):
+    with pytest.raises(FreePruneError, match=r"latency\.jsonl is damaged; .*force"):
         prune(tmp_path / "out", resume=True, rehearsal=False)
     assert (tmp_path / "out" / "trials.jsonl").exists()
 
