@@ -188,7 +188,6 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(folder / "results.svg", metadata={"Date": None})
-    figure.savefig(folder / "results.png", dpi=110)
     plt.close(figure)
 
 

@@ -16,6 +16,7 @@ from studies import CELLS, FOLDER, HARSH, KEPT_OUT
 
 from freeprune.common import write_atomically
 from freeprune.engine.report.plots import save_heat_map
+from freeprune.engine.store.studies import Study
 from freeprune.metrics.statistics import spearman
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -148,7 +149,8 @@ def longer(studies: Studies) -> str:
 
 def main() -> None:
     studies: Studies = {n: json.loads(p.read_text()) for n in CELLS if (p := FOLDER / n / "study.json").exists()}
-    save_heat_map(studies, DOCS)
+    png, _ = save_heat_map({name: Study.from_json(study) for name, study in studies.items()}, DOCS)
+    png.unlink()  # the pages show the other one
     total = {n: len(s["candidates"]) for n, s in studies.items()}
     text = f"""# The studies
 

@@ -24,8 +24,8 @@ from .report.page import read_finished
 from .run.job import Finetune, Job, prepare, strategy_of
 from .run.loop import search
 from .store import run_folder as files
-from .store.documents import Summary
 from .store.ledger import Ledger
+from .store.summary import Summary
 from .workers.base import Placement
 from .workers.pool import check, pool
 

@@ -33,7 +33,8 @@ from ..run.outputs import outputs
 from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
-from ..store.documents import (
+from ..store.documents import finite
+from ..store.summary import (
     Accuracy,
     Agreement,
     Compaction,
@@ -49,7 +50,6 @@ from ..store.documents import (
     Seconds,
     Summary,
     TimedTarget,
-    finite,
 )
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.trainer import measured

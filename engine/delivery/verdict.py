@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
-from ..store.documents import LatencyMs
+from ..store.summary import LatencyMs
 
 NOISE = 0.05  # relative: two timings of one file on a busy machine differ by about this much
 

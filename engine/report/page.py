@@ -19,10 +19,11 @@ from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
 from ..asked.targets import LATENCY, label
 from ..store import run_folder as files
-from ..store.documents import Comparison, Run, Study, Summary, Sweep
 from ..store.ledger import Ledger, Trial, curve
 from ..store.records import Records
 from ..store.run_folder import Read
+from ..store.studies import Comparison, Run, Study, Sweep
+from ..store.summary import Summary
 from ..store.tables import interval, number
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far

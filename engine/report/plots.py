@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from ...errors import FreePruneError, FreePruneWarning
-from ..store.documents import Comparison, Run, Study, Sweep
+from ..store.studies import Comparison, Run, Study, Sweep
 
 Given = ParamSpec("Given")
 

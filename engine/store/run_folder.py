@@ -20,7 +20,9 @@ from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.models import load_weights
 from ..user_code import UserError
-from .documents import Comparison, Document, Study, Summary, Sweep
+from .documents import Document
+from .studies import Comparison, Study, Sweep
+from .summary import Summary
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")

@@ -10,7 +10,9 @@ from ..asked.targets import LATENCY, label
 from ..shown import NONE, Shown
 
 if TYPE_CHECKING:
-    from .documents import Comparison, Interval, Judged, MetTarget, Onnx, Study, Summary, Sweep, TimedTarget
+    from .documents import Interval
+    from .studies import Comparison, Judged, Study, Sweep
+    from .summary import MetTarget, Onnx, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -26,9 +26,10 @@ from ..report.page import read_finished, write_report
 from ..run.job import Finetune, Job, strategy_of
 from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
-from ..store.documents import AgainstRandom, Comparison, Interval, Judged, Run, finite
+from ..store.documents import Interval, finite
 from ..store.ledger import Ledger, curve
 from ..store.records import Records
+from ..store.studies import AgainstRandom, Comparison, Judged, Run
 from ..training.finetuning import finetuned
 from ..training.trainer import measured
 from ..workers.pool import pool

@@ -35,8 +35,9 @@ from ..report import plots
 from ..report.page import write_report
 from ..run.job import Finetune, Job, metric_name, metric_of
 from ..store import run_folder as files
-from ..store.documents import Candidate, Correlated, GroupSize, Interval, NoiseFound, Study, StudyImages, finite
+from ..store.documents import Interval, finite
 from ..store.records import Records
+from ..store.studies import Candidate, Correlated, GroupSize, NoiseFound, Study, StudyImages
 from ..training.finetuning import finetuned
 from ..training.trainer import measured
 from ..user_code import scored

@@ -25,9 +25,10 @@ from ..report.page import read_finished, write_report
 from ..run.job import Finetune, Job, prepare, single, strategy_of
 from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
-from ..store.documents import Budget, Dense, Point, Sweep, finite
+from ..store.documents import finite
 from ..store.ledger import Ledger, Trial
 from ..store.shapes import sound_asked
+from ..store.studies import Budget, Dense, Point, Sweep
 from ..workers.base import Placement
 from ..workers.pool import pool
 from .opening import Opening, placed
@@ -209,9 +210,7 @@ def pick(
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:
-        raise FreePruneError(
-            f"{folder} holds no finished sweep; make one, or finish it with `resume=True`"
-        )
+        raise FreePruneError(f"{folder} holds no finished sweep; make one, or finish it with `resume=True`")
     if not sound_asked(config):
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model

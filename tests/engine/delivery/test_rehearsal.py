@@ -58,7 +58,7 @@ class BrokenTest(Dataset):
 
 REFUSED = {
     "dropout in eval mode": ({"model": Changed(lambda y, _: F.dropout(y, 0.5))}, "gives different outputs for the same images"),
-    "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives other outputs .*no random numbers"),
+    "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives different outputs .*no random numbers"),
     "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
     "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
     "side output first": ({"model": Changed(lambda y, t: (y.sum(), y) if t else y)}, "expected logits, one tensor"),

@@ -14,7 +14,7 @@ from freeprune.engine.latency.timer import NetworkTimer, layer_ms
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.run.job import prepare, strategy_of
-from freeprune.engine.store.documents import LatencyMs
+from freeprune.engine.store.summary import LatencyMs
 from freeprune.engine.workers.base import Placement
 
 

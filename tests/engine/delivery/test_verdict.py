@@ -8,7 +8,7 @@ from freeprune.backends import BACKENDS, find_backend, importance
 from freeprune.backends.mask import Masked
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.delivery.verdict import verdict
-from freeprune.engine.store.documents import LatencyMs
+from freeprune.engine.store.summary import LatencyMs
 
 
 @functools.cache

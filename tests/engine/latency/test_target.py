@@ -19,7 +19,7 @@ from freeprune.engine.command.cli import main
 from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
 from freeprune.engine.latency.target import measured_latency, with_delivered
-from freeprune.engine.store.documents import MetTarget
+from freeprune.engine.store.summary import MetTarget
 
 
 def pair():

@@ -21,8 +21,8 @@ from freeprune import FreePruneError
 from freeprune.engine.command.cli import main
 from freeprune.engine.report.charts import MOST, Axis, Series, chart, ticks
 from freeprune.engine.report.page import render, write_report
-from freeprune.engine.store.documents import NoOnnx, Summary
 from freeprune.engine.store.run_folder import read_document
+from freeprune.engine.store.summary import NoOnnx, Summary
 from freeprune.engine.store.tables import of_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

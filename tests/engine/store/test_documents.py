@@ -6,8 +6,9 @@ from typing import Annotated
 import pytest
 
 import freeprune
-from freeprune.engine.store.documents import Document, Study
+from freeprune.engine.store.documents import Document
 from freeprune.engine.store.run_folder import studies_beside
+from freeprune.engine.store.studies import Study
 
 STUDIES = Path(freeprune.__file__).parent / "benchmarks" / "studies"
 

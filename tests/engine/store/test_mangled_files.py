@@ -37,9 +37,10 @@ from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.measurements import Measurements, Setting, Timed
 from freeprune.engine.run.loop import search
 from freeprune.engine.store import run_folder as folder
-from freeprune.engine.store.documents import Comparison, Study, Summary, Sweep
 from freeprune.engine.store.ledger import Ledger
 from freeprune.engine.store.shapes import ASKED
+from freeprune.engine.store.studies import Comparison, Study, Sweep
+from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
 from freeprune.engine.studies import sweep
 from freeprune.search import STRATEGIES, Space

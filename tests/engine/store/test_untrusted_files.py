@@ -22,7 +22,7 @@ from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_weights
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.store import run_folder as folder
-from freeprune.engine.store.documents import Summary
+from freeprune.engine.store.summary import Summary
 
 MODEL = "digits:cnn"
 

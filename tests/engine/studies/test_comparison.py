@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from freeprune import FreePruneError, Recipe, compare
 from freeprune.engine.command.cli import main
-from freeprune.engine.store.documents import Run
 from freeprune.engine.store.ledger import Ledger
+from freeprune.engine.store.studies import Run
 from freeprune.engine.studies import comparison
 from freeprune.metrics import METRICS
 
