@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...common import FreePruneError
-from ...options import Option, declare, named
+from ...layouts import LAYOUTS
+from ...options import Option
 from ..criteria import Importance
 from ..tracing.record import IN, OUT
 from ..tracing.weights import UNKNOWN, Layout
 from .masked import Masked, Ranks, Scores, ranked
 
-DEFAULT = "1x4"
+DEFAULT = LAYOUTS["block"]["block"].default
 
 
 class Block(Masked):
@@ -27,7 +28,7 @@ class Block(Masked):
 
     name = "block"
     gain: ClassVar[str] = "only kernels written for such blocks gain from them"
-    options: ClassVar[Mapping[str, Option]] = named({"block": declare(DEFAULT, "1x4 along inputs, 4x1 along outputs.")})
+    options: ClassVar[Mapping[str, Option]] = LAYOUTS["block"]
 
     def __init__(self, *args: Any, block: str = DEFAULT, **more: Any) -> None:
         self._block = block

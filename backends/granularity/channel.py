@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
-from ...options import Kind, Option, declare, named
+from ...layouts import LAYOUTS
+from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..cost import Size, SumOfProducts, Term
 from ..coupling.certificate import Mismatch, replay
@@ -52,13 +53,7 @@ class Channel:
     """
 
     name: ClassVar[str] = "channel"
-    options: ClassVar[Mapping[str, Option]] = named(
-        {
-            "round_to": declare(1, "remove channels in steps of 8, or conv=8,linear=4.", kind=Kind.STEPS),
-            "min_width": declare(1, "keep at least so many channels of a layer.", least=1),
-            "repair": declare(True, "let sizes in module attributes follow.", kind=Kind.PAIR),
-        }
-    )
+    options: ClassVar[Mapping[str, Option]] = LAYOUTS[name]
     shrinks: ClassVar[bool] = True
     factors: ClassVar[bool] = False
     warm_starts: ClassVar[tuple[str, ...]] = ("uniform", "inner", "magnitude")

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...common import FreePruneError
-from ...options import Option, declare, named
+from ...layouts import LAYOUTS
+from ...options import Option
 from ..criteria import Importance
 from ..tracing.record import IN
 from ..tracing.weights import UNKNOWN, Layout
 from .masked import Masked, Ranks, Scores
 
-DEFAULT = "2:4"
+DEFAULT = LAYOUTS["nm"]["nm"].default
 
 
 class NM(Masked):
@@ -30,7 +31,7 @@ class NM(Masked):
     name = "nm"
     uncompacted: ClassVar[str | None] = "removing inputs would break the N:M layout"
     gain: ClassVar[str] = "TensorRT and cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on"
-    options: ClassVar[Mapping[str, Option]] = named({"nm": declare(DEFAULT, "2:4, or 4 for any number of four.")})
+    options: ClassVar[Mapping[str, Option]] = LAYOUTS["nm"]
     scales = False
 
     def __init__(self, *args: Any, nm: str = DEFAULT, **more: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from ...layouts import LAYOUTS
 from ...options import Kind, Option, declare, declared, named
 from ...tables import plugins
 from .declaration import Budgets, Comparison, Folder, Placement, Settings, Source, Study, Terminal
@@ -115,16 +115,15 @@ def layout_options() -> dict[str, Option]:
 
     A name that all runs have stays theirs. Of two granularities with one name the first is shown, and each checks by its own.
     """
-    from ...backends import BACKENDS
-
-    found: dict[str, Option] = {}
-    foreign = plugins("granularity")
-    for granularity in (*BACKENDS, *foreign):
+    layouts = dict(LAYOUTS)
+    for granularity, point in plugins("granularity").items():
         try:
-            backend: Any = BACKENDS[granularity] if granularity in BACKENDS else foreign[granularity].load()
+            layouts.setdefault(granularity, named(getattr(point.load(), "options", {})))
         except Exception:  # whatever the package does: said where it is asked for, and no other run is held up
             continue
-        for name, one in named(getattr(backend, "options", {})).items():
+    found: dict[str, Option] = {}
+    for granularity, layout in layouts.items():
+        for name, one in layout.items():
             if name not in SETTINGS:
                 found.setdefault(name, one.but(help=f"With {granularity}: {one.help}", implied=True))
     return found

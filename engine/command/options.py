@@ -78,7 +78,7 @@ def shown_by_click(option: Option) -> click.Option:
 class Declared(click.Command):
     """A command whose parameters are those of its declaration.
 
-    They are made when they are looked at, since granularities have to be imported for theirs.
+    They are made when they are looked at, since granularities of other packages have to be imported for theirs.
     """
 
     _made: list[click.Parameter] | None = None

@@ -10,6 +10,7 @@ import click
 import pytest
 
 import freeprune
+from freeprune import layouts
 from freeprune.backends import BACKENDS, find_backend
 from freeprune.common import FreePruneError
 from freeprune.engine.asked import declaration
@@ -135,7 +136,11 @@ def test_options_of_another_granularity_are_refused(granularity):
             prepare("digits:cnn", None, "digits", told, None)
 
 
+def test_a_built_in_granularity_is_told_what_its_class_takes():
+    assert {name: backend.options for name, backend in BACKENDS.items() if backend.options} == layouts.LAYOUTS
+
+
 def test_the_declaration_is_read_without_torch():
-    code = "import sys, freeprune.engine.asked.commands; assert 'torch' not in sys.modules, 'torch'"
+    code = "import sys, freeprune.engine.asked.commands as c; c.layout_options(); assert 'torch' not in sys.modules, 'torch'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -197,7 +197,10 @@ def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
 HEAVY = ("torch", "numpy", "scipy", "onnx", "optuna", "rich")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], *(["list", what] for what in TABLES)], ids=" ".join)
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in sorted(main.commands)), *(["list", what] for what in TABLES)]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
 def test_what_there_is_is_said_without_heavy_imports(words):
     code = f"""
 import sys
