@@ -7,37 +7,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine.apply import apply
     from .engine.asked.recipe import Recipe
     from .engine.delivery.finish import Result
+    from .engine.inspection.groups import inspect
     from .engine.prune import prune
+    from .engine.report.page import write_report as report
     from .engine.run.scoring import score
     from .engine.store.run_folder import load
     from .engine.studies.comparison import compare
     from .engine.studies.correlation import correlate
     from .engine.studies.sweep import pick, sweep
-    from .errors import FreePruneError
+    from .engine.train import train
+    from .errors import FreePruneError, FreePruneWarning
 
-__all__ = ["FreePruneError", "Recipe", "Result", "compare", "correlate", "load", "pick", "prune", "score", "sweep"]
+__all__ = [
+    "FreePruneError", "FreePruneWarning", "Recipe", "Result", "apply", "compare", "correlate", "inspect", "load", "pick",
+    "prune", "report", "score", "sweep", "train",
+]  # fmt: skip
 
 # Imported when they are first asked for, so that the command line can say what it offers without torch.
 _PLACES = {
     "FreePruneError": "errors",
+    "FreePruneWarning": "errors",
     "Recipe": "engine.asked.recipe",
     "Result": "engine.delivery.finish",
+    "apply": "engine.apply",
     "compare": "engine.studies.comparison",
     "correlate": "engine.studies.correlation",
+    "inspect": "engine.inspection.groups",
     "load": "engine.store.run_folder",
     "pick": "engine.studies.sweep",
     "prune": "engine.prune",
+    "report": "engine.report.page",
     "score": "engine.run.scoring",
     "sweep": "engine.studies.sweep",
+    "train": "engine.train",
 }
+_NAMED = {"report": "write_report"}  # what is called otherwise in its place
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    found = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), _NAMED.get(name, name))
     return found
 
 

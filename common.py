@@ -81,12 +81,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def unwritable(path: Path, error: OSError) -> FreePruneError:
+def unwritable(path: Path, error: OSError, way_out: str = "make room, or give another place") -> FreePruneError:
     """The sentence about a file that the system refuses to write."""
-    return FreePruneError(
-        f"{path} cannot be written ({error.strerror or error}); what was written before is whole: make room and go on with "
-        "--resume"
-    )
+    return FreePruneError(f"{path} cannot be written ({error.strerror or error}); what was there is whole: {way_out}")
 
 
 Inputs = tuple[Tensor, ...]

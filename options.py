@@ -85,7 +85,7 @@ class Option:
         if value is None or self.holds is None or self.holds(value):
             return
         shown = f"{value:g}" if type(value) is float else repr(value) if type(value) is str else value
-        raise FreePruneError(f"{self.written} is {shown}; give {self.expected}")
+        raise FreePruneError(f"`{self.name}` is {shown}; give {self.expected}")
 
     @property
     def default_text(self) -> str:

@@ -108,9 +108,7 @@ def check_options(granularity: str, known: Mapping[str, Option], given: Mapping[
     """
     for name, value in given.items():
         if name not in known:
-            raise FreePruneError(
-                f"--{name.replace('_', '-')} {value} does not apply to granularity {granularity}; leave it out"
-            )
+            raise FreePruneError(f"`{name}={value!r}` does not apply to granularity {granularity}; leave it out")
         known[name].but(name=name).check(value)
 
 

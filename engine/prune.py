@@ -19,7 +19,7 @@ from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
 from .latency.target import OutOfReach, measured_latency
-from .progress import Progress, silent
+from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
 from .run.job import Finetune, Job, prepare, strategy_of
 from .run.loop import search
@@ -31,6 +31,7 @@ from .workers.pool import check, pool
 
 
 @files.keeps_traceback
+@shows_progress
 def prune(
     model: nn.Module | str,
     data: Any,
@@ -48,7 +49,7 @@ def prune(
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress = silent,
+    progress: Shown = None,
     **options: Unpack[RunOptions],
 ) -> Result:
     """Prune a trained network: search rates, remove, fine-tune the winner once, export, verify.
@@ -75,13 +76,15 @@ def prune(
         workers: processes that score, with one thread each. Default: this one, with all its threads.
         resume: go on with the run in `out`.
         force: replace the run in `out`.
-        progress: is told how far the run is.
+        progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
+            is told how far the run is.
         options: everything else, by the names in the table of `docs/options.md`: the criterion, what is left out, the options
             of a granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
 
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
+    assert callable(progress)  # shows_progress has seen to it
     placement = Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
     asked = settings(
         target,

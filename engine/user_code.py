@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common import Batch, Candidate, FreePruneError, cause
+from ..errors import FreePruneWarning
 from ..metrics import Metric, Reference
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +53,15 @@ def telling(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
-        raise UserError(f"{what} failed ({cause(error)}{place_of(error)}); mend it, and go on with --resume", trace) from error
+        raise UserError(f"{what} failed ({cause(error)}{place_of(error)}); mend it", trace) from error
+
+
+def warn(sentence: str) -> None:
+    """A warning at the line of the user's code that called the library."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(FreePruneWarning(sentence), stacklevel=level)
 
 
 def place_of(error: BaseException) -> str:
@@ -81,8 +92,7 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
         return float(found)
     except (RuntimeError, TypeError, ValueError):
         raise FreePruneError(
-            f"the metric {name_of(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it, and go "
-            "on with --resume"
+            f"the metric {name_of(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it"
         ) from None
 
 

@@ -93,7 +93,7 @@ def run(candidate: Candidate, batch: Batch) -> Tensor:
     """The candidate's output on the calibration images under batch statistics, without gradients."""
     images = batch.inputs[0].shape[0]
     if images < 2:
-        raise MetricError(f"{images} calibration image is too few for batch statistics; use --calibration-images 2 or more")
+        raise MetricError(f"{images} calibration image is too few for batch statistics; give 2 or more")
     with torch.no_grad():
         return output_of(candidate(*batch.inputs))
 
@@ -111,7 +111,7 @@ def output_of(given: Any) -> Tensor:
 def labels_of(batch: Batch) -> Tensor:
     """The labels of a batch, if it has any."""
     if batch.labels is None:
-        raise MetricError("this metric reads labels, and the calibration data has none; use --metric freeprune")
+        raise MetricError("this metric reads labels, and the calibration data has none; use `metric='freeprune'`")
     return batch.labels
 
 
@@ -127,7 +127,7 @@ def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
     if unknown is not None:
         raise MetricError(
             f"the pruned network's {unknown!r} has no counterpart in the dense one, and this metric compares weights; "
-            "use --metric calibratedkl, which compares outputs"
+            "use `metric='calibratedkl'`, which compares outputs"
         )
     return {name: (own[name], candidate.dense[name]) for name in parameters}
 
@@ -149,7 +149,7 @@ def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
     if own.shape != tensor.shape:
         raise MetricError(
             f"{name!r} has shape {tuple(own.shape)} in the pruned network, and which of {tuple(tensor.shape)} it kept is not "
-            "known; give the plan, or use --metric calibratedkl, which compares outputs"
+            "known; give the plan, or use `metric='calibratedkl'`, which compares outputs"
         )
     return tensor if own.dim() < 2 else tensor * (own != 0)
 

@@ -29,7 +29,7 @@ def naswot(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     with _Patterns() as patterns:  # type: ignore[no-untyped-call]
         run(candidate, batch)
     if patterns.kernel is None:
-        raise MetricError("naswot needs rectifiers such as ReLU, and the network has none; use --metric freeprune")
+        raise MetricError("naswot needs rectifiers such as ReLU, and the network has none; use `metric='freeprune'`")
     sign, value = torch.linalg.slogdet(patterns.kernel)
     return float(value) if sign > 0 else float("-inf")
 

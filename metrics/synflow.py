@@ -34,13 +34,13 @@ def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """
     tensors = {**candidate.skeleton.tensors, **candidate.tensors}
     if not any(t.dim() > 1 and isinstance(candidate.skeleton.tensors[n], nn.Parameter) for n, t in tensors.items()):
-        raise MetricError("synflow needs weights of two or more dimensions, and the network has none; use --metric agreement")
+        raise MetricError("synflow needs weights of two or more dimensions, and the network has none; use `metric='agreement'`")
     linear = {name: _linearised(name, t) for name, t in tensors.items() if t.is_floating_point()}
     ones = tuple(torch.ones_like(x[:1], dtype=torch.float64) for x in batch.inputs)
     with torch.no_grad():
         flow = float(candidate.run(linear, *ones).sum())
     if not math.isfinite(flow):
-        raise MetricError("the synaptic flow is too large for a number, since the network is very deep; use --metric freeprune")
+        raise MetricError("the synaptic flow is too large for a number, the network being very deep; use `metric='freeprune'`")
     return math.log(flow) if flow > 0 else float("-inf")
 
 

@@ -49,7 +49,7 @@ class Sensitivity:
         if trials < fewest + 1:
             raise FreePruneError(
                 f"the knapsack probes each of {fewest - 1} groups alone and needs {fewest + 1} trials, not {trials}; "
-                "raise --trials or search without it"
+                "raise `trials` or search without it"
             )
         levels = 1
         while levels < removable.max() and _probes(removable, levels + 1) <= share * trials:

@@ -213,7 +213,7 @@ class Space:
                 raise FreePruneError(
                     f"target {name}={amount(target)} ({target / most:.1%} of dense) cannot be met: the smallest network "
                     f"allowed has {least / most:.1%} of the dense {name} ({amount(least)} of {amount(most)}); "
-                    f"raise the target or --max-rate{self._fixed_layers()}"
+                    f"raise the `target` or `max_rate`{self._fixed_layers()}"
                 )
 
     def _fixed_layers(self) -> str:

@@ -211,5 +211,5 @@ def warm_started(
     kept = [POINTS[name](space, profile) for name in chosen if name in POINTS]
     points = np.array([space.proposal(row) for row in kept]).reshape(len(kept), space.size)
     if len(points) > trials:
-        raise FreePruneError(f"{len(points)} warm starts are more than {trials} trials; raise --trials or name fewer")
+        raise FreePruneError(f"{len(points)} warm starts are more than {trials} trials; raise `trials` or name fewer")
     return WarmStarted(strategy, points, KNAPSACK in chosen, space, seed, trials)

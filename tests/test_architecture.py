@@ -27,7 +27,7 @@ BACKENDS = [
 ]
 ENGINE = [
     "progress", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection",
-    "training", "latency", "report", "delivery", "prune", "studies", "command",
+    "training", "latency", "report", "delivery", "apply", "train", "prune", "studies", "command",
 ]  # fmt: skip
 
 
@@ -118,8 +118,10 @@ def test_every_room_is_in_the_wheel():
 
 
 def test_the_public_surface():
-    functions = ["compare", "correlate", "load", "pick", "prune", "score", "sweep"]
-    assert sorted(freeprune.__all__) == ["FreePruneError", "Recipe", "Result", *functions]
+    functions = [
+        "apply", "compare", "correlate", "inspect", "load", "pick", "prune", "report", "score", "sweep", "train",
+    ]  # fmt: skip
+    assert sorted(freeprune.__all__) == ["FreePruneError", "FreePruneWarning", "Recipe", "Result", *functions]
     assert all(getattr(freeprune, name) for name in freeprune.__all__)
 
 

@@ -32,6 +32,11 @@ class Command:
     metavar: str | None = None
     is_path: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The argument as `--help` and sentences name it."""
+        return self.metavar or self.argument.upper()
+
 
 def _some(table: Mapping[str, Option], *names: str) -> tuple[Option, ...]:
     return tuple(table[name] for name in names)
@@ -85,7 +90,10 @@ COMMANDS: dict[str, Command] = {
         FOLDER["out"].but(help="The .safetensors file to write."),
     )),
     "inspect": Command((
-        declare((), "Shape of an input without the batch, 3x224x224; again for a second one.", name="input", kind=Kind.EACH),
+        declare(
+            (), "Shape of an input without the batch, 3x224x224; again for a second one.", name="example", flag="--input",
+            kind=Kind.EACH,
+        ),
         SOURCE["data"].but(required=False, help="Take an example from the data instead; as for prune."), SOURCE["weights"],
         SETTINGS["granularity"], SETTINGS["max_rate"], LAYOUT, JSON,
         declare(None, "An .svg file to draw the coupling into.", name="graph", kind=Kind.PATH),

@@ -115,9 +115,9 @@ class Placement:
     def __post_init__(self) -> None:
         check_all(self)
         if self.gpus > 1 and self.gpus % 1:
-            raise FreePruneError(f"--ray-gpus is {self.gpus}; give a fraction of one GPU or a whole number of them")
+            raise FreePruneError(f"`ray_gpus` is {self.gpus}; give a fraction of one GPU or a whole number of them")
         if self.gpus and self.ray is None:
-            raise FreePruneError(f"--ray-gpus {self.gpus:g} was given without --ray; give a cluster's address, or neither")
+            raise FreePruneError(f"`ray_gpus={self.gpus:g}` was given without `ray`; give a cluster's address, or neither")
 
 
 @dataclass(frozen=True)

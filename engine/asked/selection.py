@@ -1,4 +1,4 @@
-"""Which groups a run may touch: `--only` and `--ignore`."""
+"""Which groups a run may touch: `only` and `ignore`."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[
         FreePruneError: a pattern matches nothing, or nothing is left to prune.
     """
     for pattern in only:
-        _check(pattern, [group.name for group in groups], "--only")
+        _check(pattern, [group.name for group in groups], "only")
     for pattern in ignore:
-        _check(pattern, [layer for group in groups for layer in _layers(group)], "--ignore")
+        _check(pattern, [layer for group in groups for layer in _layers(group)], "ignore")
     free = [
         (not only or any(fnmatchcase(group.name, pattern) for pattern in only))
         and not any(fnmatchcase(layer, pattern) for pattern in ignore for layer in _layers(group))
         for group in groups
     ]
     if not any(group.units > group.minimum for group, may in zip(groups, free, strict=True) if may):
-        raise FreePruneError("--only and --ignore leave nothing to prune; take a pattern out")
+        raise FreePruneError("`only` and `ignore` leave nothing to prune; take a pattern out")
     return np.array([g.minimum if may else g.units for g, may in zip(groups, free, strict=True)], np.int64)
 
 
@@ -43,8 +43,8 @@ def _layers(group: Group) -> list[str]:
     return [group.name, *dict.fromkeys(name.rpartition(".")[0] or name for name in tensors)]
 
 
-def _check(pattern: str, names: list[str], option: str) -> None:
+def _check(pattern: str, names: list[str], argument: str) -> None:
     if not any(fnmatchcase(name, pattern) for name in names):
         known = list(dict.fromkeys(names))
         hint = nearest(pattern, known) if len(known) <= 12 else f"see freeprune inspect ({nearest(pattern, known[:8])}, ...)"
-        raise FreePruneError(f"{option} {pattern!r} matches no layer that can be pruned; {hint}")
+        raise FreePruneError(f"`{argument}={pattern!r}` matches no layer that can be pruned; {hint}")

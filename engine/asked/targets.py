@@ -49,10 +49,10 @@ def parse_target(text: str) -> Target:
     cost, equals, value = text.partition("=")
     number = NUMBER.fullmatch(value.strip())
     if not equals or number is None:
-        raise FreePruneError(f"target {text!r} is malformed; {FORM}")
+        raise FreePruneError(f"`target` {text!r} is malformed; {FORM}")
     amount, unit = float(number[1]), number[2] or ""
     if unit not in ("", "%") and (unit == "ms") != (cost.strip() == LATENCY):
-        raise FreePruneError(f"target {text!r} has the wrong unit; {FORM}")
+        raise FreePruneError(f"`target` {text!r} has the wrong unit; {FORM}")
     if unit == "ms":
         return _target(cost.strip(), amount, False, text)
     if unit == "%":
@@ -77,7 +77,7 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
     else:
         found = [parse_target(text) for text in targets]
     if not found:
-        raise FreePruneError(f"no target was given; {FORM}")
+        raise FreePruneError(f"no `target` was given; {FORM}")
     names = [target.cost for target in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -96,11 +96,11 @@ def _number(cost: str, value: float) -> Target:
 
 def _target(cost: str, value: float, relative: bool, text: str) -> Target:
     if cost not in COSTS:
-        raise FreePruneError(f"target {text!r} limits an unknown cost; {nearest(cost, list(COSTS))}")
+        raise FreePruneError(f"`target` {text!r} limits an unknown cost; {nearest(cost, list(COSTS))}")
     if not value > 0:
-        raise FreePruneError(f"target {text!r} leaves nothing; give more than 0%")
+        raise FreePruneError(f"`target` {text!r} leaves nothing; give more than 0%")
     if (relative and value > 1) or not math.isfinite(value):
-        raise FreePruneError(f"target {text!r} is more than the dense network has; give at most 100%")
+        raise FreePruneError(f"`target` {text!r} is more than the dense network has; give at most 100%")
     return Target(cost, value, relative)
 
 
@@ -122,13 +122,13 @@ def resolve(
             continue
         if target.cost not in dense:
             raise FreePruneError(
-                f"target {target} means nothing at granularity {backend.name}, which sets weights to zero in place; "
-                f"limit {' or '.join(sorted(dense))} instead, or use --granularity channel"
+                f"`target` {str(target)!r} means nothing at granularity {backend.name}, which sets weights to zero in place; "
+                f"limit {' or '.join(sorted(dense))} instead, or use `granularity='channel'`"
             )
         amount = target.resolve(dense[target.cost])
         if amount > dense[target.cost]:
             raise FreePruneError(
-                f"target {target} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
+                f"`target` {str(target)!r} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
             )
         result[target.cost] = amount
     return result
@@ -137,13 +137,13 @@ def resolve(
 def _check_latency(target: Target, backend: Backend, timed: bool) -> None:
     if not timed:
         raise FreePruneError(
-            f"target {target} is for prune and pick alone, since studies compare networks of one counted cost; limit macs, "
-            "params or nonzero instead"
+            f"`target` {str(target)!r} is for prune and pick alone, since studies compare networks of one counted cost; "
+            "limit macs, params or nonzero instead"
         )
     if not backend.shrinks:
         raise FreePruneError(
-            f"target {target} cannot be met at granularity {backend.name}, since zeros that stay in place leave the ONNX file "
-            "as slow as the dense one; use --granularity channel"
+            f"`target` {str(target)!r} cannot be met at granularity {backend.name}, since zeros that stay in place "
+            "leave the ONNX file as slow as the dense one; use `granularity='channel'`"
         )
 
 

@@ -25,19 +25,17 @@ class OneSentence(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.exceptions.Exit as request:
-            sys.exit(request.exit_code)
         except click.ClickException as error:
             _fail(" ".join(error.format_message().split()))
-        except FreePruneError as error:
+        except FreePruneError as error:  # of the options, while they are read
             _fail(str(error))
         except (KeyboardInterrupt, click.Abort):
-            print("freeprune: interrupted; every finished trial is kept, go on with --resume", file=sys.stderr)  # noqa: T201
-            sys.exit(130)
+            options.say("interrupted")
+            sys.exit(options.INTERRUPTED)
 
 
 def _fail(sentence: str) -> None:
-    print(f"freeprune: error: {sentence}", file=sys.stderr)  # noqa: T201
+    options.say(f"error: {sentence}")
     sys.exit(2)
 
 
@@ -54,17 +52,15 @@ def prune(model: str, **given: Any) -> None:
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
     path/to/file.py:callable. Exit status 3 says that a target on latency was missed.
     """
-    from .. import prune as run
     from ..inputs.models import resolve
-    from . import tables as display
+    from ..prune import prune
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
     finetune: Any = options.recipe_of(given)
     if given["finetune"] is not None:
         finetune = resolve(given["finetune"])
-    with display.bars(quiet=given["json"]) as progress:
-        result = run.prune(model, data, **{**options.passed_on(given), "finetune": finetune, "progress": progress})
+    result = prune(model, data, **{**options.passed_on(given), "finetune": finetune})
     if given["weights"] is None and not given["json"]:
         click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
     _report(result, given["json"])
@@ -77,28 +73,26 @@ def compare(model: str, **given: Any) -> None:
     With --finetune-epochs or --finetune-images the best network of every search is fine-tuned, so that the comparison ends in
     test accuracy; without, nothing is trained.
     """
-    from ..studies import comparison
+    from ..studies.comparison import compare
     from . import tables as display
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
     tuned = given["epochs"] is not None or given["images"] is not None
     finetune = options.recipe_of(given) if tuned else None
-    with display.bars(quiet=given["json"]) as progress:
-        found = comparison.compare(model, data, **{**options.passed_on(given), "finetune": finetune, "progress": progress})
+    found = compare(model, data, **{**options.passed_on(given), "finetune": finetune})
     display.report(found, found.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)
 def sweep(model: str, **given: Any) -> None:
     """Search MODEL at several budgets and show which score each reaches; freeprune pick finishes one of them."""
-    from ..studies import sweep as sweeping
+    from ..studies.sweep import sweep
     from . import tables as display
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    with display.bars(quiet=given["json"]) as progress:
-        found = sweeping.sweep(model, data, **{**options.passed_on(given), "progress": progress})
+    found = sweep(model, data, **options.passed_on(given))
     finish = f"finish one with freeprune pick {given['out']} --target {found.budgets[0].target} --out DIR"
     display.report(found, found.to_json(), given["json"], finish)
 
@@ -106,13 +100,10 @@ def sweep(model: str, **given: Any) -> None:
 @main.command(cls=options.Declared)
 def pick(sweep_folder: Path, **given: Any) -> None:
     """Finish a run at a point of SWEEP, the folder of a sweep: surgery, fine-tuning, export, checks."""
-    from ..studies import sweep
-    from . import tables as display
+    from ..studies.sweep import pick
 
     options.set_threads(given["threads"])
-    finetune = options.recipe_of(given)
-    with display.bars(quiet=given["json"]) as progress:
-        result = sweep.pick(sweep_folder, finetune=finetune, progress=progress, **options.passed_on(given))
+    result = pick(sweep_folder, finetune=options.recipe_of(given), **options.passed_on(given))
     _report(result, given["json"])
 
 
@@ -148,33 +139,29 @@ def correlate(model: str, **given: Any) -> None:
     Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used. The
     heat map shows the studies in the folders beside --out as well: one for each granularity, say.
     """
-    from ..studies import correlation
+    from ..studies.correlation import correlate
     from . import tables as display
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    asked = {**options.passed_on(given), "finetune": options.recipe_of(given)}
-    with display.bars(quiet=given["json"]) as progress:
-        study = correlation.correlate(model, data, **{**asked, "progress": progress})
+    study = correlate(model, data, **{**options.passed_on(given), "finetune": options.recipe_of(given)})
     display.report(study, study.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)
 def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""
-    from ...backends import Plan
-    from ...backends import apply as prune_by
+    from ..apply import apply, read_plan
     from ..inputs.batches import split
     from ..inputs.calibration import draw
     from ..inputs.models import load_weights
     from ..run import scoring
     from ..run.job import dense_network
-    from ..store.run_folder import PLAN
 
     options.set_threads(given["threads"])
-    removed = Plan.load(plan.parent if plan.name == PLAN else plan)
+    removed = read_plan(plan)
     network = dense_network(model, given["weights"], given["seed"])
-    smaller = prune_by(network, removed)
+    smaller = apply(network, removed)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
     data = options.data_of(given)
@@ -190,78 +177,52 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
 @main.command(cls=options.Declared)
 def train(model: str, **given: Any) -> None:
     """Train MODEL, or adapt it with --weights, and save its weights."""
-    from ..inputs.adoption import in_float32, with_values
-    from ..run.job import dense_network
-    from ..store.run_folder import save_weights
-    from ..training import trainer as training
-    from . import tables as display
+    from ..asked.recipe import Recipe
+    from ..train import train
 
-    out: Path = given["out"]
-    if out.suffix != ".safetensors":
-        raise FreePruneError(f"--out {out} must end in .safetensors")
     options.set_threads(given["threads"])
-    network = dense_network(model, given["weights"], given["seed"])
     data = options.data_of(given)
-    recipe = options.recipe_of(given, augment=data.augment)
-    with display.bars(quiet=given["json"]) as progress:
-        trained = training.train(
-            in_float32(network),
-            data.train,
-            recipe,
-            seed=given["seed"],
-            collate=data.collate,
-            progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
-        )
-    trained = with_values(network, trained)
-    accuracy = training.accuracy(in_float32(trained), data.test, collate=data.collate)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(trained, out)
-    summary = {"accuracy": accuracy, "weights": str(out)}
-    click.echo(json.dumps(summary) if given["json"] else f"test accuracy {accuracy:.2%}; weights are in {out}")
+    recipe = options.recipe_of(given) or Recipe(epochs=0)
+    trained = train(model, data, recipe=recipe, **options.passed_on(given))
+    if given["json"]:
+        click.echo(json.dumps({"accuracy": trained.accuracy, "weights": str(trained.weights)}))
+    else:
+        click.echo(f"test accuracy {trained.accuracy:.2%}; weights are in {trained.weights}")
 
 
 @main.command(cls=options.Declared)
-def inspect(model: str, granularity: str, graph: Path | None, **given: Any) -> None:
+def inspect(model: str, **given: Any) -> None:
     """Say what could be pruned from MODEL, what goes together, and what is locked and why; prune nothing.
 
     The share of a group in a cost is what goes when this group alone shrinks to its least.
     """
-    from ..inspection import groups as inspection
-    from ..inspection.drawing import save
-    from ..run.job import dense_network
-    from . import inspection_tables
+    from rich.console import Console
 
-    if graph is not None and graph.suffix != ".svg":
-        raise FreePruneError(f"--graph {graph} must end in .svg")
-    inputs = inspection_tables.example(given.pop("input"), given.pop("data"))
-    network = dense_network(model, given.pop("weights"), seed=0)
-    as_json = given.pop("json")
-    found = inspection.inspect(network, inputs, granularity, **{name: v for name, v in given.items() if v is not None})
-    if graph is not None:
-        save(found, graph)
+    from ..inspection.groups import inspect
+    from ..inspection.tables import WIDTH, shown
+
+    shapes, data, as_json = given.pop("example"), given.pop("data"), given.pop("json")
+    if data is not None and shapes:
+        raise FreePruneError("both --input and --data were given; give one of them")
+    if data is None and not shapes:
+        raise FreePruneError("no input was given; give its shape with --input 3x224x224, or take an example from --data")
+    found = inspect(model, data or shapes, **{name: value for name, value in given.items() if value is not None})
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
-        inspection_tables.print_inspection(found)
+        console = Console()
+        (console if console.is_terminal else Console(width=WIDTH)).print(*shown(found))
 
 
 @main.command(cls=options.Declared)
 def apply(model: str, weights: Path, plan: Path, out: Path, force: bool) -> None:
     """Apply a plan to MODEL, without search or fine-tuning: plan and weights of the pruned network go to --out."""
-    from ...backends import Plan
-    from ...backends import apply as prune_by
+    from ..apply import apply, read_plan
     from ..run.job import dense_network
-    from ..store import run_folder as folder
 
-    removed = Plan.load(plan.parent if plan.name == folder.PLAN else plan)
+    removed = read_plan(plan)
     network = dense_network(model, weights, seed=0)
-    smaller = prune_by(network, removed)
-    folder.check_folder(out, resume=False, force=force)
-    if (out / folder.WEIGHTS).exists() and not force:
-        raise FreePruneError(f"{out} already holds a pruned network; give another --out, or replace it with --force")
-    out.mkdir(parents=True, exist_ok=True)
-    removed.save(out)
-    folder.save_weights(smaller, out / folder.WEIGHTS)
+    smaller = apply(network, removed, out=out, force=force)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (network, smaller))
     click.echo(f"{removed.granularity}: {after:,} of {before:,} parameters in tensors; the pruned network is in {out}")
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...errors import FreePruneError
+from ...errors import FreePruneError, FreePruneWarning
 from ...options import Kind, Option, in_words
 from ..asked.commands import COMMANDS, FINETUNING, Command, options_of
+from .wording import in_options
 
 DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+INTERRUPTED = 130  # exit status
+RECORD = "config.json"  # with it a run has begun
 
 
 class Seconds(click.ParamType[float]):
@@ -93,6 +99,47 @@ class Declared(click.Command):
     def params(self, given: list[click.Parameter]) -> None:
         """click hands over those of decorators, of which there are none."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors and warnings of the library name options instead of arguments."""
+        name = str(self.name)
+        try:
+            with _warnings_shown(name):
+                return super().invoke(ctx)
+        except FreePruneError as error:
+            raise click.ClickException(in_options(str(error), name)) from error
+        except KeyboardInterrupt:
+            say(f"interrupted{_way_out(ctx.params)}")
+            sys.exit(INTERRUPTED)
+
+
+def say(sentence: str) -> None:
+    """A line on stderr."""
+    print(f"freeprune: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _warnings_shown(command: str) -> Iterator[None]:
+    """The library's warnings as lines on stderr, each as often as it is given; those of others as before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FreePruneWarning)
+        otherwise = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, FreePruneWarning):
+                say(f"warning: {in_options(str(message), command)}")
+            else:
+                otherwise(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def _way_out(given: Mapping[str, Any]) -> str:
+    """How to go on after an interruption; "" where there is nothing to go on with."""
+    if "resume" not in given or not (given["out"] / RECORD).exists():
+        return ""
+    return "; what is finished is kept, go on with --resume"
+
 
 def _parameters(name: str, command: Command) -> list[click.Parameter]:
     kind = click.Path(path_type=Path) if command.is_path else None
@@ -100,14 +147,11 @@ def _parameters(name: str, command: Command) -> list[click.Parameter]:
     return [argument, *map(shown_by_click, options_of(name))]
 
 
-def passed_on(given: Mapping[str, Any], leave: Iterable[str] = ()) -> dict[str, Any]:
-    """What a function is handed of the options: all but what the command uses up itself, and what was not given of the layout.
-
-    Args:
-        leave: what else the command sees to.
-    """
-    used = {"data", "mean", "std", "image_size", "threads", "json", *(option.name for option in FINETUNING), *leave}
-    return {name: value for name, value in given.items() if name not in used}
+def passed_on(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function is handed of the options: all but what the command uses up itself. No bars are drawn beside JSON."""
+    used = {"data", "mean", "std", "image_size", "threads", "json", *(option.name for option in FINETUNING)}
+    quiet = {"progress": False} if given.get("json") else {}
+    return {**{name: value for name, value in given.items() if name not in used}, **quiet}
 
 
 def data_of(given: Mapping[str, Any]) -> Any:

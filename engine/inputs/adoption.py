@@ -169,7 +169,7 @@ def check_still_finite(before: nn.Module, after: nn.Module) -> None:
         if (_is_finite(old).to(tensor.device) & ~_is_finite(tensor)).any():
             raise FreePruneError(
                 f"{name!r} holds values that are not finite after training, so the trained network was not kept; train with a "
-                "lower learning rate, and go on with --resume"
+                "lower learning rate"
             )
 
 

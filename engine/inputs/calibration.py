@@ -47,7 +47,7 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task 
     """
     available = len(images)  # type: ignore[arg-type]
     if count < 2:
-        raise FreePruneError(f"--calibration-images {count} is too few for batch statistics; give at least 2, better 256")
+        raise FreePruneError(f"`calibration_images={count}` is too few for batch statistics; give at least 2, better 256")
     indices = np.random.default_rng([seed, 1]).permutation(available)[:count]
     with seeded(seed):
         inputs, labels = stack(images, indices.tolist(), data.collate, task)
@@ -55,7 +55,7 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task 
 
 
 def keep(batch: Batch, data: Data, folder: Path) -> None:
-    """Write the batch into a run folder, for --resume, where another access to the data could give other items."""
+    """Write the batch into a run folder, for a resumed run, where another access to the data could give other items."""
     path = folder / CALIBRATION
     if isinstance(data.train, Images) or path.exists():
         return
@@ -86,13 +86,14 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Tensor, count: int) ->
     shapes = [(count, *x.shape[1:], x.dtype) for x in example]
     if [(*x.shape, x.dtype) for x in inputs] != shapes or (labels is not None and labels.shape != (count, *label.shape[1:])):
         raise FreePruneError(
-            f"{path} holds images that are not of these data; resume with the same data, or start again with --force"
+            f"{path} holds images that are not of these data; resume with the same data, or start the run again with "
+            "`force=True`"
         )
     return Batch(inputs, labels)
 
 
 def _damaged(path: Path, reason: str) -> FreePruneError:
-    return FreePruneError(f"{path} is damaged ({reason}); start again with --force")
+    return FreePruneError(f"{path} is damaged ({reason}); start the run again with `force=True`")
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

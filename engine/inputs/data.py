@@ -48,7 +48,7 @@ def load_data(
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
     if image_size is not None and not (isinstance(source, str) and source.startswith("imagefolder:")):
-        raise FreePruneError(f"an image size of {image_size} was given, but it applies to imagefolder:DIR only; leave it out")
+        raise FreePruneError(f"`image_size={image_size}` was given, but it applies to imagefolder:DIR only; leave it out")
     if isinstance(source, str):
         kind, _, place = source.partition(":")
         if kind == "imagefolder":
@@ -61,7 +61,7 @@ def load_data(
             raise FreePruneError(f"there is no data {source!r}; {nearest(source, FORMS)}")
     if mean is not None or std is not None:
         raise FreePruneError(
-            "a mean or std was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
+            "`mean` or `std` was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
         )
     if isinstance(source, str):
         return replace(_given(call(source, FORMS), task), source=source)

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...common import FreePruneError, write_atomically
-from .groups import GroupInfo, Inspection, LayerInfo
+
+if TYPE_CHECKING:
+    from .groups import GroupInfo, Inspection, LayerInfo
 
 ROW, LANE, CHARACTER, BAR = 18, 12, 6.7, 120  # pixels: row height, distance of lines, width of a letter, longest bar
 TOP, MARGIN = 78, 12
@@ -58,6 +61,16 @@ def draw(inspection: Inspection) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def check_path(path: Path) -> None:
+    """Whether a drawing may be called so.
+
+    Raises:
+        FreePruneError: it does not end in `.svg`.
+    """
+    if path.suffix != ".svg":
+        raise FreePruneError(f"`graph` is {str(path)!r}; give a file that ends in .svg")
+
+
 def save(inspection: Inspection, path: Path) -> None:
     """Write the drawing to a file, whose folder is made where it is missing.
 
@@ -68,7 +81,9 @@ def save(inspection: Inspection, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, draw(inspection).encode())
     except OSError as error:
-        raise FreePruneError(f"--graph {path} cannot be written ({error.strerror}); give a file in a folder of yours") from None
+        raise FreePruneError(
+            f"`graph={str(path)!r}` cannot be written ({error.strerror}); give a file in a folder of yours"
+        ) from None
 
 
 def _lines(inspection: Inspection) -> list[_Line]:

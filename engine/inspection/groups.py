@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...backends import Backend, find_backend
 from ...backends.base import Counts, check_options
@@ -24,9 +25,11 @@ from ...backends.tracing.weights import layer_of
 from ...common import Inputs
 from ...options import declared
 from ..asked.declaration import Settings
-from ..inputs.adoption import adopted
-from ..inputs.batches import in_float32
-from ..run.job import built
+from ..inputs.adoption import in_float32
+from ..inputs.example import example_of
+from ..run.job import dense_network
+from .drawing import check_path, draw, save
+from .tables import as_html, as_text
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ class Range:
     smallest: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
-    """What a granularity could do to a network.
+    """What a granularity could do to a network. It prints as tables, in a notebook too.
 
     Attributes:
         groups: in the order of the rate vector.
@@ -113,31 +116,55 @@ class Inspection:
     shrinks: bool = True
     masking: str | None = None
 
+    def __repr__(self) -> str:
+        """As tables."""
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_svg(self) -> str:
+        """The coupling as a picture, as `graph` writes it."""
+        return draw(self)
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
         return {name: value for name, value in asdict(self).items() if name not in ("shrinks", "masking")}
 
 
-def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = "channel", **options: Any) -> Inspection:
+def inspect(
+    model: nn.Module | str,
+    example: Any,
+    granularity: str = Settings.granularity,
+    *,
+    weights: str | Path | None = None,
+    graph: str | Path | None = None,
+    **options: Any,
+) -> Inspection:
     """What could be pruned from a network, and what not, and why. Nothing is pruned.
 
     Args:
-        model: the network, left as it is, or a spec as for `prune`.
-        inputs: an example of what it takes, with a batch dimension.
+        model: the network, left as it is, or a spec, as for `prune`.
+        example: what it takes: a tensor with a batch dimension, or several in a tuple; the shape of an input without it, such
+            as "3x224x224", or several; or data as for `prune`, whose first training image is taken.
         granularity: as for `prune`.
-        options: `max_rate`, and what belongs to the granularity: `round_to`, `min_width`, `nm`, `block`.
+        weights: a file for the network's weights, where the forward pass depends on them.
+        graph: an `.svg` file to draw the coupling into.
+        options: `max_rate`, and what belongs to the granularity: `round_to`, `min_width`, `repair`, `nm`, `block`.
 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
     """
     backend_class = find_backend(granularity)
     check_options(granularity, {"max_rate": declared(Settings)["max_rate"], **backend_class.options}, options)
-    network = adopted(built(model, seed=0) if isinstance(model, str) else model)
-    examples = in_float32((inputs,) if isinstance(inputs, Tensor) else inputs)
+    if graph is not None:
+        check_path(Path(graph))
+    inputs = example_of(example)
+    network = in_float32(dense_network(model, weights, seed=0))
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
-    backend: Backend = backend_class(network, examples, equal, **options)
+    backend: Backend = backend_class(network, inputs, equal, **options)
     units = np.array([group.units for group in backend.groups], np.int64)
     least = np.array([group.minimum for group in backend.groups], np.int64)
     sizes = np.stack([units, least, np.ones_like(units)])
@@ -165,16 +192,19 @@ def inspect(model: nn.Module | str, inputs: Tensor | Inputs, granularity: str = 
         )
         for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
     )
-    return Inspection(
+    found = Inspection(
         granularity,
         groups,
         layers,
         costs,
-        _needs_values(network, examples),
+        _needs_values(network, inputs),
         options,
         backend.shrinks,
         None if mask is None else mask.name,
     )
+    if graph is not None:
+        save(found, Path(graph))
+    return found
 
 
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:

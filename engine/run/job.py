@@ -19,7 +19,7 @@ from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, find
+from ...common import Batch, FreePruneError, find
 from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
 from ...options import check_all
@@ -38,7 +38,7 @@ from ..inputs.memory_format import fastest
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
 from ..tasks import CLASSIFICATION, Task
-from ..user_code import name_of, scored
+from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
@@ -49,7 +49,7 @@ class Job:
 
     `given` is the dense network in its own types, `network` the same in float32, which everything is done with; both are
     without wrappers and on the CPU. `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates
-    run on it.
+    run on it. `doubt` says why the dense network may not be the one that was trained, if anything does.
     """
 
     given: nn.Module
@@ -69,6 +69,7 @@ class Job:
     trace_seconds: float
     task: Task = CLASSIFICATION
     runtime: Runtime = ONNX_RUNTIME
+    doubt: str | None = None
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -121,6 +122,10 @@ def prepare(
     batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
     if not isinstance(model, str):  # code registers its own hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
+    if batch.labels is None and getattr(metric, "needs_labels", False):
+        raise FreePruneError(
+            f"the metric {metric_name(settings.metric)!r} reads labels, and the data have none; use `metric='freeprune'`"
+        )
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **settings.layout}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
@@ -132,6 +137,9 @@ def prepare(
     seconds = time.perf_counter() - start
     output = reference(judged, images)
     task.check(output.output, batch.labels, len(data.classes))
+    doubt = None if images.labels is None else task.doubt(output.output, images.labels)
+    if doubt is not None:
+        warn(doubt)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, backend, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)
@@ -160,7 +168,7 @@ def prepare(
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, task, runtime,
+        metric, output, config, seconds, task, runtime, doubt,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def search(
             if not np.array_equal(trial.proposal, proposals[i]) or not np.array_equal(trial.kept, kept[i]):
                 raise FreePruneError(
                     f"trial {done + i} in {ledger.path} is not what this search proposes, so it comes from another search "
-                    "or library version; start again with --force"
+                    "or library version; start the run again with `force=True`"
                 )
             known[trial.kept.tobytes()] = trial.score
         scores = [trial.score for trial in recorded]
@@ -105,7 +105,7 @@ def search(
         progress(done, trials, best)
         strategy.tell(proposals, np.array(scores))
     if best == -math.inf:
-        raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another --metric")
+        raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another `metric`")
     return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead, list(getattr(strategy, "log", [])))
 
 

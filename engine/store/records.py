@@ -76,7 +76,7 @@ class Records:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from None
+            raise unwritable(self.path, error, "make room, and go on with `resume=True`") from None
         self.entries.append(entry)
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -78,7 +78,9 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
             if not (folder / CONFIG).exists():  # nothing was begun
                 raise
             write_atomically(folder / ERROR, error.trace.encode())
-            raise UserError(f"{error}; the traceback is in {folder / ERROR}", error.trace) from error.__cause__
+            raise UserError(
+                f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
+            ) from error.__cause__
 
     return kept
 
@@ -95,12 +97,17 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         (folder / ERROR).unlink(missing_ok=True)
         _remove_parts(folder)
         return
+    make_folder(folder)
+    _remove_run(folder)
+    write_json(folder / CONFIG, config)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FreePruneError(f"the folder {folder} cannot be made ({error.strerror}); give another `out`") from None
-    _remove_run(folder)
-    write_json(folder / CONFIG, config)
 
 
 def withdraw(folder: Path) -> None:

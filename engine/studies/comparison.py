@@ -20,7 +20,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.calibration import recalibrated
-from ..progress import Progress, silent
+from ..progress import Progress, Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
 from ..run.job import Finetune, Job, strategy_of
@@ -40,6 +40,7 @@ FORMAT = 1
 
 
 @files.keeps_traceback
+@shows_progress
 def compare(
     model: nn.Module | str,
     data: Any,
@@ -55,7 +56,7 @@ def compare(
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress = silent,
+    progress: Shown = None,
     **options: Unpack[SearchedOptions],
 ) -> Comparison:
     """Compare strategies: search with each under equal conditions, over several seeds.
@@ -77,6 +78,7 @@ def compare(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
+    assert callable(progress)  # shows_progress has seen to it
     names = tuple(strategies)
     _check(names, trials, seeds)
     opening = Opening(Path(out), placed(workers, options), resume, force, progress)

@@ -30,7 +30,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, settings
 from ..inputs.batches import split
 from ..inputs.calibration import recalibrated
-from ..progress import Progress, silent
+from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import write_report
 from ..run.job import Finetune, Job, metric_name, metric_of
@@ -57,6 +57,7 @@ CONTROL = "logdensity"  # what partial correlations hold constant
 
 
 @files.keeps_traceback
+@shows_progress
 def correlate(
     model: nn.Module | str,
     data: Any,
@@ -73,7 +74,7 @@ def correlate(
     resume: bool = False,
     force: bool = False,
     rescore: bool = Options.rescore,
-    progress: Progress = silent,
+    progress: Shown = None,
     **options: Unpack[StudyOptions],
 ) -> Study:
     """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
@@ -101,6 +102,7 @@ def correlate(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
+    assert callable(progress)  # shows_progress has seen to it
     table = _metrics(metrics)
     if finetune is None:
         raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")

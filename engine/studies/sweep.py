@@ -18,7 +18,7 @@ from ..asked.settings import Options, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import load_data
-from ..progress import Progress, silent
+from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
 from ..report.page import read_finished, write_report
@@ -39,6 +39,7 @@ PICKED = 20  # trials next to a target that are projected onto it
 
 
 @files.keeps_traceback
+@shows_progress
 def sweep(
     model: nn.Module | str,
     data: Any,
@@ -53,7 +54,7 @@ def sweep(
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress = silent,
+    progress: Shown = None,
     **options: Unpack[Options],
 ) -> Sweep:
     """Search at several budgets of one cost, and say which score each reaches. `pick` turns a point into a finished run.
@@ -75,6 +76,7 @@ def sweep(
     Raises:
         FreePruneError: something asked cannot be done; one sentence says what to do.
     """
+    assert callable(progress)  # shows_progress has seen to it
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
@@ -177,6 +179,7 @@ def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
 
 
 @files.keeps_traceback
+@shows_progress
 def pick(
     folder: str | Path,
     *,
@@ -189,7 +192,7 @@ def pick(
     rehearsal: bool = True,
     resume: bool = False,
     force: bool = False,
-    progress: Progress = silent,
+    progress: Shown = None,
 ) -> Result:
     """Finish a run at a point of a sweep: no new search, but surgery, fine-tuning, export and checks as `prune` does them.
 
@@ -207,6 +210,7 @@ def pick(
     Raises:
         FreePruneError: the folder holds no finished sweep, or something asked cannot be done.
     """
+    assert callable(progress)  # shows_progress has seen to it
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:

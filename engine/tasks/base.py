@@ -95,6 +95,15 @@ class Task(ABC):
             FreePruneError: it does not fit.
         """
 
+    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+        """Why the dense network may not be the one that was trained on these data, as a sentence; None where nothing says so.
+
+        Args:
+            output: of the dense network on the calibration images.
+            labels: of these images.
+        """
+        return None
+
     def first_look(self, output: Tensor, labels: Tensor) -> tuple[int, int, str] | None:
         """How the dense network does on the calibration images, told before the search.
 

@@ -81,11 +81,23 @@ class Classification(Task):
             )
 
     def first_look(self, output: Tensor, labels: Tensor) -> tuple[int, int, str] | None:
-        """How many images are right: weights or data that are not the network's own show here first."""
+        """How many images are right."""
+        return None if output.ndim != 2 else (_right(output, labels), len(labels), "of the calibration images right")
+
+    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+        """Weights or data that are not the network's own show here first: it does hardly better than by guessing."""
         if output.ndim != 2:
             return None
-        right, guessing = int((output.argmax(1) == labels).sum()) / len(labels), 1 / output.shape[1]
-        # Doubted: less than twice as often as by guessing, than 0.6 with two classes, than 0.1 with very many.
-        hint = ", hardly more than by guessing: are weights, --mean, --std and the classes the network's own?"
-        note = "of the calibration images right" + (hint if right < max(min(2 * guessing, 0.6), 0.1) else "")
-        return round(right * len(labels)), len(labels), note
+        right, guessing = _right(output, labels), 1 / output.shape[1]
+        # Less than twice as often right as by guessing, than 0.6 with two classes, than 0.1 with very many.
+        if right / len(labels) >= max(min(2 * guessing, 0.6), 0.1):
+            return None
+        return (
+            f"the dense network has {right} of the {len(labels)} calibration images right, hardly more than by guessing; check "
+            "that the `weights`, the classes and the normalisation of the images (`mean`, `std`) are its own"
+        )
+
+
+def _right(output: Tensor, labels: Tensor) -> int:
+    """Of how many images the largest logit is the label's."""
+    return int((output.argmax(1) == labels).sum())

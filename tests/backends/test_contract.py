@@ -209,7 +209,7 @@ def test_rounding_by_kind_of_layer_and_a_least_width():
     assert [(g.name, g.units, g.minimum) for g in backend.groups] == [("0", 2, 2), ("3", 3, 2), ("8", 4, 2)]
     with pytest.raises(FreePruneError, match="`round_to=dense=4` is no number of channels"):
         backend_of("channel", "vgg", round_to="dense=4")
-    with pytest.raises(FreePruneError, match="--min-width is 0"):
+    with pytest.raises(FreePruneError, match="`min_width` is 0"):
         backend_of("channel", "vgg", min_width=0)
 
 

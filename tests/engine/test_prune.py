@@ -1,5 +1,7 @@
 import json
 import threading
+import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -178,17 +180,18 @@ def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path
         stages = []
         prune(tmp_path / name, data=data, trials=1, finetune=None, progress=lambda *stage: stages.append(stage))
         assert stages[0][0] == "dense" and stages[0][2] == 80  # noqa: PT018
-        return stages[0]
+        assert stages[0][3] == "of the calibration images right"
+        return stages[0][1]
 
     images, net = pair()[0].tensors[0], network().eval()
     best = net(images).argmax(1)
-    _, right, _, note = told("own", (TensorDataset(images, best), TensorDataset(images, best)))
-    assert right > 70  # all, but for what the statistics of the batch change
-    assert note == "of the calibration images right"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert told("own", (TensorDataset(images, best), TensorDataset(images, best))) > 70  # all, but for batch statistics
     wrong = (best + 1) % 3
-    _, right, _, note = told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong)))
-    assert right < 10
-    assert "hardly more than by guessing: are weights, --mean" in note
+    with pytest.warns(freeprune.FreePruneWarning, match="hardly more than by guessing; check that the `weights`") as caught:
+        assert told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong))) < 10
+    assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
@@ -277,10 +280,10 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"metric": "freprune"}, "there is no metric 'freprune'; did you mean 'freeprune'"),
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
         ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
-        ({"trials": -1}, "--trials is -1; give 0 or more"),
+        ({"trials": -1}, "`trials` is -1; give 0 or more"),
         ({"round_to": 0}, "`round_to=0` is no number"),
-        ({"only": ["stem"]}, "--only 'stem' matches no layer"),
-        ({"max_rate": 1.0}, "--max-rate is 1"),
+        ({"only": ["stem"]}, "`only='stem'` matches no layer"),
+        ({"max_rate": 1.0}, "`max_rate` is 1"),
         ({"target": {"macs": 0.001}}, "cannot be met: the smallest network allowed has"),
         ({"target": {"macs": 0}}, "leaves nothing"),
         ({"target": ["macs=200%"]}, "more than the dense network has"),
@@ -301,9 +304,9 @@ def test_bad_input_is_a_sentence_and_leaves_nothing_behind(options, message, tmp
 def test_what_a_granularity_does_not_do_is_a_sentence(tmp_path):
     with pytest.raises(freeprune.FreePruneError, match="there is no granularity 'chanel'; did you mean 'channel'"):
         freeprune.prune(network(), pair(), target={"macs": 0.5}, granularity="chanel", out=tmp_path / "out")
-    with pytest.raises(freeprune.FreePruneError, match="params=50% means nothing at granularity weight"):
+    with pytest.raises(freeprune.FreePruneError, match="'params=50%' means nothing at granularity weight"):
         prune(tmp_path / "out", "weight", target={"params": 0.5})
-    with pytest.raises(freeprune.FreePruneError, match="--round-to 8 does not apply to granularity weight"):
+    with pytest.raises(freeprune.FreePruneError, match="`round_to=8` does not apply to granularity weight"):
         prune(tmp_path / "out", "weight", round_to=8)
 
 

@@ -150,7 +150,7 @@ def test_missing_channels_count_as_zeros_do(metric):
 
 def test_one_image_is_too_few():
     network = networks.build("resnet_a")
-    with pytest.raises(MetricError, match="--calibration-images"):
+    with pytest.raises(MetricError, match="1 calibration image is too few"):
         reference(network, Batch((networks.images(1),)))
 
 

@@ -99,11 +99,11 @@ def test_a_run_is_told_all_settings():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"trials": -1}, "--trials is -1; give 0 or more"),
-        ({"proposals": 0}, "--proposals is 0; give 1 or more"),
-        ({"seed": 2**32}, "--seed is 4294967296; give a whole number from 0 to 4294967295"),
-        ({"max_rate": 1.5}, "--max-rate is 1.5; give a fraction between 0 and 1, such as 0.9"),
-        ({"latency_batch": 0}, "--latency-batch is 0; give 1 or more"),
+        ({"trials": -1}, "`trials` is -1; give 0 or more"),
+        ({"proposals": 0}, "`proposals` is 0; give 1 or more"),
+        ({"seed": 2**32}, "`seed` is 4294967296; give a whole number from 0 to 4294967295"),
+        ({"max_rate": 1.5}, "`max_rate` is 1.5; give a fraction between 0 and 1, such as 0.9"),
+        ({"latency_batch": 0}, "`latency_batch` is 0; give 1 or more"),
     ],
 )
 def test_a_value_out_of_range_is_a_sentence(change, sentence):
@@ -132,7 +132,7 @@ def test_options_of_another_granularity_are_refused(granularity):
     foreign = layout_options().keys() - find_backend(granularity).options.keys()
     for name in foreign:
         told = settings(["macs=70%"], {"granularity": granularity, name: "1"})
-        with pytest.raises(FreePruneError, match=f"--{name.replace('_', '-')} 1 does not apply to granularity"):
+        with pytest.raises(FreePruneError, match=f"`{name}='1'` does not apply to granularity"):
             prepare("digits:cnn", None, "digits", told, None)
 
 

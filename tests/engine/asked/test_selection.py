@@ -25,9 +25,9 @@ def test_ignore_goes_by_every_layer_touched():
 
 
 def test_patterns_that_match_nothing_are_sentences():
-    with pytest.raises(FreePruneError, match=r"--only 'layer1.conv3' matches no layer .*did you mean 'layer1.conv1'"):
+    with pytest.raises(FreePruneError, match=r"`only='layer1.conv3'` matches no layer .*did you mean 'layer1.conv1'"):
         fewest_units(GROUPS, ("layer1.conv3",), ())
-    with pytest.raises(FreePruneError, match="--ignore 'fc' matches no layer"):
+    with pytest.raises(FreePruneError, match="`ignore='fc'` matches no layer"):
         fewest_units(GROUPS, (), ("fc",))
     with pytest.raises(FreePruneError, match="leave nothing to prune"):
         fewest_units(GROUPS, (), ("*",))

@@ -148,7 +148,10 @@ def replaced(**changes):
         (["prune", "resnet", *GIVEN[2:]], "resnet"),
         (["prnue"], "No such command 'prnue'"),
         (["list", "metric"], "did you mean 'metrics'"),
-        (["train", "digits:cnn", "--data", "digits", "--out", "weights.pt"], "must end in .safetensors"),
+        (
+            ["train", "digits:cnn", "--data", "digits", "--out", "weights.pt"],
+            "--out is 'weights.pt'; give a file that ends in",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from torch import nn
 from freeprune.backends import BACKENDS
 from freeprune.common import FreePruneError
 from freeprune.engine.command.cli import main
-from freeprune.engine.command.inspection_tables import example
 from freeprune.engine.inspection import drawing as graph
 from freeprune.engine.inspection.groups import GroupInfo, inspect
 
@@ -228,7 +227,7 @@ def test_two_inputs():
         return net.fc((net.first(x) + net.second(y)).mean((2, 3)))
 
     network = Net(forward, first=conv(3, 8), second=conv(1, 8), fc=nn.Linear(8, 5))
-    found = inspect(network, example(["3x8x8", "1x8x8"], None))
+    found = inspect(network, ["3x8x8", "1x8x8"])
     assert found.groups[0].layers == ("first", "second")
 
 
@@ -259,9 +258,9 @@ def test_rounding_sets_the_widths():
     [
         ("channels", {}, "did you mean 'channel'"),
         ("channel+nm", {"round_to": 6}, "widths that nm cannot divide by 4"),
-        ("channel", {"block": "1x4"}, "--block 1x4 does not apply to granularity channel"),
-        ("weight", {"round_to": 8}, "--round-to 8 does not apply to granularity weight"),
-        ("channel", {"max_rate": 1.0}, "--max-rate is 1; give a fraction"),
+        ("channel", {"block": "1x4"}, "`block='1x4'` does not apply to granularity channel"),
+        ("weight", {"round_to": 8}, "`round_to=8` does not apply to granularity weight"),
+        ("channel", {"max_rate": 1.0}, "`max_rate` is 1; give a fraction"),
     ],
 )
 def test_options_that_do_not_fit(granularity, options, message):
@@ -271,7 +270,7 @@ def test_options_that_do_not_fit(granularity, options, message):
 
 def test_a_network_by_its_name_leaves_the_global_generator_alone():
     state = torch.random.get_rng_state()
-    assert inspect("digits:cnn", example(["1x8x8"], None)).groups[0].name == "conv1"
+    assert inspect("digits:cnn", "1x8x8").groups[0].name == "conv1"
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -359,14 +358,14 @@ def test_json_and_graph(tmp_path):
     [
         (["digits:cnn"], "no input was given"),
         (["digits:cnn", "--input", "1x8x8", "--data", "digits"], "both --input and --data"),
-        (["digits:cnn", "--input", "1,8,8"], "--input '1,8,8' is no shape"),
+        (["digits:cnn", "--input", "1,8,8"], "--input 1,8,8 is no shape"),
         (["digits:cnn", "--input", "1x0x8"], "is no shape"),
         (["digits:cnn", "--input", "1x99999999999x99999999999"], "does not fit into memory"),
         (["digits:cnn", "--input", "1x99999999999999999999"], "does not fit into memory"),
         (["digits:cnn", "--input", "3x8x8"], "the network rejects an input of shape 1x3x8x8"),
         (["digits:cnn", "--input", "1x8x8", "--input", "1x8x8"], "the network rejects an input of shape"),
         (["digits:cnn", "--input", "1x8x8", "--weights", "nowhere.pt"], "nowhere.pt"),
-        (["digits:cnn", "--input", "1x8x8", "--graph", "out.png"], "must end in .svg"),
+        (["digits:cnn", "--input", "1x8x8", "--graph", "out.png"], "--graph is 'out.png'; give a file that ends in .svg"),
         (["digits:cnn", "--input", "1x8x8", "--graph", "file/out.svg"], "--graph file/out.svg cannot be written"),
         (["digits:cnn", "--input", "1x8x8", "--round-to", "64"], "--round-to 64"),
         (["digits", "--input", "1x8x8"], "there is no model 'digits'"),

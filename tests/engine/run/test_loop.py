@@ -190,7 +190,7 @@ def test_a_full_disk_stops_the_search_with_everything_readable(tmp_path, monkeyp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(records.os, "fsync", full)
-    with pytest.raises(FreePruneError, match=r"cannot be written \(No space left on device\); .* --resume"):
+    with pytest.raises(FreePruneError, match=r"cannot be written \(No space left on device\); .* `resume=True`"):
         found_by(path, 20)
     monkeypatch.undo()
     assert len(Ledger(path).trials) >= 6

@@ -87,7 +87,7 @@ def test_a_metric_may_be_a_function_or_the_place_of_one(tmp_path):
     [
         (IMAGES[:1], "freeprune", "1 calibration image is too few for batch statistics"),
         (IMAGES[:1].expand(16, -1, -1, -1), "freeprune", "all calibration images are the same.*give images that differ"),
-        (IMAGES, "snip", "reads labels, and the calibration data has none; use --metric freeprune"),
+        (IMAGES, "snip", "reads labels, and the calibration data has none; use `metric='freeprune'`"),
         (IMAGES[:, :2], "freeprune", "cannot be run on these calibration images"),
         ([IMAGES, IMAGES, IMAGES], "freeprune", "neither a tensor of images nor images and integer labels"),
         (IMAGES, "frepprune", "did you mean 'freeprune'"),

@@ -134,8 +134,8 @@ def test_strategies_are_compared_without_warm_starts_unless_they_are_asked_for(f
         ({"strategies": ["evolutoin"]}, "there is no strategy 'evolutoin'; did you mean 'evolution'"),
         ({"strategies": ["random", "random"]}, "strategy random was given twice"),
         ({"strategies": []}, "no strategy was given"),
-        ({"seeds": 0}, "seeds.* is 0; give 1 or more"),
-        ({"trials": 0}, "trials.* is 0; give 1 or more"),
+        ({"seeds": 0}, "`seeds` is 0; give 1 or more"),
+        ({"trials": 0}, "`trials` is 0; give 1 or more"),
         ({"warm_starts": ["unifrom"]}, "'unifrom'"),
     ],
 )

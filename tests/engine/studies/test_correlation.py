@@ -169,9 +169,9 @@ def test_the_heat_map_shows_the_studies_side_by_side(finished, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"candidates": 2}, "candidates.* is 2; give 3 or more"),
-        ({"seeds": 0}, "seeds.* is 0; give 1 or more"),
-        ({"workers": 0}, "workers.* is 0; give 1 or more"),
+        ({"candidates": 2}, "`candidates` is 2; give 3 or more"),
+        ({"seeds": 0}, "`seeds` is 0; give 1 or more"),
+        ({"workers": 0}, "`workers` is 0; give 1 or more"),
         ({"metrics": ["frepprune"]}, "did you mean 'freeprune'"),
         ({"resume": True}, "holds no run to resume"),
         ({"finetune": None}, "the study holds scores against fine-tuned accuracy"),

@@ -114,7 +114,9 @@ def test_classification_by_hand():
     right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
     assert CLASSIFICATION.loss(output, labels).item() == pytest.approx((right + wrong) / 2)
     assert CLASSIFICATION.first_look(output[:4], labels[:4]) == (3, 4, "of the calibration images right")
-    assert "by guessing" in CLASSIFICATION.first_look(output[3:], labels[3:])[2]
+    assert CLASSIFICATION.doubt(output[:4], labels[:4]) is None
+    assert "0 of the 3 calibration images right, hardly more than by guessing" in CLASSIFICATION.doubt(output[3:], labels[3:])
+    assert CLASSIFICATION.doubt(output[:, :, None], labels) is None
     assert CLASSIFICATION.first_look(output[:, :, None], labels) is None
 
 

@@ -191,7 +191,7 @@ def test_an_error_in_the_users_function_is_a_sentence_with_its_place_and_keeps_i
     told = str(found.value)
     assert f"{__file__}:{line})" in told
     assert "\n" not in told
-    assert told.endswith(f"mend it, and go on with --resume; the traceback is in {tmp_path / 'out' / 'error.txt'}")
+    assert told.endswith(f"mend it; then go on with `resume=True`; the traceback is in {tmp_path / 'out' / 'error.txt'}")
     kept = (tmp_path / "out" / "error.txt").read_text()
     assert kept.startswith("Traceback (most recent call last)")
     assert f"line {line}, in {function.__name__}" in kept

@@ -347,16 +347,16 @@ def test_accuracy_counts_over_batches_in_eval_mode():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"epochs": -1}, "--finetune-epochs is -1; give 0 or more"),
-        ({"epochs": math.nan}, "--finetune-epochs is nan"),
-        ({"images": -5}, "--finetune-images is -5"),
+        ({"epochs": -1}, "`epochs` is -1; give 0 or more"),
+        ({"epochs": math.nan}, "`epochs` is nan"),
+        ({"images": -5}, "`images` is -5"),
         ({"batch_size": 1}, "batch norm needs two"),
-        ({"learning_rate": 0}, "--learning-rate is 0; give a number above 0"),
-        ({"momentum": 1}, "momentum is 1"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"warmup": 1.5}, "warmup is 1.5"),
-        ({"distill": 2}, "--distill is 2"),
-        ({"precision": "fp8"}, "--precision is 'fp8'; give 32-true, bf16-mixed or 16-mixed"),
+        ({"learning_rate": 0}, "`learning_rate` is 0; give a number above 0"),
+        ({"momentum": 1}, "`momentum` is 1"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
+        ({"warmup": 1.5}, "`warmup` is 1.5"),
+        ({"distill": 2}, "`distill` is 2"),
+        ({"precision": "fp8"}, "`precision` is 'fp8'; give 32-true, bf16-mixed or 16-mixed"),
     ],
 )
 def test_recipes_that_make_no_sense(change, sentence):

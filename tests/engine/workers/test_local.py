@@ -196,10 +196,10 @@ def test_several_processes_on_a_gpu_in_use_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"workers": 0}, "--workers is 0; give 1 or more"),
-        ({"gpus": -1, "ray": "auto"}, "--ray-gpus is -1; give 0 or more"),
-        ({"gpus": 1.5, "ray": "auto"}, "--ray-gpus is 1.5; give a fraction of one GPU or a whole number"),
-        ({"gpus": 0.5}, "--ray-gpus 0.5 was given without --ray"),
+        ({"workers": 0}, "`workers` is 0; give 1 or more"),
+        ({"gpus": -1, "ray": "auto"}, "`ray_gpus` is -1; give 0 or more"),
+        ({"gpus": 1.5, "ray": "auto"}, "`ray_gpus` is 1.5; give a fraction of one GPU or a whole number"),
+        ({"gpus": 0.5}, "`ray_gpus=0.5` was given without `ray`"),
     ],
 )
 def test_a_placement_that_makes_no_sense_is_one_sentence(options, sentence):

@@ -1,66 +1,54 @@
-"""An inspection as tables, and the example input that it is made with."""
+"""An inspection as tables: the groups, what is locked, and the reachable costs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import io
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from rich.text import Text
 
-from ...common import FreePruneError, Inputs
 from ...search.space import amount
 from ..asked.targets import LABELS
-from ..inputs.batches import stack
-from ..inputs.data import load_data
-from ..inspection.groups import Inspection
 
+if TYPE_CHECKING:
+    from .groups import Inspection
+
+WIDTH = 160  # columns: what is not shown in a terminal need not be as narrow as one
 SHOWN = 3  # names in one cell of a table; the JSON has all
 
 
-def example(shapes: Sequence[str], data: str | None) -> Inputs:
-    """What a network takes, with a batch of one: random values of shapes such as `3x224x224`, or the first training image.
-
-    Raises:
-        FreePruneError: both or neither were given, a text is no shape, no tensor can be so large, or the data cannot be had.
-    """
-    if data is not None:
-        if shapes:
-            raise FreePruneError("both --input and --data were given; give one of them")
-        images = load_data(data)
-        return stack(images.train, [0], images.collate)[0]
-    if not shapes:
-        raise FreePruneError("no input was given; give its shape with --input 3x224x224, or take an example from --data")
-    generator = torch.Generator().manual_seed(0)
-    return tuple(_random(shape, generator) for shape in shapes)
-
-
-def _random(shape: str, generator: torch.Generator) -> Tensor:
-    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
-        raise FreePruneError(f"--input {shape!r} is no shape; write it without the batch dimension, such as 3x224x224")
-    try:
-        return torch.randn(1, *map(int, shape.split("x")), generator=generator)
-    except (RuntimeError, TypeError):  # torch's ways to say that a tensor is too large, or a size beyond 64 bits
-        raise FreePruneError(f"--input {shape!r} does not fit into memory; give a smaller shape") from None
-
-
-def print_inspection(inspection: Inspection) -> None:
-    """The groups, what is locked, and the reachable costs, as tables."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file need not be as narrow as a terminal
-    for table in (_group_table(inspection), _locked_table(inspection), _cost_table(inspection)):
-        if table.row_count:
-            console.print(table)
+def shown(inspection: Inspection) -> list[RenderableType]:
+    """What there is to print, in order."""
+    found: list[RenderableType] = [
+        table for table in (_group_table(inspection), _locked_table(inspection), _cost_table(inspection)) if table.row_count
+    ]
     if inspection.needs_values is not None:
-        console.print(
-            "the forward pass reads values, so it was traced on the CPU and for an example's values alone "
-            f"({inspection.needs_values})",
-            markup=False,
+        found.append(
+            Text(
+                "the forward pass reads values, so it was traced on the CPU and for an example's values alone "
+                f"({inspection.needs_values})"
+            )
         )
+    return found
+
+
+def as_text(inspection: Inspection) -> str:
+    """The tables as plain text."""
+    return _recorded(inspection).export_text().rstrip()
+
+
+def as_html(inspection: Inspection) -> str:
+    """The tables as a notebook shows them."""
+    return _recorded(inspection).export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _recorded(inspection: Inspection) -> Console:
+    console = Console(record=True, file=io.StringIO(), width=WIDTH, force_jupyter=False)
+    console.print(*shown(inspection))
+    return console
 
 
 def _group_table(inspection: Inspection) -> Table:

@@ -1,0 +1,88 @@
+"""A dense network trained, or adapted to other data, before it is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..common import FreePruneError
+from .asked.commands import SETTINGS
+from .asked.recipe import Recipe
+from .inputs.adoption import in_float32, with_values
+from .inputs.data import load_data
+from .progress import Shown, shows_progress
+from .run.job import dense_network
+from .store import run_folder as files
+from .training import trainer
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and how well it does.
+
+    Attributes:
+        network: in eval mode, in the types of the network that was given.
+        accuracy: on the test images, from 0 to 1.
+        recipe: how it was trained, with the augmentation that the data call for.
+        seed: what decided the order of the images, and the first weights of a network that was named.
+        weights: the file that they were written to; None where none was asked for.
+    """
+
+    network: nn.Module = field(repr=False)
+    accuracy: float
+    recipe: Recipe
+    seed: int
+    weights: Path | None
+
+
+@shows_progress
+def train(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    recipe: Recipe = Recipe(epochs=10.0),  # noqa: B008  # frozen
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Shown = None,
+) -> Trained:
+    """Train a network, or adapt one that has weights to other data: what comes before `prune` where nothing is trained yet.
+
+    Args:
+        model: the network, left as it is, or a spec, as for `prune`.
+        data: as for `prune`. The test images are measured once, at the end.
+        recipe: how long and how. Photographs are augmented in any case.
+        weights: a file of weights to begin with.
+        out: the `.safetensors` file to write; its folder is made where it is missing.
+        seed: decides everything that is drawn.
+        progress: as for `prune`.
+
+    Raises:
+        FreePruneError: something asked cannot be done; one sentence says what to do.
+    """
+    assert callable(progress)  # shows_progress has seen to it
+    if out is not None and Path(out).suffix != SUFFIX:
+        raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
+    SETTINGS["seed"].check(seed)
+    network = dense_network(model, weights, seed)
+    images = load_data(data)
+    recipe = replace(recipe, augment=recipe.augment or images.augment)
+    trained = trainer.train(
+        in_float32(network),
+        images.train,
+        recipe,
+        seed=seed,
+        collate=images.collate,
+        progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
+    )
+    trained = with_values(network, trained)
+    accuracy = trainer.accuracy(in_float32(trained), images.test, collate=images.collate)
+    if out is not None:
+        files.make_folder(Path(out).parent)
+        files.save_weights(trained, Path(out))
+    return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out))
