@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from enum import Enum, auto
+from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 from .errors import FreePruneError
@@ -30,6 +32,25 @@ class Kind(Enum):
     NUMBERS = auto()
     STEPS = auto()  # an integer, or text such as conv=8,linear=4
 
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
+# By kind, whether a value is of it in Python, and what to give instead.
+VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
+    Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # of some a function will do as well
+    Kind.WHOLE: (lambda value: isinstance(value, Integral), "a whole number"),
+    Kind.NUMBER: (lambda value: isinstance(value, Real), "a number"),
+    Kind.SECONDS: (lambda value: isinstance(value, Real), "a number of seconds"),
+    Kind.PATH: (lambda value: isinstance(value, str | PathLike), "a path"),
+    Kind.FLAG: (lambda value: isinstance(value, bool), "True or False"),
+    Kind.PAIR: (lambda value: isinstance(value, bool), "True or False"),
+    Kind.EACH: (_texts, "texts in a list"),
+    Kind.NAMES: (_texts, "texts in a list"),
+    Kind.NUMBERS: (lambda value: all(isinstance(one, Real) for one in value), "numbers in a list"),
+    Kind.STEPS: (lambda value: isinstance(value, Integral | str), "a whole number, or a text such as 'conv=8,linear=4'"),
+}
 
 OF_DEFAULT = {bool: Kind.FLAG, int: Kind.WHOLE, float: Kind.NUMBER, tuple: Kind.NAMES}
 
@@ -82,10 +103,14 @@ class Option:
         Raises:
             FreePruneError: it is none that the option can have.
         """
-        if value is None or self.holds is None or self.holds(value):
+        if value is None:
             return
-        shown = f"{value:g}" if type(value) is float else repr(value) if type(value) is str else value
-        raise FreePruneError(f"`{self.name}` is {shown}; give {self.expected}")
+        of_kind, kind = VALUES[self.kind]
+        if not of_kind(value):
+            raise FreePruneError(f"`{self.name}` is {value!r}; give {kind}")
+        if self.holds is not None and not self.holds(value):
+            shown = f"{value:g}" if type(value) is float else repr(value)
+            raise FreePruneError(f"`{self.name}` is {shown}; give {self.expected}")
 
     @property
     def default_text(self) -> str:

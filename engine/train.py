@@ -69,8 +69,12 @@ def train(
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     SETTINGS["seed"].check(seed)
+    if not isinstance(recipe, Recipe):
+        raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
     network = dense_network(model, weights, seed)
     images = load_data(data)
+    if out is not None:
+        files.make_folder(Path(out).parent)
     recipe = replace(recipe, augment=recipe.augment or images.augment)
     trained = trainer.train(
         in_float32(network),
@@ -83,6 +87,5 @@ def train(
     trained = with_values(network, trained)
     accuracy = trainer.accuracy(in_float32(trained), images.test, collate=images.collate)
     if out is not None:
-        files.make_folder(Path(out).parent)
         files.save_weights(trained, Path(out))
     return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out))

@@ -46,7 +46,13 @@ class Settings:
     metric: str | Metric = option("freeprune", "What scores rate vectors; or your own path/to/file.py:callable.")
     criterion: str = option("l2", "What orders units within a layer.")
     trials: int = option(300, "How many rate vectors are scored; 0: equal rates.", least=0)
-    time_limit: float | None = option(None, "End the search after so long, such as 60s or 5m.", kind=Kind.SECONDS)
+    time_limit: float | None = option(
+        None,
+        "End the search after so long, such as 60s or 5m.",
+        kind=Kind.SECONDS,
+        holds=lambda value: value > 0,
+        expected="a number of seconds above 0",
+    )
     warm_starts: tuple[str, ...] | None = option(
         None,
         "Scored first: some of uniform,inner,erk,global,magnitude,knapsack; or none.",

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from ...backends import BACKENDS, find_backend
 from ...errors import FreePruneError, nearest
 from ...metrics import Metric
-from ...options import declared
+from ...options import Kind, Option, declared
 from ...tables import plugins
 from .declaration import Settings as Settings
 from .targets import Target, parse_targets
@@ -81,17 +81,24 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     Raises:
         FreePruneError: no granularity has such an option, or a target is malformed.
     """
-    given: dict[str, Any] = {**options, **more}
-    layout = {name: given.pop(name) for name in list(given) if name not in SETTINGS}
+    asked: dict[str, Any] = {**options, **more}
+    given = {name: _listed(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
+    for name, value in given.items():
+        SETTINGS[name].check(value)
+    layout = {name: value for name, value in asked.items() if name not in SETTINGS}
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
     if unknown is not None and not plugins("granularity"):  # those of other packages are told by their granularity
         raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
-    given["warm_starts"] = None if given.get("warm_starts") is None else tuple(given["warm_starts"])
-    for name in ("only", "ignore"):
-        given[name] = tuple(given.get(name, ()))
     return Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
+
+
+def _listed(value: Any, option: Option) -> Any:
+    """Several texts as a tuple; a single one may be given as it is."""
+    if option.kind not in (Kind.EACH, Kind.NAMES) or not isinstance(value, Iterable):
+        return value
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def recorded(config: Mapping[str, Any], target: tuple[Target, ...]) -> Settings:

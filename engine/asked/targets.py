@@ -69,6 +69,10 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
     Raises:
         FreePruneError: a target is malformed, impossible or given twice, or there is none.
     """
+    if isinstance(targets, str):
+        targets = [targets]
+    if not isinstance(targets, Iterable):
+        raise FreePruneError(f"`target` is {targets!r}; give a mapping such as {{'macs': 0.5}}, or texts such as 'macs=50%'")
     if isinstance(targets, Mapping):
         found = [
             parse_target(f"{name}={value}") if isinstance(value, str) else _number(name, value)
@@ -87,10 +91,14 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
 
 def parse_budget(cost: str, budget: float | str) -> Target:
     """A target on a cost from its value alone: 0.5, "50%", "60M"."""
+    if cost not in COSTS:
+        raise FreePruneError(f"`cost` is {cost!r}, which is none; {nearest(cost, list(COSTS))}")
     return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
 
 
-def _number(cost: str, value: float) -> Target:
+def _number(cost: str, value: object) -> Target:
+    if not isinstance(value, int | float):
+        raise FreePruneError(f"`target` {cost!r} is {value!r}; give a number, or a text such as '50%'")
     return _target(cost, float(value), value <= 1, f"{cost}={value:g}")
 
 

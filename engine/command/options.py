@@ -31,7 +31,8 @@ class Seconds(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = DURATION.fullmatch(str(value))
         if found is None or float(found[1]) == 0:
-            raise FreePruneError(f"{value!r} is no duration; write it as 60s, 5m or 1h")
+            flag = "" if param is None else f"{param.opts[0]} "
+            raise FreePruneError(f"{flag}{value!r} is no duration; write it as 60s, 5m or 1h")
         return float(found[1]) * SECONDS[found[2]]
 
 

@@ -22,7 +22,6 @@ from ...backends.tracing.weights import layer_of
 from ...common import Batch, FreePruneError, find
 from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
-from ...options import check_all
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.recipe import Recipe
@@ -110,7 +109,10 @@ def prepare(
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
-    check_all(settings)
+    if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)):
+        raise FreePruneError(
+            f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
+        )
     check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
         few = settings.trials < FEWEST_TRIALS

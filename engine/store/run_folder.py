@@ -11,11 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
 from ...backends import Plan, apply
-from ...common import FreePruneError, brief, parse_json, write_atomically
+from ...common import FreePruneError, brief, cause, parse_json, write_atomically
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.models import load_weights
@@ -204,6 +205,8 @@ def save_weights(network: nn.Module, path: Path) -> None:
     try:
         save_model(network, str(temporary))
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise FreePruneError(f"{path} cannot be written ({cause(error)}); make room, or give another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 

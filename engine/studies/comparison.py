@@ -20,7 +20,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.calibration import recalibrated
-from ..progress import Progress, Shown, shows_progress
+from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
 from ..run.job import Finetune, Job, strategy_of

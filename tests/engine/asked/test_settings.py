@@ -10,6 +10,29 @@ def test_a_misspelt_option_is_named_with_the_nearest_one(value):
         settings({"macs": 0.5}, {}, trails=value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"trials": "many"}, "`trials` is 'many'; give a whole number"),
+        ({"trials": 2.5}, "`trials` is 2.5; give a whole number"),
+        ({"max_rate": "half"}, "`max_rate` is 'half'; give a number"),
+        ({"granularity": 3}, "`granularity` is 3; give a text"),
+        ({"only": [3]}, r"`only` is \(3,\); give texts in a list"),
+        ({"compress": 1}, "`compress` is 1; give True or False"),
+        ({"time_limit": -1}, "`time_limit` is -1; give a number of seconds above 0"),
+    ],
+)
+def test_a_value_of_another_type_is_a_sentence(wrong, sentence):
+    with pytest.raises(FreePruneError, match=sentence):
+        settings({"macs": 0.5}, wrong)
+
+
+def test_a_single_text_stands_for_a_list_of_one_and_none_for_nothing_given():
+    asked = settings("macs=50%", {"only": "layer1.*", "warm_starts": "erk", "ignore": None}, trials=None)
+    assert (asked.only, asked.warm_starts, asked.ignore, asked.trials) == (("layer1.*",), ("erk",), (), 300)
+    assert [str(target) for target in asked.target] == ["macs=50%"]
+
+
 def test_what_no_setting_takes_belongs_to_the_granularity():
     asked = settings({"nonzero": 0.5}, {"granularity": "nm", "nm": "1:4", "block": None})
     assert asked.layout == {"nm": "1:4"}

@@ -54,6 +54,10 @@ def test_what_is_refused(text, message):
 def test_none_and_twice_are_refused():
     with pytest.raises(FreePruneError, match="no `target` was given"):
         parse_targets([])
+    with pytest.raises(FreePruneError, match=r"`target` is 0\.5; give a mapping"):
+        parse_targets(0.5)
+    with pytest.raises(FreePruneError, match="`target` 'macs' is None; give a number"):
+        parse_targets({"macs": None})
     with pytest.raises(FreePruneError, match="two targets were given for macs"):
         parse_targets(["macs=50%", "macs=60M"])
     with pytest.raises(FreePruneError, match="leaves nothing"):

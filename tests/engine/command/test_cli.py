@@ -197,6 +197,26 @@ def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
     assert call(*arguments, "--resume")[0] == 0
 
 
+@pytest.mark.parametrize("words", [["train", "digits:cnn", "--data", "digits", "--out", "x.safetensors"], [*GIVEN[:-1], "out"]])
+def test_an_interrupt_before_anything_is_kept_promises_nothing(words, tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("freeprune.engine.command.options.data_of", interrupted)
+    assert call(*words) == (130, "", "freeprune: interrupted\n")
+
+
+def test_a_network_that_guesses_is_doubted_on_stderr(tmp_path):
+    arguments = ["prune", "digits:cnn", "--data", "digits", "--target", "macs=60%", "--trials", "0", "--finetune-epochs", "0"]
+    status, output, errors = call(*arguments, "--calibration-images", "64", "--json", "--out", tmp_path / "out")
+    assert status == 0
+    assert json.loads(output)
+    assert errors.startswith("freeprune: warning: the dense network has ")
+    assert "that the --weights, the classes and the normalisation of the images (--mean, --std) are its own" in errors
+    assert errors.count("\n") == 1
+
+
 HEAVY = ("torch", "numpy", "scipy", "onnx", "optuna", "rich")
 
 
@@ -255,7 +275,15 @@ def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
     assert metadata["granularity"] == "channel"
 
 
-KEYWORDS = {"prune": RunOptions, "compare": Options, "sweep": Options, "correlate": StudyOptions, "pick": {}}
+KEYWORDS = {
+    "prune": RunOptions,
+    "compare": Options,
+    "sweep": Options,
+    "correlate": StudyOptions,
+    "pick": {},
+    "train": {},
+    "apply": {},
+}
 
 
 @pytest.mark.parametrize("command", sorted(KEYWORDS))

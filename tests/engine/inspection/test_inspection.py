@@ -279,6 +279,25 @@ def test_parameters_without_a_size():
         looked_at(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()))
 
 
+def test_an_example_is_a_tensor_tensors_a_shape_shapes_or_data():
+    found = [
+        inspect("digits:cnn", example).to_json()
+        for example in (torch.zeros(2, 1, 8, 8), (torch.zeros(2, 1, 8, 8),), "1x8x8", ["1x8x8"], "digits")
+    ]
+    assert all(one == found[0] for one in found)
+    with pytest.raises(FreePruneError, match="`example='1,8,8'` is no shape"):
+        inspect("digits:cnn", "1,8,8")
+
+
+def test_an_inspection_prints_as_tables_and_renders_in_a_notebook(tmp_path):
+    found = inspect("digits:cnn", "1x8x8", graph=tmp_path / "out.svg")
+    for text in (str(found), repr(found), found._repr_html_()):
+        for words in ("block1.conv2", "4..32", "locked", "reachable", "parameters"):
+            assert words in text
+    assert found._repr_html_().startswith("<pre>")
+    assert (tmp_path / "out.svg").read_text() == found.to_svg()
+
+
 # The drawing
 
 
