@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
-from optuna.distributions import FloatDistribution
-from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ..common import FreePruneError
 from .space import Space
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # tqdm misses widgets in a notebook, which nothing here needs
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 
 class Block(NamedTuple):

@@ -1,5 +1,6 @@
 """Every example, run as a user runs it: a command in a process of its own."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOK = "prune_in_a_notebook"
 SHARED = {"digits_data", "small_vit"}  # what examples import
 
 
@@ -57,11 +59,32 @@ def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    words = ["--execute", "--to", "notebook", "--output-dir", tmp_path, EXAMPLES / f"{NOTEBOOK}.ipynb"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nbconvert", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / f"{NOTEBOOK}.ipynb").read_text())["cells"]
+    shown = [output for cell in cells for output in cell.get("outputs", [])]
+    kinds = {kind for output in shown for kind in output.get("data", {})}
+    assert {"text/html", "image/svg+xml", "image/png"} <= kinds
+    assert not any(output.get("name") == "stderr" for output in shown)
+    assert any("search" in "".join(output.get("data", {}).get("text/html", "")) for output in shown)  # the bars
+    assert "agree on 100.0%" in "".join(shown[-1]["data"]["text/plain"])
+
+
+def test_the_notebook_is_kept_without_what_it_shows():
+    cells = json.loads((EXAMPLES / f"{NOTEBOOK}.ipynb").read_text())["cells"]
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in cells)
+
+
 def test_no_example_is_left_out():
     tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")} - SHARED
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(path.name for end in ("py", "ipynb") for path in EXAMPLES.glob(f"*.{end}")))
 def test_the_list_of_examples_names_all(name):
     assert name in (EXAMPLES / "README.md").read_text() or name == "digits_data.py"

@@ -15,8 +15,10 @@ from toys import network
 
 import freeprune
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
+from freeprune.common import Batch
 from freeprune.engine import prune as run_module
 from freeprune.engine.inputs.networks import NETWORKS
+from freeprune.engine.run import job as job_module
 
 GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
 
@@ -192,6 +194,13 @@ def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path
     with pytest.warns(freeprune.FreePruneWarning, match="hardly more than by guessing; check that the `weights`") as caught:
         assert told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong))) < 10
     assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
+
+
+def test_a_metric_of_labels_is_refused_before_the_search_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_module, "calibration", lambda *_: Batch((pair()[0].tensors[0][:16],)))
+    with pytest.raises(freeprune.FreePruneError, match="the metric 'snip' reads labels, and the data have none"):
+        prune(tmp_path / "out", metric="snip")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
