@@ -45,7 +45,9 @@ def studies(folder: Path) -> BaseStorage:
         if any(units < 1 for _, units in groups):
             raise ValueError("a group without units")
     except DAMAGE:
-        raise FreePruneError(f"{folder / files.CONFIG} does not say which groups there are; start again with --force") from None
+        raise FreePruneError(
+            f"{folder / files.CONFIG} does not say which groups there are; start the run again with `force=True`"
+        ) from None
     ledgers = [folder / files.LEDGER, *sorted((folder / files.LEDGERS).glob("*.jsonl"))]
     found = {path.stem: Ledger(path).trials for path in ledgers if path.exists()}
     if not any(found.values()):
@@ -53,7 +55,9 @@ def studies(folder: Path) -> BaseStorage:
     units = np.array([units for _, units in groups])
     trials = [one for several in found.values() for one in several]
     if any(len(one.kept) != len(units) or (one.kept > units).any() or (one.kept < 0).any() for one in trials):
-        raise FreePruneError(f"the trials in {folder} are not of the groups in its {files.CONFIG}; start again with --force")
+        raise FreePruneError(
+            f"the trials in {folder} are not of the groups in its {files.CONFIG}; start the run again with `force=True`"
+        )
     storage = InMemoryStorage()
     with _silent():
         for name, trials in found.items():

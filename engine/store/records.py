@@ -37,7 +37,9 @@ class Records:
         try:
             content = self.path.read_bytes()
         except OSError as error:
-            raise FreePruneError(f"{self.path} cannot be read ({error.strerror}); start again with `force=True`") from None
+            raise FreePruneError(
+                f"{self.path} cannot be read ({error.strerror}); start the run again with `force=True`"
+            ) from None
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines()):
             try:
@@ -48,7 +50,9 @@ class Records:
             except DAMAGE:
                 raise self.damaged(number) from None
             if not known:
-                raise FreePruneError(f"{self.path} was written by another version of freeprune; start again with `force=True`")
+                raise FreePruneError(
+                    f"{self.path} was written by another version of freeprune; start the run again with `force=True`"
+                )
             if number > 0:
                 self.entries.append(entry)
         if mend and len(whole) < len(content):
@@ -58,7 +62,7 @@ class Records:
     def damaged(self, number: int) -> FreePruneError:
         """The sentence about a line, the header being number 0."""
         return FreePruneError(
-            f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start again with `force=True`"
+            f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start the run again with `force=True`"
         )
 
     def add(self, entry: dict[str, Any]) -> None:

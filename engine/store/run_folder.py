@@ -54,7 +54,7 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
     """
     if resume and force:
         raise FreePruneError(
-            "both `resume=True` and `force=True` were given; the first goes on with a run, the second starts again: give one"
+            "both `resume=True` and `force=True` were given; one goes on with a run, the other starts again: give one"
         )
     if folder.exists() and not folder.is_dir():
         raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another `out`")
@@ -139,7 +139,7 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
             raise FreePruneError(
                 f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
                 f"{brief(repr(now[name]))}; "
-                "resume it with the same options, or start again with `force=True`"
+                "resume it with the same options, or start the run again with `force=True`"
             )
 
 
@@ -157,9 +157,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start again with `force=True`") from None
+        raise FreePruneError(f"{path} cannot be read ({brief(error)}); start the run again with `force=True`") from None
     if not isinstance(document, dict):
-        raise FreePruneError(f"{path} is no record of a run; start again with `force=True`")
+        raise FreePruneError(f"{path} is no record of a run; start the run again with `force=True`")
     return document
 
 
@@ -187,7 +187,7 @@ def read_document(folder: Path, kind: type[Read]) -> Read | None:
     try:
         return kind.from_json(read_json(path))
     except ValueError:
-        raise FreePruneError(f"{path} is damaged; start again with `force=True`") from None
+        raise FreePruneError(f"{path} is damaged; start the run again with `force=True`") from None
 
 
 def studies_beside(folder: Path) -> dict[str, Study]:

@@ -242,7 +242,7 @@ def _tuned_before(records: Records, kept: Kept) -> dict[tuple[int, int], float]:
         if key[0] < len(kept) and known != kept[key[0]].tolist():
             raise FreePruneError(
                 f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
-                "start again with `force=True`"
+                "start the run again with `force=True`"
             )
     return done
 

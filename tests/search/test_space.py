@@ -240,7 +240,7 @@ def test_an_unreachable_target_is_a_sentence():
         Space(units, minimum, costs, {"params": 2000, "macs": 12.6e6})
     assert str(caught.value) == (
         "target macs=12.6M (10.0% of dense) cannot be met: the smallest network allowed has 14.3% of the dense macs "
-        "(18.0M of 126.0M); raise the target or --max-rate"
+        "(18.0M of 126.0M); raise the `target` or `max_rate`"
     )
 
 

@@ -217,6 +217,14 @@ def test_a_network_that_guesses_is_doubted_on_stderr(tmp_path):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["report", "dashboard"])
+def test_a_damaged_folder_is_to_be_made_again_by_its_run(command, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    status, _, errors = call(command, tmp_path)
+    assert status == 2
+    assert "start the run again with --force" in errors
+
+
 HEAVY = ("torch", "numpy", "scipy", "onnx", "optuna", "rich")
 
 

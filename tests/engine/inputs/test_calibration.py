@@ -166,7 +166,7 @@ def flipped(content):
         (lambda content: b"", "is damaged"),
         (lambda content: b"junk" * 100, "is damaged"),
         (lambda content: content[:-100], "is damaged"),
-        (flipped, "is damaged .its content is not what was written.; start again with --force"),
+        (flipped, "is damaged .its content is not what was written.; start the run again with `force=True`"),
     ],
 )
 def test_a_damaged_file_is_a_sentence(damage, sentence, tmp_path):
