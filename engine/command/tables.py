@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import click
 from rich.console import Console
 
 from ..shown import WIDTH, Showable
+from .wording import in_options
 
 
 def report(result: Showable, document: Mapping[str, Any], as_json: bool, *notes: str) -> None:
-    """Print a result, as a table with notes below it or as JSON."""
+    """Print a result, as a table with notes below it, which name options instead of arguments, or as JSON."""
     if as_json:
         print(json.dumps(document))  # noqa: T201
         return
     terminal = Console(markup=False)
     console = terminal if terminal.width >= WIDTH else Console(markup=False, width=WIDTH)
-    shown = result.shown()
-    replace(shown, notes=[*shown.notes, *notes]).print_to(console)
+    shown, command = result.shown(), str(click.get_current_context().command.name)
+    replace(shown, notes=[in_options(note, command) for note in (*shown.notes, *notes)]).print_to(console)

@@ -129,6 +129,7 @@ def finish(
         seed=job.settings.seed,
         threads=torch.get_num_threads(),
         versions=files.versions(),
+        doubt=job.doubt,
     )
     files.write_document(folder, summary)
     write_report(folder)

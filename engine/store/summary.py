@@ -252,6 +252,7 @@ class Summary(Document):
         seed: decides all that was drawn.
         threads: that torch computed with.
         versions: of the libraries that the figures depend on.
+        doubt: why the dense network may not be the one that was trained; None, and not in the file, where nothing says so.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -272,6 +273,7 @@ class Summary(Document):
     seed: int
     threads: int
     versions: Mapping[str, str]
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):
@@ -281,6 +283,11 @@ class Summary(Document):
     def exported(self) -> Onnx | None:
         """The ONNX file; None where there is none."""
         return self.onnx if isinstance(self.onnx, Onnx) else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may be wrong, as sentences."""
+        return (*(() if self.doubt is None else (self.doubt,)), *self.onnx.warnings)
 
     @property
     def met(self) -> bool:

@@ -53,7 +53,7 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
     if params.after < params.before:
         notes.append(f"compaction took {params.before - params.after:,} further parameters that no longer mattered")
-    notes += [f"warning: {warning}" for warning in summary.onnx.warnings]
+    notes += [f"warning: {warning}" for warning in summary.warnings]
     title = f"{granularity} pruning, {summary.trials} trials"
     return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
 

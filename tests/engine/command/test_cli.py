@@ -215,6 +215,11 @@ def test_a_network_that_guesses_is_doubted_on_stderr(tmp_path):
     assert errors.startswith("freeprune: warning: the dense network has ")
     assert "that the --weights, the classes and the normalisation of the images (--mean, --std) are its own" in errors
     assert errors.count("\n") == 1
+    assert json.loads(output)["doubt"].startswith("the dense network has ")
+    status, output, errors = call(*arguments, "--calibration-images", "64", "--resume", "--out", tmp_path / "out")
+    assert status == 0
+    assert "warning: the dense network has " in output
+    assert "that the --weights, the classes" in output
 
 
 @pytest.mark.parametrize("command", ["report", "dashboard"])
