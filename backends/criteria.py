@@ -113,7 +113,7 @@ def bnscale(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     elements = {name: np.abs(_numpy(p)) for name, p in network.named_parameters() if name in scales}
     if not any(values.any() for values in elements.values()):
         raise FreePruneError(
-            "criterion 'bnscale' reads the scales of batch norms, and the network has none; use --criterion l2"
+            "criterion 'bnscale' reads the scales of batch norms, and the network has none; use `criterion='l2'`"
         )
     return Importance(elements, slices=lambda rows: rows.sum(axis=1))
 
@@ -143,7 +143,7 @@ def _lamp(weight: Values) -> Values:
 
 def _labelled(batch: Batch | None, criterion: str) -> tuple[Inputs, Tensor]:
     if batch is None or batch.labels is None:
-        raise FreePruneError(f"criterion {criterion!r} needs labelled data; give --data with labels or use --criterion l2")
+        raise FreePruneError(f"criterion {criterion!r} needs labelled data; give `data` with labels or use `criterion='l2'`")
     return batch.inputs, batch.labels
 
 

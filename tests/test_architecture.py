@@ -1,6 +1,7 @@
 """The rules of the house, held by reading the imports of every file, those inside functions too."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,28 @@ def test_nothing_is_unpickled():
         assert "import pickle" not in text
         assert "torch.load(" not in text or "weights_only=True" in text
         assert "allow_pickle=True" not in text
+
+
+def sentences(path):
+    """The texts of a file that are no docstrings, pieces of an f-string together, without what stands between backticks."""
+    tree = ast.parse(path.read_text())
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(piece) for piece in node.values}
+            text = "".join(piece.value if isinstance(piece, ast.Constant) else "…" for piece in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            text = node.value
+        else:
+            continue
+        yield re.sub("`[^`]*`", "", text)
+
+
+# Where options are declared, and where they are written as a command line.
+OPTIONS = {"options", "engine.asked.declaration", "engine.asked.recipe", "engine.asked.commands"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in OPTIONS and not name.startswith("engine.command.")])
+def test_sentences_name_arguments(name):
+    """The command line makes options of them; see `wording.py`."""
+    assert [text for text in sentences(FILES[name]) if re.search(r"--[a-z]", text)] == []

@@ -46,7 +46,7 @@ class Block(Masked):
         form = re.fullmatch(r"(\d+)x(\d+)", block)
         sizes = [int(n) for n in form.groups()] if form else []
         if sorted(sizes)[:1] != [1] or sizes == [1, 1]:
-            raise FreePruneError(f"--block {block!r} is no vector; write 1x4 for four inputs or 4x1 for four outputs")
+            raise FreePruneError(f"`block={block!r}` is no vector; write 1x4 for four inputs or 4x1 for four outputs")
         return (IN, sizes[1]) if sizes[0] == 1 else (OUT, sizes[0])
 
     def refusal(self, layout: Layout) -> str | None:

@@ -70,7 +70,7 @@ class Composed:
         step = str(options.setdefault("round_to", span))
         if not step.isdecimal() or int(step) % span:
             raise FreePruneError(
-                f"--round-to {step} leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
+                f"`round_to={step}` leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
             )
         self.channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
 

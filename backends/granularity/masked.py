@@ -67,7 +67,7 @@ class Masked:
         leave: Callable[[Layout], str | None] = lambda layout: None,
     ) -> None:
         if importance.slices is not None:
-            raise FreePruneError("this criterion orders whole channels only; use --criterion l2 or --granularity channel")
+            raise FreePruneError("this criterion orders whole channels only; use `criterion='l2'` or `granularity='channel'`")
         self._network = network
         products = trace_example(network, inputs)[2].products
         self._skeleton = Skeleton(network)
@@ -81,7 +81,7 @@ class Masked:
         if not self.layouts:
             told = "; ".join(f"{layer_of(name)}: {reason}" for name, reason in self.dense.items())
             told = told or "no convolution or linear layer was found"
-            raise FreePruneError(f"the network has nothing to prune: {told}; give another network or --granularity")
+            raise FreePruneError(f"the network has nothing to prune: {told}; give another network or `granularity`")
         self._weights = {name: parameters[name] for name in self.layouts}
         places = self.ranks({name: importance.elements[name] for name in self.layouts}, importance)
         device = next(iter(self._weights.values())).device

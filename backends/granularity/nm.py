@@ -69,5 +69,5 @@ def _parse(nm: str) -> tuple[int, int]:
     form = re.fullmatch(r"(?:(\d+):)?(\d+)", nm)
     n, m = (int(form[1] or 0), int(form[2])) if form else (0, 0)
     if m < 2 or n >= m or (form and form[1] and n < 1):
-        raise FreePruneError(f"--nm {nm!r} is no pattern; write 2:4 for two of four, or 4 for any number of four")
+        raise FreePruneError(f"`nm={nm!r}` is no pattern; write 2:4 for two of four, or 4 for any number of four")
     return n, m

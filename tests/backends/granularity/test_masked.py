@@ -122,10 +122,10 @@ def test_other_kernels_go_whole_under_pattern():
 @pytest.mark.parametrize(
     ("granularity", "options", "message"),
     [
-        ("nm", {"nm": "4:4"}, "--nm '4:4' is no pattern"),
+        ("nm", {"nm": "4:4"}, "`nm='4:4'` is no pattern"),
         ("nm", {"nm": "0:4"}, "is no pattern"),
         ("nm", {"nm": "two"}, "is no pattern"),
-        ("block", {"block": "2x2"}, "--block '2x2' is no vector"),
+        ("block", {"block": "2x2"}, "`block='2x2'` is no vector"),
         ("block", {"block": "1x1"}, "is no vector"),
         ("block", {"block": "4"}, "is no vector"),
     ],
