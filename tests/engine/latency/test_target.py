@@ -204,7 +204,7 @@ def test_a_network_that_cannot_be_exported_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("granularity", ["weight", "nm", "block", "kernel", "pattern"])
 def test_zeros_in_place_are_refused(granularity, tmp_path):
-    with pytest.raises(FreePruneError, match=f"latency=70% cannot be met at granularity {granularity}.* as slow as the dense"):
+    with pytest.raises(FreePruneError, match=f"latency=70%. cannot be met at granularity {granularity}.* as slow as the dense"):
         prune(tmp_path / "out", granularity=granularity, round_to=None)
 
 
@@ -215,7 +215,7 @@ def test_zeros_on_top_of_channels_are_welcome(clock, tmp_path):
 
 
 def test_a_study_refuses_a_target_on_latency(tmp_path):
-    with pytest.raises(FreePruneError, match="target latency=70% is for prune and pick alone"):
+    with pytest.raises(FreePruneError, match="`target` 'latency=70%' is for prune and pick alone"):
         freeprune.correlate(wide_network(), pair(), target=["latency=70%"], out=tmp_path / "out", calibration_images=80)
 
 
