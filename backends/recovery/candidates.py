@@ -1,0 +1,135 @@
+"""Candidates scored with weights made good, at next to no cost: one pass of the dense network, and small systems solved once.
+
+Within a group the channels that stay depend on their number alone, so that a search asks for the same few sets of inputs of a
+layer again and again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import Candidate, Inputs, Skeleton
+from .products import Call, Site, Watched
+from .solve import least_squares
+from .winner import run, sample, unfinite
+
+SAMPLES = 16  # rows of inputs for each column: fewer than for the winner, since the pass has to be cheap
+KEPT_BYTES = 2**29  # of solved weights that are remembered
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the dense network and the moments of what reaches it.
+
+    Attributes:
+        weight: of the dense network.
+        middle: `(groups, columns)`, the mean of the inputs, 0 where a constant would cost something.
+        moments: `(groups, columns, columns)`, about that.
+    """
+
+    site: Site
+    weight: Tensor
+    middle: Tensor
+    moments: Tensor
+
+
+class Recovery:
+    """Gives candidates that lost channels the weights that recovery would give them.
+
+    A layer that lost inputs is fitted to what it gave, on what the dense network sends it. That is less than the winner gets
+    (`winner.recover`), whose layers are fitted to each other, and costs a candidate next to nothing.
+
+    Args:
+        network: the dense one, left as it is; on the device that candidates run on.
+        inputs: the calibration images.
+        seed: picks the samples where there are more than needed.
+
+    Source: GRAIL (arXiv:2602.23795), eq. for the coefficients; here inside the search.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
+        sums: dict[str, list[tuple[Call, Tensor]]] = {}
+        generator = torch.Generator().manual_seed(seed)
+        skeleton = Skeleton(network)
+
+        def visit(call: Call) -> Tensor:
+            columns = call.site.matrices(call.weight).shape[-1]
+            rows = call.rows(sample(call.samples, SAMPLES * columns, generator).to(call.weight.device))
+            if not torch.isfinite(rows).all():
+                raise unfinite(call.site.name)
+            sums.setdefault(call.site.name, []).append((call, rows))
+            return call.run(call.weight, call.bias)
+
+        watched = Watched(skeleton.tensors, visit)
+        run(skeleton, watched, inputs)
+        self._layers = {
+            name: _layer(seen, name in watched.normalised)
+            for name, seen in sums.items()
+            if name not in watched.elsewhere
+        }
+        self._known: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, candidate: Candidate) -> Candidate:
+        """The candidate with other weights in the layers that lost inputs."""
+        tensors = dict(candidate.tensors)
+        for name, dims in candidate.kept.items():
+            layer = self._layers.get(name)
+            if layer is None or layer.site.inputs not in dims or name not in tensors:
+                continue
+            weight, shift = self._solved(name, layer, dims[layer.site.inputs])
+            tensors[name] = _cut(weight, dims, layer.site)
+            bias = layer.site.bias
+            if bias is not None:
+                own = tensors.get(bias, candidate.skeleton.tensors[bias])
+                tensors[bias] = own + (shift if layer.site.outputs not in dims else shift[_ids(dims[layer.site.outputs], shift)])
+        return replace(candidate, tensors=tensors)
+
+    def _solved(self, name: str, layer: _Layer, kept: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The weight of a layer that keeps these inputs and all outputs, and what its bias gains."""
+        key = name, kept.tobytes()
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        site, ids = layer.site, _ids(kept, layer.weight)
+        dense, columns = site.matrices(layer.weight), site.columns(ids)
+        inner = layer.moments[:, columns]
+        cut = layer.weight.index_select(site.inputs, ids)
+        solved = least_squares(dense[..., columns], dense.double() @ inner.mT, inner[..., columns])
+        shift = (dense.double() @ layer.middle[..., None] - solved @ layer.middle[:, columns, None])[..., 0]
+        shift = shift.reshape(-1, site.positions).sum(1) if site.shared else shift.reshape(-1)
+        made = site.restored(solved, cut.shape).to(cut.dtype), shift.to(cut.dtype)
+        self._known[key] = made
+        self._bytes += made[0].nbytes
+        while self._bytes > KEPT_BYTES and len(self._known) > 1:
+            self._bytes -= self._known.popitem(last=False)[1][0].nbytes
+        return made
+
+
+def _layer(seen: list[tuple[Call, Tensor]], normalised: bool) -> _Layer:
+    call, _ = seen[0]
+    rows = torch.cat([rows for _, rows in seen], dim=1)
+    middle = rows.double().mean(1)
+    if call.site.bias is None and not normalised:
+        middle = torch.zeros_like(middle)
+    rows = rows - middle[:, None].to(rows.dtype)
+    return _Layer(call.site, call.weight, middle, (rows.mT @ rows).double() / rows.shape[1])
+
+
+def _ids(kept: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(kept).to(like.device)
+
+
+def _cut(weight: Tensor, dims: Mapping[int, NDArray[np.int64]], site: Site) -> Tensor:
+    """The rows of a solved weight that stay."""
+    for dim, kept in dims.items():
+        if dim != site.inputs:
+            weight = weight.index_select(dim, _ids(kept, weight))
+    return weight

@@ -1,0 +1,199 @@
+"""The weights of one pruned network made good, layer by layer, each on what the layers before it really give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...common import FreePruneError, Inputs, Skeleton
+from ...copies import copied
+from ..plan import Plan
+from ..tracing.passes import plain_kernels, undisturbed
+from .products import Call, Watched
+from .solve import least_squares
+
+SAMPLES = 24  # rows of inputs for each column
+POOR = 2  # rows for each column below which the result is called poor
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A network whose weights were made good.
+
+    Attributes:
+        network: a copy; the given one is left as it is.
+        layers: the weights that changed.
+        poor: those for which there were few samples, so that the ridge decided most.
+    """
+
+    network: nn.Module
+    layers: tuple[str, ...]
+    poor: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the dense network makes of one call: the samples that were picked, and what comes of them (or goes in)."""
+
+    picked: Tensor
+    rows: Tensor
+
+
+def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0) -> Recovered:
+    """Let the weights that stayed do the work of those that went, by least squares on unlabelled images.
+
+    Each layer in turn is fitted to the dense network's outputs of that layer, on the inputs that it gets in the pruned network,
+    the layers before it made good already. Batch norms use the statistics of the images meanwhile.
+
+    Args:
+        dense: the network that was given.
+        pruned: `apply(dense, plan)`, before any training.
+        plan: what was removed.
+        inputs: images, as many as fit into one pass.
+        seed: picks the samples where there are more than needed.
+
+    Raises:
+        FreePruneError: what reaches a layer is not finite.
+
+    Source: the closed form for channels is that of GRAIL (arXiv:2602.23795). Differs: the kernel positions of a convolution
+    are solved for together; the pruned network's own inputs are used, not the dense network's; layers that lost nothing are
+    fitted as well, since their inputs have changed.
+    """
+    wanted, watched = _seen(dense, inputs, seed)
+    names = {name for name in watched.calls if name not in watched.elsewhere}
+    fit = _Fit(dense, plan, wanted, watched.normalised, names)
+    skeleton = Skeleton(pruned)
+    repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
+    for _ in range(2 if repeated else 1):  # a layer that runs often is fitted after the pass, and the others follow it
+        run(skeleton, Watched(skeleton.tensors, fit), inputs)
+        fit.finish()
+    network = copied(pruned)
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in fit.found.items():
+            parameters[name].copy_(value)
+    return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
+
+
+def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
+    """One pass under the statistics of the images, watched."""
+    network = skeleton.network
+    with undisturbed(network), torch.no_grad(), plain_kernels(), skeleton.batch_statistics(), watched:
+        network(*inputs)
+
+
+def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, int], _Wanted], Watched]:
+    """What each product of the dense network gives, for a sample of its rows."""
+    wanted: dict[tuple[str, int], _Wanted] = {}
+    skeleton = Skeleton(dense)
+    generator = torch.Generator().manual_seed(seed)
+
+    def visit(call: Call) -> Tensor:
+        made = call.run(call.weight, call.bias)
+        columns = call.site.matrices(call.weight).shape[-1]
+        picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
+        rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
+        wanted[call.site.name, call.number] = _Wanted(picked, rows)
+        return made
+
+    watched = Watched(skeleton.tensors, visit)
+    run(skeleton, watched, inputs)
+    return wanted, watched
+
+
+def unfinite(name: str) -> FreePruneError:
+    """The sentence about a layer that gets NaN or infinity."""
+    return FreePruneError(
+        f"what reaches layer {name.removesuffix('.weight')!r} is not finite on the calibration images, so weights cannot be made "
+        "good; check the images and the weights, or leave recovery out"
+    )
+
+
+def sample(samples: int, count: int, generator: torch.Generator) -> Tensor:
+    """So many of the samples, drawn at random; all if there are fewer."""
+    return torch.randperm(samples, generator=generator)[:count] if count < samples else torch.arange(samples)
+
+
+class _Fit:
+    """Computes the products of the pruned network, each with weights that were fitted to what the dense network gives there."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        plan: Plan,
+        wanted: Mapping[tuple[str, int], _Wanted],
+        normalised: set[str],
+        names: set[str],
+    ) -> None:
+        self._dense = dict(dense.named_parameters())
+        self._plan, self._wanted, self._normalised = plan, wanted, normalised
+        self._names = names
+        self._often = {name for name, number in wanted if number}
+        self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
+        self.found: dict[str, Tensor] = {}
+        self.poor: dict[str, None] = {}
+
+    def __call__(self, call: Call) -> Tensor:
+        name, bias = call.site.name, call.site.bias
+        here = self._wanted.get((name, call.number))
+        if here is not None and name in self._names:
+            pair = self._targets(call, here), call.rows(here.picked)
+            if name in self._often:
+                self._sums.setdefault(name, (call, []))[1].append(pair)
+            else:
+                self._solve(call, [pair])
+        weight = self.found.get(name, call.weight)
+        return call.run(weight, call.bias if bias is None else self.found.get(bias, call.bias))
+
+    def finish(self) -> None:
+        """Fit the layers that ran more than once, on all their inputs together."""
+        for call, pairs in self._sums.values():
+            self._solve(call, pairs)
+        self._names -= self._sums.keys()
+        self._sums.clear()
+
+    def _targets(self, call: Call, here: _Wanted) -> Tensor:
+        """What should come out `(groups, R, outputs)`; where positions share coefficients, what should go in."""
+        if call.site.shared:
+            return here.rows[None]
+        kept = self._kept(call.site.name, call.site.outputs)
+        rows = here.rows if kept is None else here.rows[:, kept.to(here.rows.device)]
+        return rows.reshape(len(rows), call.site.groups, -1).movedim(1, 0)
+
+    def _kept(self, name: str, dim: int) -> Tensor | None:
+        ids: NDArray[np.int64] | None = self._plan.kept.get(name, {}).get(dim)
+        return None if ids is None else torch.from_numpy(ids)
+
+    def _solve(self, call: Call, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        site = call.site
+        targets, rows = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
+        if not torch.isfinite(rows).all():
+            raise unfinite(site.name)
+        if rows.shape[1] < POOR * rows.shape[2]:
+            self.poor[site.name] = None
+        free = site.bias is not None or site.name in self._normalised  # whether a constant costs nothing
+        middle, aim = (x.double().mean(1, keepdim=True) if free else x.new_zeros(1) for x in (rows, targets))
+        rows, targets = rows - middle.to(rows.dtype), targets - aim.to(rows.dtype)
+        moments, cross = rows.mT @ rows / rows.shape[1], targets.mT @ rows / rows.shape[1]
+        weight = call.weight
+        if site.shared:  # the outputs that should come out are what the dense weights make of what should go in
+            outer = self._dense[site.name].detach().to(weight.device)
+            kept = self._kept(site.name, site.outputs)
+            outer = outer if kept is None else outer.index_select(site.outputs, kept.to(outer.device))
+            cross = site.matrices(outer) @ cross
+        mask = self._plan.masks.get(site.name)
+        masked = None if mask is None else site.matrices(mask.to(weight.device))
+        solved = least_squares(site.matrices(weight), cross, moments, masked)
+        self.found[site.name] = site.restored(solved, weight.shape).to(weight.dtype)
+        if site.bias is not None and call.bias is not None:
+            if site.shared:
+                before = (site.matrices(outer).double() @ aim.mT)[..., 0].reshape(-1, site.positions).sum(1)
+                after = (solved @ middle.mT)[..., 0].reshape(-1, site.positions).sum(1)
+                self.found[site.bias] = (call.bias + before - after).to(call.bias.dtype)
+            else:
+                self.found[site.bias] = (aim - middle @ solved.mT).reshape(-1).to(call.bias.dtype)
