@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...common import Candidate, Inputs, Skeleton
 from .products import Call, Site, Watched
 from .solve import least_squares
-from .winner import run, sample, unfinite
+from .winner import finite, run, sample
 
 SAMPLES = 16  # rows of inputs for each column: fewer than for the winner, since the pass has to be cheap
 KEPT_BYTES = 2**29  # of solved weights that are remembered
@@ -62,10 +62,8 @@ class Recovery:
         def visit(call: Call) -> Tensor:
             columns = call.site.matrices(call.weight).shape[-1]
             rows = call.rows(sample(call.samples, SAMPLES * columns, generator).to(call.weight.device))
-            if not torch.isfinite(rows).all():
-                raise unfinite(call.site.name)
             sums.setdefault(call.site.name, []).append((call, rows))
-            return call.run(call.weight, call.bias)
+            return finite(call)
 
         watched = Watched(skeleton.tensors, visit)
         run(skeleton, watched, inputs)

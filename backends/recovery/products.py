@@ -101,7 +101,6 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         visit: computes the product.
 
     Attributes:
-        normalised: the parameters whose product goes straight into a batch norm, which takes any constant away again.
         calls: how many products each parameter had.
         elsewhere: the parameters that other operators read as well.
     """
@@ -111,14 +110,14 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._visit = visit
         self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
         self._last: tuple[str, Tensor] | None = None
-        self.normalised: set[str] = set()
+        self._normalised: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.elsewhere: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = func.overloadpacket.__name__
         if "batch_norm" in kind and self._last is not None and args[0] is self._last[1]:
-            self.normalised.add(self._last[0])
+            self._normalised[self._last[0]] += 1
         call = None
         if kind == "convolution":
             call = self._convolution(func, args)
@@ -132,6 +131,11 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = self._visit(call)
         self._last = call.site.name, made
         return made
+
+    @property
+    def normalised(self) -> set[str]:
+        """The parameters whose products all go straight into a batch norm, which takes any constant away again."""
+        return {name for name, count in self._normalised.items() if count == self.calls[name]}
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter of two or more dimensions that a tensor is, or is a view of."""

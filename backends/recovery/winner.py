@@ -15,7 +15,7 @@ from ...copies import copied
 from ..plan import Plan
 from ..tracing.passes import plain_kernels, undisturbed
 from .products import Call, Watched
-from .solve import least_squares
+from .solve import RIDGE, least_squares
 
 SAMPLES = 24  # rows of inputs for each column
 POOR = 2  # rows for each column below which the result is called poor
@@ -44,7 +44,9 @@ class _Wanted:
     rows: Tensor
 
 
-def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0) -> Recovered:
+def recover(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0, *, ridge: float = RIDGE
+) -> Recovered:
     """Let the weights that stayed do the work of those that went, by least squares on unlabelled images.
 
     Each layer in turn is fitted to the dense network's outputs of that layer, on the inputs that it gets in the pruned network,
@@ -56,6 +58,7 @@ def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, see
         plan: what was removed.
         inputs: images, as many as fit into one pass.
         seed: picks the samples where there are more than needed.
+        ridge: how much the plain weights hold; see `least_squares`.
 
     Raises:
         FreePruneError: what reaches a layer is not finite.
@@ -66,7 +69,7 @@ def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, see
     """
     wanted, watched = _seen(dense, inputs, seed)
     names = {name for name in watched.calls if name not in watched.elsewhere}
-    fit = _Fit(dense, plan, wanted, watched.normalised, names)
+    fit = _Fit(dense, plan, wanted, watched.normalised, names, ridge)
     skeleton = Skeleton(pruned)
     repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
     for _ in range(2 if repeated else 1):  # a layer that runs often is fitted after the pass, and the others follow it
@@ -94,7 +97,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, 
     generator = torch.Generator().manual_seed(seed)
 
     def visit(call: Call) -> Tensor:
-        made = call.run(call.weight, call.bias)
+        made = finite(call)
         columns = call.site.matrices(call.weight).shape[-1]
         picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
@@ -106,12 +109,15 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, 
     return wanted, watched
 
 
-def unfinite(name: str) -> FreePruneError:
-    """The sentence about a layer that gets NaN or infinity."""
-    return FreePruneError(
-        f"what reaches layer {name.removesuffix('.weight')!r} is not finite on the calibration images, so weights cannot be made "
-        "good; check the images and the weights, or leave recovery out"
-    )
+def finite(call: Call) -> Tensor:
+    """The product, if it is all finite."""
+    made = call.run(call.weight, call.bias)
+    if not torch.isfinite(made).all():
+        raise FreePruneError(
+            f"layer {call.site.name.removesuffix('.weight')!r} gives numbers that are not finite on the calibration images, so "
+            "no weights can be made good; check the images and the weights, or leave recovery out"
+        )
+    return made
 
 
 def sample(samples: int, count: int, generator: torch.Generator) -> Tensor:
@@ -129,10 +135,11 @@ class _Fit:
         wanted: Mapping[tuple[str, int], _Wanted],
         normalised: set[str],
         names: set[str],
+        ridge: float,
     ) -> None:
         self._dense = dict(dense.named_parameters())
         self._plan, self._wanted, self._normalised = plan, wanted, normalised
-        self._names = names
+        self._names, self._ridge = names, ridge
         self._often = {name for name, number in wanted if number}
         self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
         self.found: dict[str, Tensor] = {}
@@ -172,8 +179,6 @@ class _Fit:
     def _solve(self, call: Call, pairs: list[tuple[Tensor, Tensor]]) -> None:
         site = call.site
         targets, rows = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
-        if not torch.isfinite(rows).all():
-            raise unfinite(site.name)
         if rows.shape[1] < POOR * rows.shape[2]:
             self.poor[site.name] = None
         free = site.bias is not None or site.name in self._normalised  # whether a constant costs nothing
@@ -188,7 +193,7 @@ class _Fit:
             cross = site.matrices(outer) @ cross
         mask = self._plan.masks.get(site.name)
         masked = None if mask is None else site.matrices(mask.to(weight.device))
-        solved = least_squares(site.matrices(weight), cross, moments, masked)
+        solved = least_squares(site.matrices(weight), cross, moments, masked, self._ridge)
         self.found[site.name] = site.restored(solved, weight.shape).to(weight.dtype)
         if site.bias is not None and call.bias is not None:
             if site.shared:

@@ -1,0 +1,145 @@
+"""One pruned network made good."""
+
+import pytest
+import torch
+from torch import nn
+
+from freeprune.backends import BACKENDS, apply, importance
+from freeprune.backends.plan import Plan, structure_of
+from freeprune.backends.recovery.winner import recover
+from freeprune.common import FreePruneError, Skeleton
+from tests.networks import NETWORKS, build, images
+
+IMAGES = images(32)
+
+
+def pruned(network, granularity, share=0.6, **options):
+    backend = BACKENDS[granularity](network, (IMAGES,), importance("l2", network), **options)
+    kept = [max(group.minimum, round(share * group.units)) for group in backend.groups]
+    plan = backend.plan(torch.tensor(kept).numpy())
+    return apply(network, plan).eval(), plan
+
+
+def distance(dense, network):
+    """How far outputs are from the dense network's, both under the statistics of the images."""
+    outputs = []
+    for each in (dense, network):
+        skeleton = Skeleton(each)
+        with torch.no_grad(), skeleton.batch_statistics():
+            outputs.append(skeleton.network(IMAGES))
+    return float((outputs[0] - outputs[1]).norm() / outputs[0].norm())
+
+
+def state(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def unchanged(network, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_channels_that_stay_come_closer_to_the_dense_network(name):
+    network = build(name)
+    compact, plan = pruned(network, "channel")
+    before = state(network), state(compact)
+    found = recover(network, compact, plan, (IMAGES,))
+    assert distance(network, found.network) < distance(network, compact)
+    assert unchanged(network, before[0])
+    assert unchanged(compact, before[1])
+    assert found.layers
+
+
+@pytest.mark.parametrize("granularity", sorted(set(BACKENDS) - {"channel"}))
+def test_zeros_stay_and_the_rest_makes_up_for_them(granularity):
+    network = build("vgg")
+    sparse, plan = pruned(network, granularity, 0.5)
+    found = recover(network, sparse, plan, (IMAGES,))
+    assert distance(network, found.network) < distance(network, sparse)
+    for name, mask in plan.masks.items():
+        assert not found.network.get_parameter(name)[~mask].any()
+
+
+def test_a_channel_that_another_can_stand_in_for_costs_nothing():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten()).eval()
+    with torch.no_grad():  # the last three are the first three, three times as strong
+        network[0].weight[3:] = 3 * network[0].weight[:3]
+        network[0].bias[3:] = 3 * network[0].bias[:3]
+    first = torch.arange(3).numpy()
+    plan = Plan(
+        "channel", structure_of(network), {}, {"0.weight": {0: first}, "0.bias": {0: first}, "2.weight": {1: first}}
+    )
+    compact = apply(network, plan)
+    assert distance(network, compact) > 0.3
+    found = recover(network, compact, plan, (IMAGES,), ridge=1e-9)
+    assert distance(network, found.network) < 1e-3
+    assert torch.allclose(found.network[0].weight, compact[0].weight, atol=1e-4)
+    wanted = network[2].weight[:, :3] + 3 * network[2].weight[:, 3:]
+    assert torch.allclose(found.network[2].weight, wanted, atol=1e-3)
+
+
+def test_a_layer_that_runs_twice_is_fitted_to_both_its_inputs():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = self.first(x)
+            for _ in range(2):
+                y = y + self.outer(torch.relu(self.inner(y)))
+            return self.head(y)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, rows = Twice().eval(), torch.randn(200, 6)
+    backend = BACKENDS["channel"](network, (rows,), importance("l2", network))
+    plan = backend.plan(torch.tensor([max(g.minimum, g.units // 2) for g in backend.groups]).numpy())
+    compact = apply(network, plan)
+    found = recover(network, compact, plan, (rows,))
+    with torch.no_grad():
+        errors = [float((each(rows) - network(rows)).norm()) for each in (compact, found.network)]
+    assert errors[1] < 0.7 * errors[0]
+    assert {"inner.weight", "outer.weight"} <= set(found.layers)
+
+
+def test_a_weight_that_an_embedding_shares_is_left_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.inner, self.outer = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            y = self.embedding(x)
+            return (y + self.outer(torch.relu(self.inner(y)))) @ self.embedding.weight.T
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, words = Tied().eval(), torch.randint(20, (30, 5))
+    backend = BACKENDS["weight"](network, (words,), importance("l2", network))
+    plan = backend.plan(torch.tensor([g.units // 2 for g in backend.groups]).numpy())
+    sparse = apply(network, plan)
+    found = recover(network, sparse, plan, (words,))
+    assert "embedding.weight" not in found.layers
+    assert torch.equal(found.network.embedding.weight, sparse.embedding.weight)
+
+
+def test_few_images_are_told_and_unfinite_ones_refused():
+    network = build("vgg")
+    compact, plan = pruned(network, "channel")
+    assert "8.weight" in recover(network, compact, plan, (IMAGES[:4],)).poor
+    broken = IMAGES.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FreePruneError, match="layer '0' gives numbers that are not finite"):
+        recover(network, compact, plan, (broken,))
+
+
+def test_the_seed_decides_the_samples():
+    network = build("vgg")
+    compact, plan = pruned(network, "channel")
+    one, same, other = (recover(network, compact, plan, (IMAGES,), seed).network.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
