@@ -70,7 +70,7 @@ class Recovery:
         self._layers = {
             name: _layer(seen, name in watched.normalised)
             for name, seen in sums.items()
-            if name not in watched.elsewhere
+            if name not in watched.elsewhere and any(rows.shape[1] for _, rows in seen)
         }
         self._known: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
@@ -87,7 +87,9 @@ class Recovery:
             bias = layer.site.bias
             if bias is not None:
                 own = tensors.get(bias, candidate.skeleton.tensors[bias])
-                tensors[bias] = own + (shift if layer.site.outputs not in dims else shift[_ids(dims[layer.site.outputs], shift)])
+                tensors[bias] = own + (
+                    shift if layer.site.outputs not in dims else shift[_ids(dims[layer.site.outputs], shift)]
+                )
         return replace(candidate, tensors=tensors)
 
     def _solved(self, name: str, layer: _Layer, kept: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

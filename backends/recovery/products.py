@@ -102,7 +102,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         calls: how many products each parameter had.
-        elsewhere: the parameters that other operators read as well.
+        elsewhere: the parameters that other operators read as well, or products in which they lie differently.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor]) -> None:
@@ -110,6 +110,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._visit = visit
         self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
         self._last: tuple[str, Tensor] | None = None
+        self._sites: dict[str, Site] = {}
         self._normalised: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.elsewhere: set[str] = set()
@@ -127,6 +128,8 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not func.is_view:
                 self.elsewhere.update(name for a in args if isinstance(a, Tensor) and (name := self._name(a)) is not None)
             return func(*args, **(kwargs or {}))
+        if self._sites.setdefault(call.site.name, call.site) != call.site:
+            self.elsewhere.add(call.site.name)
         self.calls[call.site.name] += 1
         made = self._visit(call)
         self._last = call.site.name, made
@@ -172,9 +175,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made: Tensor = func(x, w, b, stride, padding, dilation, transposed, *rest)
             return made
 
-        return Call(
-            site, self.calls[name], samples, rows, lambda made, picked: _pixels(made)[picked], run, weight, bias
-        )
+        return Call(site, self.calls[name], samples, rows, lambda made, picked: _pixels(made)[picked], run, weight, bias)
 
     def _matrix_product(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         *added, x, weight = args
@@ -182,8 +183,8 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name is None:
             name, outputs = self._whole(weight.T), 0
         bias = self._whole(added[0]) if added else None
-        if name is None or kwargs or (added and (bias is None or added[0].dim() != 1)):
-            return None
+        if name is None or kwargs or (added and (bias is None or added[0].dim() != 1)) or self._name(x) is not None:
+            return None  # a product of two parameters is the making of a weight
         site = Site(name, bias, outputs, 1 - outputs, 1, 1, False)
 
         def run(w: Tensor, b: Tensor | None) -> Tensor:

@@ -38,8 +38,9 @@ class Recovered:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the dense network makes of one call: the samples that were picked, and what comes of them (or goes in)."""
+    """What the dense network makes of one call: how many samples, those that were picked, and what comes of them (or goes in)."""
 
+    samples: int
     picked: Tensor
     rows: Tensor
 
@@ -101,7 +102,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, 
         columns = call.site.matrices(call.weight).shape[-1]
         picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
-        wanted[call.site.name, call.number] = _Wanted(picked, rows)
+        wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
         return made
 
     watched = Watched(skeleton.tensors, visit)
@@ -148,7 +149,7 @@ class _Fit:
     def __call__(self, call: Call) -> Tensor:
         name, bias = call.site.name, call.site.bias
         here = self._wanted.get((name, call.number))
-        if here is not None and name in self._names:
+        if here is not None and here.samples == call.samples > 0 and name in self._names:
             pair = self._targets(call, here), call.rows(here.picked)
             if name in self._often:
                 self._sums.setdefault(name, (call, []))[1].append(pair)

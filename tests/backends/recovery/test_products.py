@@ -105,3 +105,18 @@ def test_what_goes_into_a_batch_norm_is_known_and_calls_are_counted():
     _, watched = calls_of(nn.Sequential(nn.Conv2d(6, 6, 1), norms[0], often, nn.ReLU(), often, norms[1], last))
     assert watched.normalised == {"0.weight"}  # the second is normalised in one of its two uses only
     assert watched.calls == {"0.weight": 1, "2.weight": 2, "6.weight": 1}
+
+
+def test_a_product_of_parameters_makes_a_weight_and_is_no_layer():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base, self.down = nn.Linear(72, 5), nn.Parameter(torch.ones(2, 72))
+            self.up = nn.Parameter(torch.ones(5, 2))
+
+        def forward(self, x):
+            return nn.functional.linear(x.flatten(2), self.base.weight + self.up @ self.down, self.base.bias)
+
+    seen, watched = calls_of(Adapted())
+    assert not seen
+    assert watched.elsewhere == {"base.weight", "up", "down"}

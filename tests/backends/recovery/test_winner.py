@@ -68,9 +68,7 @@ def test_a_channel_that_another_can_stand_in_for_costs_nothing():
         network[0].weight[3:] = 3 * network[0].weight[:3]
         network[0].bias[3:] = 3 * network[0].bias[:3]
     first = torch.arange(3).numpy()
-    plan = Plan(
-        "channel", structure_of(network), {}, {"0.weight": {0: first}, "0.bias": {0: first}, "2.weight": {1: first}}
-    )
+    plan = Plan("channel", structure_of(network), {}, {"0.weight": {0: first}, "0.bias": {0: first}, "2.weight": {1: first}})
     compact = apply(network, plan)
     assert distance(network, compact) > 0.3
     found = recover(network, compact, plan, (IMAGES,), ridge=1e-9)
@@ -143,3 +141,40 @@ def test_the_seed_decides_the_samples():
     one, same, other = (recover(network, compact, plan, (IMAGES,), seed).network.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_weight_that_lies_differently_in_two_products_is_left_alone():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(8, 16, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.outer(torch.relu(x @ self.inner.weight.T) @ self.inner.weight)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, rows = Both().eval(), torch.randn(100, 8)
+    backend = BACKENDS["weight"](network, (rows,), importance("l2", network))
+    plan = backend.plan(torch.tensor([g.units // 2 for g in backend.groups]).numpy())
+    sparse = apply(network, plan)
+    found = recover(network, sparse, plan, (rows,))
+    assert found.layers == ("outer.weight",)
+    assert torch.equal(found.network.inner.weight, sparse.inner.weight)
+
+
+def test_a_layer_that_gets_nothing_is_left_alone():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+
+        def forward(self, x):
+            return torch.cat([layer(x[chosen]) for layer, chosen in zip(self.layers, (x[:, 0] < 99, x[:, 0] > 99))])
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, rows = Unused().eval(), torch.randn(100, 8)
+    plan = Plan("weight", structure_of(network), {}, masks={f"layers.{i}.weight": torch.eye(8) > 0 for i in range(2)})
+    found = recover(network, apply(network, plan), plan, (rows,))
+    assert found.layers == ("layers.0.weight",)
