@@ -38,7 +38,13 @@ class Recovered:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the dense network makes of one call: how many samples, those that were picked, and what comes of them (or goes in)."""
+    """What the dense network makes of one call.
+
+    Attributes:
+        samples: how many there are.
+        picked: the numbers of some of them `(R,)`.
+        rows: what comes of these `(R, outputs)`; what goes in `(R, inputs)` where positions share coefficients.
+    """
 
     samples: int
     picked: Tensor

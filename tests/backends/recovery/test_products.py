@@ -75,7 +75,7 @@ def test_columns_are_those_of_the_inputs(name):
 
 def test_a_large_kernel_shares_its_coefficients(monkeypatch):
     monkeypatch.setattr(products, "LARGEST", 10)
-    ((call, made),), _ = calls_of(LAYERS["plain"])
+    ((call, _),), _ = calls_of(LAYERS["plain"])
     matrices = call.site.matrices(call.weight)
     assert call.site.shared
     assert matrices.shape == (1, 4 * 9, 6)
