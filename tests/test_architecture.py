@@ -20,6 +20,7 @@ BACKENDS = [
     "cost",
     "tracing",
     "surgery",
+    "recovery",
     "coupling",
     "granularity",
     "mask",

@@ -46,7 +46,8 @@ THREADS, JSON = declared(Terminal).values()
 DATA = (*SOURCE.values(), SETTINGS["seed"], THREADS, JSON)
 TARGET = SETTINGS["target"]
 SPACE: tuple[Option | str, ...] = (
-    *_some(SETTINGS, "granularity", "criterion", "max_rate"), LAYOUT, *_some(SETTINGS, "only", "ignore", "calibration_images"),
+    *_some(SETTINGS, "granularity", "criterion", "max_rate"), LAYOUT,
+    *_some(SETTINGS, "only", "ignore", "calibration_images", "recovery"),
 )  # fmt: skip
 SEARCH = _some(SETTINGS, "metric", "warm_starts", "proposals")
 PLACEMENT = tuple(declared(Placement).values())

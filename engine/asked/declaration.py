@@ -77,6 +77,9 @@ class Settings:
     only: tuple[str, ...] = option((), "Prune only groups named like this pattern, such as 'layer3.*'.", kind=Kind.EACH)
     ignore: tuple[str, ...] = option((), "Leave alone what touches layers named like this pattern.", kind=Kind.EACH)
     calibration_images: int = option(256, "Training images that scores are computed on.")
+    recovery: bool = option(
+        True, "Make the weights that stay do the work of those that went, before any training.", kind=Kind.PAIR
+    )
     compaction: bool = option(True, "Drop channels that no longer matter after fine-tuning.", kind=Kind.PAIR)
     compress: bool = option(False, "Store zeros sparsely in the ONNX file where that makes it smaller.")
     latency_batch: int = option(32, "Images at a time in the latency measurement.", least=1)

@@ -41,6 +41,7 @@ class SpaceOptions(PlaceOptions, total=False):
     only: Iterable[str]
     ignore: Iterable[str]
     calibration_images: int
+    recovery: bool
     rehearsal: bool
 
 

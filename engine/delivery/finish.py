@@ -23,13 +23,13 @@ from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite, in_float32
-from ..inputs.calibration import recalibrated
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
 from ..run.job import Job, single
 from ..run.loop import Found
 from ..run.outputs import outputs
+from ..run.recovery import made_good
 from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
@@ -83,9 +83,12 @@ def finish(
 ) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
-    compact = recalibrated(compact, job.batch)
+    progress("recover", 0, 1, "")
+    plain, compact, recovery = made_good(job, compact, plan)
+    progress("recover", 1, 1, "")
     dense_accuracy = _accuracy(job.network, job, progress, "dense")
-    pruned_accuracy = _accuracy(compact, job, progress, "pruned")
+    pruned_accuracy = _accuracy(plain, job, progress, "pruned")
+    recovered_accuracy = None if compact is plain else _accuracy(compact, job, progress, "recovered")
     start = time.perf_counter()
     final = finetuned(compact, plan, job, job.settings.seed, progress)
     finetune_seconds = time.perf_counter() - start
@@ -109,7 +112,7 @@ def finish(
         cost=_cost_table(job, found),
         latency=latency,
         targets=_targets(job, found, latency),
-        accuracy=Accuracy(dense_accuracy, pruned_accuracy, tuned_accuracy),
+        accuracy=Accuracy(dense_accuracy, pruned_accuracy, recovered_accuracy, tuned_accuracy),
         score=Scores(finite(found.score), finite(found.uniform)),
         agreement=Agreement(masked_vs_compact, compact_vs_onnx),
         onnx=onnx,
@@ -121,6 +124,7 @@ def finish(
             finetune=finetune_seconds,
             export=time.perf_counter() - start,
         ),
+        recovery=recovery,
         compaction=compaction,
         groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
         trials=found.trials,

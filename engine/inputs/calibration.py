@@ -54,6 +54,18 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task 
     return Batch(inputs, labels)
 
 
+def held_out(
+    images: Dataset[object], data: Data, drawn: int, count: int, seed: int, task: Task = CLASSIFICATION
+) -> Batch | None:
+    """Further images, none of them among the first `drawn` of `draw`; None where fewer than two are left."""
+    available = len(images)  # type: ignore[arg-type]
+    indices = np.random.default_rng([seed, 1]).permutation(available)[drawn : drawn + count]
+    if len(indices) < 2:
+        return None
+    with seeded(seed):
+        return Batch(*stack(images, indices.tolist(), data.collate, task))
+
+
 def keep(batch: Batch, data: Data, folder: Path) -> None:
     """Write the batch into a run folder, for a resumed run, where another access to the data could give other items."""
     path = folder / CALIBRATION

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +19,9 @@ from ...backends import BACKENDS, Backend, find_backend, importance
 from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime
+from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, FreePruneError, find
+from ...common import Batch, Candidate, FreePruneError, find
 from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
 from ...search import STRATEGIES, Space, Strategy
@@ -83,13 +85,25 @@ class Job:
 
         It holds what scoring needs of the job and no more, since it is sent to workers; the data set, above all, stays behind.
         """
-        backend, metric, dense, batch = self.backend, self.metric, self.dense, self.scored
+        candidate, metric, dense, batch = self.candidates(), self.metric, self.dense, self.scored
 
         def score(kept: NDArray[np.int64]) -> tuple[float, float]:
             start = time.perf_counter()
-            return scored(metric, backend.candidate(kept), dense, batch), time.perf_counter() - start
+            return scored(metric, candidate(kept), dense, batch), time.perf_counter() - start
 
         return score
+
+    def candidates(self) -> Callable[[NDArray[np.int64]], Candidate]:
+        """A function from kept units `(L,)` to the pruned network as it is scored: recovered where that is cheap."""
+        backend, recovery = self.backend, self.recovery
+        return backend.candidate if recovery is None else lambda kept: recovery(backend.candidate(kept))
+
+    @cached_property
+    def recovery(self) -> Recovery | None:
+        """What makes candidates good; None where only the winner is, since masks ask for a system for every output, or none."""
+        if not self.settings.recovery or not self.backend.shrinks or self.backend.mask is not None:
+            return None
+        return Recovery(self.dense.dense.skeleton.network, self.scored.inputs, self.settings.seed)
 
 
 def prepare(

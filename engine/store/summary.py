@@ -87,18 +87,44 @@ class Accuracy(Document):
 
     Attributes:
         dense: of the dense network.
-        pruned: of the pruned network before fine-tuning.
-        finetuned: after it; None where there was none.
+        pruned: of the pruned network as surgery leaves it, batch norms renewed.
+        recovered: with its weights made good; None where they were not.
+        finetuned: after fine-tuning; None where there was none.
     """
 
     dense: float
     pruned: float
+    recovered: float | None
     finetuned: float | None
 
     @property
     def final(self) -> float:
         """Of the network that was delivered."""
-        return self.pruned if self.finetuned is None else self.finetuned
+        found = (self.finetuned, self.recovered, self.pruned)
+        return next(value for value in found if value is not None)
+
+
+@dataclass(frozen=True)
+class Recovery(Document):
+    """What making the weights good in closed form did, before fine-tuning.
+
+    Attributes:
+        kept: whether the network went on with the recovered weights.
+        note: why not, if it did not.
+        layers: how many weights were fitted.
+        poor: those with few samples for their size, on which the plain weights had most say.
+        before, after: agreement with the dense network on images that nothing was fitted to, in nats, 0 being best; None where
+            it was not measured.
+        seconds: that it took, for the winner.
+    """
+
+    kept: bool
+    note: str | None
+    layers: int
+    poor: tuple[str, ...]
+    before: float | None
+    after: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -244,6 +270,7 @@ class Summary(Document):
         agreement: whether it computes the same everywhere.
         onnx: its ONNX file.
         seconds: what took how long.
+        recovery: what making the weights good did; None where it was not asked for.
         compaction: what fine-tuning made useless.
         groups: what was kept of each.
         trials: how many rate vectors were scored.
@@ -265,6 +292,7 @@ class Summary(Document):
     agreement: Agreement
     onnx: Onnx | NoOnnx
     seconds: Seconds
+    recovery: Recovery | None
     compaction: Compaction
     groups: tuple[GroupLeft, ...]
     trials: int

@@ -38,6 +38,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     if summary.exported is not None:
         rows += _file_rows(summary.exported)
     rows.append(("test accuracy", f"{accuracy.dense:.2%}", f"{accuracy.pruned:.2%}", ""))
+    if accuracy.recovered is not None:
+        rows.append(("  weights recovered", "", f"{accuracy.recovered:.2%}", ""))
     if accuracy.finetuned is not None:
         rows.append(("  after fine-tuning", "", f"{accuracy.finetuned:.2%}", ""))
     notes = [] if summary.exported is None else [summary.exported.verdict]
@@ -48,6 +50,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         f"masked against compact {summary.agreement.masked_vs_compact:.1e}, compact against ONNX "
         f"{NONE if difference is None else f'{difference:.1e}'}"
     )
+    if summary.recovery is not None and not summary.recovery.kept:
+        notes.append(f"weights were not recovered: {summary.recovery.note}")
     seconds, params = summary.seconds, summary.compaction.params
     trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")

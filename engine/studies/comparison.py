@@ -19,12 +19,12 @@ from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, settings
 from ..asked.settings import Options as SearchedOptions
-from ..inputs.calibration import recalibrated
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
 from ..run.job import Finetune, Job, strategy_of
 from ..run.loop import ScoreAll, search
+from ..run.recovery import made_good
 from ..store import run_folder as files
 from ..store.documents import Interval, finite
 from ..store.ledger import Ledger, curve
@@ -166,7 +166,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
 
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
-        network = finetuned(recalibrated(apply(job.network, plan), job.batch), plan, job, run.seed)
+        network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
         return measured(network, job.data.test, job.task, collate=job.data.collate)
 
     if left:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...backends import Backend, apply
+from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
 from ...common import DAMAGE, Batch, FreePruneError, entries
+from ...common import Candidate as Pruned
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...options import check_all
@@ -29,11 +30,11 @@ from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, settings
 from ..inputs.batches import split
-from ..inputs.calibration import recalibrated
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import write_report
 from ..run.job import Finetune, Job, metric_name, metric_of
+from ..run.recovery import made_good
 from ..store import run_folder as files
 from ..store.documents import Interval, finite
 from ..store.records import Records
@@ -209,7 +210,7 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
-        network = recalibrated(apply(job.network, plan), job.batch)
+        _, network, _ = made_good(job, apply(job.network, plan), plan)
         tuned = finetuned(network, plan, job, job.settings.seed + key[1])
         return measured(tuned, validation, job.task, collate=job.data.collate), time.perf_counter() - start
 
@@ -268,10 +269,10 @@ def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records,
     missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
     left = [i for i, names in missing.items() if names]
 
-    backend, dense, batch = job.backend, job.dense, job.scored  # all that workers are sent of the job
+    candidate, dense, batch = job.candidates(), job.dense, job.scored  # all that workers are sent of the job
 
     def run(i: int) -> list[tuple[str, _Scored]]:
-        return [(name, _score(table[name], backend, kept[i], dense, batch)) for name in missing[i]]
+        return [(name, _score(table[name], candidate(kept[i]), dense, batch)) for name in missing[i]]
 
     opening.progress("score", len(kept) - len(left), len(kept), "")
     with pool(run, opening.placement) as workers:
@@ -285,11 +286,11 @@ def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records,
     return {name: [known[name, i] for i in range(len(kept))] for name in table}
 
 
-def _score(metric: Metric, backend: Backend, kept: NDArray[np.int64], dense: Reference, batch: Batch) -> _Scored:
+def _score(metric: Metric, candidate: Pruned, dense: Reference, batch: Batch) -> _Scored:
     start = time.perf_counter()
     error = None
     try:
-        score = scored(metric, backend.candidate(kept), dense, batch)
+        score = scored(metric, candidate, dense, batch)
     except MetricError as reason:
         score, error = math.nan, str(reason)
     return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)
