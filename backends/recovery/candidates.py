@@ -20,7 +20,11 @@ from .products import Call, Site, Watched
 from .solve import least_squares
 from .winner import finite, run, sample
 
-SAMPLES = 16  # rows of inputs for each column: fewer than for the winner, since the pass has to be cheap
+# All of it cheaper than for the winner, since the search waits for it.
+LARGEST = 600  # columns that are solved for together
+SAMPLES = 16  # rows of inputs for each column, where that is
+EFFORT = 2.0  # times the multiplications of the layer itself, but at least
+FEWEST = 4  # rows for each column
 KEPT_BYTES = 2**29  # of solved weights that are remembered
 
 
@@ -60,12 +64,14 @@ class Recovery:
         skeleton = Skeleton(network)
 
         def visit(call: Call) -> Tensor:
-            columns = call.site.matrices(call.weight).shape[-1]
-            rows = call.rows(sample(call.samples, SAMPLES * columns, generator).to(call.weight.device))
+            _, outputs, columns = call.site.matrices(call.weight).shape
+            affordable = int(EFFORT * call.samples * outputs / columns)
+            count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
+            rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))
             sums.setdefault(call.site.name, []).append((call, rows))
             return finite(call)
 
-        watched = Watched(skeleton.tensors, visit)
+        watched = Watched(skeleton.tensors, visit, LARGEST)
         run(skeleton, watched, inputs)
         self._layers = {
             name: _layer(seen, name in watched.normalised)

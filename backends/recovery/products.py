@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LARGEST = 2304  # columns of a convolution that are solved for together; above, its kernel positions share coefficients
-
 
 @dataclass(frozen=True)
 class Site:
@@ -99,15 +97,17 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         tensors: the parameters, by name, as the network holds them while it runs.
         visit: computes the product.
+        largest: columns of a convolution that are solved for together; where there are more, its kernel positions share their
+            coefficients.
 
     Attributes:
         calls: how many products each parameter had.
         elsewhere: the parameters that other operators read as well, or products in which they lie differently.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor], largest: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._visit = visit
+        self._visit, self._largest = visit, largest
         self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
         self._last: tuple[str, Tensor] | None = None
         self._sites: dict[str, Site] = {}
@@ -162,7 +162,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kernel = weight.shape[2:]
         positions = math.prod(kernel)
         samples = x.shape[0] * math.prod(_sizes(x, kernel, stride, padding, dilation))
-        shared = groups == 1 and positions > 1 and weight[0].numel() > LARGEST
+        shared = groups == 1 and positions > 1 and weight[0].numel() > self._largest
         site = Site(name, None if bias is None else self._whole(bias), 0, 1, groups, positions, shared)
 
         def rows(picked: Tensor) -> Tensor:

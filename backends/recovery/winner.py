@@ -18,6 +18,7 @@ from .products import Call, Watched
 from .solve import RIDGE, least_squares
 
 SAMPLES = 24  # rows of inputs for each column
+LARGEST = 2304  # columns that are solved for together: the time grows with the cube
 POOR = 2  # rows for each column below which the result is called poor
 
 
@@ -80,7 +81,7 @@ def recover(
     skeleton = Skeleton(pruned)
     repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
     for _ in range(2 if repeated else 1):  # a layer that runs often is fitted after the pass, and the others follow it
-        run(skeleton, Watched(skeleton.tensors, fit), inputs)
+        run(skeleton, Watched(skeleton.tensors, fit, LARGEST), inputs)
         fit.finish()
     network = copied(pruned)
     parameters = dict(network.named_parameters())
@@ -111,7 +112,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, 
         wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
         return made
 
-    watched = Watched(skeleton.tensors, visit)
+    watched = Watched(skeleton.tensors, visit, LARGEST)
     run(skeleton, watched, inputs)
     return wanted, watched
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune.backends.recovery import products
 from freeprune.backends.recovery.products import Watched
 
 IMAGES = torch.randn(5, 6, 9, 8, generator=torch.Generator().manual_seed(0))
@@ -38,7 +37,7 @@ LAYERS = {
 }
 
 
-def calls_of(layer, images=IMAGES):
+def calls_of(layer, images=IMAGES, largest=10**6):
     seen = []
 
     def visit(call):
@@ -46,7 +45,7 @@ def calls_of(layer, images=IMAGES):
         seen.append((call, made))
         return made
 
-    watched = Watched(dict(layer.named_parameters()), visit)
+    watched = Watched(dict(layer.named_parameters()), visit, largest)
     with torch.no_grad(), watched:
         output = layer(images)
     assert torch.equal(output, layer(images))
@@ -73,9 +72,8 @@ def test_columns_are_those_of_the_inputs(name):
     assert torch.equal(site.matrices(call.weight)[..., site.columns(ids)], site.matrices(cut))
 
 
-def test_a_large_kernel_shares_its_coefficients(monkeypatch):
-    monkeypatch.setattr(products, "LARGEST", 10)
-    ((call, _),), _ = calls_of(LAYERS["plain"])
+def test_a_large_kernel_shares_its_coefficients():
+    ((call, _),), _ = calls_of(LAYERS["plain"], largest=10)
     matrices = call.site.matrices(call.weight)
     assert call.site.shared
     assert matrices.shape == (1, 4 * 9, 6)

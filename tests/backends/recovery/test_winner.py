@@ -6,6 +6,7 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
+from freeprune.backends.recovery import winner
 from freeprune.backends.recovery.winner import recover
 from freeprune.common import FreePruneError, Skeleton
 from tests.networks import NETWORKS, build, images
@@ -179,3 +180,12 @@ def test_a_layer_that_gets_nothing_is_left_alone():
     plan = Plan("weight", structure_of(network), {}, masks={f"layers.{i}.weight": torch.eye(8) > 0 for i in range(2)})
     found = recover(network, apply(network, plan), plan, (rows,))
     assert found.layers == ("layers.0.weight",)
+
+
+@pytest.mark.parametrize("name", ["resnet_a", "vgg", "densenet"])
+def test_kernel_positions_that_share_coefficients_come_closer_too(name, monkeypatch):
+    monkeypatch.setattr(winner, "LARGEST", 20)
+    network = build(name)
+    compact, plan = pruned(network, "channel")
+    found = recover(network, compact, plan, (IMAGES,))
+    assert distance(network, found.network) < distance(network, compact)

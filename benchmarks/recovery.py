@@ -1,0 +1,101 @@
+"""What recovery brings: accuracy before any training, and after a short one, with and without it.
+
+    python benchmarks/recovery.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
+
+DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`; the weights of the
+other networks are in `studies/weights`. Calibration takes 256 images and no label. One JSON a cell in `results/recovery/`; what
+is there is not computed again, so a stopped run is resumed by the same command. All cells get one seed before any gets the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import HERE, NETWORKS
+
+import freeprune
+from freeprune.common import write_atomically
+from freeprune.engine.inputs.data import load_data
+
+RESULTS = HERE / "results" / "recovery"
+IMAGES = 15000  # of fine-tuning
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search and what follows it; `plain` is the same without recovery, in the search as well."""
+
+    network: str
+    target: str
+    options: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
+
+    @property
+    def name(self) -> str:
+        what = self.options.get("granularity", "channel")
+        return f"{self.network}-{what}-{self.target.replace('=', '').rstrip('%')}-{'plain' if self.plain else 'recovered'}"
+
+
+CHANNEL = [("resnet20", "macs=30%"), ("resnet20", "macs=45%"), ("resnet20", "macs=60%"), ("vgg", "macs=30%")]
+CHANNEL += [("vgg", "macs=45%"), ("resnet56", "macs=45%")]
+MASKED = [
+    ("nonzero=10%", {"granularity": "weight"}),
+    ("nonzero=51%", {"granularity": "nm", "nm": "2:4"}),  # two of four in all layers but the few that do not divide
+    ("nonzero=35%", {"granularity": "kernel"}),
+]
+CELLS = [Cell(network, target) for network, target in CHANNEL]
+CELLS += [Cell("resnet20", target, options) for target, options in MASKED]
+CELLS += [replace(cell, plain=True) for cell in CELLS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="cells by name")
+    parser.add_argument("--precision", default="bf16-mixed", help="of fine-tuning; 32-true on a CPU without AMX")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for cell in CELLS:
+            path = RESULTS / f"{cell.name}-{seed}.json"
+            if path.exists() or not any(fnmatch(cell.name, pattern) for pattern in options.only):
+                continue
+            found = run(cell, seed, data, options)
+            write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
+            print(cell.name, seed, found["accuracy"], flush=True)  # noqa: T201
+
+
+def run(cell: Cell, seed: int, data: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One run, by what users call."""
+    spec, file = NETWORKS[cell.network]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = freeprune.prune(
+            spec, data, weights=options.weights / file, target=[cell.target], out=Path(folder) / "run", seed=seed,
+            finetune=freeprune.Recipe(images=IMAGES, precision=options.precision), recovery=not cell.plain, progress=False,
+            **cell.options,
+        )  # fmt: skip
+    summary = result.summary.to_json()
+    kept = ("accuracy", "recovery", "score", "cost", "seconds", "trials", "seed", "threads", "versions")
+    return {
+        "network": cell.network, "target": cell.target, **cell.options, "recovered": not cell.plain, "images": IMAGES,
+        **{name: summary[name] for name in kept}, "wall_seconds": time.perf_counter() - start,
+        "freeprune": version("freeprune"),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
