@@ -3,8 +3,9 @@
     python benchmarks/recovery.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
 
 DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`; the weights of the
-other networks are in `studies/weights`. Calibration takes 256 images and no label. One JSON a cell in `results/recovery/`; what
-is there is not computed again, so a stopped run is resumed by the same command. All cells get one seed before any gets the next.
+other networks are in `studies/weights`. Calibration takes 256 images and no label. One JSON a cell in `results/recovery/`;
+what is there is not computed again, so a stopped run is resumed by the same command. All cells get one seed before any gets
+the next.
 """
 
 from __future__ import annotations
