@@ -83,9 +83,11 @@ def finish(
 ) -> Result:
     """Everything after the search: surgery, checks, fine-tuning, export, summary."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
+    start = time.perf_counter()
     progress("recover", 0, 1, "")
     plain, compact, recovery = made_good(job, compact, plan)
     progress("recover", 1, 1, "")
+    recover_seconds = time.perf_counter() - start
     dense_accuracy = _accuracy(job.network, job, progress, "dense")
     pruned_accuracy = _accuracy(plain, job, progress, "pruned")
     recovered_accuracy = None if compact is plain else _accuracy(compact, job, progress, "recovered")
@@ -121,6 +123,7 @@ def finish(
             search=found.seconds,
             overhead=found.overhead,
             per_trial=found.seconds / found.trials if found.trials else None,
+            recover=recover_seconds,
             finetune=finetune_seconds,
             export=time.perf_counter() - start,
         ),

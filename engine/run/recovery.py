@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import nn
 
@@ -35,19 +33,18 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
     plain = recalibrated(pruned, job.batch)
     if not job.settings.recovery:
         return plain, plain, None
-    start = time.perf_counter()
     dense = job.dense.dense.skeleton.network
     device = next(dense.parameters()).device
     try:
         found = recover(dense, copied(pruned).to(device), plan, job.scored.inputs, job.settings.seed)
     except FreePruneError as error:
-        return plain, plain, Recovery(False, str(error), 0, (), None, None, time.perf_counter() - start)
+        return plain, plain, Recovery(False, str(error), 0, (), None, None)
     better = recalibrated(found.network.cpu(), job.batch)
     others = held_out(job.train, job.data, len(job.batch.inputs[0]), HELD_OUT, job.settings.seed, job.task) or job.batch
     before, after = (_agreement(job.network, network, others) for network in (plain, better))
     helped = bool(found.layers) and after >= before
     note = None if helped else "no layer has inputs that are known" if not found.layers else "the plain weights agree better"
-    done = Recovery(helped, note, len(found.layers), found.poor, before, after, time.perf_counter() - start)
+    done = Recovery(helped, note, len(found.layers), found.poor, before, after)
     return plain, better if helped else plain, done
 
 

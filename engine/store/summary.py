@@ -115,7 +115,6 @@ class Recovery(Document):
         poor: those with few samples for their size, on which the plain weights had most say.
         before, after: agreement with the dense network on images that nothing was fitted to, in nats, 0 being best; None where
             it was not measured.
-        seconds: that it took, for the winner.
     """
 
     kept: bool
@@ -124,7 +123,6 @@ class Recovery(Document):
     poor: tuple[str, ...]
     before: float | None
     after: float | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -212,6 +210,7 @@ class Seconds(Document):
         search: of the search, an interrupted one's part included.
         overhead: the part of the search in which no score was waited for.
         per_trial: of the search for each trial; None where there was none.
+        recover: of making the weights good.
         finetune: of fine-tuning.
         export: of export, checks and timing.
     """
@@ -220,6 +219,7 @@ class Seconds(Document):
     search: float
     overhead: float
     per_trial: float | None
+    recover: float
     finetune: float
     export: float
 

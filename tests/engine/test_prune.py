@@ -62,11 +62,11 @@ def test_the_summary_says_what_was_asked_for(finished):
     cost = summary["cost"][name]
     assert cost["pruned"] <= cost["target"] < cost["dense"]
     assert cost["target"] == int(GRANULARITIES[granularity][name] * cost["dense"])
-    assert set(summary["accuracy"]) == {"dense", "pruned", "finetuned"}
+    assert set(summary["accuracy"]) == {"dense", "pruned", "recovered", "finetuned"}
     assert summary["score"]["best"] >= summary["score"]["uniform"]
     assert summary["agreement"]["masked_vs_compact"] < 1e-5
     assert summary["agreement"]["compact_vs_onnx"] < 1e-4
-    assert set(summary["seconds"]) == {"trace", "search", "overhead", "per_trial", "finetune", "export"}
+    assert set(summary["seconds"]) == {"trace", "search", "overhead", "per_trial", "recover", "finetune", "export"}
     assert set(summary["onnx"]["latency_ms"]) == {"dense", "pruned"}
     assert summary["seed"] == 0
 

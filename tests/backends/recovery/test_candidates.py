@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from networks import NETWORKS, build, images
 
 from freeprune.backends import BACKENDS, importance
 from freeprune.backends.recovery import candidates
 from freeprune.backends.recovery.candidates import Recovery
 from freeprune.common import Skeleton
-from tests.networks import NETWORKS, build, images
 
 IMAGES = images(32)
 

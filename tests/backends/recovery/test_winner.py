@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import NETWORKS, build, images
 from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
@@ -9,7 +10,6 @@ from freeprune.backends.plan import Plan, structure_of
 from freeprune.backends.recovery import winner
 from freeprune.backends.recovery.winner import recover
 from freeprune.common import FreePruneError, Skeleton
-from tests.networks import NETWORKS, build, images
 
 IMAGES = images(32)
 
