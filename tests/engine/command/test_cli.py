@@ -104,7 +104,7 @@ def test_a_function_of_ones_own_fine_tunes(weights, tmp_path):
     status, output, _ = call(*arguments, "--finetune", f"{tmp_path / 'mine.py'}:leave", "--out", tmp_path / "out", "--json")
     assert status == 0
     accuracy = json.loads(output)["accuracy"]
-    assert accuracy["finetuned"] == accuracy["pruned"]
+    assert accuracy["finetuned"] == accuracy["recovered"]
 
 
 @pytest.mark.parametrize(("what", "table"), [("metrics", METRICS), ("strategies", STRATEGIES), ("granularities", BACKENDS)])
