@@ -73,6 +73,10 @@ def train(
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
     network = dense_network(model, weights, seed)
     images = load_data(data)
+    if not images.labelled:
+        raise FreePruneError(
+            f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"
+        )
     if out is not None:
         files.make_folder(Path(out).parent)
     recipe = replace(recipe, augment=recipe.augment or images.augment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ...backends import Plan, compact
 from ...backends.difference import relative_difference
@@ -52,7 +53,7 @@ from ..store.summary import (
     TimedTarget,
 )
 from ..training.finetuning import finetuned, in_types_of_given
-from ..training.trainer import measured
+from ..training.trainer import tallied
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
 
@@ -88,9 +89,8 @@ def finish(
     plain, compact, recovery = made_good(job, compact, plan)
     progress("recover", 1, 1, "")
     recover_seconds = time.perf_counter() - start
-    dense_accuracy = _accuracy(job.network, job, progress, "dense")
-    pruned_accuracy = _accuracy(plain, job, progress, "pruned")
-    recovered_accuracy = None if compact is plain else _accuracy(compact, job, progress, "recovered")
+    tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
+    tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
     start = time.perf_counter()
     final = finetuned(compact, plan, job, job.settings.seed, progress)
     finetune_seconds = time.perf_counter() - start
@@ -98,7 +98,7 @@ def finish(
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, delivered)
     final = in_float32(delivered)
-    tuned_accuracy = None if job.finetune is None else _accuracy(final, job, progress, "fine-tuned")
+    tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
     files.save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
     progress("export", 0, 1, "")
@@ -109,12 +109,13 @@ def finish(
     except FreePruneError as error:  # the pruned network is there all the same
         onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
     progress("export", 1, 1, "")
+    divergences = _each(job.task.divergence, tallies)
     latency = None if timed is None else _timed_target(timed, job, onnx)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
         targets=_targets(job, found, latency),
-        accuracy=Accuracy(dense_accuracy, pruned_accuracy, recovered_accuracy, tuned_accuracy),
+        accuracy=Accuracy(*_each(job.task.measured, tallies)),
         score=Scores(finite(found.score), finite(found.uniform)),
         agreement=Agreement(masked_vs_compact, compact_vs_onnx),
         onnx=onnx,
@@ -132,11 +133,13 @@ def finish(
         groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
         trials=found.trials,
         search=tuple(found.log),
-        images=Images(len(job.train), len(job.data.test)),  # type: ignore[arg-type]
+        images=Images(len(job.train), len(job.data.test), job.data.labelled),  # type: ignore[arg-type]
         seed=job.settings.seed,
         threads=torch.get_num_threads(),
         versions=files.versions(),
         doubt=job.doubt,
+        measure=job.task.measure,
+        divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)
     write_report(folder)
@@ -253,6 +256,11 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
     }
 
 
-def _accuracy(network: nn.Module, job: Job, progress: Progress, which: str) -> float:
+def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Tensor | None:
     progress("test", 0, 1, f"{job.task.measure} of the {which} network")
-    return measured(network, job.data.test, job.task, collate=job.data.collate)
+    return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
+
+
+def _each(measured: Callable[[Tensor], float | None], tallies: Sequence[Tensor | None]) -> list[Any]:
+    """What is measured by tallies; None where there is none."""
+    return [None if tally is None else measured(tally) for tally in tallies]

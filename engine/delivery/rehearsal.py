@@ -67,7 +67,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     if isinstance(job.finetune, Recipe):
         _train(job, job.finetune)
     if tested is not None:
-        measured(job.network, _few(tested, IMAGES), job.task, collate=job.data.collate)
+        measured(job.network, _few(tested, IMAGES), job.task, collate=job.data.collate, dense=job.network)
     progress("rehearse", 1, 3, "surgery")
     pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
@@ -112,7 +112,7 @@ def _train(job: Job, recipe: Recipe) -> None:
         few,
         replace(recipe_of(job, recipe), images=1, batch_size=TRAINED),
         seed=job.settings.seed,
-        teacher=job.network if recipe.distill else None,
+        teacher=job.network,
         collate=job.data.collate,
         task=job.task,
     )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
@@ -23,7 +25,8 @@ class Data:
     """Images to prune with.
 
     Attributes:
-        train: map-style dataset with a length; items are (image float32 `(C, H, W)`, normalised; label int).
+        train: map-style dataset with a length; items are (image float32 `(C, H, W)`, normalised; label int), or the image alone
+            where there are no labels.
         test: the same; used only to report.
         classes: their names, or "0", "1", ...; empty when the user's own datasets do not tell (no `classes`, no `targets`).
         mean: per channel, on the scale where images span 0 to 1; empty when the user's own datasets came normalised.
@@ -32,6 +35,7 @@ class Data:
         augment: whether crop and flip make sense in training (photographs).
         collate: the user's own `collate_fn` when loaders were given.
         image_size: what the images of a folder were asked to be scaled to.
+        labelled: whether the items have labels.
     """
 
     train: Dataset[Any]
@@ -43,19 +47,20 @@ class Data:
     augment: bool
     collate: Callable[[list[Any]], Any] | None = None
     image_size: int | None = None
+    labelled: bool = True
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[Any]):
     """A dataset that normalises pixels on access, a whole batch at once where it can.
 
     Args:
         pixels: `(N, C, H, W)`; uint8 is divided by 255, float32 taken as it is.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; None where there are none, and items are images alone.
         mean: per channel, subtracted.
         std: per channel, divided by afterwards.
     """
 
-    def __init__(self, pixels: Tensor | Files, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, pixels: Tensor | Files, labels: Tensor | None, mean: Sequence[float], std: Sequence[float]) -> None:
         self.pixels = pixels
         self.labels = labels
         top = 1.0 if isinstance(pixels, Tensor) and pixels.is_floating_point() else 255.0
@@ -64,16 +69,15 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.offset = -_per_channel(mean) / _per_channel(std)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: list[int]) -> list[Any]:
         """The items of a batch; `torch.utils.data` calls this where a dataset has it."""
-        labels = self.labels[indices].tolist()  # raises IndexError first: a file list would accept other numbers
         images = torch.addcmul(self.offset, self.pixels[indices].float(), self.scale)
-        return list(zip(images, labels, strict=True))
+        return list(images) if self.labels is None else list(zip(images, self.labels[indices].tolist(), strict=True))
 
 
 def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:
@@ -97,12 +101,21 @@ def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], 
     return Subset(data.train, order[aside:]), Subset(data.train, order[:aside])
 
 
+def parted(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The numbers of the training and of the test images where only one set was given: a fifth is for the test.
+
+    They are the same for every seed of a run, since a split is part of what the data are.
+    """
+    test, train = np.split(np.random.default_rng(0).permutation(count), [count // 5])
+    return train, test
+
+
 def stack(
     dataset: Dataset[Any],
     indices: Sequence[int],
     collate: Callable[[list[Any]], Any] | None = None,
     task: Task = CLASSIFICATION,
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Some items of a dataset as one batch.
 
     Args:
@@ -113,24 +126,30 @@ def stack(
 
     Returns:
         The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels as the task takes
-        them, normally int64 `(N,)`.
+        them, normally int64 `(N,)`; None where an item is one tensor, or a tuple of one thing: a tensor or several inputs.
 
     Raises:
-        FreePruneError: an item cannot be read, or the batch is not (inputs ..., labels).
+        FreePruneError: an item cannot be read, or the batch is neither (inputs ..., labels) nor inputs.
     """
     indices = list(indices)
     with telling_items(dataset, f"{len(indices)} items"):
         fetch = getattr(dataset, "__getitems__", None)
         items = fetch(indices) if fetch else [dataset[i] for i in indices]
         batch = (collate or default_collate)(items)
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise FreePruneError(f"a batch of {described(dataset)} is {described(batch)}; expected (inputs, labels)")
+    if not is_batch(batch):
+        raise FreePruneError(
+            f"a batch of {described(dataset)} is {described(batch)}; expected (inputs, labels), or one tensor where there "
+            "are no labels"
+        )
     inputs, labels = parts(batch)
-    for name, value in [*(("input", value) for value in inputs), ("label", labels)]:
+    named = [("input", value) for value in inputs]
+    for name, value in named if labels is None else [*named, ("label", labels)]:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
             raise FreePruneError(
                 f"a batch of {described(dataset)} has {described(value)} as {name}; expected tensors of {len(indices)} rows"
             )
+    if labels is None:
+        return inputs, None
     taken = task.as_labels(labels)
     if taken is None:
         raise FreePruneError(f"the labels of {described(dataset)} are {described(labels)} in a batch; expected {task.label}")
@@ -152,9 +171,19 @@ def described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def parts(batch: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
-    """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`."""
-    *inputs, labels = batch
+def is_batch(given: object) -> bool:
+    """Whether `parts` can take it apart."""
+    return isinstance(given, Tensor) or (isinstance(given, tuple | list) and len(given) > 0)
+
+
+def parts(batch: Tensor | Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
+    """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`.
+
+    The labels are None where the batch is one tensor, or a tuple of one thing: a tensor or several inputs.
+    """
+    if isinstance(batch, Tensor):
+        return in_float32((batch,)), None
+    inputs, labels = (list(batch[:-1]), batch[-1]) if len(batch) > 1 else (list(batch), None)
     if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
         inputs = list(inputs[0])
     return in_float32(inputs), labels

@@ -77,12 +77,12 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], label: Tensor, count: int) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Tensor | None, count: int) -> Batch:
     """A batch that was kept.
 
     Args:
         example: the inputs of one item of the same data, `(1, ...)` each.
-        label: of that item, `(1, ...)`.
+        label: of that item, `(1, ...)`; None where the data have none.
         count: the images that it must hold.
     """
     try:
@@ -96,7 +96,8 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Tensor, count: int) ->
     if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
         raise _damaged(path, "its content is not what was written")
     shapes = [(count, *x.shape[1:], x.dtype) for x in example]
-    if [(*x.shape, x.dtype) for x in inputs] != shapes or (labels is not None and labels.shape != (count, *label.shape[1:])):
+    misfit = labels is not None and (label is None or labels.shape != (count, *label.shape[1:]))
+    if [(*x.shape, x.dtype) for x in inputs] != shapes or misfit:
         raise FreePruneError(
             f"{path} holds images that are not of these data; resume with the same data, or start the run again with "
             "`force=True`"

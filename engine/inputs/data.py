@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from ...common import FreePruneError, nearest
 from ..tasks import CLASSIFICATION, Task
-from .batches import Data, described, stack
+from .batches import Data, described, parted, stack
 from .models import call
 from .sources import digits, image_folder, npz
 
@@ -31,18 +32,23 @@ def load_data(
 
     Args:
         source: one of
-            `imagefolder:DIR`, with `train/` and `test/` (or `val/`) and a folder per class in each;
+            `imagefolder:DIR`, with `train/` and `test/` (or `val/`) and a folder per class in each; without labels images alone
+            in both, in `train/` or in DIR;
             `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels 0 to K-1, images uint8 `(N, H, W, C)` or `(N, H, W)`, or
-            float32 `(N, C, H, W)`;
+            float32 `(N, C, H, W)`; without labels `x_train`, and `x_test` or not;
             `digits`, scikit-learn's 8x8 digits;
             `package.module:callable` or `path/to/file.py:callable`, which returns any of the following;
-            a pair (training, test) of map-style datasets or DataLoaders; of a loader, the dataset and its `collate_fn`;
+            a pair (training, test) of map-style datasets or DataLoaders; of a loader, the dataset and its `collate_fn`; without
+            labels their items are inputs alone, and tensors and a single one of all these will do;
             a `Data`, returned as it is.
         mean: per channel, on the scale where images span 0 to 1. Default: ImageNet's for RGB, 0.5 otherwise, 0 for float32.
         std: per channel. Default: ImageNet's for RGB, 0.5 otherwise, 1 for float32.
         image_size: image folders only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as they are if all images have one size, else 224.
         task: whose labels the user's own datasets give; folders, `.npz` files and digits hold classes.
+
+    Returns:
+        The data; of a single set without labels a fifth is for the test, the same for every seed.
 
     Raises:
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
@@ -68,61 +74,86 @@ def load_data(
     return _given(source, task)
 
 
-# --- image folders ----------------------------------------------------------------------------------------------------
-
-
-# --- arrays -----------------------------------------------------------------------------------------------------------
-
-
-# --- the user's own datasets ------------------------------------------------------------------------------------------
-
-
 def _given(source: object, task: Task) -> Data:
     """What the user, or the user's callable, gave in Python."""
     if isinstance(source, Data):
         return source
+    if isinstance(source, Tensor | Dataset | DataLoader):
+        return _single(_read("training", source, task))
     if not isinstance(source, tuple | list) or len(source) != 2:
         raise FreePruneError(
             f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
-    train, test = source
-    return _own(train, test, task)
-
-
-def _own(train: Any, test: Any, task: Task) -> Data:
-    """Data of the user's two datasets or loaders; the first item of each is read, to see that it will do."""
-    datasets: list[Any] = []
-    collates: list[Any] = []
-    for name, given in (("training", train), ("test", test)):
-        dataset, collate = given, None
-        if isinstance(given, DataLoader):
-            dataset = given.dataset
-            if given.batch_size is None and given.batch_sampler is None:
-                raise FreePruneError(f"the {name} loader has batch_size=None; expected one that makes batches of single items")
-            collate = None if given.collate_fn is default_collate else given.collate_fn
-        sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        if isinstance(dataset, IterableDataset) or not sized:
-            raise FreePruneError(
-                f"the {name} data are {described(dataset)}, which cannot be indexed; expected a map-style dataset with a "
-                "length, or a DataLoader of one"
-            )
-        if len(dataset) == 0:
-            raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
-        stack(dataset, [0], collate, task)
-        datasets.append(dataset)
-        collates.append(collate)
-    if collates[0] != collates[1]:
+    train, test = (_read(name, given, task) for name, given in zip(("training", "test"), source, strict=True))
+    if train.collate != test.collate:
         raise FreePruneError("the two loaders have different collate_fn; give both the same, for one network reads from both")
+    labelled = [one.labels is not None for one in (train, test)]
+    if labelled[0] != labelled[1]:
+        which = ("training", "test") if labelled[0] else ("test", "training")
+        raise FreePruneError(
+            f"the items of the {which[0]} data have labels and those of the {which[1]} data none; give labels in both, or in "
+            "neither"
+        )
+    shapes = [[(x.dtype, *x.shape) for x in one.inputs] for one in (train, test)]
+    if not labelled[0] and isinstance(source[1], Tensor) and shapes[0] != shapes[1]:
+        raise FreePruneError(
+            f"the training data are {described(source[0])} and the test data {described(source[1])}; expected inputs of one "
+            "type and shape; if the second are labels, give a pair of `TensorDataset(inputs, labels)`, training and test"
+        )
+    return _own(train, train.dataset, test.dataset, task)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One of the user's data sets, with its first item as a batch."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any] | None
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+
+def _read(name: str, given: Any, task: Task) -> _Read:
+    """A data set of the user's; the first item is read, to see that it will do."""
+    dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
+    if isinstance(given, DataLoader):
+        dataset = given.dataset
+        if given.batch_size is None and given.batch_sampler is None:
+            raise FreePruneError(f"the {name} loader has batch_size=None; expected one that makes batches of single items")
+        collate = None if given.collate_fn is default_collate else given.collate_fn
+    sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and getattr(dataset, "ndim", 1) != 0
+    if isinstance(dataset, IterableDataset) or not sized:
+        raise FreePruneError(
+            f"the {name} data are {described(dataset)}, which cannot be indexed; expected a map-style dataset with a "
+            "length, or a DataLoader of one"
+        )
+    if len(dataset) == 0:
+        raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
+    return _Read(dataset, collate, *stack(dataset, [0], collate, task))
+
+
+def _single(read: _Read) -> Data:
+    """Data of one set without labels: a fifth is for the test."""
+    if read.labels is not None:
+        raise FreePruneError(
+            f"the data are one data set with labels, {described(read.dataset)}; expected a pair (training, test) of data sets"
+        )
+    train, test = (Subset(read.dataset, part.tolist()) for part in parted(len(read.dataset)))
+    return _own(read, train, test, CLASSIFICATION)
+
+
+def _own(read: _Read, train: Any, test: Any, task: Task) -> Data:
     return Data(
-        train=datasets[0],
-        test=datasets[1],
-        classes=_classes(datasets[0], task),
+        train=train,
+        test=test,
+        classes=() if read.labels is None else _classes(train, task),
         mean=(),
         std=(),
-        source=f"own:{type(datasets[0]).__name__}",
+        source=f"own:{type(read.dataset).__name__}",
         augment=False,
-        collate=collates[0],
+        collate=read.collate,
+        labelled=read.labels is not None,
     )
 
 

@@ -33,9 +33,20 @@ class Files:
         self.paths = paths
         self.size = size
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
     def __getitem__(self, indices: list[int]) -> Tensor:
         """uint8 `(len(indices), 3, H, W)`."""
         return torch.from_numpy(np.stack([_decode(self.paths[i], self.size) for i in indices]))
+
+
+def images_alone(folder: Path) -> list[str]:
+    """The image files of a folder that holds no folders, in sorted order; none of one that does."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+    if any(entry.is_dir() for entry in entries):
+        return []
+    return sorted(str(entry) for entry in entries if entry.suffix.lower() in SUFFIXES)
 
 
 def list_images(folder: Path) -> dict[str, list[str]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...common import FreePruneError, cause
-from .batches import Data, Images
-from .image_files import Files, list_images, read_images
+from .batches import Data, Images, parted
+from .image_files import Files, images_alone, list_images, read_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,10 +34,46 @@ def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float
     train_folder, test_folder = folder / "train", folder / "test"
     if not test_folder.is_dir():
         test_folder = folder / "val"
+    files = _unlabelled(folder, train_folder, test_folder)
+    labels: list[Tensor | None] = [None, None]
+    classes: tuple[str, ...] = ()
+    if files is None:
+        files, labels, classes = _labelled(folder, train_folder, test_folder)
+    pixels = read_images(files[0] + files[1], image_size)
+    if isinstance(pixels, Files):
+        parts: list[Tensor | Files] = [Files(paths, pixels.size) for paths in files]
+    else:
+        parts = [pixels[: len(files[0])], pixels[len(files[0]) :]]
+    return Data(
+        train=Images(parts[0], labels[0], mean, std),
+        test=Images(parts[1], labels[1], mean, std),
+        classes=classes,
+        mean=mean,
+        std=std,
+        source=f"imagefolder:{folder}",
+        augment=True,
+        image_size=image_size,
+        labelled=labels[0] is not None,
+    )
+
+
+def _unlabelled(folder: Path, train_folder: Path, test_folder: Path) -> list[list[str]] | None:
+    """The files for training and test where images lie in no class folders; None where they do, or where there are none."""
+    if test_folder.is_dir():
+        found = [images_alone(train_folder), images_alone(test_folder)]
+        return found if all(found) else None
+    paths = images_alone(train_folder if train_folder.is_dir() else folder)
+    return [[paths[i] for i in part] for part in parted(len(paths))] if paths else None
+
+
+def _labelled(
+    folder: Path, train_folder: Path, test_folder: Path
+) -> tuple[list[list[str]], list[Tensor | None], tuple[str, ...]]:
+    """The files for training and test in class folders, their labels, and the names of the classes."""
     if not (train_folder.is_dir() and test_folder.is_dir()):
         raise FreePruneError(
             f"the image folder {str(folder)!r} lacks {'test/ (or val/)' if train_folder.is_dir() else 'train/'}; expected "
-            "train/ and test/, with a folder for each class in both"
+            "train/ and test/, with a folder for each class in both, or images alone, in no folders, where there are no labels"
         )
     train, test = list_images(train_folder), list_images(test_folder)
     if train.keys() != test.keys():
@@ -48,21 +84,7 @@ def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float
         )
     files = [[path for paths in part.values() for path in paths] for part in (train, test)]
     labels = [torch.tensor([label for label, paths in enumerate(part.values()) for _ in paths]) for part in (train, test)]
-    pixels = read_images(files[0] + files[1], image_size)
-    if isinstance(pixels, Files):
-        parts: list[Tensor | Files] = [Files(paths, pixels.size) for paths in files]
-    else:
-        parts = [pixels[: len(files[0])], pixels[len(files[0]) :]]
-    return Data(
-        train=Images(parts[0], labels[0], mean, std),
-        test=Images(parts[1], labels[1], mean, std),
-        classes=tuple(train),
-        mean=mean,
-        std=std,
-        source=f"imagefolder:{folder}",
-        augment=True,
-        image_size=image_size,
-    )
+    return files, [*labels], tuple(train)
 
 
 def npz(path: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
@@ -71,18 +93,26 @@ def npz(path: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS if name in file}
-            absent = [name for name in ARRAYS if name not in file]
+            absent = [] if _has_no_labels(file.files) else [name for name in ARRAYS if name not in file]
             held = ", ".join(file.files)
     except Exception as error:  # broken archives, object arrays, a lone .npy: NumPy raises many kinds
         raise FreePruneError(
             f"{str(path)!r} cannot be read ({cause(error)}); expected an .npz file with plain arrays {', '.join(ARRAYS)}"
         ) from error
     if absent:
-        raise FreePruneError(f"{str(path)!r} lacks {', '.join(absent)} (it holds {held}); expected {', '.join(ARRAYS)}")
+        raise FreePruneError(
+            f"{str(path)!r} lacks {', '.join(absent)} (it holds {held}); expected {', '.join(ARRAYS)}, or x_train and x_test "
+            "alone where there are no labels"
+        )
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # of a file in the archive that is no .npy
             raise FreePruneError(f"{name} in {str(path)!r} is no array; expected plain arrays {', '.join(ARRAYS)}")
     return _from_arrays(arrays, mean, std, source=f"npz:{path}")
+
+
+def _has_no_labels(names: Sequence[str]) -> bool:
+    """Whether these are all arrays of a file of images alone."""
+    return "x_train" in names and {*names} <= {"x_train", "x_test"}
 
 
 def digits(mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
@@ -95,9 +125,7 @@ def digits(mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
     digits = load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)  # pixels 0 to 16
     labels = digits.target.astype(np.int64)
-    # This split is part of what "digits" means: it is the same for every seed of a run.
-    order = np.random.default_rng(0).permutation(len(labels))
-    test, train = np.split(order, [len(labels) // 5])
+    train, test = parted(len(labels))
     mean, std = _normalisation(1, (0.5,), (0.5,), mean, std)
     arrays = {
         "x_train": images[train],
@@ -111,14 +139,44 @@ def digits(mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
 def _from_arrays(
     arrays: Mapping[str, npt.NDArray[Any]], mean: Sequence[float] | None, std: Sequence[float] | None, source: str
 ) -> Data:
-    x_train, y_train, x_test, y_test = (arrays[name] for name in ARRAYS)
-    train, test = _pixels(x_train, "x_train"), _pixels(x_test, "x_test")
+    pixels = {name: _pixels(arrays[name], name) for name in ("x_train", "x_test") if name in arrays}
+    if "x_test" in pixels:
+        train, test = pixels.values()
+    else:
+        train, test = (pixels["x_train"][part] for part in parted(len(pixels["x_train"])))
     if train.dtype != test.dtype or train.shape[1:] != test.shape[1:]:
-        raise FreePruneError(
-            f"x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} {x_test.shape}; expected one type and one "
-            "image shape"
-        )
-    for name, labels, images in (("train", y_train, x_train), ("test", y_test, x_test)):
+        told = " and ".join(f"{name} is {arrays[name].dtype} {arrays[name].shape}" for name in pixels)
+        raise FreePruneError(f"{told}; expected one type and one image shape")
+    labels: list[Tensor | None] = [None, None]
+    classes: tuple[str, ...] = ()
+    if "y_train" in arrays:
+        classes = _classes(arrays)
+        labels = [torch.from_numpy(arrays[name].astype(np.int64)) for name in ("y_train", "y_test")]
+    _, channels, height, _ = train.shape
+    if train.is_floating_point():
+        defaults = (0.0,) * channels, (1.0,) * channels
+    elif channels == 3:
+        defaults = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        defaults = (0.5,) * channels, (0.5,) * channels
+    mean, std = _normalisation(channels, *defaults, mean, std)
+    return Data(
+        train=Images(train, labels[0], mean, std),
+        test=Images(test, labels[1], mean, std),
+        classes=classes,
+        mean=mean,
+        std=std,
+        source=source,
+        augment=channels == 3 and height >= AUGMENT_FROM,
+        labelled=labels[0] is not None,
+    )
+
+
+def _classes(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    """The names of the classes, of labels that will do."""
+    y_train, y_test = arrays["y_train"], arrays["y_test"]
+    for name in ("train", "test"):
+        labels, images = arrays[f"y_{name}"], arrays[f"x_{name}"]
         if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
             raise FreePruneError(
                 f"y_{name} is {labels.dtype} {labels.shape}; expected integers ({len(images)},), one for each image"
@@ -129,23 +187,7 @@ def _from_arrays(
             f"y_train has {len(known)} different labels from {known[0]} to {known[-1]}, y_test labels from {y_test.min()} to "
             f"{y_test.max()}; expected classes 0 to K-1, at least two, all of them in y_train"
         )
-    _, channels, height, _ = train.shape
-    if train.is_floating_point():
-        defaults = (0.0,) * channels, (1.0,) * channels
-    elif channels == 3:
-        defaults = IMAGENET_MEAN, IMAGENET_STD
-    else:
-        defaults = (0.5,) * channels, (0.5,) * channels
-    mean, std = _normalisation(channels, *defaults, mean, std)
-    return Data(
-        train=Images(train, torch.from_numpy(y_train.astype(np.int64)), mean, std),
-        test=Images(test, torch.from_numpy(y_test.astype(np.int64)), mean, std),
-        classes=tuple(str(label) for label in known),
-        mean=mean,
-        std=std,
-        source=source,
-        augment=channels == 3 and height >= AUGMENT_FROM,
-    )
+    return tuple(str(label) for label in known)
 
 
 def _pixels(images: npt.NDArray[Any], name: str) -> Tensor:

@@ -38,7 +38,7 @@ from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
-from ..tasks import CLASSIFICATION, Task
+from ..tasks import AGREEMENT, CLASSIFICATION, Task
 from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
@@ -116,7 +116,7 @@ def prepare(
     Args:
         folder: of the run to resume, whose calibration batch is taken; None for a new one.
         timed: whether a target on latency, for `latency.py` to add, is welcome.
-        task: what the network is trained for.
+        task: what the network is trained for, if the data have labels.
         runtime: what ONNX files are run and timed in.
     """
     backend_class = find_backend(settings.granularity)
@@ -134,6 +134,7 @@ def prepare(
     given = on_cpu(dense_network(model, weights, settings.seed))
     network = in_float32(given)
     data = load_data(source, task=task)
+    task = task if data.labelled else AGREEMENT
     training, _ = split(data, settings.seed)
     batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
     if not isinstance(model, str):  # code registers its own hooks again

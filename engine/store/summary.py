@@ -83,7 +83,7 @@ class MetTarget(Document):
 
 @dataclass(frozen=True)
 class Accuracy(Document):
-    """The task's measure on the test images, accuracies as fractions of 1.
+    """What was measured on the test images, accuracies as fractions of 1.
 
     Attributes:
         dense: of the dense network.
@@ -251,10 +251,11 @@ class GroupLeft(Document):
 
 @dataclass(frozen=True)
 class Images(Document):
-    """How many images there are to train and to test on."""
+    """How many images there are to train and to test on, and whether they have labels."""
 
     train: int
     test: int
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class Summary(Document):
         cost: by the name of the cost; None for one that the granularity does not change.
         latency: what became of a target on latency; None without one.
         targets: by the name of the cost.
-        accuracy: on the test images.
+        accuracy: the measure, on the test images.
         score: of the chosen network.
         agreement: whether it computes the same everywhere.
         onnx: its ONNX file.
@@ -280,6 +281,9 @@ class Summary(Document):
         threads: that torch computed with.
         versions: of the libraries that the figures depend on.
         doubt: why the dense network may not be the one that was trained; None, and not in the file, where nothing says so.
+        measure: what `accuracy` holds; not in the file where it is the accuracy.
+        divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
+            data have no labels; None, and not in the file, elsewhere.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -302,6 +306,8 @@ class Summary(Document):
     threads: int
     versions: Mapping[str, str]
     doubt: str | None = None
+    measure: str = "accuracy"
+    divergence: Accuracy | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):

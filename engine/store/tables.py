@@ -12,7 +12,7 @@ from ..shown import NONE, Shown
 if TYPE_CHECKING:
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import MetTarget, Onnx, Summary, TimedTarget
+    from .summary import Accuracy, MetTarget, Onnx, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -34,14 +34,12 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         for name, cost in summary.cost.items()
         if cost is not None
     ]
-    accuracy, score = summary.accuracy, summary.score
+    score = summary.score
     if summary.exported is not None:
         rows += _file_rows(summary.exported)
-    rows.append(("test accuracy", f"{accuracy.dense:.2%}", f"{accuracy.pruned:.2%}", ""))
-    if accuracy.recovered is not None:
-        rows.append(("  weights recovered", "", f"{accuracy.recovered:.2%}", ""))
-    if accuracy.finetuned is not None:
-        rows.append(("  after fine-tuning", "", f"{accuracy.finetuned:.2%}", ""))
+    rows += _measured_rows(f"test {summary.measure}", summary.accuracy, ".2%")
+    if summary.divergence is not None:
+        rows += _measured_rows("KL divergence from it, nats", summary.divergence, ".3g")
     notes = [] if summary.exported is None else [summary.exported.verdict]
     notes.append("; ".join(_target(target, summary.latency) for target in summary.targets.values()))
     difference = summary.agreement.compact_vs_onnx
@@ -64,6 +62,16 @@ def of_run(summary: Summary, granularity: str) -> Shown:
 
 def _remains(pruned: float, dense: float, target: float | None = None) -> str:
     return f"{pruned / dense:.1%}" + ("" if target is None else f" (target {target / dense:.1%})")
+
+
+def _measured_rows(name: str, found: Accuracy, shape: str) -> list[tuple[str, str, str, str]]:
+    """What was measured of the dense network, and of the pruned one step by step."""
+    rows = [(name, format(found.dense, shape), format(found.pruned, shape), "")]
+    if found.recovered is not None:
+        rows.append(("  weights recovered", "", format(found.recovered, shape), ""))
+    if found.finetuned is not None:
+        rows.append(("  after fine-tuning", "", format(found.finetuned, shape), ""))
+    return rows
 
 
 def _file_rows(onnx: Onnx) -> list[tuple[str, str, str, str]]:

@@ -167,7 +167,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
         network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
-        return measured(network, job.data.test, job.task, collate=job.data.collate)
+        return measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
 
     if left:
         with pool(tuned, opening.placement) as workers:

@@ -138,7 +138,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
     return Study(
         config=config,
         versions=files.versions(),
-        dense_accuracy=measured(job.network, validation_of(job), job.task, collate=job.data.collate),
+        dense_accuracy=measured(job.network, validation_of(job), job.task, collate=job.data.collate, dense=job.network),
         candidates=tuple(
             Candidate(
                 kept=tuple(kept[i].tolist()),
@@ -212,7 +212,8 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
         plan = job.backend.plan(kept[key[0]])
         _, network, _ = made_good(job, apply(job.network, plan), plan)
         tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        return measured(tuned, validation, job.task, collate=job.data.collate), time.perf_counter() - start
+        found = measured(tuned, validation, job.task, collate=job.data.collate, dense=job.network)
+        return found, time.perf_counter() - start
 
     opening.progress("fine-tune", len(done), len(wanted), "")
     with pool(run, opening.placement) as workers:

@@ -20,8 +20,10 @@ class Task(ABC):
         label: what belongs to one image, as it follows "expected": "one integer for each image".
         batch_of_labels: the same of a batch: "integers of shape (N,)".
         measure: what is measured, as it follows "measure the": "accuracy".
+        labelled: whether the data have labels; else the dense network's outputs are taken for them.
     """
 
+    labelled: bool = True
     label: str
     batch_of_labels: str
     measure: str
@@ -31,7 +33,7 @@ class Task(ABC):
         """The labels of a batch in the type that the loss takes; None where they are not of this task.
 
         Args:
-            given: as the data set gave them, one row for each image.
+            given: as the data set gave them, one row for each image; the dense network's outputs if the data have no labels.
         """
 
     @abstractmethod
@@ -74,6 +76,10 @@ class Task(ABC):
     @abstractmethod
     def measured(self, tally: Tensor) -> float:
         """The measure, of the summed tally. Larger is better."""
+
+    def divergence(self, tally: Tensor) -> float | None:
+        """How far the outputs are from the dense network's, in nats; None where that is not tallied."""
+        return None
 
     def shown(self, value: float) -> str:
         """A measure as people read it."""

@@ -48,9 +48,7 @@ class Classification(Task):
         return F.cross_entropy(output, labels)
 
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
-        """KL divergence of the softened outputs, mean over images, times T² (arXiv:1503.02531)."""
-        student, teacher = F.log_softmax(output / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+        return divergence_softened(output, target)
 
     def tally(self, output: Tensor, labels: Tensor) -> Tensor:
         """How many images are right, of how many."""
@@ -96,6 +94,12 @@ class Classification(Task):
             f"the dense network has {right} of the {len(labels)} calibration images right, hardly more than by guessing; check "
             "that the `weights`, the classes and the normalisation of the images (`mean`, `std`) are its own"
         )
+
+
+def divergence_softened(output: Tensor, target: Tensor) -> Tensor:
+    """KL divergence of the softened outputs `(N, classes)`, mean over images, times T² (arXiv:1503.02531)."""
+    student, teacher = F.log_softmax(output / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
 
 def _right(output: Tensor, labels: Tensor) -> int:

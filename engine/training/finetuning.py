@@ -78,7 +78,7 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
         recipe_of(job, job.finetune),
         seed=seed,
         masks=plan.masks,
-        teacher=job.network if job.finetune.distill else None,
+        teacher=job.network,
         collate=job.data.collate,
         task=job.task,
         progress=tell,

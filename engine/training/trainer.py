@@ -18,7 +18,7 @@ from ...copies import copied
 from ...errors import first_line
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
-from ..inputs.batches import parts, telling_items
+from ..inputs.batches import is_batch, parts, telling_items
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
 from ..tasks import CLASSIFICATION, Task
@@ -46,12 +46,13 @@ def train(
 
     Args:
         network: left bit for bit as it was. The task says which of its outputs is trained on.
-        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label); floating inputs are cast to float32.
+        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label), or without the label if the task has none;
+            floating inputs are cast to float32.
         recipe: how long and how.
         seed: decides the order of the data, the augmentation and every other random draw.
         masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
             after every step.
-        teacher: gives the outputs to follow where `recipe.distill` is above 0; left as it was.
+        teacher: gives the outputs to follow where `recipe.distill` is above 0 or the task has no labels; left as it was.
         collate: a list of items to a batch (inputs, labels); torch's default where None.
         task: what labels are, and which loss is trained.
         progress: called after each step with the step (from 1), the number of steps and the loss.
@@ -65,6 +66,8 @@ def train(
     """
     if recipe.distill and teacher is None:
         raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
+    if not task.labelled and teacher is None:
+        raise FreePruneError("there is no teacher for data without labels; give the dense network")
     student = copied(network)
     home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
     batch_size, steps = _schedule(recipe, len(dataset))  # type: ignore[arg-type]
@@ -102,7 +105,7 @@ class _Training:
         # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
         self._pruned = [(parameter, self._fabric.to_device(dropped)) for parameter, dropped in pruned]
         self._guide = None
-        if recipe.distill and teacher is not None:
+        if teacher is not None and (recipe.distill or not task.labelled):
             self._guide = self._fabric.to_device(copied(teacher).eval())
         self._channels_last: bool | None = None  # known from the first batch
 
@@ -121,8 +124,8 @@ class _Training:
         self._descend(loss)
         return value
 
-    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Tensor]:
-        """The inputs on the device, augmented where that is asked for, and the labels."""
+    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Tensor | None]:
+        """The inputs on the device, augmented where that is asked for, and the labels if there are any."""
         images, labels = _inputs_and_labels(batch, self._task)
         images = self._fabric.to_device(images)
         if self._channels_last is None:
@@ -134,8 +137,12 @@ class _Training:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
 
-    def _loss(self, images: Any, labels: Tensor) -> Tensor:
+    def _loss(self, images: Any, labels: Tensor | None) -> Tensor:
         """The task's loss, with the distillation that is asked for."""
+        if labels is None:
+            with torch.no_grad(), self._fabric.autocast():
+                labels = _dense_labels(self._guide, images, self._task)
+            return self._task.loss(self._task.output(_run(self._model, images), labels, training=True), labels)
         output = self._task.output(_run(self._model, images), labels, training=True)
         loss = self._task.loss(output, self._fabric.to_device(labels))
         if self._guide is None:
@@ -181,16 +188,34 @@ def measured(
     batch_size: int = 500,
     collate: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
+    dense: nn.Module | None = None,
 ) -> float:
-    """The task's measure of a network on a data set, larger being better; in eval mode, the network left as it was.
+    """The task's measure of a network on a data set, larger being better; otherwise as `tallied`."""
+    return task.measured(tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense))
 
-    The seed decides what a data set draws that changes its items at random.
+
+def tallied(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    task: Task,
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+    dense: nn.Module | None = None,
+) -> Tensor:
+    """What the task measures a network by on a data set; in eval mode, the network left as it was.
+
+    Args:
+        seed: decides what a data set draws that changes its items at random.
+        dense: gives what stands for the labels if the task has none; left as it was.
 
     Raises:
         FreePruneError: an empty data set; outputs or labels that are not the task's.
     """
     fabric = _fabric()
     judged = fabric.to_device(copied(network).eval())
+    guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
     tally: Tensor | None = None
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
     with torch.no_grad(), seeded(seed):
@@ -201,11 +226,13 @@ def measured(
                 channels_last = takes_channels_last(judged, images)
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            found = task.tally(task.output(_run(judged, images), labels, training=False), labels)
+            if labels is None:
+                labels = _dense_labels(guide, images, task)
+            found = task.tally(task.output(_run(judged, images), labels, training=False), labels.cpu())
             tally = found if tally is None else tally + found
     if tally is None:
         raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
-    return task.measured(tally)
+    return tally
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -302,16 +329,33 @@ def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
         parameter.masked_fill_(dropped, 0)
 
 
-def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Tensor]:
-    """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise FreePruneError(f"a batch is {described(batch)}; expected the two parts (inputs, labels)")
-    inputs, labels = parts(batch)
+def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Tensor | None]:
+    """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU.
+
+    The labels are None if the task has none.
+    """
+    inputs, labels = parts(batch) if is_batch(batch) else ((), None)
+    if not inputs or (labels is None) is task.labelled:
+        expected = "the two parts (inputs, labels)" if task.labelled else "inputs alone"
+        raise FreePruneError(f"a batch is {described(batch)}; expected {expected}")
+    if labels is None:
+        return (inputs[0] if len(inputs) == 1 else inputs), None
     labels = torch.as_tensor(labels, device="cpu")
     taken = task.as_labels(labels)
     if taken is None:
         raise FreePruneError(f"the labels of a batch are {described(labels)}; expected {task.batch_of_labels}")
     return (inputs[0] if len(inputs) == 1 else inputs), taken
+
+
+def _dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Tensor:
+    """The dense network's outputs, which stand for the labels."""
+    if dense is None:
+        raise FreePruneError("there is no dense network to compare with on data without labels; give it")
+    given = _run(dense, inputs)
+    labels = task.as_labels(given)
+    if labels is None:
+        raise FreePruneError(f"the dense network returned {described(given)}; expected {task.batch_of_labels}")
+    return labels
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:

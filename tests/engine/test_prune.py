@@ -15,10 +15,8 @@ from toys import network
 
 import freeprune
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
-from freeprune.common import Batch
 from freeprune.engine import prune as run_module
 from freeprune.engine.inputs.networks import NETWORKS
-from freeprune.engine.run import job as job_module
 
 GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
 
@@ -196,11 +194,77 @@ def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path
     assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
 
 
-def test_a_metric_of_labels_is_refused_before_the_search_where_there_are_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(job_module, "calibration", lambda *_: Batch((pair()[0].tensors[0][:16],)))
-    with pytest.raises(freeprune.FreePruneError, match="the metric 'snip' reads labels, and the data have none"):
-        prune(tmp_path / "out", metric="snip")
+def alone():
+    """The images of `pair` without their labels."""
+    return tuple(part.tensors[0] for part in pair())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"metric": "snip"}, "the metric 'snip' reads labels, and the data have none"),
+        ({"criterion": "taylor"}, "taylor.* needs .*labels"),
+    ],
+)
+def test_what_reads_labels_is_refused_before_the_search_where_there_are_none(tmp_path, options, sentence):
+    with pytest.raises(freeprune.FreePruneError, match=sentence):
+        prune(tmp_path / "out", data=alone(), **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("finetune", [None, freeprune.Recipe(epochs=1, batch_size=32)])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_run_without_labels_measures_agreement_with_the_dense_network(tmp_path, granularity, finetune):
+    told, net = [], network().eval()
+    result = prune(
+        tmp_path / "out", granularity, data=alone(), finetune=finetune, model=net, progress=lambda *stage: told.append(stage)
+    )
+    images = alone()[1]
+    with torch.no_grad():
+        dense, pruned = net(images), result.network(images)
+    found, apart = result.summary.accuracy, result.summary.divergence
+    assert found.dense == 1
+    assert apart.dense == 0
+    assert found.final == (dense.argmax(1) == pruned.argmax(1)).double().mean()
+    expected = (dense.softmax(1) * (dense.log_softmax(1) - pruned.log_softmax(1))).sum(1).mean()
+    assert apart.final == pytest.approx(expected.item(), rel=1e-3)
+    assert (found.finetuned is None) == (finetune is None) == (apart.finetuned is None)
+    assert not any(stage[0] == "dense" for stage in told)
+    assert "agreement with the dense network of the pruned network" in [note for stage, *_, note in told if stage == "test"]
+    kept = json.loads((result.folder / "summary.json").read_text())
+    assert kept["measure"] == "agreement with the dense network"
+    assert kept["images"] == {"train": 180, "test": 60, "labelled": False}
+    for text in (result.shown().text(), (result.folder / "report.html").read_text()):
+        assert "accuracy" not in text.replace("no accuracy was measured", "")
+        assert "test agreement with the dense network" in text
+        assert "KL divergence from" in text
+    again = prune(tmp_path / "out", granularity, data=alone(), finetune=finetune, model=net, resume=True)
+    assert again.summary == result.summary
+
+
+def test_labels_change_nothing_but_what_is_measured(tmp_path):
+    without, labelled = (prune(tmp_path / name, data=data, finetune=None) for name, data in (("a", alone()), ("b", pair())))
+    state = without.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in labelled.network.state_dict().items())
+    assert labelled.summary.measure == "accuracy"
+    assert not {"measure", "divergence"} & json.loads((labelled.folder / "summary.json").read_text()).keys()
+
+
+def test_a_run_without_labels_that_was_killed_goes_on(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_module, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path / "out", data=alone(), finetune=None)
+    resumed = prune(tmp_path / "out", data=alone(), finetune=None, resume=True)
+    assert resumed.summary.accuracy == prune(tmp_path / "whole", data=alone(), finetune=None).summary.accuracy
+
+
+def test_training_needs_labels():
+    with pytest.raises(freeprune.FreePruneError, match="the data own:TensorDataset have no labels to train on"):
+        freeprune.train(network(), alone())
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):

@@ -236,6 +236,53 @@ def test_image_size_that_will_not_do(folder):
         load_data(f"imagefolder:{folder}", image_size=0)
 
 
+def flat(folder, count, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(pixels(seed + i)).save(folder / f"{i:02d}.png")
+
+
+def test_images_in_no_folders_have_no_labels(tmp_path):
+    flat(tmp_path / "one", 12)
+    (tmp_path / "one" / "notes.txt").write_text("no image")
+    (tmp_path / "one" / ".hidden").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}/one", mean=(0, 0, 0), std=(1, 1, 1))
+    assert (data.labelled, data.classes, len(data.train), len(data.test)) == (False, (), 10, 2)
+    assert data.source == f"imagefolder:{tmp_path}/one"
+    found = sorted(image.sum().item() for part in (data.train, data.test) for image in part)
+    expected = sorted(pixels(i).sum() / 255 for i in range(12))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    images = next(iter(DataLoader(data.train, batch_size=10)))
+    assert torch.equal(images, torch.stack(list(data.train)))
+
+
+@pytest.mark.parametrize("test", ["test", "val", None])
+def test_train_and_test_without_classes_have_no_labels(tmp_path, test):
+    flat(tmp_path / "train", 10)
+    if test is not None:
+        flat(tmp_path / test, 3, seed=20)
+    data = load_data(f"imagefolder:{tmp_path}", mean=(0, 0, 0), std=(1, 1, 1))
+    assert not data.labelled
+    assert (len(data.train), len(data.test)) == ((8, 2) if test is None else (10, 3))
+    if test is not None:
+        np.testing.assert_allclose(data.test[1].numpy(), pixels(21).transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_images_beside_folders_are_no_data_without_labels(folder):
+    Image.fromarray(pixels(0)).save(folder / "loose.png")
+    assert load_data(f"imagefolder:{folder}").labelled
+    without(folder, "train")
+    with raises("lacks train/; .* or images alone, in no folders, where there are no labels"):
+        load_data(f"imagefolder:{folder}")
+
+
+def test_classes_in_one_part_only(folder):
+    without(folder, "test")
+    flat(folder / "test", 2)
+    with raises("test' holds no class folder"):
+        load_data(f"imagefolder:{folder}")
+
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +338,7 @@ IMAGES = arrays()["x_train"]
         ({"y_train": np.arange(12) % 3 * 2}, "3 different labels from 0 to 4"),
         ({"y_train": np.zeros(12, np.int64), "y_test": np.zeros(3, np.int64)}, "1 different labels from 0 to 0"),
         ({"y_test": np.array([0, 1, 3])}, "y_test labels from 0 to 3"),
-        ({"x_test": IMAGES[:3, :3]}, r"x_train is uint8 .* and x_test uint8 .*one image shape"),
+        ({"x_test": IMAGES[:3, :3]}, r"x_train is uint8 .* and x_test is uint8 .*one image shape"),
         ({"x_test": IMAGES[:3].transpose(0, 3, 1, 2).astype(np.float32)}, "one type"),
         ({"x_train": IMAGES.astype(np.float64)}, r"x_train is float64 .*expected uint8"),
         ({"x_train": IMAGES.transpose(0, 3, 1, 2)}, r"x_train is uint8 \(12, 3, 4, 5\); expected uint8"),
@@ -306,6 +353,23 @@ def test_arrays_that_will_not_do(tmp_path, changes, sentence):
     with raises(sentence) as caught:
         load_data(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_npz_without_labels(tmp_path):
+    path = tmp_path / "alone.npz"
+    np.savez(path, x_train=IMAGES, x_test=IMAGES[:3])
+    data = load_data(f"npz:{path}")
+    labelled = load_data(npz(tmp_path))
+    assert (data.labelled, data.classes, len(data.train), len(data.test)) == (False, (), 12, 3)
+    assert torch.equal(data.train[5], labelled.train[5][0])
+    np.savez(path, x_train=IMAGES)
+    data = load_data(f"npz:{path}", mean=(0, 0, 0), std=(1 / 255,) * 3)
+    assert (data.labelled, len(data.train), len(data.test)) == (False, 10, 2)
+    found = sorted(round(image.sum().item()) for part in (data.train, data.test) for image in part)
+    assert found == sorted(IMAGES.sum((1, 2, 3)).tolist())
+    np.savez(path, x_train=IMAGES, x_test=IMAGES[:3, :3])
+    with raises("x_train is uint8 .* and x_test is uint8 .*one image shape"):
+        load_data(f"npz:{path}")
 
 
 def test_npz_files_that_will_not_do(tmp_path):
@@ -427,7 +491,18 @@ def test_classes_of_own_datasets(dataset, classes):
         ((own(), Plain([])), "the test dataset is empty"),
         ((DataLoader(own(), batch_size=None), own()), "the training loader has batch_size=None"),
         ((DataLoader(own(), collate_fn=doubled), DataLoader(own())), "different collate_fn"),
-        ((Plain([torch.zeros(1)]), own()), "a batch of a Plain is a tensor float32 .*; expected .inputs, labels"),
+        ((Plain([{}]), own()), "a batch of a Plain is a dict; expected .inputs, labels"),
+        (
+            (Plain([torch.zeros(1)]), own()),
+            "items of the test data have labels and those of the training data none; give labels",
+        ),
+        ((own(), torch.zeros(3, 1)), "items of the training data have labels and those of the test data none"),
+        ((torch.zeros(3, 1, 2, 2), torch.zeros(3).long()), r"the second are labels, give a pair of `TensorDataset\(inputs"),
+        ((torch.zeros(3, 2), torch.zeros(3, 3)), r"are a tensor float32 \(3, 2\) and the test data a tensor float32 \(3, 3\)"),
+        (torch.tensor(1.0), "the training data are a tensor float32 .*, which cannot be indexed"),
+        (torch.zeros(0, 1), "the training dataset is empty"),
+        (own(), "the data are one data set with labels, a TensorDataset; expected a pair"),
+        (Stream(), "the training data are a Stream, which cannot be indexed"),
         ((Plain([(torch.zeros(1), "cat")]), own()), "a batch of a Plain has a tuple as label"),
         ((Plain([(torch.zeros(1), 0.5)]), own()), r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
         ((Plain([(torch.zeros(1), True)]), own()), "expected one integer"),
@@ -439,6 +514,54 @@ def test_own_datasets_that_will_not_do(source, sentence):
     with raises(sentence) as caught:
         load_data(source)
     assert "\n" not in str(caught.value)
+
+
+def alone(count=12):
+    """Images of one pixel, each with its number as its value."""
+    return torch.arange(float(count)).view(count, 1, 1, 1)
+
+
+def seen(part, data):
+    """The values of all images of a part."""
+    (images,), labels = stack(part, range(len(part)), data.collate)
+    assert labels is None
+    return images.flatten().tolist()
+
+
+class Numbered(Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return alone()[index]
+
+
+@pytest.mark.parametrize("form", [alone(), TensorDataset(alone()), Numbered(), DataLoader(Numbered(), batch_size=5)])
+def test_one_set_without_labels_keeps_a_fifth_for_the_test(form):
+    data = load_data(form)
+    assert not data.labelled
+    assert (data.classes, len(data.train), len(data.test)) == ((), 10, 2)
+    assert sorted(seen(data.train, data) + seen(data.test, data)) == list(range(12))
+    again = load_data(form)
+    assert seen(again.test, again) == seen(data.test, data)
+
+
+@pytest.mark.parametrize("form", [alone, lambda n=12: TensorDataset(alone(n)), lambda n=12: DataLoader(Plain(list(alone(n))))])
+def test_a_pair_without_labels(form):
+    data = load_data((form(), form(3)))
+    assert not data.labelled
+    assert (seen(data.train, data), seen(data.test, data)) == (list(range(12)), [0, 1, 2])
+
+
+def test_a_loader_without_labels_keeps_its_collate_fn():
+    data = load_data(DataLoader(Plain(list(alone())), collate_fn=lambda items: torch.stack(items) * 2))
+    assert sorted(seen(data.train, data) + seen(data.test, data)) == list(range(0, 24, 2))
+
+
+def test_several_inputs_without_labels():
+    inputs, labels = stack(Plain([((torch.zeros(2), torch.ones(3)),)] * 4), [0, 3])
+    assert [value.shape for value in inputs] == [(2, 2), (2, 3)]
+    assert labels is None
 
 
 def test_callable(tmp_path):

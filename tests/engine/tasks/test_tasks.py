@@ -1,4 +1,4 @@
-"""Tasks: what every one of the table keeps to, classification by hand, and one of the user's own through a whole run."""
+"""Tasks: what every one of the table keeps to, each by hand, and one of the user's own through a whole run."""
 
 import math
 import pickle
@@ -19,13 +19,16 @@ from freeprune.engine.inputs.data import load_data
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.run.job import prepare, strategy_of
-from freeprune.engine.tasks import CLASSIFICATION, TASKS, Task
+from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION, TASKS, Task
 from freeprune.engine.training.finetuning import finetuned
 from freeprune.engine.training.trainer import accuracy, measured, train
 from freeprune.engine.workers.base import Placement
 
 # For each task, labels and an output of a network for six images, the first rows of which are as good as can be.
-EXAMPLES = {"classification": (torch.tensor([0, 1, 2, 0, 1, 2]), torch.eye(3)[[0, 1, 2, 1, 2, 0]] * 9)}
+EXAMPLES = {
+    "agreement": (torch.eye(3)[[0, 1, 2, 0, 1, 2]] * 9, torch.eye(3)[[0, 1, 2, 1, 2, 0]] * 9),
+    "classification": (torch.tensor([0, 1, 2, 0, 1, 2]), torch.eye(3)[[0, 1, 2, 1, 2, 0]] * 9),
+}
 
 
 @pytest.fixture(params=sorted(TASKS))
@@ -137,6 +140,32 @@ def test_a_network_with_too_few_outputs_is_refused():
     for labels, classes in ((None, 4), (torch.tensor([3]), 0)):
         with pytest.raises(FreePruneError, match="the network has 3 outputs and the data 4 classes"):
             CLASSIFICATION.check(output, labels, classes)
+
+
+def test_agreement_of_logits_by_hand():
+    dense, output = EXAMPLES["agreement"]
+    tally = AGREEMENT.tally(output, dense)
+    assert AGREEMENT.measured(tally) == 0.5
+    assert AGREEMENT.shown(0.5) == "50.00%"
+    # Softmaxes of (9, 0, 0) and of (0, 9, 0): their logarithms differ by 9, where one is large and where the other is.
+    large = math.exp(9) / (math.exp(9) + 2)
+    small = 1 / (math.exp(9) + 2)
+    assert AGREEMENT.divergence(tally) == pytest.approx((9 * large - 9 * small) / 2)
+    assert AGREEMENT.divergence(AGREEMENT.tally(dense, dense)) == 0
+    assert CLASSIFICATION.divergence(tally) is None
+    assert AGREEMENT.loss(output, dense) == CLASSIFICATION.distillation(output, dense)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2,), (2, 3, 4)])
+def test_outputs_that_are_no_logits_agree_by_their_difference(shape):
+    dense = torch.ones(shape)
+    assert AGREEMENT.measured(AGREEMENT.tally(dense, dense)) == 1
+    output = dense * torch.tensor([1.25, -3.0]).view(2, *[1] * (len(shape) - 1))  # a quarter off, and more than all of it
+    tally = AGREEMENT.tally(output, dense)
+    assert AGREEMENT.measured(tally) == pytest.approx((0.75 + 0) / 2)
+    assert AGREEMENT.divergence(tally) is None
+    assert AGREEMENT.loss(output, dense).item() == pytest.approx((0.25**2 + 4**2) / 2)
+    assert AGREEMENT.measured(AGREEMENT.tally(dense * 0, dense * 0)) == 1
 
 
 # --- one of the user's own --------------------------------------------------------------------------------------------

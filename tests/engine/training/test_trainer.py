@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
-from freeprune.engine.training.trainer import accuracy, augmented, rate_factor, train
+from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
+from freeprune.engine.training.trainer import accuracy, augmented, measured, rate_factor, train
 
 
 class Images(Dataset):
@@ -272,6 +274,49 @@ def test_distillation_by_hand_and_towards_the_teacher(dataset):
     with torch.no_grad():
         target = teacher(dataset.images)
         assert (near(dataset.images) - target).norm() < 0.7 * (far.eval()(dataset.images) - target).norm()
+
+
+class Alone(Images):
+    """The images without labels."""
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
+def test_without_labels_the_dense_network_is_followed(distill):
+    dataset = Alone()
+    teacher = train(make(), Images(), Recipe(epochs=5, batch_size=8, learning_rate=0.1), seed=1)
+    recipe = Recipe(epochs=10, batch_size=8, learning_rate=0.1, distill=distill)
+    far = make()
+    near = train(far, dataset, recipe, seed=0, teacher=teacher, task=AGREEMENT)
+    same = train(far, Images(), replace(recipe, distill=1.0), seed=0, teacher=teacher)
+    assert all(torch.equal(one, same.state_dict()[name]) for name, one in near.state_dict().items())
+    before, after, best = (measured(one, dataset, AGREEMENT, dense=teacher, batch_size=15) for one in (far, near, teacher))
+    assert before < 0.6 < 0.7 < after < best == 1
+    with torch.no_grad():
+        dense, own = (one(dataset.images).argmax(1) for one in (teacher, near))
+    assert after == (dense == own).double().mean()
+
+
+def test_sentences_where_labels_and_dense_network_do_not_fit_together():
+    recipe = Recipe(images=8, batch_size=8)
+    for dataset, task, sentence in (
+        (Alone(), CLASSIFICATION, "a batch is a float32 tensor of shape .*; expected the two parts .inputs, labels"),
+        (Images(), AGREEMENT, "a batch is a list of 2; expected inputs alone"),
+    ):
+        for work in (
+            lambda: train(make(), dataset, recipe, seed=0, task=task, teacher=make()),  # noqa: B023
+            lambda: measured(make(), dataset, task, dense=make()),  # noqa: B023
+        ):
+            with pytest.raises(FreePruneError, match=sentence):
+                work()
+    with pytest.raises(FreePruneError, match="no teacher for data without labels"):
+        train(make(), Alone(), recipe, seed=0, task=AGREEMENT)
+    with pytest.raises(FreePruneError, match="no dense network to compare with"):
+        measured(make(), Alone(), AGREEMENT)
+    with pytest.raises(FreePruneError, match=r"the dense network returned a dict; expected the dense network's outputs"):
+        measured(make(), Alone(), AGREEMENT, dense=Wrap(lambda output, _: {"logits": output}))
 
 
 def test_augmentation_is_a_shifted_and_perhaps_mirrored_copy():
