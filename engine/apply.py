@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..backends import Plan
 from ..backends import apply as pruned
 from ..common import FreePruneError
-from .run.job import dense_network
+from .asked.commands import SETTINGS
+from .asked.settings import Settings
+from .inputs.adoption import in_float32, with_values
+from .inputs.batches import split
+from .inputs.calibration import draw
+from .inputs.data import load_data
+from .inputs.memory_format import on_device
+from .run.job import dense_network, on_cpu
+from .run.recovery import not_fitted, recovered
 from .store import run_folder as files
+from .store.summary import Recovery
+from .user_code import warn
 
 
 def apply(
@@ -18,35 +30,91 @@ def apply(
     plan: Plan | str | Path,
     *,
     weights: str | Path | None = None,
+    recover: Any = None,
+    calibration_images: int = Settings.calibration_images,
+    seed: int = Settings.seed,
     out: str | Path | None = None,
     force: bool = False,
 ) -> nn.Module:
-    """The network that a plan makes of a dense one: surgery alone, without search and fine-tuning.
+    """The network that a plan makes of a dense one: surgery, and recovery where that is asked for; no search, no fine-tuning.
 
     Args:
         model: the dense network, left as it is, or a spec, as for `prune`.
         plan: of `Result.plan`; or a `plan.json`, or the folder that holds one.
         weights: a file for the dense network's weights.
+        recover: data as for `prune`, labels or not: the batch norms are renewed on some of the training images and the weights
+            made good, if that brings the outputs on other images closer to the dense network's; else a
+            `FreePruneWarning` says why not.
+        calibration_images: how many images these are.
+        seed: picks them, and decides the weights of a network by its name where `weights` gives none.
         out: a folder to write the plan and the pruned weights to, from which `load` builds the network again.
         force: replace what is in `out`.
 
     Returns:
-        A new network in eval mode, in the types of the given one.
+        A new network in eval mode, in the types of the given one; on the CPU if it was recovered.
 
     Raises:
         FreePruneError: the plan is missing or damaged, or the network is not the one that it was made for.
     """
+    found = applied(
+        model, plan, weights=weights, recover=recover, calibration_images=calibration_images, seed=seed, out=out, force=force
+    )
+    if found.recovery is not None and not found.recovery.kept:
+        warn(f"the weights were not made good: {found.recovery.note}")
+    return found.network
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A plan applied.
+
+    Attributes:
+        dense: the network that it was applied to.
+        network: the pruned one.
+        plan: what was removed.
+        recovery: what making the weights good did; None where it was not asked for.
+    """
+
+    dense: nn.Module
+    network: nn.Module
+    plan: Plan
+    recovery: Recovery | None
+
+
+def applied(
+    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, recover: Any, calibration_images: int,
+    seed: int, out: str | Path | None, force: bool,
+) -> Applied:  # fmt: skip
+    """As `apply`, with what became of recovery."""
+    for name, value in (("calibration_images", calibration_images), ("seed", seed)):
+        SETTINGS[name].check(value)
     if out is not None:
         files.check_folder(Path(out), resume=False, force=force)
         if (Path(out) / files.WEIGHTS).exists() and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
-    smaller = pruned(dense_network(model, weights, seed=0), removed).eval()
+    dense = dense_network(model, weights, seed)
+    smaller, recovery = pruned(dense, removed).eval(), None
+    if recover is not None:
+        smaller, recovery = _recovered(on_cpu(dense), on_cpu(smaller), removed, recover, calibration_images, seed)
     if out is not None:
         files.make_folder(Path(out))
         removed.save(Path(out))
         files.save_weights(smaller, Path(out) / files.WEIGHTS)
-    return smaller
+    return Applied(dense, smaller, removed, recovery)
+
+
+def _recovered(
+    dense: nn.Module, smaller: nn.Module, plan: Plan, source: Any, count: int, seed: int
+) -> tuple[nn.Module, Recovery]:
+    """The pruned network with its weights made good on the first images that a run would be scored on."""
+    data = load_data(source)
+    training, _ = split(data, seed)
+    batch = draw(training, data, count, seed)
+    others = not_fitted(training, data, batch, seed)
+    whole, part = in_float32(dense), in_float32(smaller)
+    _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, batch), seed)
+    return found if part is smaller else with_values(smaller, found), done
 
 
 def read_plan(path: str | Path) -> Plan:

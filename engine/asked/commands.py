@@ -101,6 +101,11 @@ COMMANDS: dict[str, Command] = {
     )),
     "apply": Command((
         SOURCE["weights"].but(required=True, help="The dense network's weights."), PLAN,
+        declare(
+            None, "Data as for prune, labels or not: make the weights good on some of their images.", name="recover",
+        ),
+        *_some(SOURCE, "mean", "std", "image_size"),
+        SETTINGS["calibration_images"].but(help="Training images that the weights are made good on."), SETTINGS["seed"],
         FOLDER["out"].but(help="The folder to write the pruned network to."), FOLDER["force"],
     )),
     "dashboard": Command((

@@ -215,16 +215,24 @@ def inspect(model: str, **given: Any) -> None:
 
 
 @main.command(cls=options.Declared)
-def apply(model: str, weights: Path, plan: Path, out: Path, force: bool) -> None:
-    """Apply a plan to MODEL, without search or fine-tuning: plan and weights of the pruned network go to --out."""
-    from ..apply import apply, read_plan
-    from ..run.job import dense_network
+def apply(model: str, **given: Any) -> None:
+    """Apply a plan to MODEL, without search or fine-tuning: plan and weights of the pruned network go to --out.
 
-    removed = read_plan(plan)
-    network = dense_network(model, weights, seed=0)
-    smaller = apply(network, removed, out=out, force=force)
-    before, after = (sum(p.numel() for p in n.parameters()) for n in (network, smaller))
-    click.echo(f"{removed.granularity}: {after:,} of {before:,} parameters in tensors; the pruned network is in {out}")
+    With --recover the weights that stay do the work of those that went, as far as they can; no labels are read.
+    """
+    from ..apply import applied
+    from ..store.tables import of_recovery
+
+    data = None if given["recover"] is None else options.data_of({**given, "data": given["recover"]})
+    for name in ("mean", "std", "image_size"):
+        if data is None and given[name] is not None:
+            raise FreePruneError(f"`{name}` was given without --recover, which it belongs to; leave it out, or give both")
+    found = applied(model, **{**options.passed_on(given), "recover": data})
+    before, after = (sum(p.numel() for p in n.parameters()) for n in (found.dense, found.network))
+    if found.recovery is not None:
+        click.echo(of_recovery(found.recovery))
+    left = f"{found.plan.granularity}: {after:,} of {before:,} parameters in tensors"
+    click.echo(f"{left}; the pruned network is in {given['out']}")
 
 
 @main.command("list", cls=options.Declared)

@@ -35,7 +35,7 @@ from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration
 from ..inputs.data import load_data
 from ..inputs.hooks import check_hooks
-from ..inputs.memory_format import fastest
+from ..inputs.memory_format import on_device
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
 from ..tasks import AGREEMENT, CLASSIFICATION, Task
@@ -146,9 +146,7 @@ def prepare(
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **settings.layout}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judged = copied(network).to(device)
-    images = fastest(judged, batch.to(device))
+    judged, images = on_device(network, batch)
     order = importance(settings.criterion, judged, images, settings.seed)
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start

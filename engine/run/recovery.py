@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,8 +12,10 @@ from ...backends.recovery.winner import recover
 from ...common import Batch, FreePruneError
 from ...copies import copied
 from ...metrics.calibratedkl import divergence
+from ..inputs.batches import Data
 from ..inputs.calibration import held_out, recalibrated
 from ..store.summary import Recovery
+from ..tasks import CLASSIFICATION, Task
 from .job import Job
 from .outputs import outputs
 
@@ -21,8 +25,6 @@ HELD_OUT = 128  # images that decide whether recovery helped
 def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Module, Recovery | None]:
     """The pruned network as surgery leaves it, and as fine-tuning should find it.
 
-    Recovered weights are kept only if the outputs on images that they were not fitted to agree better with the dense network's.
-
     Args:
         pruned: `apply(job.network, plan)`.
 
@@ -30,18 +32,43 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
         The network with plain weights, the one to go on with, both with batch norms that hold the statistics of the calibration
         batch, and what recovery did; None where it was not asked for.
     """
-    plain = recalibrated(pruned, job.batch)
     if not job.settings.recovery:
+        plain = recalibrated(pruned, job.batch)
         return plain, plain, None
-    dense = job.dense.dense.skeleton.network
-    device = next(dense.parameters()).device
+    others = not_fitted(job.train, job.data, job.batch, job.settings.seed, job.task)
+    fast = job.dense.dense.skeleton.network
+    return recovered(job.network, pruned, plan, job.batch, others, fast, job.scored, job.settings.seed)
+
+
+def not_fitted(images: Any, data: Data, batch: Batch, seed: int, task: Task = CLASSIFICATION) -> Batch:
+    """Images beyond the batch, to judge on what was fitted to the batch; the batch itself where there are none."""
+    return held_out(images, data, len(batch.inputs[0]), HELD_OUT, seed, task) or batch
+
+
+def recovered(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch, others: Batch, fast: nn.Module, scored: Batch, seed: int
+) -> tuple[nn.Module, nn.Module, Recovery]:
+    """The pruned network with plain weights, the better one of it and the one with recovered weights, and what recovery did.
+
+    Recovered weights are kept only if the outputs on other images agree better with the dense network's.
+
+    Args:
+        dense: on the CPU, in float32, as `pruned` is.
+        pruned: `apply(dense, plan)`.
+        batch: the images to fit to.
+        others: the images to judge on.
+        fast: the dense network where passes are fast.
+        scored: the batch there.
+        seed: picks the samples where there are more than needed.
+    """
+    plain = recalibrated(pruned, batch)
+    device = next(fast.parameters()).device
     try:
-        found = recover(dense, copied(pruned).to(device), plan, job.scored.inputs, job.settings.seed)
+        found = recover(fast, copied(pruned).to(device), plan, scored.inputs, seed)
     except FreePruneError as error:
         return plain, plain, Recovery(False, str(error), 0, (), None, None)
-    better = recalibrated(found.network.cpu(), job.batch)
-    others = held_out(job.train, job.data, len(job.batch.inputs[0]), HELD_OUT, job.settings.seed, job.task) or job.batch
-    before, after = (_agreement(job.network, network, others) for network in (plain, better))
+    better = recalibrated(found.network.cpu(), batch)
+    before, after = (_agreement(dense, network, others) for network in (plain, better))
     helped = bool(found.layers) and after >= before
     note = None if helped else "no layer has inputs that are known" if not found.layers else "the plain weights agree better"
     done = Recovery(helped, note, len(found.layers), found.poor, before, after)

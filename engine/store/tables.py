@@ -12,7 +12,7 @@ from ..shown import NONE, Shown
 if TYPE_CHECKING:
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import Accuracy, MetTarget, Onnx, Summary, TimedTarget
+    from .summary import Accuracy, MetTarget, Onnx, Recovery, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -49,7 +49,7 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         f"{NONE if difference is None else f'{difference:.1e}'}"
     )
     if summary.recovery is not None and not summary.recovery.kept:
-        notes.append(f"weights were not recovered: {summary.recovery.note}")
+        notes.append(of_recovery(summary.recovery))
     seconds, params = summary.seconds, summary.compaction.params
     trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
@@ -58,6 +58,18 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     notes += [f"warning: {warning}" for warning in summary.warnings]
     title = f"{granularity} pruning, {summary.trials} trials"
     return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
+
+
+def of_recovery(found: Recovery) -> str:
+    """What making the weights good did, in a sentence."""
+    if not found.kept:
+        return f"weights were not recovered: {found.note}"
+    text = f"{found.layers} weights recovered"
+    if found.before is not None and found.after is not None:
+        text += f": {-found.before:.3g} nats from the dense network before and {-found.after:.3g} after, on other images"
+    if found.poor:
+        text += f"; too few images for {len(found.poor)} of them, such as {found.poor[0]!r}"
+    return text
 
 
 def _remains(pruned: float, dense: float, target: float | None = None) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from inspect import signature
@@ -8,6 +9,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
@@ -18,6 +20,7 @@ from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
 from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.inputs.data import load_data
 from freeprune.engine.run.job import prepare
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
@@ -277,6 +280,57 @@ def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):
     assert "already holds a run" in call(*again, tmp_path / "run")[2]
     other = ["apply", "cifar:resnet20", "--weights", weights, "--plan", tmp_path / "run", "--out", tmp_path / "c"]
     assert call(*other)[0] == 2
+
+
+def test_without_labels_from_a_folder_to_a_recovered_network(weights, tmp_path):
+    digits = load_data("digits").train.pixels[:64, 0]
+    for i, pixels in enumerate((255 * digits).byte().numpy()):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02d}.png")
+    network = tmp_path / "grey.py"
+    network.write_text(
+        "from freeprune.engine.inputs.networks import NETWORKS\n"
+        "from torch import nn\n"
+        "class Grey(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.network = NETWORKS['digits:cnn']()\n"
+        "    def forward(self, images): return self.network(images[:, :1])\n"
+    )
+    state = {f"network.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(state, tmp_path / "grey.safetensors")
+    data, model = f"imagefolder:{tmp_path / 'images'}", [f"{network}:Grey", "--weights", tmp_path / "grey.safetensors"]
+    scale = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--calibration-images", "32"]
+    run = [*model, "--data", data, *scale, "--target", "macs=60%", "--trials", "0", "--finetune-epochs", "0", "--no-compaction"]
+    status, output, _ = call("prune", *run, "--out", tmp_path / "run")
+    assert status == 0
+    assert "test agreement with the dense network" in output
+    assert "accuracy" not in output
+    again = ["apply", *model, "--plan", tmp_path / "run", "--out", tmp_path / "again"]
+    status, output, _ = call(*again, "--recover", data, *scale)
+    assert status == 0
+    assert re.search(r"\d weights recovered: .* nats from the dense network before and .* after, on other images", output)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    status, _, told = call(*again, "--force", "--mean", "0.5")
+    assert status == 2
+    assert "--mean was given without --recover" in told
+    scored = [
+        "score",
+        *model,
+        "--data",
+        data,
+        *scale,
+        "--plan",
+        tmp_path / "run",
+        "--pruned",
+        tmp_path / "run/model.safetensors",
+    ]
+    status, output, _ = call(*scored)
+    assert status == 0
+    assert output.startswith("freeprune -")
+    status, _, told = call("train", *model, "--data", data, *scale[:4], "--out", tmp_path / "trained.safetensors")
+    assert status == 2
+    assert "have no labels to train on" in told
 
 
 def test_the_onnx_file_says_which_channels_are_left(weights, tmp_path):
