@@ -59,7 +59,8 @@ def prune(
             as it is. It is taken out of `nn.DataParallel`, `torch.compile` and the like, and worked on in float32; the result
             is rounded to its own types.
         data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders, with
-            items (input, label) or (input, input, label). Floating inputs are cast to float32.
+            items (input, label) or (input, input, label). Floating inputs are cast to float32. Without labels an item is one
+            tensor, and a tensor or a single data set will do; what is measured is then agreement with the dense network.
         target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
             of the dense network, as a fraction or an absolute number, of latency in milliseconds.
         out: the folder for everything the run writes.

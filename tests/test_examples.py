@@ -54,6 +54,15 @@ def test_an_image_folder_by_commands(tmp_path):
     assert (tmp_path / "run" / "model.onnx").stat().st_size < (tmp_path / "dense.safetensors").stat().st_size
 
 
+def test_without_labels_a_network_keeps_its_accuracy(tmp_path):
+    printed = run("no_labels", "--out", tmp_path)
+    assert "test agreement with the dense network" in printed
+    agreement, before, after = map(float, re.search(r"agreement: (.*)%; accuracy: (.*)% -> (.*)%", printed).groups())
+    assert agreement > 85
+    assert before > 90
+    assert after > before - 15
+
+
 def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     printed = run("custom_metric", "--out", tmp_path, "--candidates", 3)
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]

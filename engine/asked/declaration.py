@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class Source:
     """Where the data and the weights of the dense network come from."""
 
-    data: str = option(help="imagefolder:DIR, npz:FILE, digits, or package.module:callable.", required=True)
+    data: str = option(
+        help="imagefolder:DIR, npz:FILE, digits, or package.module:callable; with labels or without.", required=True
+    )
     weights: Path | None = option(None, "A .safetensors, .pt or .pth file to start from.", kind=Kind.PATH)
     mean: tuple[float, ...] | None = option(None, "Mean per channel, such as 0.485,0.456,0.406.", kind=Kind.NUMBERS)
     std: tuple[float, ...] | None = option(None, "Standard deviation per channel.", kind=Kind.NUMBERS)

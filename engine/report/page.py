@@ -340,6 +340,7 @@ def _scatter(name: str, study: Study, accuracies: Sequence[float]) -> Chart | No
     """Score against accuracy after fine-tuning."""
     scored = zip((one.scores[name] for one in study.candidates), accuracies, strict=True)
     points = [(score, 100 * accuracy) for score, accuracy in scored if score is not None]
-    titles = [f"score {score:.4g}, accuracy {accuracy:.2f}%" for score, accuracy in points]
+    titles = [f"score {score:.4g}, {study.measure} {accuracy:.2f}%" for score, accuracy in points]
     series = [Series("", *_columns(points), style="front", titles=titles)]
-    return chart(f"Accuracy against the score of {name}", series, Axis("score, untrained"), Axis("accuracy, %"))
+    described = f"{study.measure.capitalize()} against the score of {name}"
+    return chart(described, series, Axis("score, untrained"), Axis(f"{study.measure}, %"))

@@ -55,7 +55,7 @@ def save_scatter(study: Study, folder: Path) -> list[Path]:
     for axis in list(axes.flat)[len(ranked) :]:
         axis.set_visible(False)
     figure.supxlabel("score, untrained")
-    figure.supylabel("accuracy after fine-tuning, %")
+    figure.supylabel(f"{study.measure} after fine-tuning, %")
     return _save(figure, folder, "scatter")
 
 

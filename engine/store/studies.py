@@ -111,6 +111,7 @@ class Comparison(Showable, Document):
         dense: costs of the dense network, by name.
         strategies: each over its seeds, by name.
         runs: every search.
+        measure: what the accuracies are; not in the file where they are accuracies.
     """
 
     FILE: ClassVar[str] = "comparison.json"
@@ -122,6 +123,7 @@ class Comparison(Showable, Document):
     dense: Mapping[str, float]
     strategies: Mapping[str, Judged]
     runs: tuple[Run, ...]
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         if self.strategies.keys() != {run.strategy for run in self.runs}:
@@ -303,6 +305,7 @@ class Study(Showable, Document):
         metrics: by name.
         images: how many there are.
         threads: that torch computed with.
+        measure: what the accuracies are; not in the file where they are accuracies.
     """
 
     FILE: ClassVar[str] = "study.json"
@@ -316,6 +319,7 @@ class Study(Showable, Document):
     metrics: Mapping[str, Correlated]
     images: StudyImages
     threads: int
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         if any(one.scores.keys() != self.metrics.keys() for one in self.candidates):

@@ -128,7 +128,7 @@ def of_comparison(comparison: Comparison) -> Shown:
         f"equal rates {number(comparison.uniform)}; ±: 95% intervals over seeds; p: paired t-test against random; own share: "
         "the part of the seconds that the strategy and the ledger took"
     ]
-    return Shown(title, [*columns, "accuracy, %"] if tuned else columns, rows, notes)
+    return Shown(title, [*columns, f"{comparison.measure}, %"] if tuned else columns, rows, notes)
 
 
 def _against_random(one: Judged, seeds: int) -> tuple[str, str, str]:
@@ -170,10 +170,11 @@ def of_study(study: Study) -> Shown:
         rows.append([name, *cells, f"{found.ms:.0f}"])
     notes = [f"{name} could not score every candidate: {found.error}" for name, found in study.metrics.items() if found.error]
     accuracies, noise = study.accuracies(), study.noise
-    notes.append(f"fine-tuned accuracies {min(accuracies):.2%} to {max(accuracies):.2%}, dense {study.dense_accuracy:.2%}")
+    reached = f"{min(accuracies):.2%} to {max(accuracies):.2%}"
+    notes.append(f"{study.measure} after fine-tuning {reached}, dense {study.dense_accuracy:.2%}")
     if noise.ceiling is not None and noise.deviation is not None:
         notes.append(
-            f"from seed to seed an accuracy varies by {100 * noise.deviation:.2f} points (standard deviation), so that a "
+            f"from seed to seed it varies by {100 * noise.deviation:.2f} points (standard deviation), so that a "
             f"perfect score would reach a correlation of {noise.ceiling:.2f}"
         )
     notes.append("brackets: 95% intervals over candidates; partial: given Σ log(kept fraction)")

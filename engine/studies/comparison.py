@@ -117,6 +117,7 @@ def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, A
         dense=job.dense_costs(),
         strategies={name: judged(name, runs) for name in names},
         runs=tuple(runs),
+        measure=job.task.measure,
     )
 
 

@@ -153,6 +153,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
         metrics=_correlated(runs, scores, job.settings.seed),
         images=StudyImages(len(job.train), len(job.data.train) - len(job.train)),  # type: ignore[arg-type]
         threads=torch.get_num_threads(),
+        measure=job.task.measure,
     )
 
 

@@ -18,7 +18,7 @@ class Agreement(Task):
     """As the dense network: its outputs on an image stand for the label.
 
     Outputs `(N, classes)`, of two classes or more, are taken for logits: two networks agree on an image if the largest output
-    is at the same place. Of other outputs the relative difference counts: the mean of 1 - |output - dense| / |dense| over the
+    is at the same place. Of other outputs the relative difference counts: the mean of `1 - |output - dense| / |dense|` over the
     images, of each at least 0.
     """
 

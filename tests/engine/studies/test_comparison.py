@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from freeprune import FreePruneError, Recipe, compare
@@ -153,3 +154,14 @@ def test_the_command_prints_a_table_and_draws_the_curves(tmp_path):
     assert "beats random" in result.output
     for name in ("comparison.png", "comparison.svg", "comparison.json"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
+
+
+def test_without_labels_the_networks_are_compared_by_agreement(tmp_path):
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = {**ASKED, "trials": 2, "seeds": 1, "finetune": Recipe(images=32, batch_size=16)}
+    found = compare("digits:cnn", images, out=tmp_path / "out", **asked)
+    assert found.measure == "agreement with the dense network"
+    assert all(0 <= one.accuracy.value <= 1 for one in found.strategies.values())
+    for text in (found.shown().text(), (tmp_path / "out" / "report.html").read_text()):
+        assert "agreement with the dense network, %" in text
+        assert "accuracy" not in text

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
@@ -200,3 +201,16 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
     assert (out / "scatter.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "scatter.svg").read_text().startswith("<?xml")
     assert ">out<" in (out / "heatmap.svg").read_text()
+
+
+def test_without_labels_networks_are_ranked_by_agreement(tmp_path):
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = {"target": ["macs=40%"], "candidates": 3, "finetune": Recipe(images=32, batch_size=16), "calibration_images": 32}
+    found = correlate("digits:cnn", images, out=tmp_path / "out", metrics=[*METRICS, "snip"], **asked)
+    assert found.dense_accuracy == 1
+    assert "reads labels, and the calibration data has none" in found.metrics["snip"].error
+    text = found.shown().text()
+    assert "agreement with the dense network after fine-tuning" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Agreement with the dense network after fine-tuning against each score" in page
+    assert not any("accurac" in told for told in (text, page))
