@@ -270,7 +270,11 @@ def test_train_and_test_without_classes_have_no_labels(tmp_path, test):
 
 def test_images_beside_folders_are_no_data_without_labels(folder):
     Image.fromarray(pixels(0)).save(folder / "loose.png")
+    (folder / "classes" / "ant").mkdir(parents=True)
+    Image.fromarray(pixels(0)).save(folder / "classes" / "loose.png")
     assert load_data(f"imagefolder:{folder}").labelled
+    with raises("lacks train/; .* or images alone, in no folders, where there are no labels"):
+        load_data(f"imagefolder:{folder / 'classes'}")
     without(folder, "train")
     with raises("lacks train/; .* or images alone, in no folders, where there are no labels"):
         load_data(f"imagefolder:{folder}")
