@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common import Batch, FreePruneError, Inputs, find
-
-Values = NDArray[np.float64]
+from .recovery.order import Slices, Values, eliminated
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,20 @@ class Importance:
         total: the importance of a unit from such a sum; larger stays longer.
         slices: instead of that, the importance of each slice of a tensor along a dimension, from the tensor's elements; for
             criteria that are about channels as a whole and say nothing of single weights.
+        together: the importance of coupled channels, where it is no sum over tensors. It is given the parameter, the dimension
+            and each coordinate's channel of everything that goes, and where the channels of each group begin; it returns that
+            of each group's channels, or None for a group that the other fields order.
     """
 
     elements: Mapping[str, Values]
     total: Callable[[Values], Values] = field(default=lambda sums: sums)
     slices: Callable[[Values], Values] | None = None
+    together: Callable[[Slices, NDArray[np.int64]], list[Values | None]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is about whole channels and says nothing of single weights."""
+        return self.slices is not None or self.together is not None
 
     def along(self, name: str, dim: int) -> Values:
         """The importance of a parameter's slices along a dimension, `(size,)`, with mean 1, so that layers are comparable."""
@@ -126,6 +135,17 @@ def lamp(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     return Importance(_each(network, _lamp))
 
 
+def obs(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
+    """What is lost with a channel when the others make up for it, as in Optimal Brain Surgeon (Hassibi and Stork 1992).
+
+    For networks whose weights are recovered; see `recovery/order.py`. Orders whole channels only, and groups that no layer
+    reads as l2 does.
+    """
+    if batch is None:
+        raise FreePruneError("criterion 'obs' needs calibration images; give a batch or use `criterion='l2'`")
+    return replace(l2(network, batch, seed), together=functools.partial(eliminated, network, batch.inputs, seed))
+
+
 def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """No order at all, drawn by the seed: the control for the others."""
     rng = np.random.default_rng([seed, 2])
@@ -189,6 +209,7 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": fpgm,
     "bnscale": bnscale,
     "lamp": lamp,
+    "obs": obs,
     "random": random,
 }
 

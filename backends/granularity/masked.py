@@ -66,7 +66,7 @@ class Masked:
         max_rate: float = 0.99,
         leave: Callable[[Layout], str | None] = lambda layout: None,
     ) -> None:
-        if importance.slices is not None:
+        if importance.whole:
             raise FreePruneError("this criterion orders whole channels only; use `criterion='l2'` or `granularity='channel'`")
         self._network = network
         products = trace_example(network, inputs)[2].products

@@ -29,7 +29,7 @@ KEPT_BYTES = 2**29  # of solved weights that are remembered
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A layer of the dense network and the moments of what reaches it.
 
     Attributes:
@@ -59,25 +59,7 @@ class Recovery:
     """
 
     def __init__(self, network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
-        sums: dict[str, list[tuple[Call, Tensor]]] = {}
-        generator = torch.Generator().manual_seed(seed)
-        skeleton = Skeleton(network)
-
-        def visit(call: Call) -> Tensor:
-            _, outputs, columns = call.site.matrices(call.weight).shape
-            affordable = int(EFFORT * call.samples * outputs / columns)
-            count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
-            rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))
-            sums.setdefault(call.site.name, []).append((call, rows))
-            return finite(call)
-
-        watched = Watched(skeleton.tensors, visit, LARGEST)
-        run(skeleton, watched, inputs)
-        self._layers = {
-            name: _layer(seen, name in watched.normalised)
-            for name, seen in sums.items()
-            if name not in watched.elsewhere and any(rows.shape[1] for _, rows in seen)
-        }
+        self._layers = layers(network, inputs, seed)
         self._known: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
 
@@ -98,7 +80,7 @@ class Recovery:
                 )
         return replace(candidate, tensors=tensors)
 
-    def _solved(self, name: str, layer: _Layer, kept: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _solved(self, name: str, layer: Layer, kept: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The weight of a layer that keeps these inputs and all outputs, and what its bias gains."""
         key = name, kept.tobytes()
         if key in self._known:
@@ -119,14 +101,41 @@ class Recovery:
         return made
 
 
-def _layer(seen: list[tuple[Call, Tensor]], normalised: bool) -> _Layer:
+def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LARGEST) -> dict[str, Layer]:
+    """The layers of a network with the moments of what reaches them, by the names of their weights; see `Recovery`.
+
+    Args:
+        largest: above so many columns the kernel positions of a convolution share coefficients.
+    """
+    sums: dict[str, list[tuple[Call, Tensor]]] = {}
+    generator = torch.Generator().manual_seed(seed)
+    skeleton = Skeleton(network)
+
+    def visit(call: Call) -> Tensor:
+        _, outputs, columns = call.site.matrices(call.weight).shape
+        affordable = int(EFFORT * call.samples * outputs / columns)
+        count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
+        rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))
+        sums.setdefault(call.site.name, []).append((call, rows))
+        return finite(call)
+
+    watched = Watched(skeleton.tensors, visit, largest)
+    run(skeleton, watched, inputs)
+    return {
+        name: _layer(seen, name in watched.normalised)
+        for name, seen in sums.items()
+        if name not in watched.elsewhere and any(rows.shape[1] for _, rows in seen)
+    }
+
+
+def _layer(seen: list[tuple[Call, Tensor]], normalised: bool) -> Layer:
     call, _ = seen[0]
     rows = torch.cat([rows for _, rows in seen], dim=1)
     middle = rows.double().mean(1)
     if call.site.bias is None and not normalised:
         middle = torch.zeros_like(middle)
     rows = rows - middle[:, None].to(rows.dtype)
-    return _Layer(call.site, call.weight, middle, (rows.mT @ rows).double() / rows.shape[1])
+    return Layer(call.site, call.weight, middle, (rows.mT @ rows).double() / rows.shape[1])
 
 
 def _ids(kept: NDArray[np.int64], like: Tensor) -> Tensor:

@@ -72,11 +72,12 @@ def test_random_is_drawn_by_the_seed():
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("criterion", ["fpgm", "bnscale"])
+@pytest.mark.parametrize("criterion", ["fpgm", "bnscale", "obs"])
 def test_channel_criteria_refuse_single_weights(criterion):
     network = networks.build("resnet_a")
+    values = importance(criterion, network, Batch((networks.images(2),)))
     with pytest.raises(FreePruneError, match="orders whole channels only"):
-        BACKENDS["weight"](network, (networks.images(2),), importance(criterion, network))
+        BACKENDS["weight"](network, (networks.images(2),), values)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
