@@ -99,15 +99,19 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         visit: computes the product.
         largest: columns of a convolution that are solved for together; where there are more, its kernel positions share their
             coefficients.
+        ran: told of every operator, by name, arguments and result.
 
     Attributes:
         calls: how many products each parameter had.
         elsewhere: the parameters that other operators read as well, or products in which they lie differently.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor], largest: int) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor], largest: int,
+        ran: Callable[[str, Any, Any], None] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
-        self._visit, self._largest = visit, largest
+        self._visit, self._largest, self._ran = visit, largest, ran
         self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
         self._last: tuple[str, Tensor] | None = None
         self._sites: dict[str, Site] = {}
@@ -127,13 +131,18 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call is None:
             if not func.is_view:
                 self.elsewhere.update(name for a in args if isinstance(a, Tensor) and (name := self._name(a)) is not None)
-            return func(*args, **(kwargs or {}))
+            return self._told(kind, args, func(*args, **(kwargs or {})))
         if self._sites.setdefault(call.site.name, call.site) != call.site:
             self.elsewhere.add(call.site.name)
         self.calls[call.site.name] += 1
         made = self._visit(call)
         self._last = call.site.name, made
-        return made
+        return self._told(kind, args, made)
+
+    def _told(self, kind: str, args: Any, result: Any) -> Any:
+        if self._ran is not None:
+            self._ran(kind, args, result)
+        return result
 
     @property
     def normalised(self) -> set[str]:

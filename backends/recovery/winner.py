@@ -14,6 +14,7 @@ from ...common import FreePruneError, Inputs, Skeleton
 from ...copies import copied
 from ..plan import Plan
 from ..tracing.passes import plain_kernels, undisturbed
+from .attention import Scores, folded
 from .products import Call, Watched
 from .solve import RIDGE, least_squares
 
@@ -73,11 +74,16 @@ def recover(
 
     Source: the closed form for channels is that of GRAIL (arXiv:2602.23795). Differs: the kernel positions of a convolution
     are solved for together; the pruned network's own inputs are used, not the dense network's; layers that lost nothing are
-    fitted as well, since their inputs have changed.
+    fitted as well, since their inputs have changed; queries and keys that lost widths are fitted to what keeps their
+    products (`Scores.maps`).
     """
-    wanted, watched = _seen(dense, inputs, seed)
+    scores = Scores(plan)
+    wanted, watched = _seen(dense, inputs, seed, scores)
     names = {name for name in watched.calls if name not in watched.elsewhere}
-    fit = _Fit(dense, plan, wanted, watched.normalised, names, ridge)
+    maps = scores.maps(names)
+    if maps:
+        pruned = folded(dense, pruned, plan, maps)
+    fit = _Fit(dense, plan, wanted, watched.normalised, names, {name: made for name, (_, made) in maps.items()}, ridge)
     skeleton = Skeleton(pruned)
     repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
     for _ in range(2 if repeated else 1):  # a layer that runs often is fitted after the pass, and the others follow it
@@ -98,7 +104,7 @@ def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
         network(*inputs)
 
 
-def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, int], _Wanted], Watched]:
+def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[dict[tuple[str, int], _Wanted], Watched]:
     """What each product of the dense network gives, for a sample of its rows."""
     wanted: dict[tuple[str, int], _Wanted] = {}
     skeleton = Skeleton(dense)
@@ -110,9 +116,10 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[tuple[str, 
         picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
         wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
+        scores.made(call, made)
         return made
 
-    watched = Watched(skeleton.tensors, visit, LARGEST)
+    watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran)
     run(skeleton, watched, inputs)
     return wanted, watched
 
@@ -143,11 +150,12 @@ class _Fit:
         wanted: Mapping[tuple[str, int], _Wanted],
         normalised: set[str],
         names: set[str],
+        maps: Mapping[str, Tensor],
         ridge: float,
     ) -> None:
         self._dense = dict(dense.named_parameters())
         self._plan, self._wanted, self._normalised = plan, wanted, normalised
-        self._names, self._ridge = names, ridge
+        self._names, self._maps, self._ridge = names, maps, ridge
         self._often = {name for name, number in wanted if number}
         self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
         self.found: dict[str, Tensor] = {}
@@ -176,6 +184,8 @@ class _Fit:
         """What should come out `(groups, R, outputs)`; where positions share coefficients, what should go in."""
         if call.site.shared:
             return here.rows[None]
+        if call.site.name in self._maps:
+            return (here.rows.double() @ self._maps[call.site.name]).to(here.rows.dtype)[None]
         kept = self._kept(call.site.name, call.site.outputs)
         rows = here.rows if kept is None else here.rows[:, kept.to(here.rows.device)]
         return rows.reshape(len(rows), call.site.groups, -1).movedim(1, 0)
