@@ -81,7 +81,7 @@ class Channel:
         steps = _steps(round_to)
         parameters = dict(network.named_parameters())
         self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
-        self._summed: tuple[Importance | None, list[NDArray[np.float64]]] = None, []
+        self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
@@ -132,21 +132,17 @@ class Channel:
 
     def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
         """For each group the importance of its classes: the sum over everything that goes with one, or what stands for it."""
-        if importance is not self._summed[0]:
-            self._summed = importance, self._sums(importance)
-        return self._summed[1]
-
-    def _sums(self, importance: Importance) -> list[NDArray[np.float64]]:
         coupling = self._coupling
         total = np.zeros(coupling.classes + 1)
         for name, dim, position in coupling.slices:
             if name in importance.elements:
                 np.add.at(total, position, importance.along(name, dim))
         totals = [total[start:stop] for start, stop in itertools.pairwise(coupling.offsets)]
-        if importance.together is not None:
-            found = importance.together(coupling.slices, coupling.offsets)
-            totals = [old if new is None else new for old, new in zip(totals, found, strict=True)]
-        return totals
+        if importance.together is None:
+            return totals
+        if self._together is None:
+            self._together = importance.together(coupling.slices, coupling.offsets)
+        return [old if new is None else new for old, new in zip(totals, self._together, strict=True)]
 
     def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
         """For each group the positions of its classes, most important first."""

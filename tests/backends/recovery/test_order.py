@@ -149,3 +149,12 @@ def test_the_order_is_the_same_each_time():
 def test_obs_needs_images():
     with pytest.raises(FreePruneError, match="criterion 'obs' needs calibration images"):
         importance("obs", build("vgg"))
+
+
+def test_warm_starts_know_the_values_and_they_are_found_once(monkeypatch):
+    network = build("vgg")
+    values = importance("obs", network, Batch((IMAGES,)))
+    backend = BACKENDS["channel"](network, (IMAGES,), values)
+    monkeypatch.setattr(order, "layers", None)
+    profile = backend.profile(values)
+    assert all((np.diff(units) <= 0).all() and (units > 0).all() for units in profile.importance)
