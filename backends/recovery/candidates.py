@@ -22,6 +22,7 @@ from .winner import finite, run, sample
 
 # All of it cheaper than for the winner, since the search waits for it.
 LARGEST = 600  # columns that are solved for together
+WIDEST = 4096  # columns of a layer; with more it keeps its plain weights
 SAMPLES = 16  # rows of inputs for each column, where that is
 EFFORT = 2.0  # times the multiplications of the layer itself, but at least
 FEWEST = 4  # rows for each column
@@ -113,6 +114,8 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
 
     def visit(call: Call) -> Tensor:
         _, outputs, columns = call.site.matrices(call.weight).shape
+        if columns > WIDEST:
+            return finite(call)
         affordable = int(EFFORT * call.samples * outputs / columns)
         count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
         rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))

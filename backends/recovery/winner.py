@@ -20,6 +20,7 @@ from .solve import RIDGE, least_squares
 
 SAMPLES = 24  # rows of inputs for each column
 LARGEST = 2304  # columns that are solved for together: the time grows with the cube
+WIDEST = 8192  # columns of a layer; with more it keeps its plain weights, since the moments would take gigabytes
 POOR = 2  # rows for each column below which the result is called poor
 
 
@@ -113,6 +114,8 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     def visit(call: Call) -> Tensor:
         made = finite(call)
         columns = call.site.matrices(call.weight).shape[-1]
+        if columns > WIDEST:
+            return made
         picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
         wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)

@@ -189,3 +189,12 @@ def test_kernel_positions_that_share_coefficients_come_closer_too(name, monkeypa
     compact, plan = pruned(network, "channel")
     found = recover(network, compact, plan, (IMAGES,))
     assert distance(network, found.network) < distance(network, compact)
+
+
+def test_a_layer_that_is_too_wide_keeps_its_plain_weights(monkeypatch):
+    monkeypatch.setattr(winner, "WIDEST", 100)
+    network = build("vgg")
+    compact, plan = pruned(network, "channel")
+    found = recover(network, compact, plan, (IMAGES,))
+    assert "8.weight" not in found.layers  # 192 inputs in the dense network
+    assert "11.weight" in found.layers
