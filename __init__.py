@@ -1,6 +1,7 @@
 """FreePrune: automatic pruning of trained PyTorch networks.
 
-Rates are searched with a score that needs no training; the winner is pruned, fine-tuned once, exported to ONNX and verified.
+Searches per-layer rates with a score that needs no training; prunes the best network, fine-tunes it, exports it to ONNX and
+verifies the file.
 """
 
 from importlib import import_module
@@ -26,7 +27,7 @@ __all__ = [
     "prune", "report", "score", "sweep", "train",
 ]  # fmt: skip
 
-# Imported when they are first asked for, so that the command line can say what it offers without torch.
+# Imported on first use, so that `freeprune --help` does not import torch.
 _PLACES = {
     "FreePruneError": "errors",
     "FreePruneWarning": "errors",
@@ -44,7 +45,7 @@ _PLACES = {
     "sweep": "engine.studies.sweep",
     "train": "engine.train",
 }
-_NAMED = {"report": "write_report"}  # what is called otherwise in its place
+_NAMED = {"report": "write_report"}  # public name -> name in its module, where they differ
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m freeprune` is the command `freeprune`, also where that is not on the path."""
+"""`python -m freeprune` runs the command `freeprune`, also if that is not on the path."""
 
 from .engine.command.cli import main
 

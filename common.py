@@ -1,6 +1,6 @@
-"""What the four folders share: plain data in files, batches, and the candidate, which backends make and metrics run.
+"""What all rooms share: reading and writing files, calibration batches, and the candidate, which backends make and metrics run.
 
-The error class and names in tables are here as well; they are made in `errors.py` and `tables.py`, which need no torch.
+`errors.py` and `tables.py`, which do not import torch, are re-exported here.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .errors import nearest as nearest
 from .tables import entries as entries
 from .tables import find as find
 
-# What reading plain data of the wrong shape raises: what a reader takes for damage.
+# The exceptions that a reader of a damaged file may run into.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def parse_json(content: bytes) -> Any:
-    """The document in some JSON, as we write it: no field twice, no NaN or infinity.
+    """Parse JSON strictly: no field twice, no NaN or infinity.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: the content is not such JSON, or is nested too deeply.
     """
     try:
         return json.loads(content, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct)
@@ -63,10 +63,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
+    """Write a file atomically: after a crash there is either the old file or the whole new one.
 
     Raises:
-        FreePruneError: the disk is full, or the folder cannot be written to.
+        FreePruneError: the disk is full, or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -82,12 +82,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError, way_out: str = "make room, or give another place") -> FreePruneError:
-    """The sentence about a file that the system refuses to write."""
-    return FreePruneError(f"{path} cannot be written ({error.strerror or error}); what was there is whole: {way_out}")
+    """The error for a file that cannot be written."""
+    return FreePruneError(f"{path} cannot be written ({error.strerror or error}); an existing file is unchanged: {way_out}")
 
 
 Inputs = tuple[Tensor, ...]
-"""What a network's forward pass takes, in order; the first dimension of each is the batch."""
+"""The arguments of a forward pass, in order; the first dimension of each is the batch."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Batch:
     labels: Tensor | None = None
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in so many parts of nearly equal size."""
+        """Split the batch into `count` parts of nearly equal size."""
         inputs = zip(*(x.tensor_split(count) for x in self.inputs), strict=True)
         labels = [None] * count if self.labels is None else self.labels.tensor_split(count)
         return [Batch(x, y) for x, y in zip(inputs, labels, strict=True)]
@@ -113,12 +113,12 @@ class Batch:
 
 
 class Skeleton:
-    """A private copy of the dense network for candidates to run on: eval mode, no gradients.
+    """A private copy of the dense network, on which candidates run: eval mode, no gradients.
 
     Attributes:
         network: the copy.
         tensors: its parameters and buffers, by name.
-        statistics: the names of the running statistics of batch norm among them.
+        statistics: the names of batch norm's running statistics in `tensors`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -130,7 +130,7 @@ class Skeleton:
 
     @contextmanager
     def batch_statistics(self) -> Iterator[None]:
-        """Batch norm by the statistics of the batch, and no buffer to change: without stored ones it does so in eval mode."""
+        """Make batch norm use the statistics of the batch: with its stored ones taken away it does, also in eval mode."""
         before = [(module._buffers["running_mean"], module._buffers["running_var"]) for module in self._norms]
         try:
             for module in self._norms:
@@ -143,12 +143,12 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Profile:
-    """What can be said of a network's groups without running it; warm starts are made from it.
+    """What warm starts need to know of a network's groups; it takes no forward pass.
 
     Attributes:
-        importance: for each group the importances `(units,)` of its units, descending and not negative.
-        erk: `(L,)`, the density that each group should have relative to the others, after the Erdős-Rényi kernel.
-        shared: `(L,)`, which groups several layers write to and several read, as a residual stream's channels.
+        importance: for each group the importance `(units,)` of its units, descending, at least 0.
+        erk: `(L,)`, each group's relative density by the Erdős-Rényi kernel (ERK).
+        shared: `(L,)`, which groups are written by several layers and read by several, as the channels of a residual stream.
     """
 
     importance: tuple[NDArray[np.float64], ...]
@@ -158,16 +158,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pruned network that exists only as tensors over a shared skeleton, so that making one costs next to nothing.
+    """A pruned network: a shared skeleton and the tensors that replace some of its own. Cheap to make.
 
-    Candidates of one backend share the skeleton: run them one after the other.
+    Candidates of one backend share the skeleton, so run them one after the other.
 
     Attributes:
-        skeleton: the dense network's.
-        tensors: the masked or sliced parameters and buffers, by name; those not named are the skeleton's own.
-        attributes: sizes written into modules, as `(module, attribute, value)`; set while the candidate runs.
-        kept: for each sliced tensor, by dimension, the dense network's coordinates that stay, ascending.
-        original: the dense network's tensors where the skeleton is a network that was pruned elsewhere.
+        skeleton: of the dense network.
+        tensors: the masked or sliced parameters and buffers, by name; all others are the skeleton's.
+        attributes: sizes to set in modules while the candidate runs, as `(module, attribute, value)`.
+        kept: for each sliced tensor and dimension, the indices into the dense tensor that are kept, ascending.
+        original: the dense network's tensors, if the skeleton itself is a pruned network.
     """
 
     skeleton: Skeleton
@@ -182,12 +182,12 @@ class Candidate:
         return self.skeleton.tensors if self.original is None else self.original
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The output in eval mode, except that batch norm uses the statistics of this batch and keeps none."""
+        """The output in eval mode, except that batch norm uses the statistics of this batch and stores none."""
         with self.skeleton.batch_statistics():
             return self.run({n: t for n, t in self.tensors.items() if n not in self.skeleton.statistics}, *inputs)
 
     def run(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
-        """The output in eval mode with these tensors instead of the candidate's."""
+        """The output in eval mode, with these tensors instead of the candidate's."""
         before = [module.__dict__[name] for module, name, _ in self.attributes]
         try:
             for module, name, value in self.attributes:

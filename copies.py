@@ -1,4 +1,4 @@
-"""Copies of networks, with other tensors in place of their own."""
+"""Copies of networks, optionally with some tensors replaced."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ Memo = dict[int, Any]
 
 ATOMS = frozenset({int, float, bool, str, type(None)})
 CONTAINERS = frozenset({OrderedDict, dict, set})
-# The methods by which a class can have its instances copied in a way of its own.
+# The methods by which a class can customise how its instances are copied.
 SPECIAL = ("__new__", "__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__slots__")
 NOTHING: Mapping[int, Tensor] = {}
 
 
 def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network:
-    """What `copy.deepcopy` gives, in a third of its time. Shared tensors stay shared, results of computations are detached.
+    """A deep copy of a network, faster than `copy.deepcopy`. Shared tensors stay shared.
 
-    Such results are the weights of `torch.nn.utils.weight_norm` and of `torch.nn.utils.prune`, which `deepcopy` refuses.
+    Tensors that are not leaves are detached; `deepcopy` refuses them. The weights of `torch.nn.utils.weight_norm` and
+    `torch.nn.utils.prune` are such tensors.
 
     Args:
         network: left as it is.
-        instead: by the id of a tensor, what the copy has in its place; that tensor itself is not copied.
+        instead: replacements, by the `id` of the tensor to replace; that tensor is not copied.
 
     Raises:
         RuntimeError, TypeError: the network holds something that cannot be copied; `engine/inputs/adoption.py` refuses such
@@ -41,7 +42,7 @@ def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network
 
 
 def held_tensors(network: nn.Module) -> list[Tensor]:
-    """The tensors that modules hold as plain attributes, also in lists and dictionaries: neither parameters nor buffers."""
+    """The tensors that are neither parameters nor buffers but plain attributes of modules, also in containers."""
     places = ("_parameters", "_buffers", "_modules")
     held = [value for module in network.modules() for name, value in vars(module).items() if name not in places]
     return [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
@@ -56,13 +57,13 @@ def _twin(network: Network, memo: Memo) -> Network:
     plain = [module for module, kind in kinds if _is_plain(kind) and not module._compiled_call_impl]
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
-    for module in reversed(plain):  # children first: others may look into theirs when they are made anew
+    for module in reversed(plain):  # children first: a parent with its own `__setstate__` may look into them
         memo[id(module)].__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
     return copy.deepcopy(network, memo)
 
 
 def _copied(value: Any, memo: Memo) -> Any:
-    """A deep copy: without `deepcopy` of what modules mostly hold, which is numbers, tensors and empty dictionaries."""
+    """A deep copy. Numbers, strings and empty containers, which modules mostly hold, do not go through `deepcopy`."""
     kind = type(value)
     if kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, value))):
         return value
@@ -81,7 +82,7 @@ def _copied(value: Any, memo: Memo) -> Any:
 
 @functools.cache
 def _is_plain(kind: Any) -> bool:
-    """Whether copying such a module is copying its dictionary. `__setstate__` of torch's own layers is for old files."""
+    """Whether a module of this class is copied by copying its `__dict__`. torch's own `__setstate__` only serves old files."""
     makers = {name: next((c for c in kind.__mro__ if name in vars(c)), object) for name in SPECIAL}
     own = makers.pop("__setstate__").__module__.startswith("torch.nn.modules.")
     return own and all(maker in (object, nn.Module) for maker in makers.values())

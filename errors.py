@@ -1,4 +1,4 @@
-"""The error and the warning, and what their sentences are made of; nothing here needs torch."""
+"""The error, the warning, and helpers to word them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import difflib
 
 
 class FreePruneError(Exception):
-    """Something the user can mend. Its text is one sentence: what was given, what was expected, what to do.
+    """An error that the user can fix. Its text is one sentence: what was given, what was expected, what to do.
 
-    Arguments stand in it between backticks, as they are written in Python: `trials`, `resume=True`. The command line says
-    `--trials` and `--resume` instead, so that one sentence serves both.
+    Arguments are named in backticks, as in Python: `trials`, `resume=True`. The command line turns them into `--trials` and
+    `--resume`, so that one sentence serves both.
     """
 
 
 class FreePruneWarning(UserWarning):
-    """Something that may be wrong with what was given; the run goes on. Its text is a sentence like that of an error."""
+    """A warning that the input may be wrong; the run goes on. Worded like an error."""
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the closest known one, or all of them."""
+    """Suggests the closest known name, or lists all of them; ends the sentence about an unknown name."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
@@ -26,7 +26,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def brief(text: object) -> str:
-    """What a sentence can quote of a text that somebody else decides on."""
+    """Untrusted text, cut to 200 characters."""
     whole = str(text)
     return whole if len(whole) <= 200 else f"{whole[:200]}..."
 

@@ -1,6 +1,6 @@
-"""What each built-in granularity can be told; nothing here needs torch, so that the command line can say it at once.
+"""The options of the built-in granularities. Does not import torch, so that `freeprune prune --help` is quick.
 
-The class of a granularity takes its `options` from here. One of another package declares them in its class alone.
+The class of a granularity takes its `options` from here; in another package the class declares them itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How a thing that a run can be told is declared: once, with its default, its help and its check; nothing here needs torch.
+"""Declares the options of a run: each once, with its type, default, help and check. Does not import torch.
 
-Engine declares what all runs take as fields of dataclasses (`engine/asked/declaration.py`), a granularity what it alone takes
-in its `options`. The command line, the checks, the shape of `config.json`, the command that repeats a run and the table in the
-documentation are made from these declarations.
+The options of every run are fields of dataclasses in `engine/asked/declaration.py`; those of one granularity are in its
+`options`. The command line, the checks, the shape of `config.json`, the command that repeats a run and the table in the docs
+are made from these declarations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import FreePruneError
 
 
 class Kind(Enum):
-    """What sort of value an option takes, and so how it is written."""
+    """The type of an option's value, and so how it is written on the command line."""
 
     TEXT = auto()
     WHOLE = auto()  # an integer
@@ -27,9 +27,9 @@ class Kind(Enum):
     PATH = auto()
     FLAG = auto()  # --x
     PAIR = auto()  # --x or --no-x
-    EACH = auto()  # a text each time that the option is given
-    NAMES = auto()  # texts with commas between them
-    NUMBERS = auto()
+    EACH = auto()  # text; the option may be repeated
+    NAMES = auto()  # texts separated by commas
+    NUMBERS = auto()  # numbers separated by commas
     STEPS = auto()  # an integer, or text such as conv=8,linear=4
 
 
@@ -37,9 +37,9 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
-# By kind, whether a value is of it in Python, and what to give instead.
+# For each kind: whether a Python value is of it, and what to give instead.
 VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
-    Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # of some a function will do as well
+    Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # some options also take a function
     Kind.WHOLE: (lambda value: isinstance(value, Integral), "a whole number"),
     Kind.NUMBER: (lambda value: isinstance(value, Real), "a number"),
     Kind.SECONDS: (lambda value: isinstance(value, Real), "a number of seconds"),
@@ -57,19 +57,19 @@ OF_DEFAULT = {bool: Kind.FLAG, int: Kind.WHOLE, float: Kind.NUMBER, tuple: Kind.
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that a run can be told.
+    """One option of a run.
 
     Attributes:
-        help: what the value means, for `--help` and the documentation.
-        default: what holds where nothing is given.
-        kind: by default that of `default`: TEXT where it is None.
+        help: what the value means, for `--help` and the docs.
+        default: the value if none is given.
+        kind: the type of the value; by default that of `default`, and TEXT if it is None.
         name: the keyword in Python, and the key in `config.json`.
-        flag: on the command line; made from the name where "", and None for what only Python can say.
-        shown: the default in words; "" to leave it out. By default the value, where there is one.
-        implied: not given, the value is None, and the code that uses it fills the default in.
-        required: on the command line.
-        holds: whether a value will do.
-        expected: ends the sentence about one that will not: "give " + expected.
+        flag: the option on the command line; made from the name if "", and None for an option that only Python has.
+        shown: the default in words, "" to show none; by default the value itself.
+        implied: if not given, the value stays None, and the code that uses it fills in the default.
+        required: whether the command line needs it.
+        holds: whether a value is allowed.
+        expected: what to give instead of a value that is not, as it follows "give ".
     """
 
     help: str
@@ -85,23 +85,23 @@ class Option:
 
     @property
     def written(self) -> str:
-        """The option as it is written on the command line; the name of one that only Python has."""
+        """The option as written on the command line; its name if only Python has it."""
         return self.name if self.flag is None else self.flag or f"--{self.name.replace('_', '-')}"
 
     @property
     def negated(self) -> str:
-        """Of a pair, what says no."""
+        """The negative form of a PAIR: `--no-x`."""
         return f"--no-{self.written.removeprefix('--')}"
 
     def but(self, **changes: Any) -> Option:
-        """The same option as another command takes it."""
+        """A copy with changes, for another command."""
         return replace(self, **changes)
 
     def check(self, value: Any) -> None:
-        """Whether a value will do; None, for nothing given, always does.
+        """Check a value. None means that nothing was given, and passes.
 
         Raises:
-            FreePruneError: it is none that the option can have.
+            FreePruneError: the value is of another type, or not allowed.
         """
         if value is None:
             return
@@ -114,7 +114,7 @@ class Option:
 
     @property
     def default_text(self) -> str:
-        """The default as `--help` and the documentation state it; "" where there is nothing to state."""
+        """The default as shown in `--help` and the docs; "" if there is none to show."""
         if self.shown is not None:
             return self.shown
         if self.kind is Kind.PAIR:
@@ -125,7 +125,7 @@ class Option:
 
 
 def in_words(value: Any) -> str:
-    """A value as it is written on the command line, where lists have commas and an empty one is `none`."""
+    """A value as written on the command line: lists with commas, an empty list as `none`."""
     if isinstance(value, list | tuple):
         return ",".join(map(in_words, value)) or "none"
     if type(value) is float:
@@ -137,11 +137,11 @@ def in_words(value: Any) -> str:
 def declare(
     default: Any = None, help: str = "", *, kind: Kind | None = None, least: float | None = None, **more: Any
 ) -> Option:
-    """An option with a default.
+    """Make an option.
 
     Args:
-        least: the smallest value, for numbers.
-        more: the other attributes of `Option`.
+        least: the smallest allowed number.
+        more: other attributes of `Option`.
     """
     if least is not None:
         more = {"holds": lambda value: value >= least, "expected": f"{least} or more", **more}
@@ -149,22 +149,22 @@ def declare(
 
 
 def option(default: Any = None, help: str = "", **more: Any) -> Any:
-    """A field of a dataclass that is an option; arguments as for `declare`, and `required` for one without a default."""
+    """A dataclass field that is an option; arguments as for `declare`. With `required=True` the field has no default."""
     made = declare(default, help, **more)
     return field(metadata={"option": made}) if made.required else field(default=default, metadata={"option": made})
 
 
 def declared(holder: type[Any]) -> dict[str, Option]:
-    """The options that a dataclass declares, by their names, in order."""
+    """The options of a dataclass, by name, in order."""
     found = [(one, _option_of(one)) for one in fields(holder)]
     return {made.name: made for made in (o.but(name=o.name or one.name) for one, o in found if o is not None)}
 
 
 def check_all(given: Any) -> None:
-    """Check every option in an instance of a dataclass that declares some.
+    """Check the value of every option in an instance of a dataclass.
 
     Raises:
-        FreePruneError: one of them has a value that it cannot have.
+        FreePruneError: a value is of another type, or not allowed.
     """
     for one in fields(given):
         made = _option_of(one)
@@ -178,5 +178,5 @@ def _option_of(one: Field[Any]) -> Option | None:
 
 
 def named(options: Mapping[str, Option]) -> dict[str, Option]:
-    """Options that know the names under which a table holds them."""
+    """The options of a table, each given its key there as its name."""
     return {name: one.but(name=name) for name, one in options.items()}

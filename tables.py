@@ -1,4 +1,4 @@
-"""Names in tables: the built-in entries and those of other packages; nothing here needs torch."""
+"""Looks up names in tables: built-in entries and those of other packages. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PLURALS = {"metric": "metrics", "strategy": "strategies", "granularity": "backen
 
 
 def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
-    """The entry of a table by its name, from the table itself or from another package's entry point.
+    """The entry of this name, from the table or else from another package's entry point.
 
     Args:
         table: the built-in entries.
         name: what the user asked for.
-        kind: what the table holds, in the singular ("metric"); entry points are looked up in the group `freeprune.` + plural.
+        kind: what the table holds, in the singular ("metric"); its entry points are in the group `PLURALS` names.
 
     Raises:
-        FreePruneError: there is no such entry; the sentence names the nearest one.
+        FreePruneError: there is no such entry; the error suggests close names.
     """
     if name in table:
         return table[name]
@@ -36,10 +36,10 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
 
 
 def entries(table: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
-    """A table and what other packages add to it."""
+    """A table together with the entries of other packages, which are imported."""
     return {**{name: point.load() for name, point in plugins(kind).items()}, **table}
 
 
 def plugins(kind: str) -> dict[str, EntryPoint]:
-    """What other packages add, by name, not yet imported."""
+    """The entry points of other packages, by name, not yet imported."""
     return {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}
