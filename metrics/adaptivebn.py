@@ -8,7 +8,7 @@ from .base import Reference, labels_of, needs_labels, run
 
 @needs_labels
 def adaptivebn(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """The accuracy of the pruned network under batch statistics, before any training.
+    """Accuracy of the pruned network on the calibration images under batch statistics, before training.
 
     The fraction of calibration images, 0 to 1, whose largest output is their label's. Reads labels.
 

@@ -1,4 +1,4 @@
-"""Agreement of the pruned network's outputs with the dense one's."""
+"""Cosine similarity of the pruned and the dense network's outputs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from .outputs import centred
 
 
 def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How alike the outputs of the pruned and of the dense network vary over images: the cosine of centred outputs, -1 to 1.
+    """Cosine of the centred outputs of the pruned and the dense network, -1 to 1.
 
-    `<Y, Y'> / (||Y|| ||Y'||)` of outputs `(N, K)` from which first each image's mean over the K classes is taken, since logits
-    mean the same up to a shift, and then each class's mean over images. With K = 1 the first step is left out. Both networks
-    normalise by the statistics of the calibration batch: pruning shifts every layer's mean and variance, fine-tuning mends that
-    within a few steps, and a score that did not would measure little else. A network that answers the same to all images gets
-    0.
+    `<Y, Y'> / (||Y|| ||Y'||)` of outputs `(N, K)` centred over classes and images (`outputs.centred`). Both networks use
+    the batch norm statistics of the calibration batch: pruning shifts every layer's mean and variance, fine-tuning corrects
+    that within a few steps, and otherwise the score would measure little else. 0 if all images have the same output.
 
     One forward pass; no labels, no gradients. Outputs `(N, K, ...)`; positions past K count as further images.
 
     Returns:
-        1 where the outputs are those of the dense network up to a common factor and shift. `-inf` where they are not finite.
+        1 if the outputs are the dense network's up to a common factor and shift. `-inf` where they are not finite.
 
     Raises:
         MetricError: fewer than two images, or outputs that are not one tensor.

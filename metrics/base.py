@@ -1,4 +1,4 @@
-"""What a metric is: a function of a candidate, the dense network's reference pass and a calibration batch."""
+"""The interface of metrics: a function of a candidate, the dense network's reference pass and a calibration batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
 
-LAYER_IMAGES = 32  # whose inputs to every layer are kept: few, for the memory
+LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
 
 class MetricError(FreePruneError):
-    """A metric cannot say anything about this network or this batch."""
+    """The metric cannot be computed for this network or this batch."""
 
 
 class Reference:
-    """What the dense network makes of the calibration batch. Each pass is made once, when a metric first asks for it.
+    """The dense network's outputs, gradients and layer inputs on the calibration batch, each computed once on first use.
 
     Attributes:
-        dense: the dense network as a candidate that lost nothing.
+        dense: the dense network as a candidate without pruning.
         batch: the calibration batch.
     """
 
@@ -34,18 +34,18 @@ class Reference:
 
     @cached_property
     def output(self) -> Tensor:
-        """`(N, K, ...)`: under batch statistics, as candidates run."""
+        """The outputs `(N, K, ...)` under batch statistics, as candidates are run."""
         return run(self.dense, self.batch)
 
     @cached_property
     def stored_output(self) -> Tensor:
-        """`(N, K, ...)`: under the stored statistics, as in plain eval mode."""
+        """The outputs `(N, K, ...)` under the stored statistics, as in plain eval mode."""
         with torch.no_grad():
             return output_of(self.dense.run({}, *self.batch.inputs))
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
-        """Of the mean cross entropy by every parameter, under batch statistics."""
+        """The gradient of the mean cross entropy by every parameter, under batch statistics."""
         return gradients(self.dense, self.batch)
 
     @cached_property
@@ -55,7 +55,7 @@ class Reference:
 
     @cached_property
     def layers(self) -> dict[str, LayerCall]:
-        """By the name of a weight, the layer as a function of that weight, on what the first images are at its input."""
+        """By the name of a weight, the layer as a function of that weight, applied to its input for the first images."""
         with torch.no_grad(), _Layers(self.dense.skeleton) as seen:
             self.dense(*(x[:LAYER_IMAGES] for x in self.batch.inputs))
         calls: dict[str, LayerCall] = seen.calls
@@ -65,21 +65,20 @@ class Reference:
 LayerCall = Callable[[Tensor], Tensor]
 
 Metric = Callable[[Candidate, Reference, Batch], float]
-"""Larger is better. A metric leaves the candidate as it is and gives the same value for the same arguments."""
+"""Larger is better. A metric does not change the candidate and is deterministic."""
 
 
 def needs_labels(metric: Metric) -> Metric:
-    """Marks a metric that reads labels, so that unlabelled data is refused before a search."""
+    """Marks a metric that reads labels, so that unlabelled data is refused before the search."""
     metric.needs_labels = True  # type: ignore[attr-defined]
     return metric
 
 
 def reference(network: nn.Module, batch: Batch) -> Reference:
-    """The dense network, run on the calibration batch once to see that it can be. The network is left as it is.
+    """The reference pass of the dense network, checked by one forward pass. The network is left as it is.
 
     Raises:
-        MetricError: the batch is too small or always the same image, or the network gives something else than finite numbers in
-            one tensor.
+        MetricError: the batch is too small or all its images are the same, or the output is not one tensor of finite numbers.
     """
     dense = Reference(network, batch)
     if batch.inputs[0].shape[0] > 1 and all(bool((x == x[:1]).all()) for x in batch.inputs):
@@ -99,7 +98,7 @@ def run(candidate: Candidate, batch: Batch) -> Tensor:
 
 
 def output_of(given: Any) -> Tensor:
-    """What a network gave, if it is one tensor."""
+    """The output, if it is one tensor; raises MetricError if not."""
     if not isinstance(given, Tensor):
         raise MetricError(
             f"the network gives {type(given).__name__} where the metric expects one tensor of outputs; "
@@ -109,17 +108,17 @@ def output_of(given: Any) -> Tensor:
 
 
 def labels_of(batch: Batch) -> Tensor:
-    """The labels of a batch, if it has any."""
+    """The labels of the batch; raises MetricError if it has none."""
     if batch.labels is None:
         raise MetricError("this metric reads labels, and the calibration data has none; use `metric='freeprune'`")
     return batch.labels
 
 
 def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
-    """Every parameter of two or more dimensions: the candidate's and the dense one.
+    """Every parameter of two or more dimensions, by name, as (pruned, dense).
 
     Raises:
-        MetricError: the networks have other parameters.
+        MetricError: the dense network has no parameter of that name.
     """
     own = {**candidate.skeleton.tensors, **candidate.tensors}
     parameters = [n for n, t in candidate.skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.dim() > 1]
@@ -133,15 +132,15 @@ def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def norm(tensor: Tensor) -> float:
-    """The L2 norm, summed in double precision without a copy of the tensor in it."""
+    """The L2 norm, accumulated in double precision without copying the tensor."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the dense shape of the parameter `name`, cut to the candidate's shape, and 0 where a mask removes.
+    """Cut a tensor of the parameter's dense shape to the candidate's shape, with 0 where a mask removes weights.
 
     Raises:
-        MetricError: it is not known which coordinates the candidate kept.
+        MetricError: the candidate does not say which coordinates it kept.
     """
     for dim, ids in candidate.kept.get(name, {}).items():
         tensor = tensor.index_select(dim, torch.from_numpy(ids).to(tensor.device))
@@ -155,9 +154,7 @@ def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
 
 
 def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
-    """The gradient of the mean cross entropy by every parameter, of the candidate's shapes, under batch statistics.
-
-    0 where a mask removes the weight.
+    """The gradient of the mean cross entropy by every parameter, under batch statistics; 0 where a mask removes the weight.
 
     Raises:
         MetricError: the batch has no labels.
@@ -171,7 +168,7 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
 
 
 def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """The candidate's parameters, ready for gradients, and the mean cross entropy that they give under batch statistics."""
+    """The candidate's parameters with gradients enabled, and the mean cross entropy under batch statistics."""
     labels, skeleton = labels_of(batch), candidate.skeleton
     tensors = {n: t for n, t in candidate.tensors.items() if n not in skeleton.statistics}
     names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
@@ -182,7 +179,7 @@ def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tenso
 
 
 class _Layers(TorchDispatchMode):
-    """Keeps, of every convolution and matrix product with a parameter, all but that parameter."""
+    """Records every convolution and matrix product with a parameter, as a function of that parameter."""
 
     def __init__(self, skeleton: Skeleton) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the pruned network still knows: one half of the FreePrune score."""
+"""Agreement with the dense outputs: the first part of the FreePrune score."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from ..common import Batch, Candidate
 from .base import Reference, run
 from .outputs import centred, two_sided
 
-STEPS = 30  # of Newton's method on a convex function of one number; about six are taken
-FACTOR = 4.0  # by which one step changes the scale at most
+STEPS = 30  # of Newton's method at most, on a convex function of one number
+FACTOR = 4.0  # the most that one step changes the scale by
 TOLERANCE = 1e-4  # relative, of the scale
 
 
 def calibratedkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Minus the divergence of the pruned network's answers from the dense one's, once their confidence is set right.
+    """Minus the KL divergence between dense and pruned outputs, the pruned logits scaled to fit best.
 
     `-min_s KL(softmax(Y) || softmax(s Y'))` in nats, mean over images, s >= 0: outputs `(N, K)` of the dense and of the pruned
-    network, centred over classes and images. Pruning leaves a network too sure or not sure enough of what it answers, and a few
-    steps of training mend that: the best scale says what they would reach. A network that answers nothing, or the wrong thing,
-    is best at s = 0, where it gets the divergence from answering all classes alike, and not less.
+    network, centred over classes and images. Pruning makes a network over- or underconfident, which a few steps of training
+    correct; the best scale s anticipates them. Outputs without information, or with the wrong one, fit best at s = 0, the
+    uniform distribution, which bounds the divergence.
 
-    Both networks normalise by the statistics of the calibration batch: pruning shifts every layer's mean and variance, which
-    fine-tuning mends as quickly. One forward pass; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as
-    further images; with K = 1 as the logit of one class against another.
+    Both networks use the batch norm statistics of the calibration batch, which fine-tuning corrects as quickly. One forward
+    pass; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as further images; K = 1 is the logit of one
+    class against another.
 
     Returns:
-        At most 0, and 0 where the outputs are the dense network's up to a common factor and shift. `-inf` where they are not
-        finite.
+        At most 0, and 0 if the outputs are the dense network's up to a common factor and shift. `-inf` if they are not finite.
 
     Raises:
         MetricError: fewer than two images, or outputs that are not one tensor.
@@ -40,13 +39,13 @@ def calibratedkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 def divergence(dense: Tensor, pruned: Tensor) -> float:
-    """Minus the least divergence over scales, of outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
+    """Minus the least KL divergence over all scales, for outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
     if not torch.isfinite(pruned).all():
         return float("-inf")
     whole, rows = two_sided(centred(dense)), two_sided(centred(pruned))
     expected = torch.log_softmax(whole, dim=1)
     probabilities = expected.exp()
-    rows = rows * (whole.norm() / rows.norm().clamp_min(1e-30))  # so that a scale near 1 is where to start
+    rows = rows * (whole.norm() / rows.norm().clamp_min(1e-30))  # so that the search can start at scale 1
     answered = torch.log_softmax(_scale(probabilities, rows) * rows, dim=1)
     return -float((probabilities * (expected - answered)).sum(dim=1).mean())
 

@@ -19,11 +19,11 @@ LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_
 def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """Fisher information: `sum over channels of 1 / 2N sum_n (sum over positions of g a)²`.
 
-    `a` are the outputs of all convolutions and linear layers, functions as well as modules, and `g` the gradient of each
-    image's own loss by them. One backward pass under batch statistics; reads labels.
+    `a` is an output of a convolution or linear layer, called as a module or a function, and `g` the gradient of the image's
+    own loss by it. One backward pass under batch statistics; reads labels.
 
     Source: Theis et al. 2018 (arXiv:1801.05787), eq. 10, as a score of a network in Turner et al. 2020 (arXiv:1906.04113).
-    Differs: they take activations behind the rectifier and untrained weights; the outputs of layers are there in every network.
+    Differs: they use activations after the rectifier and untrained weights; layer outputs exist in every network.
     """
     with torch.enable_grad(), _Outputs() as layers:
         inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
@@ -39,7 +39,7 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 class _Outputs(TorchFunctionMode):
-    """Keeps what layers give, above autograd, so that gradients by it can be asked for."""
+    """Records the outputs of layers, above autograd, so that gradients by them can be computed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether the pruned network wants to move where the dense one does."""
+"""Correlation of the pruned and the dense network's gradients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .base import Reference, gradients, needs_labels, restricted, weights
 
 @needs_labels
 def gradalign(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """The correlation of the pruned network's gradients with the dense one's, over the kept weights.
+    """Correlation of the pruned network's gradients with the dense network's, over the kept weights.
 
-    Pearson's, -1 to 1, over all kept entries of parameters of two or more dimensions together; 0 where one side does not vary.
+    Pearson's, -1 to 1, over all kept entries of parameters of two or more dimensions together; 0 if one side is constant.
     One backward pass under batch statistics; reads labels.
 
-    Source: defined here, as a control for what only gradients know.
+    Source: defined here, as a control for the information in gradients.
     """
     found = gradients(candidate, batch)
     pairs = []

@@ -7,7 +7,7 @@ import torch
 from ..common import Batch, Candidate
 from .base import Reference, labels_of, leaves_and_loss, needs_labels, weights
 
-IMAGES = 128  # the source takes ten of each class
+IMAGES = 128  # the source uses ten of each class
 
 
 @needs_labels
@@ -17,15 +17,15 @@ def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Over all parameters of two or more dimensions, on the first 128 images: differentiating twice costs ten forward passes. Two
     backward passes under batch statistics; reads labels.
 
-    Source: Wang et al. 2020 (arXiv:2002.07376), eq. 8, with the sign that it has as a score of a network in Abdelfattah et al.
-    2021 (arXiv:2101.08134). Differs: they take untrained weights.
+    Source: Wang et al. 2020 (arXiv:2002.07376), eq. 8, with the sign of the score in Abdelfattah et al. 2021
+    (arXiv:2101.08134). Differs: they use untrained weights.
     """
     few = Batch(tuple(x[:IMAGES] for x in batch.inputs), labels_of(batch)[:IMAGES])
     leaves, loss = leaves_and_loss(candidate, few)
     used = {name: leaves[name] for name in weights(candidate)}
     with torch.enable_grad():
         found = torch.autograd.grad(loss, list(used.values()), create_graph=True, allow_unused=True)
-        # A masked weight takes no part in training: neither its gradient nor its value counts.
+        # A masked weight is not trained: neither its gradient nor its value counts.
         slopes = [(g * (g * (w != 0)).detach()).sum() for g, w in zip(found, used.values(), strict=True) if g is not None]
         curved = torch.autograd.grad(torch.stack(slopes).sum(), list(used.values()), allow_unused=True)
     return -sum(

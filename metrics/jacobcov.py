@@ -1,4 +1,4 @@
-"""Covariance of the input Jacobians."""
+"""Correlation of the input gradients (jacob_cov)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ K = 1e-5
 
 
 def jacobcov(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How differently the network answers to a change in each image: `-sum log(v + k) + 1 / (v + k)`, k = 1e-5.
+    """How uncorrelated the input gradients of different images are: `-sum log(v + k) + 1 / (v + k)`, k = 1e-5.
 
     `v` are the eigenvalues of the correlation matrix of the input gradients of the summed outputs, `(N, N)`. One backward pass
-    to the images under batch statistics; no labels. `-inf` where an image has no gradient at all.
+    to the images under batch statistics; no labels. `-inf` if an image has no gradient at all.
 
     Source: Mellor et al. 2020, first version (arXiv:2006.04647v1), eq. 4, as in Abdelfattah et al. 2021 (arXiv:2101.08134).
-    Differs: they take untrained weights.
+    Differs: they use untrained weights.
     """
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
     with torch.enable_grad():

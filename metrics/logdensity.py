@@ -1,4 +1,4 @@
-"""Control: how evenly and how much is left of each layer."""
+"""Control: log of the fraction kept of each weight tensor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .base import Reference, weights
 
 
 def logdensity(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """The sum over weights of log(kept fraction): a control, not a score.
+    """Sum over weight tensors of log(kept fraction): a control, not a score.
 
-    `sum_l log(kept_l / entries_l)` over all parameters of two or more dimensions, in nats; at most 0, and `-inf` where a layer
-    is empty. Nothing but the weights is read. It is what a score that merely counts would know; the studies report every other
-    metric's correlation given this one as well.
+    `sum_l log(kept_l / entries_l)` over all parameters of two or more dimensions, in nats; at most 0, and `-inf` if a layer
+    is empty. Only the weights are read. It is what counting alone can tell; the studies also report every other
+    metric's correlation given this one.
     """
     left = [int(own.count_nonzero()) / before.numel() for own, before in weights(candidate).values()]
     return sum(map(math.log, left)) if all(left) else -math.inf

@@ -1,4 +1,4 @@
-"""Divergence of the outputs without renormalisation: what the FreePrune score would be without it."""
+"""KL divergence of the outputs under the stored batch norm statistics: an ablation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ TEMPERATURE = 4.0
 
 
 def logitkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Agreement with the dense network's outputs under the stored batch-norm statistics: the ablation of renormalisation.
+    """Minus the KL divergence between dense and pruned outputs under stored batch norm statistics: an ablation.
 
-    Minus the mean Kullback-Leibler divergence `KL(dense || pruned)` of outputs softened at temperature 4, in nats; at most 0.
-    Both networks run in plain eval mode. Outputs `(N, K, ...)` are taken as logits over dimension 1; with K = 1, as plain
-    numbers: minus the mean squared error relative to the dense variance. `-inf` where the pruned outputs are not finite.
+    Mean `KL(dense || pruned)` of outputs softened at temperature 4, in nats; at most 0. Both networks run in plain eval mode.
+    Outputs `(N, K, ...)` are logits over dimension 1; with K = 1 plain numbers, with minus the mean squared error relative to
+    the dense variance. `-inf` if the pruned outputs are not finite.
 
     Source: defined here, as an ablation; softened outputs are Hinton et al. 2015, arXiv:1503.02531.
     """

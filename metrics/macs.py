@@ -1,4 +1,4 @@
-"""Control: how many multiplications are left."""
+"""Control: multiplications left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Reference
 
 
 def macs(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How many multiplications with kept weights one image takes: a control, not a score.
+    """Number of multiplications with non-zero weights per image: a control, not a score.
 
-    Counted over the convolutions and matrix products of one forward pass, functional ones as well as modules. Only the shapes
-    of the images are read.
+    Counted over the convolutions and matrix products of one forward pass, functions as well as modules. Of the images only
+    the shapes matter.
     """
     with torch.no_grad(), _Count() as count:  # type: ignore[no-untyped-call]
         candidate.run(candidate.tensors, *(x[:1] for x in batch.inputs))
@@ -24,7 +24,7 @@ def macs(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up multiplications by other numbers than zero of a weight; in a matrix product that is the second operand."""
+    """Counts multiplications by non-zero weights; in a matrix product the weight is the second operand."""
 
     macs = 0
 
@@ -40,5 +40,5 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _positions(image: Tensor) -> int:
-    """At how many places a kernel is applied to one image, or to each of several."""
+    """The number of positions at which a kernel is applied."""
     return image.shape[0] * image[0, 0].numel()

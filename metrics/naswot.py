@@ -1,4 +1,4 @@
-"""How differently the rectifiers answer to each image (NASWOT)."""
+"""Activation patterns of the rectifiers (NASWOT)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ RECTIFIERS = frozenset("relu threshold hardtanh leaky_relu prelu _prelu_kernel e
 
 
 def naswot(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How many different patterns of active units the images make: `log |K|`.
+    """How different the images' activation patterns are: `log |K|`, K counting the units on which two images agree.
 
-    `K_ij` is the number of units that are active for both images or for neither. Every rectifier counts, modules and functions
-    alike, smooth ones by the sign of their input. One forward pass under batch statistics; no labels. `-inf` where two images
-    make the same pattern.
+    `K_ij` is the number of units that are active for both images i and j or for neither. Every rectifier counts, as a module
+    or a function, smooth ones by the sign of their input. One forward pass under batch statistics; no labels. `-inf` if two
+    images have the same pattern.
 
     Raises:
         MetricError: the network has no rectifier.
 
-    Source: Mellor et al. 2021 (arXiv:2006.04647), eq. 3. Differs: they take untrained weights.
+    Source: Mellor et al. 2021 (arXiv:2006.04647), eq. 3. Differs: they use untrained weights.
     """
     with _Patterns() as patterns:  # type: ignore[no-untyped-call]
         run(candidate, batch)
@@ -35,7 +35,7 @@ def naswot(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 class _Patterns(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up, rectifier by rectifier, on how many units each pair of images agrees."""
+    """Counts, over all rectifiers, the units on which each pair of images agrees."""
 
     kernel: Tensor | None = None
 

@@ -1,4 +1,4 @@
-"""Outputs of networks as rows of logits, the form that metrics compare them in."""
+"""Turns network outputs into rows of logits, in which metrics compare them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def centred(outputs: Tensor) -> Tensor:
-    """Rows of K centred logits, in double precision: one for each image, or for each position of each image.
+    """Centred logits `(rows, K)` in double precision: one row per image, or per position of an image.
 
-    From outputs `(N, K, ...)` first each row's mean over the K classes is taken, since logits mean the same up to a shift, and
-    then each class's mean over the rows. With K = 1 the first step is left out.
+    Each row's mean over the K classes is subtracted first, since a common shift of the logits means nothing, and then each
+    class's mean over the rows. With K = 1 only the second step is done.
     """
     rows = outputs.double().reshape(len(outputs), -1) if outputs.dim() < 3 else outputs.double().transpose(0, 1).flatten(1).T
     if rows.shape[1] > 1:
@@ -19,5 +19,5 @@ def centred(outputs: Tensor) -> Tensor:
 
 
 def two_sided(rows: Tensor) -> Tensor:
-    """Logits of at least two classes: a single number per row is the logit of one class against another."""
+    """Logits of two or more classes: a single number per row becomes the logit of one class against another."""
     return torch.cat([rows / 2, -rows / 2], dim=1) if rows.shape[1] == 1 else rows

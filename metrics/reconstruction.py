@@ -1,4 +1,4 @@
-"""How well each layer alone still gives what it gave."""
+"""Error of each layer's output, taken by itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .base import Reference, weights
 
 
 def reconstruction(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Minus the mean over layers of the relative squared error of their outputs, each given the dense network's inputs.
+    """Minus the mean relative squared error of the layers' outputs, each layer given the dense network's inputs.
 
-    `-mean_l ||y_l' - y_l||² / ||y_l||²` over all convolutions and matrix products with a parameter; biases left out; a removed
-    output channel gives zeros and counts as lost. At most 0. The dense network's inputs to its layers, for the first 32 images
-    and under batch statistics, are kept from one pass per run; a candidate costs one pass through its layers; no labels.
+    `-mean_l ||y_l' - y_l||² / ||y_l||²` over all convolutions and matrix products with a parameter; biases are left
+    out, and a removed output channel counts as zeros. At most 0. The dense network's layer inputs, for the first 32 images and
+    under batch statistics, are stored once per run; a candidate costs one pass through its layers; no labels.
 
-    Source: layer-wise reconstruction is what OBS-like and regression pruning minimise (He et al. 2017, arXiv:1707.06168, eq.
-    1); as a score of rates, defined here.
+    Source: layer-wise reconstruction error is minimised by OBS-like and regression pruning (He et al. 2017, arXiv:1707.06168,
+    eq. 1); its use as a score of rates is defined here.
     """
     pairs = weights(candidate)
     errors = []
@@ -33,7 +33,7 @@ def reconstruction(candidate: Candidate, dense: Reference, batch: Batch) -> floa
 
 
 def _full(candidate: Candidate, name: str, own: Tensor, before: Tensor) -> Tensor:
-    """The candidate's weight in the dense shape, zeros where something is gone."""
+    """The candidate's weight in the dense shape, with zeros for what was removed."""
     restrict: Any = candidate.kept.get(name, {})
     if not restrict:
         return own

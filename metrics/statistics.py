@@ -1,4 +1,4 @@
-"""How well a score ranks: rank correlations with intervals, regret, and what a perfect score could reach."""
+"""Measures how well a score ranks: rank correlations with intervals, regret, and the noise ceiling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 Statistic = Callable[..., Floats]
-"""Of arrays `(..., n)` over their last axis, so that all resamples are computed at once."""
+"""A function of arrays `(..., n)`, over the last axis, so that all bootstrap resamples are computed at once."""
 
 RESAMPLES = 1000
-TOP = 5  # how many of the best-scored candidates one would look at
+TOP = 5  # best-scored candidates that regret looks at
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its bootstrap 95% interval over candidates. NaN where it is not defined."""
+    """A statistic and its 95% interval. NaN where undefined."""
 
     value: float
     low: float
@@ -28,24 +28,24 @@ class Estimate:
 
 
 def spearman(scores: Floats, accuracies: Floats) -> Floats:
-    """Pearson's correlation of the ranks, ties sharing their mean rank; NaN where one side is constant."""
+    """Spearman's correlation: Pearson's of the ranks, ties sharing their mean rank; NaN if one side is constant."""
     return _pearson(stats.rankdata(scores, axis=-1), stats.rankdata(accuracies, axis=-1))
 
 
 def kendall(scores: Floats, accuracies: Floats) -> Floats:
     """Kendall's tau-b, `sum of s t / sqrt(sum of s² sum of t²)` over pairs, s and t the signs of their differences.
 
-    NaN where one side is constant.
+    NaN if one side is constant.
     """
-    # Ranks, since the difference of two infinite scores has no sign.
+    # Of ranks, since the difference of two infinite scores has no sign.
     s, t = (np.sign(r[..., :, None] - r[..., None, :]) for r in (stats.rankdata(x, axis=-1) for x in (scores, accuracies)))
     return _ratio((s * t).sum(axis=(-2, -1)), (s * s).sum(axis=(-2, -1)) * (t * t).sum(axis=(-2, -1)))
 
 
 def partial_spearman(scores: Floats, accuracies: Floats, control: Floats) -> Floats:
-    """Spearman's correlation of what a control leaves unexplained: `(r_sa - r_sc r_ac) / sqrt((1 - r_sc²)(1 - r_ac²))`.
+    """Partial Spearman correlation given a control: `(r_sa - r_sc r_ac) / sqrt((1 - r_sc²)(1 - r_ac²))`.
 
-    NaN where one side is constant, or the control ranks as one of the two does. A constant control changes nothing.
+    NaN if one side is constant, or the control ranks like one of them. A constant control changes nothing.
     """
     with_score, with_accuracy = (np.nan_to_num(spearman(x, control)) for x in (scores, accuracies))
     left = (1 - with_score**2) * (1 - with_accuracy**2)
@@ -53,21 +53,21 @@ def partial_spearman(scores: Floats, accuracies: Floats, control: Floats) -> Flo
 
 
 def regret(scores: Floats, accuracies: Floats) -> Floats:
-    """How many points of accuracy the best of the five best-scored candidates lacks to the best of all."""
+    """The accuracy of the best candidate minus that of the best of the five best-scored, in percentage points."""
     best_scored = np.argsort(-scores, axis=-1, kind="stable")[..., :TOP]
     found: Floats = accuracies.max(axis=-1) - np.take_along_axis(accuracies, best_scored, axis=-1).max(axis=-1)
     return 100 * found
 
 
 def estimate(statistic: Statistic, values: Sequence[Floats], seed: int) -> Estimate:
-    """A statistic of paired values with the percentile interval of a bootstrap over candidates.
+    """A statistic with its percentile interval from a bootstrap over candidates.
 
     Args:
-        statistic: of as many arrays `(..., n)` as are given.
-        values: arrays `(n,)`, entry i of each belonging to candidate i.
+        statistic: takes as many arrays `(..., n)` as there are `values`.
+        values: arrays `(n,)`; entry i is candidate i.
         seed: decides the resampling.
 
-    Source: Efron and Tibshirani 1993, chapter 13. Resamples in which the statistic is not defined are left out.
+    Source: Efron and Tibshirani 1993, chapter 13. Resamples in which the statistic is undefined are left out.
     """
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, values[0].size, (RESAMPLES, values[0].size))
@@ -79,12 +79,12 @@ def estimate(statistic: Statistic, values: Sequence[Floats], seed: int) -> Estim
 
 @dataclass(frozen=True)
 class Noise:
-    """How much of the spread in accuracy is chance.
+    """How much of the spread in accuracy is chance, from `noise`.
 
     Attributes:
-        deviation: of one accuracy from seed to seed, as a fraction; NaN where no candidate was repeated.
-        spread: standard deviation over candidates of the accuracies that are ranked.
-        ceiling: the correlation that a perfect score could reach, 0 to 1; NaN where it cannot be estimated.
+        deviation: standard deviation of one accuracy between seeds, as a fraction; NaN if no candidate was repeated.
+        spread: standard deviation of the ranked accuracies over candidates.
+        ceiling: the correlation that a perfect score could reach, 0 to 1; NaN if it cannot be estimated.
     """
 
     deviation: float
@@ -93,13 +93,13 @@ class Noise:
 
 
 def noise(runs: Sequence[Sequence[float]]) -> Noise:
-    """The noise ceiling `sqrt(1 - s² / v)` of accuracies that are means over each candidate's runs.
+    """The noise ceiling `sqrt(1 - s² / v)` of accuracies that are means over several runs each.
 
-    `v` is the variance of those means over candidates; `s²` the mean over candidates of the variance of their mean: the
-    variance from seed to seed, pooled over the repeated candidates, divided by the number of runs.
+    `v` is the variance of the means over candidates; `s²` the average variance of a candidate's mean: the variance between
+    seeds, pooled over the repeated candidates, divided by the number of runs.
 
     Args:
-        runs: the accuracies of each candidate, one for each seed that it was fine-tuned with.
+        runs: the accuracies of each candidate, one per fine-tuning seed.
     """
     means = np.array([np.mean(run) for run in runs])
     spread = float(np.var(means, ddof=1)) if len(runs) > 1 else math.nan
@@ -114,7 +114,7 @@ def noise(runs: Sequence[Sequence[float]]) -> Noise:
 
 
 def is_constant(scores: Floats) -> bool:
-    """Whether a score says the same of every candidate, up to rounding."""
+    """Whether a score is the same for every candidate, up to rounding."""
     finite = scores[np.isfinite(scores)]
     if finite.size < scores.size:
         return not finite.size and bool((scores == scores[0]).all())
@@ -124,12 +124,12 @@ def is_constant(scores: Floats) -> bool:
 def judged(
     scores: Mapping[str, Floats], accuracies: Floats, control: Floats, seed: int
 ) -> dict[str, dict[str, Estimate] | None]:
-    """Every statistic of every metric; None for a metric that says the same of every candidate.
+    """All statistics of every metric; None for a metric that is the same for every candidate.
 
     Args:
         scores: by metric `(n,)`; larger is better; `-inf` ranks last.
         accuracies: `(n,)`.
-        control: `(n,)`: what partial correlations hold constant.
+        control: `(n,)`: held constant by the partial correlations.
     """
     result: dict[str, dict[str, Estimate] | None] = {}
     for name, values in scores.items():
@@ -159,7 +159,7 @@ def _ratio(above: Floats, square: Floats) -> Floats:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """The mean of a few independent values and its 95% interval by Student's t; no interval for a single one."""
+    """The mean of a few independent values and its 95% interval by Student's t; no interval for a single value."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
@@ -168,7 +168,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def paired_p(one: Sequence[float], other: Sequence[float]) -> float:
-    """Student's paired t-test, two-sided: how probable differences like these are between equals. NaN for a single pair."""
+    """The two-sided p-value of Student's paired t-test. NaN for a single pair."""
     differences = np.subtract(one, other)
     if len(differences) < 2:
         return math.nan

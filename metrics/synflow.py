@@ -1,4 +1,4 @@
-"""Synaptic flow (Tanaka et al. 2020): a score that reads no data."""
+"""Synaptic flow (Tanaka et al. 2020): a score without data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .base import MetricError, Reference
 
 
 def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Synaptic flow: how much signal the kept weights let through.
+    """Synaptic flow: log of the summed outputs for an input of ones, every weight replaced by its absolute value.
 
-    `log sum_k R_k(1)`: every weight by its absolute value, an input of ones, the outputs added up.
+    `log sum_k R_k(1)`.
 
     Args:
         candidate: the pruned network; left bit for bit unchanged.
@@ -22,15 +22,15 @@ def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         batch: only the shapes past N, the type and the device of the images are read.
 
     Returns:
-        Log of the flow in nats. Higher is better. Comparable only between prunings of one network; `-inf` where no signal
-        gets through.
+        Log of the flow in nats. Higher is better. Comparable only between prunings of one network; `-inf` if no signal gets
+        through.
 
     Raises:
         MetricError: the network has no parameter of two or more dimensions.
 
     Source: arXiv:2006.05467, eq. 3, whose sum over parameters of `dR/dw * w` equals R for each layer.
     Differs: batch norm is folded into the weights (its factor `|scale| / deviation` stays, its shift does not), biases are
-    left out, and we take the log, since a product over depth is unhandy.
+    left out, and we take the log, since a product over depth overflows.
     """
     tensors = {**candidate.skeleton.tensors, **candidate.tensors}
     if not any(t.dim() > 1 and isinstance(candidate.skeleton.tensors[n], nn.Parameter) for n, t in tensors.items()):
@@ -45,6 +45,6 @@ def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 def _linearised(name: str, tensor: Tensor) -> Tensor:
-    """Absolute values, and no shift: with the stored variances, batch norm is then a positive factor for each channel."""
+    """The absolute values, or zeros for a shift: batch norm then is a positive factor for each channel."""
     shift = name.rpartition(".")[2] in ("bias", "running_mean")
     return torch.zeros_like(tensor, dtype=torch.float64) if shift else tensor.double().abs()

@@ -1,4 +1,4 @@
-"""How much of the first-order importance is left."""
+"""First-order importance that is kept."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .base import Reference, needs_labels, restricted, weights
 
 @needs_labels
 def taylor(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """The first-order importance that is left: log of the kept share of `sum |gradient * weight|`.
+    """Log of the kept share of the first-order importance, `sum |gradient * weight|`.
 
     With the gradients of the dense network, `log(sum over kept |g w| / sum over all |g w|)`, in nats; at most 0, and `-inf`
-    where nothing is left. Reads labels; the one backward pass is made once per run.
+    if nothing is kept. Reads labels; one backward pass per run.
 
-    Source: Molchanov et al. 2019 (arXiv:1906.10771), eq. 8, whose importance of a unit is `(sum g w)²`; we add `|g w|` weight
-    by weight, which means the same at every granularity.
+    Source: Molchanov et al. 2019 (arXiv:1906.10771), eq. 8, whose importance of a unit is `(sum g w)²`; we sum `|g w|` over
+    weights, which is comparable across granularities.
     """
     kept = whole = 0.0
     for name, (_, before) in weights(candidate).items():

@@ -1,4 +1,4 @@
-"""Control: how alike the kept fractions of all layers are."""
+"""Control: how equal the kept fractions of the layers are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .base import Reference, weights
 
 
 def uniformity(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """Minus the standard deviation over weights of the kept fraction: a control, not a score.
+    """Minus the standard deviation over weight tensors of the kept fraction: a control, not a score.
 
-    Over all parameters of two or more dimensions; 0 where all keep the same fraction. Nothing but the weights is read.
+    Over all parameters of two or more dimensions; 0 if all keep the same fraction. Only the weights are read.
     """
     return -statistics.pstdev(int(own.count_nonzero()) / before.numel() for own, before in weights(candidate).values())

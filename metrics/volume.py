@@ -1,4 +1,4 @@
-"""How many ways the pruned network can still answer: the other half of the FreePrune score."""
+"""Spread of the outputs: the second part of the FreePrune score."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from ..common import Batch, Candidate
 from .base import Reference, run
 from .outputs import centred
 
-FLOOR = 0.01  # of the mean variance: a direction with less counts as lost
+FLOOR = 0.01  # added to every variance, relative to their mean: a direction with less counts as lost
 
 
 def volume(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How evenly the outputs spread over their directions, against the dense network's: a log volume.
+    """Spread of the outputs over their principal directions: mean log ratio to the dense network's.
 
     `mean_i log(s'_i / s_i)`, with s and s' the standard deviations of the centred outputs `(N, K)` of the dense and of the
-    pruned network along their principal directions, largest first, each network's scaled to a mean variance of 1 with a
-    hundredth of that added to every one; over the min(N, K) - 1 directions that centred outputs have. A network that has come
-    to give the same mixture of classes for every image spreads along few of them, and training starts from there.
+    pruned network along their principal directions, largest first, each network's variances scaled to mean 1 with 0.01 added
+    to each; over the min(N, K) - 1 directions of centred outputs. A network that gives nearly the same mixture of classes for
+    every image spreads along few of them, and has to be trained from there.
 
     One forward pass under batch statistics; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as further
     images.
 
     Returns:
-        0 for the dense network, and usually less for others; `-inf` where the outputs are not finite.
+        0 for the dense network, and usually less for others; `-inf` if the outputs are not finite.
 
     Raises:
         MetricError: fewer than two images, or outputs that are not one tensor.
 
-    Source: defined here. NASWOT (Mellor et al. 2021, arXiv:2006.04647) and jacobcov take log determinants as well, of what
-    activation patterns and gradients of images have in common.
+    Source: defined here. NASWOT (Mellor et al. 2021, arXiv:2006.04647) and jacobcov use log determinants too, of how alike the
+    activation patterns and the gradients of images are.
     """
     return log_volume(dense.output, run(candidate, batch))
 
@@ -43,7 +43,7 @@ def log_volume(dense: Tensor, pruned: Tensor) -> float:
 
 
 def _log_spreads(outputs: Tensor) -> Tensor:
-    """The logs of the standard deviations along the principal directions, largest first, of a mean variance of 1."""
+    """Logs of the standard deviations along the principal directions, largest first, at a mean variance of 1."""
     rows = centred(outputs)
     rows = rows.T if rows.shape[0] < rows.shape[1] else rows
     directions = max(min(rows.shape) - 1, 1)

@@ -17,15 +17,14 @@ NORMS = frozenset("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _
 
 
 def zen(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How strongly the network answers to noise under random weights: `log E|f(x) - f(x + 0.01 e)| + sum_k log sigma_k`.
+    """Sensitivity of the output to input noise, random weights: `log E|f(x) - f(x + 0.01 e)| + sum_k log sigma_k`.
 
-    Weights, `x` and `e` are drawn from a unit Gaussian by a fixed seed, and masks and missing channels stay; `sigma_k²` is the
-    mean variance that batch norm k divides by. Trained values are not read, only the images' shapes. Two forward passes under
-    batch statistics; no labels. `-inf` where no signal gets through.
+    Weights, `x` and `e` are drawn from a unit Gaussian with a fixed seed; masks and removed channels stay so. `sigma_k²` is
+    the mean variance that batch norm k divides by. Trained values are not read, and of the images only the shapes.
+    Two forward passes under batch statistics; no labels. `-inf` if no signal gets through.
 
     Source: Lin et al. 2021 (arXiv:2102.01063), algorithm 1. Differs: `f` is the network's output, not the features before
-    pooling, and residual connections stay, since a network of any code has no place where the one ends and no switch for the
-    other.
+    pooling, and residual connections stay: in arbitrary code neither can be located.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = {}
@@ -46,12 +45,12 @@ def zen(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
 
 def _neutral(name: str, tensor: Tensor) -> Tensor:
-    """Scales of one, shifts of zero."""
+    """Ones for a scale, zeros for a shift."""
     return torch.zeros(tensor.shape) if name.endswith("bias") else torch.ones(tensor.shape)
 
 
 class _Deviations(TorchDispatchMode):
-    """Keeps the square root of the mean variance that each batch norm divides by."""
+    """Records the square root of the mean variance that each batch norm divides by."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

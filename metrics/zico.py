@@ -14,15 +14,15 @@ PARTS = 4
 
 @needs_labels
 def zico(candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """How steady gradients are from batch to batch: `sum_l log sum_w mean|g_w| / std|g_w|`.
+    """Mean over standard deviation of gradients across batches: `sum_l log sum_w mean|g_w| / std|g_w|`.
 
-    Mean and deviation over four parts of the calibration batch, each with its own statistics; weights whose gradient does not
-    vary are left out, and a layer without any. Four backward passes on a quarter of the batch each; reads labels.
+    Over four parts of the calibration batch, each with its own batch statistics. Weights whose gradient does not vary are left
+    out, and layers with no others. Four backward passes, each on a quarter of the batch; reads labels.
 
     Raises:
         MetricError: fewer than eight images.
 
-    Source: Li et al. 2023 (arXiv:2301.11300), eq. 15. Differs: they take untrained weights and two batches.
+    Source: Li et al. 2023 (arXiv:2301.11300), eq. 15. Differs: they use untrained weights and two batches.
     """
     images = batch.inputs[0].shape[0]
     if images < 2 * PARTS:
