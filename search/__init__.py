@@ -1,4 +1,4 @@
-"""Where the next rate vector comes from. To add a strategy: write a module here and add its line to STRATEGIES."""
+"""Search strategies, which propose rate vectors. To add a strategy: write a module here and add its line to STRATEGIES."""
 
 from .base import Strategy
 from .evolution import Evolution, GenerationalEvolution

@@ -1,4 +1,4 @@
-"""Evolution with DEAP's operators, made for a few hundred scores in ten to sixty dimensions."""
+"""Evolution with DEAP's operators, tuned for a few hundred scores in ten to sixty dimensions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fitness(base.Fitness):  # type: ignore[misc]
 
 
 class Individual(list[float]):
-    """The genes of one proposal, in the form that DEAP's operators work on."""
+    """The genes of one proposal, in the form that DEAP's operators need."""
 
     def __init__(self, genes: Iterable[float]) -> None:
         super().__init__(genes)
@@ -30,35 +30,33 @@ class Individual(list[float]):
 
 
 class Evolution:
-    """A small elite, tournaments, blended crossover of several parents, and Gaussian mutation that calms down (DEAP).
+    """Steady-state evolution: tournaments, blend crossover of several parents, Gaussian mutation that shrinks (DEAP).
 
-    Steady: the population is DEAP's hall of fame, the best points told so far. An offspring blends the winners of a few
-    tournaments gene by gene and is mutated in all genes, first coarsely, later finely. Since a common shift of all
-    genes changes nothing (see `Strategy`), genes are shifted so that the smallest and the largest lie equally far from the
-    walls of the cube. A score that is not finite never enters the population. Foreign points enter it, and take the place
-    of as many of the first, random ones. How far several of them lie apart is then how coarse the first mutations are, if
-    that is finer: points that are known to be good say where it is worth looking.
+    The population is DEAP's hall of fame, the best points so far. A child blends the winners of a few tournaments gene by gene
+    and is mutated in all genes, coarsely at first and finely later. Since a common shift of all genes changes nothing (see
+    `Strategy`), genes are shifted so that the smallest and the largest lie equally far from the bounds. Points without a finite
+    score never enter the population. Foreign points do, and replace as many of the first, random ones. If several are given,
+    the spread between them limits the first mutation step: good points show where to search.
 
-    The constants were chosen by `benchmarks/strategy_constants.py`: smooth objectives under a MACs budget, 12, 30 and 57
-    groups whose sensitivities span two orders of magnitude, 300 trials in batches of 10. Gaps are given as (score of the
-    optimum - best score) / (score of the optimum - score of uniform rates) at 57 groups; random search leaves 0.86.
+    The constants were chosen with `benchmarks/strategy_constants.py`: smooth objectives under a MACs budget, 12, 30 and 57
+    groups whose sensitivities span two orders of magnitude, 300 trials in batches of 10.
 
     Attributes:
-        log: a record after each `tell`: how many were told so far, and best, mean and standard deviation of the population.
+        log: a record after each `tell`: the number of scores so far, and best, mean and standard deviation of the population.
     """
 
-    POPULATION = 5  # gap 0.23 with 5, 0.25 with 10; all of these with an error of 0.02
-    INITIAL = 10  # random points before the first offspring, uniform rates being the first of them
+    POPULATION = 5
+    INITIAL = 10  # random points before the first child, of which the first is equal rates
     SPREAD = 0.2  # their standard deviation around 0.5
-    PARENTS = 6  # gap 0.23 with six as with four and ten: blending averages the noise of mutations away
+    PARENTS = 6  # blending several parents averages out the noise of mutations
     TOURNAMENT = 3
-    STEP = 0.2  # standard deviation of the first mutations; gap 0.23, 0.25 with 0.15
-    FINEST = 0.05  # of first steps: points that are told may be nearly the same
-    HALVINGS = 2.0  # of the step, in the course of a search; gap 0.23, 0.25 with 1.5 as with 3
-    SMALLEST_STEP = 0.02  # about one unit of a layer with 64: smaller steps would change nothing
+    STEP = 0.2  # standard deviation of the first mutations
+    FINEST = 0.05  # lower bound of the first step: foreign points may be nearly the same
+    HALVINGS = 2.0  # of the step, in the course of a search
+    SMALLEST_STEP = 0.02  # about one unit of a layer with 64; smaller steps would change nothing
 
     def __init__(self, space: Space, seed: int, trials: int) -> None:
-        self._free = space.units > space.minimum  # what cannot shrink has genes that mean nothing
+        self._free = space.units > space.minimum  # the genes of a group that cannot shrink mean nothing
         self._trials = max(trials, 1)
         self._state = random.Random(seed).getstate()
         self._elite = tools.HallOfFame(self.POPULATION)
@@ -87,7 +85,7 @@ class Evolution:
         return np.array(proposals, dtype=np.float64).reshape(n, len(self._free))
 
     def tell(self, rates: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
-        if not self._pending:  # foreign points: so many of the first, random ones need not be asked
+        if not self._pending:  # foreign points: as many of the first, random ones need not be asked
             self._asked += len(rates)
             rates = np.array([self._centred(point) for point in rates])
             self._foreign += list(rates)
@@ -103,12 +101,12 @@ class Evolution:
         self._logbook.record(told=self._told, **(self._statistics.compile(population) if population else {}))
 
     def _population(self) -> Sequence[Individual]:
-        """Those that may become parents."""
+        """The individuals that may become parents."""
         elite: list[Individual] = list(self._elite)
         return elite
 
     def _survive(self, individuals: list[Individual], told: int) -> None:
-        """Take in what has just been told, `told` points of which these have a score."""
+        """Add the individuals with a score, out of `told` points, to the population."""
         self._elite.update(individuals)
 
     def _propose(self) -> NDArray[np.float64]:
@@ -127,14 +125,14 @@ class Evolution:
         return self._centred(np.array(child))
 
     def _first_step(self) -> float:
-        """The standard deviation of the first mutations: that of the foreign points, from FINEST to STEP."""
+        """The standard deviation of the first mutations: that of the foreign points, clipped to FINEST ... STEP."""
         if len(self._foreign) < 2 or not self._free.any():
             return self.STEP
         apart = float(np.sqrt(np.array(self._foreign)[:, self._free].var(axis=0).mean()))
         return min(max(apart, self.FINEST), self.STEP)
 
     def _centred(self, genes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same but for a common shift, as far from the walls as it can be."""
+        """The same genes up to a common shift, as far from the bounds as possible."""
         free = genes[self._free]
         if not len(free):
             return np.full(len(genes), 0.5)
@@ -143,7 +141,7 @@ class Evolution:
 
     @contextmanager
     def _randomness(self) -> Iterator[None]:
-        """DEAP draws from the global `random`: lend it our own state, and put the user's back."""
+        """Run with our own state of the global `random`, which DEAP draws from, and restore the user's."""
         outer = random.getstate()
         random.setstate(self._state)
         try:
@@ -154,21 +152,21 @@ class Evolution:
 
 
 class GenerationalEvolution(Evolution):
-    """Evolution in generations: the parents are the best of the last offspring and of an elite (DEAP).
+    """Evolution in generations: parents are the best of the last generation and of an elite (DEAP).
 
-    The operators are those of `evolution`; (mu, lambda) selection with elitism: when all OFFSPRING have been told, the
-    POPULATION best of them and of the ELITE best points so far become the parents of the next. Old points other than
-    the elite are forgotten, which helps where scores are noisy and costs trials where they are not.
+    The operators of `evolution` with (mu, lambda) selection and elitism: when a generation of OFFSPRING has been scored, the
+    POPULATION best of it and of the ELITE best points so far become parents. Other old points are forgotten, which helps if
+    scores are noisy and costs trials if they are not.
     """
 
-    OFFSPRING = 10  # gap 0.23 with 10, 0.25 with 12, 0.32 with 20
+    OFFSPRING = 10
     ELITE = 2
 
     def __init__(self, space: Space, seed: int, trials: int) -> None:
         super().__init__(space, seed, trials)
         self._offspring: list[Individual] = []
         self._parents: list[Individual] = []
-        self._left = self.OFFSPRING  # of this generation, to be asked
+        self._left = self.OFFSPRING  # still to be asked in this generation
 
     def ask(self, n: int) -> NDArray[np.float64]:
         return super().ask(min(n, self._left))

@@ -1,4 +1,4 @@
-"""A knapsack over each group's own sensitivity: what pruning costs if groups did not interact."""
+"""Strategy `knapsack`: the best rates if the losses of groups added up."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ from .space import Space
 
 Values = NDArray[np.float64]
 
-COUNTS = 48  # numbers of kept units that a group may choose from; 57 groups of 64 units: 2,700 columns
-GAP = 1e-6  # relative; the first solution is proven to be this close to the optimum of the table
-NODES = 2000  # of branch and bound. Not seconds: a search that is resumed must find the same solution
+COUNTS = 48  # numbers of kept units to choose from, per group; this limits the size of the integer programme
+GAP = 1e-6  # relative distance to the optimum at which the solver may stop
+NODES = 2000  # of branch and bound; not seconds, since a resumed search must find the same solution
 
 
 class Sensitivity:
-    """What each group loses when it alone is pruned, and the best choice of rates if such losses add up.
+    """The loss of each group when it alone is pruned, and the best rates if such losses add up.
 
-    The probes are the dense network and each group alone at the levels 1/M, 2/M, ... 1 of what may be removed from it, M
-    being as large as the number of probes allows, the same for all groups; levels that are the same number of units are
-    probed once.
+    The probes are the dense network and each group alone at the levels 1/M, 2/M, ... 1 of what may be removed from it. M is
+    the same for all groups and as large as the number of probes allows; levels with the same number of units are probed once.
 
-    The loss of a level is the dense network's score minus its own, made non-decreasing in what is removed, and linear in
-    between. A level without a finite score, and all beyond it up to the next one that has, is chosen only where the budget
-    leaves nothing else.
+    The loss of a level is the dense score minus its own, made non-decreasing in what is removed and interpolated linearly. A
+    level without a finite score, and the counts between it and the level before, are chosen only if the budget leaves nothing
+    else.
 
-    Costs are those of `Space.uniform` with one group changed: exact where costs add up over groups, linearised elsewhere.
+    Costs are those of `Space.uniform` with one group changed: exact if costs add up over groups, linearised otherwise.
 
     Args:
         space: the networks to choose from.
-        trials: how many there are in all.
-        share: which part of them may be probes, where one level for each group takes no more.
+        trials: the number of trials in all.
+        share: the fraction of them that may be probes, beyond the first level of each group.
 
     Attributes:
-        probes: `(K, L)` proposals, to be rounded and not projected.
+        probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
 
     Raises:
-        FreePruneError: one level for each group, and the solution, take more than `trials`.
+        FreePruneError: one level for each group and the solution take more than `trials`.
     """
 
     def __init__(self, space: Space, trials: int, share: float) -> None:
@@ -69,7 +68,7 @@ class Sensitivity:
         self._losses = np.zeros(len(self._owner))
 
     def _budget(self, uniform: NDArray[np.int64]) -> list[LinearConstraint]:
-        """One choice for each group, and the costs that targets limit."""
+        """The constraints: one choice per group, and costs within the targets."""
         columns = np.arange(len(self._owner))
         rows = np.tile(uniform, (len(columns), 1))
         rows[columns, self._owner] = np.concatenate(self._kept)
@@ -84,7 +83,7 @@ class Sensitivity:
         """Take the scores `(K,)` of all probes."""
         finite = scores[np.isfinite(scores)]
         if not len(finite):
-            return  # nothing is known, and all choices stay equal
+            return  # nothing is known: all choices stay equal
         dense = scores[0] if np.isfinite(scores[0]) else finite.max()
         losses, first = [], 1
         for group, removed in enumerate(self._levels):
@@ -103,10 +102,10 @@ class Sensitivity:
 
     @staticmethod
     def _excluded(here: NDArray[np.int64], removed: NDArray[np.int64], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which numbers of removed units lie at a level without a score, or between it and the nearest with one above."""
+        """Which numbers of removed units lie at a level without a score, or below it and above the level before."""
         if not len(removed):
             return np.zeros(len(here), np.bool_)
-        level = np.minimum(np.searchsorted(removed, here), len(removed) - 1)  # the first that removes as many
+        level = np.minimum(np.searchsorted(removed, here), len(removed) - 1)  # the first that removes at least as many
         excluded: NDArray[np.bool_] = ~known[level] & (here > 0)
         return excluded
 
@@ -114,8 +113,8 @@ class Sensitivity:
         """The proposal `(L,)` with the least sum of losses.
 
         Args:
-            coefficients: `(L,)` factors of the groups' losses. With them the choice may be fractional for as many groups as
-                there are targets, and is rounded; the projection mends what that does to the budget. Without, it is exact.
+            coefficients: `(L,)` factors on the groups' losses. With them the linear relaxation is solved and rounded (at most
+                as many groups as targets are fractional), and the projection restores the budget; without, it is exact.
         """
         losses = self._losses if coefficients is None else self._losses * coefficients[self._owner]
         solution = milp(
@@ -133,24 +132,24 @@ class Sensitivity:
 
 
 class Knapsack:
-    """Each group's own sensitivity, probed alone, and the best choice of rates if such losses add up (SciPy's HiGHS).
+    """Integer programme over the loss of each group, measured by pruning it alone (SciPy's HiGHS).
 
-    Two thirds of the trials at most are probes (`Sensitivity`). The exact solution of the table is proposed first; the
-    remaining trials look for better ones near it: losses are multiplied by log-normal coefficients, one for each group,
-    around the best coefficients so far, ever closer.
+    At most two thirds of the trials are probes (`Sensitivity`). Then the exact solution is proposed; the remaining trials
+    search near it: losses are multiplied by log-normal coefficients, one per group, around the best coefficients so far, with
+    a shrinking spread.
 
     Source: Frantar and Alistarh 2022, "SPDY", arXiv:2201.13096, sections 3.2 and 3.3.
-    Differs: the losses are measured one group at a time, where SPDY takes a quadratic prior; an integer programme takes the
-    place of dynamic programming, so that there may be several targets; the coefficients are perturbed all at once around the
-    best, starting from the measured table, where SPDY draws 100 at random and then resamples a tenth of them at a time.
+    Differs: losses are measured, where SPDY uses a quadratic prior; an integer programme replaces dynamic programming, so that
+    several targets are possible; all coefficients are perturbed at once around the best, from the measured losses on, where
+    SPDY draws 100 at random and then resamples a tenth of them at a time.
 
     Raises:
-        FreePruneError: there are fewer trials than the table needs.
+        FreePruneError: there are fewer trials than the probes need.
     """
 
-    PROBES = 2 / 3  # of the trials, at most
+    PROBES = 2 / 3  # largest share of the trials
     SPREAD = 0.5  # standard deviation of the logarithm of the first coefficients
-    SMALLEST_SPREAD = 0.1  # of the last
+    SMALLEST_SPREAD = 0.1  # the same of the last
 
     def __init__(self, space: Space, seed: int, trials: int) -> None:
         self._space = space
@@ -164,7 +163,7 @@ class Knapsack:
 
     @property
     def probing(self) -> bool:
-        """Whether what was last asked are probes."""
+        """Whether the last proposals are probes."""
         return not self._pending
 
     def ask(self, n: int) -> Values:
@@ -180,7 +179,7 @@ class Knapsack:
         return np.array([self._sensitivity.solve(None if first else coefficients) for coefficients, first in pairs])
 
     def tell(self, rates: Values, scores: Values) -> None:
-        """Foreign points change nothing: they have no coefficients."""
+        """Learn scores. Foreign points are ignored: they have no coefficients."""
         if self._asked == 0:
             return
         if self.probing:
@@ -193,7 +192,7 @@ class Knapsack:
                 self._centre, self._best = coefficients, float(score)
 
     def _coefficients(self, number: int) -> Values:
-        """Those of the trial with this number."""
+        """The coefficients of the trial with this number."""
         first = len(self._sensitivity.probes)
         if number == first:
             return np.ones(self._space.size)
@@ -204,11 +203,11 @@ class Knapsack:
 
 
 def _probes(removable: NDArray[np.int64], levels: int) -> int:
-    """How many probes so many levels are; groups with fewer units have fewer."""
+    """The number of probes for so many levels; groups with fewer units have fewer."""
     return 1 + int(np.minimum(removable, levels).sum())
 
 
 def _counts(units: int, minimum: int, uniform: int) -> NDArray[np.int64]:
-    """The numbers of kept units that a group may choose from, that of equal rates among them."""
+    """The numbers of kept units that a group may choose from, including that of equal rates."""
     counts = np.rint(np.linspace(minimum, units, min(COUNTS, units - minimum + 1))).astype(np.int64)
     return np.unique(np.append(counts, uniform))

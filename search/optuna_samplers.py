@@ -1,4 +1,4 @@
-"""Optuna's samplers, behind one adapter. To add one: a class here that makes it, and a line in STRATEGIES."""
+"""Optuna's samplers behind one adapter. To add one: write a class here and add its line to STRATEGIES."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common import FreePruneError
 from .space import Space
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # tqdm misses widgets in a notebook, which nothing here needs
+    warnings.simplefilter("ignore")  # tqdm complains about missing notebook widgets, which we do not use
     import optuna
     from optuna.distributions import FloatDistribution
     from optuna.samplers import BaseSampler
@@ -23,26 +23,26 @@ with warnings.catch_warnings():
 
 
 class Block(NamedTuple):
-    """Some of the groups, and the study that looks after them."""
+    """Some of the groups, and the study that samples their rates."""
 
     study: optuna.Study
     groups: dict[str, FloatDistribution]
     places: NDArray[np.int64]
 
     def finished(self, point: NDArray[np.float64], score: float) -> FrozenTrial:
-        """A trial that was not asked for."""
+        """A finished trial for a foreign point."""
         params = {name: float(point[place]) for name, place in zip(self.groups, self.places, strict=True)}
         return create_trial(params=params, distributions=dict(self.groups), value=score)
 
 
 class OptunaStrategy(ABC):
-    """A sampler of Optuna, in memory: nothing is stored between runs.
+    """A sampler of Optuna with an in-memory study.
 
-    A score that is not finite is told as a failed trial. Foreign points become finished trials of the study.
+    A score that is not finite is a failed trial. Foreign points become finished trials of the study.
 
     Attributes:
-        BLOCK: the most groups that one sampler looks after; the groups are dealt out evenly to as many samplers as that
-            takes, each of which is told all scores. None leaves all groups to one.
+        BLOCK: the most groups that one sampler handles. Groups are divided evenly over as many samplers as needed, each of
+            which is told all scores. None: one sampler for all groups.
     """
 
     BLOCK: int | None = None
@@ -52,18 +52,18 @@ class OptunaStrategy(ABC):
         self._foreign: list[tuple[NDArray[np.float64], float]] = []
         self._blocks: list[Block] = []
         self._pending: list[list[Trial]] = []
-        self._sampler(seed, [])  # a missing package is found out now
+        self._sampler(seed, [])  # fails now if a package is missing
 
     @abstractmethod
     def sampler(self, seed: int, foreign: Sequence[FrozenTrial]) -> BaseSampler:
         """Optuna's sampler.
 
         Args:
-            foreign: finished trials from elsewhere; they will be in the study as well (`add`).
+            foreign: finished trials of foreign points; they are added to the study as well (`add`).
         """
 
     def add(self, block: Block, foreign: Sequence[FrozenTrial]) -> None:
-        """Put foreign trials into a new study."""
+        """Add foreign trials to a new study."""
         block.study.add_trials(foreign)
 
     def ask(self, n: int) -> NDArray[np.float64]:
@@ -86,12 +86,12 @@ class OptunaStrategy(ABC):
         self._pending = []
 
     def _started(self) -> list[Block]:
-        """A study for each block of groups, with the foreign points told."""
+        """One study per block of groups, with the foreign points added."""
         size = self._space.size
         places = np.array_split(np.arange(size), -(-size // (self.BLOCK or size)))
         seeds = [self._seed, *np.random.SeedSequence(self._seed).generate_state(len(places))]
         verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is announced on stderr otherwise
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise a new study is announced on stderr
         try:
             return [self._block(some, int(seed)) for some, seed in zip(places, seeds, strict=False)]
         finally:
@@ -106,7 +106,7 @@ class OptunaStrategy(ABC):
         return block
 
     def _sampler(self, seed: int, foreign: Sequence[FrozenTrial]) -> BaseSampler:
-        """The sampler, without the warning that some options are experimental in one version of Optuna or another."""
+        """The sampler, made without Optuna's warnings about experimental options."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return self.sampler(seed, foreign)
@@ -115,11 +115,9 @@ class OptunaStrategy(ABC):
 class TPE(OptunaStrategy):
     """Tree-structured Parzen estimator (Optuna).
 
-    Groups are dealt out to joint estimators of at most BLOCK of them. Trials of a batch that have no score yet count as bad
-    ones (`constant_liar`), which keeps a batch from clustering. On the objectives of `benchmarks/strategy_constants.py`,
-    57 groups: an estimator for each group (`multivariate=False`) leaves a gap of 0.54 and takes 60 ms a trial, since Optuna
-    goes through all trials anew for each of them; blocks of 8 leave 0.45 and
-    take 23 ms, blocks of 4 leave 0.37 and take 34 ms (three runs each, with an error of 0.05: blocks are no worse).
+    Groups are divided over joint estimators of at most BLOCK groups: on the objectives of `benchmarks/strategy_constants.py`
+    that is better and faster than one estimator per group (`multivariate=False`), for which Optuna goes through all trials
+    anew. Trials of a batch that have no score yet count as bad (`constant_liar`), which keeps a batch from clustering.
 
     Source: Bergstra et al. 2011, "Algorithms for hyper-parameter optimization".
     """
@@ -133,8 +131,7 @@ class TPE(OptunaStrategy):
 class CMAES(OptunaStrategy):
     """Covariance matrix adaptation evolution strategy (Optuna, with the package cmaes).
 
-    Begins in the middle of the cube, or at the best foreign point with a step of a tenth. It keeps account of its own
-    points, so foreign ones are not told otherwise.
+    Starts in the middle of the cube, or at the best foreign point with a step of 0.1. Other foreign points are ignored.
 
     Source: Hansen 2016, "The CMA evolution strategy: a tutorial", arXiv:1604.00772; the start: Nomura et al. 2021,
     "Warm starting CMA-ES for hyperparameter optimization", arXiv:2012.06932.
@@ -143,7 +140,7 @@ class CMAES(OptunaStrategy):
     def sampler(self, seed: int, foreign: Sequence[FrozenTrial]) -> BaseSampler:
         if importlib.util.find_spec("cmaes") is None:
             raise FreePruneError("strategy 'cmaes' needs the package cmaes; pip install freeprune[cmaes]")
-        # A start from other trials takes the best tenth of them: given ten times, the best one alone is where it begins.
+        # Optuna starts from the best tenth of the source trials: with ten copies of the best one it starts there.
         best = max(foreign, key=lambda trial: trial.values[0], default=None)
         source = None if best is None else [best] * 10
         return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False, source_trials=source)
@@ -152,7 +149,7 @@ class CMAES(OptunaStrategy):
 class GP(OptunaStrategy):
     """Bayesian optimisation with a Gaussian process (Optuna).
 
-    For few trials and few groups: a proposal takes a tenth of a second with five groups, and more with every trial.
+    For few trials and few groups: the time of a proposal grows with both.
     """
 
     def sampler(self, seed: int, foreign: Sequence[FrozenTrial]) -> BaseSampler:
@@ -162,8 +159,8 @@ class GP(OptunaStrategy):
 class NSGAII(OptunaStrategy):
     """Genetic algorithm NSGA-II, with one objective (Optuna).
 
-    Ten points a generation: with Optuna's 50 there are six generations in 300 trials; with 20 the gap is 0.46 instead of 0.34
-    (57 groups, `benchmarks/strategy_constants.py`).
+    Ten points per generation instead of Optuna's 50, which leaves too few generations in a few hundred trials
+    (`benchmarks/strategy_constants.py`).
 
     Source: Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II".
     """
@@ -172,7 +169,7 @@ class NSGAII(OptunaStrategy):
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=10)
 
     def add(self, block: Block, foreign: Sequence[FrozenTrial]) -> None:
-        """Trials that are merely added belong to no generation and have no offspring; these are asked for and told."""
+        """Ask for the foreign trials and tell them: trials that are merely added belong to no generation."""
         for finished in foreign:
             block.study.enqueue_trial(finished.params)
             trial = block.study.ask(dict(block.groups))
@@ -181,7 +178,7 @@ class NSGAII(OptunaStrategy):
 
 
 class QMC(OptunaStrategy):
-    """Scrambled Sobol points, spread more evenly than random ones; learns nothing (Optuna, SciPy)."""
+    """Quasi-Monte Carlo: scrambled Sobol points, more even than random ones; learns nothing (Optuna, SciPy)."""
 
     def sampler(self, seed: int, foreign: Sequence[FrozenTrial]) -> BaseSampler:
         return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)

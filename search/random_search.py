@@ -1,4 +1,4 @@
-"""Random search: the control that every other strategy has to beat."""
+"""Random search, the baseline of all strategies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .space import Space
 
 
 class RandomSearch:
-    """Rates drawn uniformly and independently; learns nothing."""
+    """Independent, uniformly random rates; learns nothing."""
 
     def __init__(self, space: Space, seed: int, trials: int) -> None:
         self.size = space.size

@@ -1,4 +1,4 @@
-"""The networks that a search may propose: bounds, budget, and the projection into both."""
+"""The search space: bounds, budget, and the projection of any point into both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..common import FreePruneError
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
-# Halvings of the shift's interval, 2 for rates and at most 64 for logarithms: less than a unit of any group in the end.
+# Halvings of the interval of the shift, whose length is 2 for rates and at most 64 for logarithms: to less than one unit.
 BISECTIONS = 50
-SHOWN = 3  # layers named in a sentence
+SHOWN = 3  # layers named in an error
 
 
 class Space:
@@ -25,14 +25,13 @@ class Space:
         minimum: `(L,)`, the fewest units of each group that may stay, at least 1.
         costs: the cost model.
         targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
-        fixed: layers that no group can shrink, each with the reason, to be named where a target cannot be met.
-        geometric: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it. Where
-            a tenth or less stays, as with single weights, equal steps then mean about equally much.
+        fixed: layers that no group can shrink, each with the reason, to be named in the error for an impossible target.
+        geometric: whether coordinates are on a logarithmic scale: a step multiplies the kept fraction of a group, instead of
+            subtracting from it. This suits granularities of which a tenth or less is kept, such as single weights.
 
     Raises:
-        FreePruneError: there is no group, a target names a cost that the model does not give, or even `minimum` exceeds
-            a target.
-        ValueError: `units` and `minimum` do not fit together.
+        FreePruneError: there is no group, a target names an unknown cost, or `minimum` exceeds a target.
+        ValueError: `units` and `minimum` are inconsistent.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class Space:
         self.fixed = tuple(fixed)
         self.geometric = geometric
         left = self.minimum / self.units
-        # What can be removed of each group, as a rate or as a logarithm, and what a coordinate of 1 stands for: the same for
-        # all groups where logarithms are meant, so that a common shift is a common factor.
+        # The most that can be removed from each group, as a rate or a logarithm, and what coordinate 1 means: on a logarithmic
+        # scale the same for all groups, so that a common shift is a common factor.
         self._most = -np.log(left) if geometric else 1 - left
         self._reach = np.full(self.size, self._most.max()) if geometric else self._most
         self._furthest = float(self._most.max()) if geometric else 1.0
@@ -76,7 +75,7 @@ class Space:
         targets: Mapping[str, float] | None = None,
         geometric: bool | None = None,
     ) -> Space:
-        """A space of the same groups with what is given instead of its own."""
+        """A copy with other costs, targets or scale."""
         return Space(
             self.units,
             self.minimum,
@@ -87,23 +86,22 @@ class Space:
         )
 
     def project(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The allowed network next to each proposal, as kept units.
+        """The allowed network closest to each proposal, as kept units.
 
-        A coordinate u stands for the rate u * (1 - minimum / units); in a geometric space for the fraction f ** u that stays,
-        f being the smallest of all minimum / units. All rates (or logarithms) of a proposal are shifted by one common
-        amount, up or down and clipped at their bounds, to where the budget is just met in whole units; what rounding
-        left over is then given back unit by unit, largest remainder first, while all targets hold. The result is
-        maximal: one more unit of any group would exceed a target.
+        A coordinate u means the rate u * (1 - minimum / units); in a geometric space the kept fraction f ** u, where f is the
+        smallest minimum / units. All rates (or logarithms) of a proposal are shifted by one amount, clipped at their bounds, so
+        that the budget is just met in whole units. What rounding down left over is given back unit by unit, largest remainder
+        first, while all targets hold. The result is maximal: one more unit of any group would exceed a target.
 
         Args:
             proposals: `(P, L)` in [0, 1].
 
         Returns:
-            `(P, L)` kept units; every row depends on its own proposal alone.
+            `(P, L)` kept units; each row depends only on its own proposal.
         """
         wanted = self._removals(proposals)
-        enough = np.full(len(wanted), self._furthest)  # this shift removes all that may be removed,
-        little = -enough  # this one nothing
+        enough = np.full(len(wanted), self._furthest)  # this shift removes as much as is allowed
+        little = -enough  # and this one nothing
         for _ in range(BISECTIONS):
             middle = (enough + little) / 2
             fits = self.fits(self._floor(self._kept(wanted, middle)))
@@ -113,24 +111,24 @@ class Space:
         return self._fill(self._floor(kept), kept)
 
     def uniform(self) -> NDArray[np.int64]:
-        """Kept units `(L,)` of the network with the same rate everywhere, as far as the bounds allow."""
+        """Kept units `(L,)` of the network with equal rates, as far as the bounds allow."""
         kept: NDArray[np.int64] = self.project(np.zeros((1, self.size)))[0]
         return kept
 
     def round(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The networks that proposals stand for, in the nearest whole units and within the bounds, whatever they cost.
+        """The networks that proposals mean, in the nearest whole units and within the bounds, ignoring the budget.
 
         Args:
             proposals: `(P, L)` in [0, 1], as for `project`.
 
         Returns:
-            `(P, L)` kept units; those of `proposal(kept)` are `kept` again.
+            `(P, L)` kept units; for `proposal(kept)` again `kept`.
         """
         kept = self._kept(self._removals(proposals), np.zeros(len(proposals)))
         return np.maximum(np.rint(kept).astype(np.int64), self.minimum)
 
     def proposal(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The point of the unit cube `(L,)` that stands for these kept units `(L,)`; 0 where a group cannot shrink.
+        """The point of the unit cube `(L,)` for these kept units `(L,)`; 0 for a group that cannot shrink.
 
         A maximal network (see `project`) projects onto itself.
         """
@@ -142,7 +140,7 @@ class Space:
         return point
 
     def _removals(self, proposals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The rates `(P, L)` that proposals stand for, or minus the logarithms of what stays."""
+        """The rates `(P, L)` that proposals mean, or minus the logarithms of the kept fractions."""
         proposals = np.asarray(proposals, dtype=np.float64)
         if proposals.ndim != 2 or proposals.shape[1] != self.size:
             raise ValueError(f"proposals must have the shape (P, {self.size}), not {proposals.shape}")
@@ -158,7 +156,7 @@ class Space:
         return kept
 
     def _floor(self, kept: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Whole kept units; one lost to the last bit of a float has the largest remainder, and comes back first."""
+        """Kept units rounded down. One lost to float rounding has the largest remainder, and is given back first."""
         return np.maximum(np.floor(kept).astype(np.int64), self.minimum)
 
     def fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -172,14 +170,13 @@ class Space:
     def _fill(self, kept: NDArray[np.int64], real: NDArray[np.float64]) -> NDArray[np.int64]:
         """Give units back to feasible rows, largest remainder first, until none fits.
 
-        A unit given lowers its group's remainder by one, so that all groups have their turn before the first has its
-        second, and the order is the same in every round. Costs being monotone, two things follow. A group that was
-        refused once can be left out for good. And when the state after many turns fits, so does everything on the way
-        to it: turns are taken in strides, with the result of taking them singly.
+        Giving a unit lowers its group's remainder by one, so all groups take turns, in the same order in every round. Since
+        costs are monotone, a group that was refused once can be left out for good, and if the state after many turns fits, so
+        does every state before it: turns are taken in strides, with the same result as one at a time.
         """
         kept = kept.copy()
         order = np.argsort(np.minimum(kept - real, 0), axis=1, kind="stable")
-        place = np.argsort(order, axis=1)  # a group has the turns place, place + L, place + 2L ...
+        place = np.argsort(order, axis=1)  # the turns of a group are place, place + L, place + 2L ...
         refused = np.zeros(kept.shape, dtype=np.bool_)
         turn = np.zeros(len(kept), dtype=np.int64)
         stride = np.ones(len(kept), dtype=np.int64)
@@ -224,7 +221,7 @@ class Space:
 
 
 def amount(value: float) -> str:
-    """A cost as people write it: 17.9M, 126.0M, 42."""
+    """Format a cost: 17.9M, 126.0M, 42."""
     for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.1f}{suffix}"

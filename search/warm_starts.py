@@ -1,4 +1,4 @@
-"""Warm starts: networks that can be had without a search, scored first and told to whatever strategy goes on from there."""
+"""Warm starts: networks found without a search, which are scored first and told to the strategy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Strategy
 from .knapsack import Knapsack, Sensitivity
 from .space import Space
 
-HALVINGS = 60  # of the factor on ERK densities, and of what goes inside
+HALVINGS = 60  # of a bisection
 
 Kept = NDArray[np.int64]
-Make = Callable[[Space, int, int], Strategy]  # from space, seed and trials, as the entries of STRATEGIES do
+Make = Callable[[Space, int, int], Strategy]  # from space, seed and trials, as an entry of STRATEGIES
 
 
 def uniform(space: Space, profile: Profile) -> Kept:
@@ -25,15 +25,14 @@ def uniform(space: Space, profile: Profile) -> Kept:
 
 
 def inner(space: Space, profile: Profile) -> Kept:
-    """The same rate in every group but the shared ones, which stay whole unless the budget cannot be met without them.
+    """The same rate in all groups but the shared ones, which are pruned only if the budget cannot be met otherwise.
 
-    What flows through a residual stream is all that later layers have, while what is inside a block is that block's own. To
-    prune the inner widths alone is the usual recipe by hand for residual networks (Li et al. 2017, arXiv:1608.08710, section
-    4.2).
+    All later layers depend on a residual stream, but only the block itself on its inner channels. Pruning only these is the
+    usual manual recipe for residual networks (Li et al. 2017, arXiv:1608.08710, section 4.2).
     """
 
     def kept(removed: float) -> Kept:
-        """From nothing at 0 over all that may go inside at 1 to all that may go anywhere at 2."""
+        """Kept units for 0 (nothing removed) to 1 (all inner channels that may go) to 2 (all channels that may go)."""
         rates = np.where(profile.shared, max(removed - 1, 0), min(removed, 1))
         units: Kept = np.ceil(space.units - rates * (space.units - space.minimum) - 1e-9).astype(np.int64)
         return units
@@ -46,10 +45,10 @@ def inner(space: Space, profile: Profile) -> Kept:
 
 
 def erk(space: Space, profile: Profile) -> Kept:
-    """Densities after the Erdős-Rényi kernel: one factor on all of them, to where the budget is just met.
+    """Erdős-Rényi-kernel densities times one factor, such that the budget is just met.
 
-    Source: Evci et al. 2020, arXiv:1911.11134. Differs: a density above 1 or outside the bounds is clipped, and the factor
-    found again with the others, by bisection.
+    Source: Evci et al. 2020, arXiv:1911.11134. Differs: densities above 1 or outside the bounds are clipped, and the factor is
+    found by bisection with the clipped ones.
     """
 
     def kept(factor: float) -> Kept:
@@ -57,7 +56,7 @@ def erk(space: Space, profile: Profile) -> Kept:
         units: Kept = np.maximum(wanted.astype(np.int64), space.minimum)
         return units
 
-    low, high = 0.0, 1 / float(profile.erk.min())  # nothing but the fewest units; everything
+    low, high = 0.0, 1 / float(profile.erk.min())  # the fewest units; all units
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if space.fits(kept(middle)[None])[0] else (low, middle)
@@ -65,39 +64,39 @@ def erk(space: Space, profile: Profile) -> Kept:
 
 
 def global_threshold(space: Space, profile: Profile) -> Kept:
-    """One threshold over the units of all groups, on their LAMP scores, to where the budget is just met.
+    """One threshold on the LAMP scores of all units, such that the budget is just met.
 
-    The score of a unit is its squared importance over the sum of those of its group that are at least as important, itself
-    included: 1 for the best of each group, so that no group is emptied.
+    The score of a unit is its squared importance over the sum of the squares of all units of its group that are at least as
+    important, itself included. It is 1 for the best of each group, so that no group is emptied.
 
-    Source: Lee et al. 2021, arXiv:2010.07611, eq. 4. Differs: of units instead of weights, with any criterion in place of
-    the magnitude, and within the bounds.
+    Source: Lee et al. 2021, arXiv:2010.07611, eq. 4. Differs: for units instead of weights, with any criterion instead of the
+    magnitude, and within the bounds.
     """
     return _threshold(space, [_lamp(values) for values in profile.importance])
 
 
 def magnitude(space: Space, profile: Profile) -> Kept:
-    """One threshold over the units of all groups, on their importance as it is, to where the budget is just met.
+    """One threshold on the importance of all units, such that the budget is just met.
 
-    Source: Han et al. 2015, arXiv:1506.02626, with one threshold for all layers. Differs: of units, with any criterion, and
-    within the bounds. It means most where all units are of one size.
+    Source: Han et al. 2015, arXiv:1506.02626, with one threshold for all layers. Differs: for units, with any criterion, and
+    within the bounds. It makes most sense if all units have the same size.
     """
     return _threshold(space, profile.importance)
 
 
 def _threshold(space: Space, scores: Sequence[NDArray[np.float64]]) -> Kept:
-    """The most units that one threshold on the scores, descending in each group, leaves within the budget."""
+    """The kept units for the lowest threshold on the scores (descending in each group) that meets the budget."""
     ascending = [values[::-1] for values in scores]
     thresholds = np.unique(np.concatenate(scores))
 
     def kept(index: int) -> Kept:
-        """With all units that reach this threshold."""
+        """Kept units: all that reach this threshold."""
         below = [np.searchsorted(values, thresholds[index]) for values in ascending]
         return np.maximum(space.units - np.array(below, np.int64), space.minimum)
 
     low, high = -1, len(thresholds) - 1  # too many units; the fewest
     if not space.fits(kept(high)[None])[0]:
-        return space.minimum  # several units are the best
+        return space.minimum  # several units share the best score
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if space.fits(kept(middle)[None])[0] else (middle, high)
@@ -105,10 +104,10 @@ def _threshold(space: Space, scores: Sequence[NDArray[np.float64]]) -> Kept:
 
 
 def _lamp(importance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Descending, like the importances themselves; ties share the sum of all of them."""
+    """LAMP scores, descending like the importances; tied units share the sum that includes all of them."""
     squares = np.square(importance)
     sums = np.cumsum(squares)
-    last = len(squares) - 1 - np.searchsorted(squares[::-1], squares)  # of those that are at least as large
+    last = len(squares) - 1 - np.searchsorted(squares[::-1], squares)  # of the last one that is as large
     scores: NDArray[np.float64] = squares / np.maximum(sums[last], np.finfo(np.float64).tiny)
     return scores
 
@@ -125,13 +124,13 @@ WARM_STARTS = (*POINTS, KNAPSACK)
 
 
 class WarmStarted:
-    """Another strategy, told the scores of given networks before it is first asked.
+    """A strategy that is told the scores of given networks before it is first asked.
 
-    The fixed points are asked first, then the probes of the knapsack and its solution, then the other strategy. All of them
-    are trials; all but the probes are told.
+    It proposes the fixed points first, then the knapsack's probes and solution, then what the inner strategy asks. All of these
+    are trials; all but the probes are told to the inner strategy.
     """
 
-    PROBES = 1 / 4  # of the trials, at most, where one level for each group takes no more
+    PROBES = 1 / 4  # largest share of the trials, unless one level per group takes more
 
     def __init__(
         self, strategy: Make, points: NDArray[np.float64], knapsack: bool, space: Space, seed: int, trials: int
@@ -150,12 +149,12 @@ class WarmStarted:
 
     @property
     def probing(self) -> bool:
-        """Whether what was last asked is to be rounded and not projected."""
+        """Whether the last proposals are to be rounded instead of projected."""
         return self._stage == "probes" or (self._stage == "inner" and bool(getattr(self._inner, "probing", False)))
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """That of the other strategy."""
+        """The log of the inner strategy."""
         found: list[dict[str, Any]] = getattr(self._inner, "log", [])
         return found
 
@@ -191,12 +190,12 @@ def warm_started(
     seed: int,
     trials: int,
 ) -> Strategy:
-    """A strategy that begins with the networks named.
+    """A strategy that starts with the named warm starts.
 
     Args:
-        strategy: makes it, as the entries of `STRATEGIES` do; it is given the trials that are left.
-        names: of `uniform`, `inner`, `erk`, `global`, `magnitude`, `knapsack`; a strategy that is itself a knapsack begins
-            with its probes anyway, and leaves the last one out. With none the strategy is made as it is.
+        strategy: makes the inner strategy, as an entry of `STRATEGIES`; it gets the remaining trials.
+        names: of `WARM_STARTS`; none of them for the strategy alone. For the strategy `knapsack`, which has its own probes,
+            the warm start of that name is left out.
         profile: of the network's groups.
 
     Raises:
