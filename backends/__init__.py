@@ -1,4 +1,4 @@
-"""What pruning does to a network. To add a granularity: write a class here and add its line to BACKENDS."""
+"""Granularities: what pruning removes from a network. To add one: write a class here and add its line to BACKENDS."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ BACKENDS: dict[str, type[Backend]] = {
 
 
 def find_backend(granularity: str) -> type[Backend]:
-    """The class of a granularity, or of `channel` composed with another, as in `channel+nm`.
+    """The class of a granularity, or of `channel` composed with another such as `channel+nm`.
 
     Raises:
-        FreePruneError: there is no such granularity, or these two do not compose.
+        FreePruneError: there is no such granularity, or the two cannot be composed.
     """
     first, plus, second = granularity.partition("+")
     if not plus:

@@ -1,4 +1,4 @@
-"""What every granularity offers: its groups, their cost, a candidate and a plan for any choice of kept units."""
+"""The interface of granularities: groups of units, and the cost, candidate and plan for any choice of kept units."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Group:
     """Units that share one rate.
 
     Attributes:
-        name: the layer that stands for the group, the first that makes its channels or holds its weights.
-        units: how many there are.
-        minimum: how many must stay at least.
-        tied: what goes together, as `parameter[dimension]` names; one name where nothing is coupled.
+        name: the first layer that makes its channels or holds its weights.
+        units: the number of units.
+        minimum: the fewest units that must stay.
+        tied: the tensor dimensions removed together, as `parameter[dimension]`; a single one if nothing is coupled.
     """
 
     name: str
@@ -41,22 +41,20 @@ class Group:
 
 
 class Backend(Protocol):
-    """One granularity of pruning, made for one network.
-
-    It answers for itself: nothing outside asks for its name or class.
+    """A granularity of pruning, made for one network. Code outside asks these attributes, never its name or class.
 
     Attributes:
         name: as users write it.
-        options: what it is told beyond `max_rate`, by the keyword of the constructor; see `options.py`.
-        shrinks: whether tensors become smaller, so that other costs than non-zero weights change.
-        factors: whether a step along a coordinate multiplies what stays of a group, instead of subtracting from it.
-        warm_starts: the allocations that a search begins with by default.
-        uncompacted: why channels that zeros made useless must not be removed afterwards; None where they may be.
-        gain: who runs it faster, if not the runtime that was measured, as the end of a sentence.
-        groups: in the order of the network; one entry of the rate vector each.
-        dense: by the name of its weight, why a layer is left as it is.
-        channel: the part that removes channels, if there is one.
-        mask: the part that leaves zeros in place, if there is one.
+        options: its options beyond `max_rate`, by the keyword of the constructor; see `options.py`.
+        shrinks: whether tensors become smaller, so that other costs than the non-zero weights change.
+        factors: whether coordinates are logarithmic: a step multiplies the kept fraction of a group (`Space.geometric`).
+        warm_starts: the default warm starts of a search.
+        uncompacted: why compaction must not follow; None if it may.
+        gain: which runtimes run it faster, beside the one that was measured, as the end of a sentence. Said only here.
+        groups: in the order of the network, one entry of the rate vector each.
+        dense: why a layer is not pruned, by the name of its weight.
+        channel: the part that removes channels, or None.
+        mask: the part that leaves zeros in place, or None.
     """
 
     name: ClassVar[str]
@@ -72,11 +70,11 @@ class Backend(Protocol):
 
     @classmethod
     def is_masked(cls, group: str) -> bool:
-        """Whether a group of this name is a layer whose weights become zero, and not channels."""
+        """Whether the group of this name is the weights of a layer, set to zero in place, and not channels."""
 
     @property
     def described(self) -> str:
-        """The granularity with its layout, such as `block 1x4`."""
+        """The granularity with its options, such as `block 1x4`."""
 
     @property
     def dense(self) -> Mapping[str, str]: ...
@@ -94,17 +92,17 @@ class Backend(Protocol):
         """The pruned network, ready to be scored, for `kept` `(L,)` units of each group."""
 
     def plan(self, kept: Counts) -> Plan:
-        """Everything that turns the dense network into the pruned one."""
+        """The plan that turns the dense network into the pruned one."""
 
     def profile(self, importance: Importance) -> Profile:
-        """What warm starts are made from, with the importance that orders the units."""
+        """What warm starts need to know, given the importance that orders the units."""
 
 
 def check_options(granularity: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> None:
-    """Whether a granularity takes these options with these values; None stands for nothing given.
+    """Check the options given for a granularity; None means that nothing was given.
 
     Raises:
-        FreePruneError: it does not.
+        FreePruneError: the granularity has no such option, or the value is not allowed.
     """
     for name, value in given.items():
         if name not in known:
@@ -113,15 +111,15 @@ def check_options(granularity: str, known: Mapping[str, Option], given: Mapping[
 
 
 def minimum_units(units: int, max_rate: float) -> int:
-    """The fewest units of a group that must stay: at least one, and no more than `max_rate` of them removed."""
+    """The fewest units that must stay so that at most `max_rate` of them are removed; at least one."""
     return max(1, int(np.ceil(units * (1.0 - max_rate) - 1e-9)))
 
 
 def erdos_renyi_kernel(shape: tuple[int, ...]) -> float:
-    """The density of a weight of shape `(n_out, n_in, ...)` up to a factor that all layers share.
+    """The ERK density of a weight of shape `(n_out, n_in, ...)`, up to a factor common to all layers.
 
-    That of a linear layer is (n_in + n_out) / (n_in n_out); a convolution adds the sides of its kernel above and below.
+    `sum of the sizes / product of the sizes`: (n_in + n_out) / (n_in n_out) for a linear layer.
 
-    Source: Evci et al. 2020, arXiv:1911.11134, section 3, "Sparsity distribution". Differs: for a weight of one dimension 1.
+    Source: Evci et al. 2020, arXiv:1911.11134, section 3, "Sparsity distribution". Differs: 1 for a one-dimensional weight.
     """
     return sum(shape) / math.prod(shape)

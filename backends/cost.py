@@ -1,6 +1,6 @@
-"""Counted costs of pruned networks, for whole populations at once.
+"""Counts the costs of pruned networks, for many at once.
 
-Sizes are affine in the number of kept units, so a cost is a sum of products of a few affine functions.
+Sizes are affine in the numbers of kept units, so a cost is a sum of products of affine functions.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Size = tuple[int, NDArray[np.int64]]  # what is always there, and what each kept unit of each group `(L,)` adds
-Term = tuple[int, Sequence[Size]]  # a constant and the sizes that it is multiplied by
+Size = tuple[int, NDArray[np.int64]]  # the constant part, and what a kept unit of each group adds, `(L,)`
+Term = tuple[int, Sequence[Size]]  # a constant factor and the sizes
 
 
 class SumOfProducts:
     """`cost(k) = sum_i constant_i * prod_j size_ij(k)` with `size(k) = always + per_unit @ k`.
 
     Args:
-        terms: what is summed up.
-        groups: L.
+        terms: the products.
+        groups: L, the number of groups.
     """
 
     def __init__(self, terms: Sequence[Term], groups: int) -> None:
-        # The sizes that a network has are few: each stands once in a table, found again by what it is made of.
+        # A network has few distinct sizes: each is stored once.
         rows: dict[tuple[int, bytes], int] = {}
         table: list[Size] = []
 
@@ -43,12 +43,12 @@ class SumOfProducts:
         self._constants = np.array([constant for constant, _ in terms], np.float64)
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P,)` for `(P, L)`; exact below 2**53."""
+        """The cost `(P,)` of kept units `(P, L)`; exact below 2**53."""
         result: NDArray[np.float64] = self._products(kept) @ self._constants
         return result
 
     def terms(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What is summed up, `(P, terms)` for `(P, L)`."""
+        """The single terms `(P, terms)` for kept units `(P, L)`."""
         return self._products(kept) * self._constants
 
     def _products(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What orders units inside a group. To add one: write a function here and add its line to CRITERIA."""
+"""Criteria: the importance that orders units in a group. To add one: write a function here and add its line to CRITERIA."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .recovery.order import Slices, Values, eliminated
 
 @dataclass(frozen=True)
 class Importance:
-    """The importance of weights, and how the elements of one unit add up.
+    """The importance of weights, and of units made of them.
 
     Attributes:
-        elements: for each parameter that counts, a value for each element, of its shape; those of a unit are summed.
-        total: the importance of a unit from such a sum; larger stays longer.
-        slices: instead of that, the importance of each slice of a tensor along a dimension, from the tensor's elements; for
-            criteria that are about channels as a whole and say nothing of single weights.
-        together: the importance of coupled channels, where it is no sum over tensors. It is given the parameter, the dimension
-            and each coordinate's channel of everything that goes, and where the channels of each group begin; it returns that
-            of each group's channels, or None for a group that the other fields order.
+        elements: for each parameter that counts, a value per element; they are summed over a unit.
+        total: turns such sums into the importance of units; larger stays longer.
+        slices: replaces both for criteria of whole channels: from the elements `(channels, n)` of a tensor the importance of
+            each channel.
+        together: the importance of coupled channels, where it is no sum over tensors: from the parameter, the dimension and each
+            coordinate's channel of everything that goes, and from where the channels of each group begin, that of each group's
+            channels; None for a group that the other fields order.
     """
 
     elements: Mapping[str, Values]
@@ -42,7 +42,7 @@ class Importance:
         return self.slices is not None or self.together is not None
 
     def along(self, name: str, dim: int) -> Values:
-        """The importance of a parameter's slices along a dimension, `(size,)`, with mean 1, so that layers are comparable."""
+        """The importance of a parameter's slices along a dimension, `(size,)`, of mean 1, so that layers are comparable."""
         if self.slices is not None:
             rows = np.moveaxis(self.elements[name], dim, 0)
             values = self.slices(rows.reshape(len(rows), -1))
@@ -52,7 +52,7 @@ class Importance:
         return values / mean if mean > 0 else values
 
     def _sums(self, name: str, dim: int) -> Values:
-        """`(size,)`: the sum of each slice. A product with ones needs no second look at the elements, unlike `sum(axis)`."""
+        """The sum of each slice, `(size,)`. Multiplying by ones is faster than `sum(axis)`."""
         elements = self.elements[name]
         if elements.ndim == 1:
             return elements
@@ -65,12 +65,12 @@ Criterion = Callable[[nn.Module, Batch | None, int], Importance]
 
 
 def l1(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """Sum of absolute values (Li et al. 2017, arXiv:1608.08710)."""
+    """Sum of absolute weights (Li et al. 2017, arXiv:1608.08710)."""
     return Importance(_each(network, np.abs))
 
 
 def l2(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """Euclidean norm."""
+    """Euclidean norm of the weights."""
     return Importance(_each(network, np.square), np.sqrt)
 
 
@@ -103,7 +103,7 @@ def fisher(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
 
 def fpgm(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """Distance to the other channels of the layer: what the others can replace goes (He et al. 2019, arXiv:1811.00250, eq. 4).
+    """Sum of distances to the other channels of the layer: redundant channels go (He et al. 2019, arXiv:1811.00250, eq. 4).
 
     Orders whole channels only.
     """
@@ -128,9 +128,9 @@ def bnscale(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
 
 def lamp(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """Square over the sum of all squares at least as large in the layer (Lee et al. 2021, arXiv:2010.07611, eq. 4).
+    """Squared weight over the sum of all squares at least as large in the layer (Lee et al. 2021, arXiv:2010.07611, eq. 4).
 
-    Within a layer the order of single weights is that of l2; summed over blocks, kernels and coupled channels it is not.
+    Within a layer it orders single weights as l2 does; sums over blocks, kernels and coupled channels it orders differently.
     """
     return Importance(_each(network, _lamp))
 
@@ -147,7 +147,7 @@ def obs(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
 
 def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """No order at all, drawn by the seed: the control for the others."""
+    """Random values: the control for the other criteria."""
     rng = np.random.default_rng([seed, 2])
     return Importance(_each(network, lambda w: rng.random(w.shape)))
 
@@ -155,7 +155,7 @@ def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 def _lamp(weight: Values) -> Values:
     squares = np.square(weight).ravel()
     order = np.argsort(squares, kind="stable")
-    at_least = np.cumsum(squares[order][::-1])[::-1]  # sum of the squares from each place on
+    at_least = np.cumsum(squares[order][::-1])[::-1]  # sum of the squares from each rank on
     result = np.empty_like(squares)
     result[order] = squares[order] / np.maximum(at_least, np.finfo(float).tiny)
     return result.reshape(weight.shape)
@@ -188,11 +188,10 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
 
 
 def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -> dict[str, Values]:
-    """A value for each element of the weights that count: those of two dimensions or more.
+    """A value for each element of the parameters that count: those of two or more dimensions.
 
-    Biases and the scales of norms hold one number a channel. Brought to the same mean as a whole kernel they would decide the
-    order, and badly: at `channel`, 30% of the MACs, equal rates then leave ResNet-20 at 53% where this leaves 63%
-    (7,680 images of fine-tuning, judged on images held out).
+    Biases and the scales of norms have one number per channel. Scaled to the same mean as a whole kernel they would decide the
+    order of coupled channels, and measurably worse.
     """
     return {name: value(_numpy(parameter)) for name, parameter in network.named_parameters() if parameter.dim() > 1}
 
@@ -215,9 +214,9 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def importance(criterion: str, network: nn.Module, batch: Batch | None = None, seed: int = 0) -> Importance:
-    """The importance of every parameter element of a network, which is left as it is.
+    """The importance of every element of the parameters by a criterion. The network is left as it is.
 
     Raises:
-        FreePruneError: there is no such criterion, it needs labels that the batch lacks, or the network has nothing it reads.
+        FreePruneError: there is no such criterion, it needs labels that are missing, or the network lacks what it reads.
     """
     return find(CRITERIA, criterion, "criterion")(network, batch, seed)

@@ -1,4 +1,4 @@
-"""Outputs of two networks held against each other."""
+"""Compares the outputs of two networks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def relative_difference(a: Any, b: Any) -> float:
-    """max|a - b| / max|a|: the larger this, the less `b` computes what `a` does; over several outputs the worst one.
+    """max|a - b| / max|a|; of several outputs the largest.
 
     Args:
-        a: the reference: one tensor or array, or a sequence of them.
-        b: the other, alike.
+        a: the reference: a tensor or array, or a sequence of them.
+        b: the other outputs, in the same form.
 
     Returns:
-        0 for equal values; infinity where shapes differ, anything is not finite, or `a` is zero and `b` is not.
+        0 for equal values; infinity if shapes differ, anything is not finite, or `a` is zero and `b` is not.
     """
     left, right = _as_outputs(a), _as_outputs(b)
     if [x.shape for x in left] != [y.shape for y in right]:

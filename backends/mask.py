@@ -1,4 +1,4 @@
-"""What a granularity of another package that leaves zeros in place is made from; see `docs/extend.md`."""
+"""The base class for a granularity of another package that leaves zeros in place; see `docs/extend.md`."""
 
 from .granularity.masked import Masked, ranked
 

@@ -1,7 +1,7 @@
-"""The plan: plain data that turns the dense network into the pruned one, and its form on disk.
+"""The plan: plain data that turns the dense network into the pruned one, and its files.
 
-`plan.json` holds everything but element masks, which are packed bits in `masks.safetensors`, named by hash in the plan.
-Whatever is read back is checked: nothing in a plan is code, and nothing is unpickled.
+`plan.json` holds everything but element masks, which are packed bits in `masks.safetensors`; the plan holds its hash. What is
+read back is checked: a plan contains no code, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MASKS = "masks.safetensors"
 
 @dataclass(frozen=True)
 class Attribute:
-    """A size written into a module, and its value in the pruned network."""
+    """A size attribute of a module, and its value in the pruned network."""
 
     module: str
     name: str
@@ -41,13 +41,13 @@ class Plan:
     """What is kept of a dense network.
 
     Attributes:
-        granularity: the backend that made it.
-        structure: names and shapes of the dense network's tensors; a plan fits no other network.
+        granularity: the name of the backend that made it.
+        structure: names and shapes of the dense network's tensors; the plan fits no other network.
         rates: the fraction of units removed, by group.
-        kept: for each tensor that shrinks, by dimension, the indices that stay, ascending.
+        kept: for each tensor that shrinks and each dimension, the indices that stay, ascending.
         attributes: the sizes to set after shrinking.
-        masks: for each parameter with removed elements, which stay; of the shape after shrinking.
-        biases: layers that have no bias in the dense network and get one, of zeros until weights are loaded.
+        masks: for each parameter with removed elements, which elements stay, in the shape after shrinking.
+        biases: layers without a bias in the dense network that get one; it is zero until weights are loaded.
     """
 
     granularity: str
@@ -59,7 +59,7 @@ class Plan:
     biases: tuple[str, ...] = ()
 
     def save(self, folder: Path, name: str = "plan.json") -> None:
-        """Write the plan, and `masks.safetensors` if there are masks; the same plan gives the same bytes."""
+        """Write `plan.json`, and `masks.safetensors` if there are masks. The same plan gives the same bytes."""
         masks = {}
         if self.masks:
             packed = {name: np.packbits(mask.cpu().numpy()) for name, mask in sorted(self.masks.items())}
@@ -91,7 +91,7 @@ class Plan:
         """Read a plan back.
 
         Raises:
-            FreePruneError: there is none, it was made by another version, or it is damaged.
+            FreePruneError: the file is missing, of another version, or damaged.
         """
         path = folder / name
         try:
@@ -118,7 +118,7 @@ def _parse(document: dict[str, Any], folder: Path) -> Plan:
     }
     for layer in document["biases"]:
         if not structure[f"{layer}.weight"] or f"{layer}.bias" in structure:
-            raise ValueError(f"a bias for {layer!r}, which has one or can have none")
+            raise ValueError(f"a bias for {layer!r}, which has one or cannot have one")
     return Plan(
         granularity=_text(document["granularity"]),
         structure=structure,
@@ -148,7 +148,7 @@ def _whole(value: Any, end: int = 2**63) -> int:
 
 
 def _number(value: Any) -> int:
-    """An attribute's: in a tuple of sizes there may be a -1 beside them."""
+    """The value of an attribute; a tuple of sizes may also hold -1."""
     if type(value) is not int or not -(2**63) <= value < 2**63:
         raise ValueError(f"{str(value)[:20]} where a size was expected")
     return value
@@ -179,10 +179,10 @@ def shape_left(shape: tuple[int, ...], kept: Mapping[int, NDArray[np.int64]]) ->
 
 
 def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, Tensor]:
-    """The masks that a plan names; `shapes` are those that the tensors of these names must have."""
+    """Read the masks of a plan; `shapes` are the shapes that the tensors must have."""
     if entry == {}:
         return {}
-    path = folder / MASKS  # the plan's own "file" is for people: a path in a plan is never followed
+    path = folder / MASKS  # the plan's own "file" is only for people: a path in a plan is never opened
     try:
         content = path.read_bytes()
     except OSError:
@@ -191,11 +191,11 @@ def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path)
         raise FreePruneError(f"{path} is not the file that the plan names by its hash; copy the one made with this plan")
     try:
         packed = load_arrays(content)
-    except Exception as error:  # what its library raises for a broken header is not only its own error
+    except Exception as error:  # for a broken header the library raises more than its own error
         raise ValueError(str(error)) from None
     named = {name: _sizes(shape) for name, shape in entry["shapes"].items()}
     if named.keys() != packed.keys():
-        raise ValueError("other masks than the file holds")
+        raise ValueError("the masks named are not those in the file")
     masks = {}
     for name, shape in named.items():
         bits, count = packed[name], math.prod(shape)
@@ -206,7 +206,7 @@ def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path)
 
 
 def structure_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network's parameters and buffers."""
+    """The names and shapes of a network's parameters and buffers."""
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
@@ -216,10 +216,10 @@ def fingerprint(structure: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def check_structure(network: nn.Module, plan: Plan) -> None:
-    """Refuse a network that the plan was not made for.
+    """Check that a network is the one that the plan was made for.
 
     Raises:
-        FreePruneError: naming the first difference.
+        FreePruneError: it is not; the first difference is named.
     """
     actual = structure_of(network)
     for name, shape in plan.structure.items():

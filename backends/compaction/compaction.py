@@ -1,14 +1,14 @@
-"""Compaction: channels that zero weights have made useless leave the network, after any granularity.
+"""Compaction: removes the channels that zero weights have made useless, after any granularity.
 
-1. A channel is *constant* where its value is proved not to depend on the input: its row of weights is zero for all that varies.
-   Batch norm in eval mode, activations, sums, joins and pooling hand constants on.
-2. A reader (convolution, linear layer) does without a channel if its weights for it are zero, or the channel is always zero,
-   or constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
-3. A class of coupled channels goes if each of its readers does without it or makes only channels that go. One channel of
-   each dimension stays, and so does whatever reaches an operator that is not in the table below.
+1. A channel is *constant* if its value provably does not depend on the input: its weights for all varying inputs are zero.
+   Batch norm in eval mode, activations, sums, joins and pooling pass constants on.
+2. A reader (convolution, linear layer) can do without a channel if its weights for it are zero, or the channel is zero or
+   constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
+3. A class of coupled channels is removed if each of its readers can do without it or makes only channels that are removed. One
+   channel of each dimension stays, and so does whatever reaches an operator without a rule in `constants.py`.
 
-All channels are judged together, backwards from the network's output, so the result is a fixed point: compacting again changes
-nothing. Values are assumed to be finite (zero times anything is zero).
+All channels are judged together, backwards from the output, so compacting again changes nothing. Values are assumed to be
+finite (zero times anything is zero).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ..tracing.meta import on_meta
 from ..tracing.passes import trace_example
 from .constants import Flow, flow_of
 
-MAX_DIFFERENCE = 1e-3  # relative, in float32: what rounding may do to the outputs
+MAX_DIFFERENCE = 1e-3  # relative difference of the outputs that float32 rounding may cause
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """A compacted network, and what rebuilds it from the network that was given (`apply`, then its tensors).
+    """A compacted network, and the plan that rebuilds it from the given network (`apply`, then load its tensors).
 
     Attributes:
         network: in eval mode.
-        plan: what is kept of the given network, and which layers without a bias were given one.
+        plan: what is kept of the given network, and which layers got a bias.
     """
 
     network: nn.Module
@@ -53,20 +53,20 @@ class Compacted:
 
 
 def compact(network: nn.Module, inputs: Inputs) -> Compacted:
-    """Remove the channels that contribute nothing but a constant.
+    """Remove the channels that contribute only a constant.
 
     Args:
-        network: with zeros where weights were pruned; it is read in eval mode and left as it is.
-        inputs: an example of what it takes; the outputs before and after are compared on it.
+        network: with zeros for pruned weights; left as it is, and compacted for eval mode.
+        inputs: example inputs, on which the outputs before and after are compared.
 
     Returns:
-        A network that computes the same from inputs of the same shape; an equal one if nothing can go.
+        A network with the same outputs for inputs of that shape; an equal copy if nothing can be removed.
 
     Raises:
-        FreePruneError: the network rejects the inputs, or the smaller one is not what was planned.
+        FreePruneError: the network rejects the inputs, or the smaller network is not as planned.
     """
     _, example, dense = trace_example(network, inputs)
-    # A fresh copy for every forward pass, which may leave something behind, such as a cache.
+    # A fresh copy for every forward pass, which may leave state behind, such as a cache.
     traced = on_meta(network) if example[0].is_meta else copied(network).eval().cpu()
     flow = flow_of(network, copied(traced), example, dense)
     coupling, repairs = Coupling(dense, traced), list[Repair]()
@@ -101,16 +101,16 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     return Compacted(smaller, plan)
 
 
-# Which classes go
+# Which classes are removed
 
 
 def _certified(
     traced: nn.Module, example: Inputs, coupling: Coupling, repairs: Sequence[Repair], flow: Flow
 ) -> NDArray[np.bool_]:
-    """`(classes,)`: those that stay. Where the smaller network does not run as predicted, all that is there stays.
+    """Which classes stay, `(classes,)`. If the smaller network does not run as predicted at an operator, all its channels stay.
 
     Raises:
-        FreePruneError: that does not help.
+        FreePruneError: it still does not run as predicted.
     """
     dense = coupling.trace
     classes = _needed(coupling, flow)
@@ -131,12 +131,12 @@ def _certified(
 
 
 def _needed(coupling: Coupling, flow: Flow) -> NDArray[np.bool_]:
-    """`(classes,)`: what the output depends on in more than a constant.
+    """Which classes `(classes,)` the output depends on by more than a constant.
 
-    One pass backwards is enough: what is written to a class after its last reader is of no use.
+    One backward pass is enough: what is written to a class after its last reader is not used.
     """
     live = np.zeros(coupling.classes + 1, bool)
-    live[-1] = True  # stands for all that can never go
+    live[-1] = True  # stands for everything that can never be removed
     for nodes in flow.stay:
         live[coupling.position[nodes]] = True
     widths = [coupling.position[nodes] for nodes in flow.widths]
@@ -154,7 +154,7 @@ def _needed(coupling: Coupling, flow: Flow) -> NDArray[np.bool_]:
 
 
 def _shifts(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[str, Tensor]:
-    """By layer, what its bias takes over from the channels that go, for the outputs that stay."""
+    """For each layer, what is added to the bias of its kept outputs for the channels that are removed."""
     stays = np.append(classes, True)
     result = {}
     for reader in flow.readers:
@@ -178,7 +178,7 @@ def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float
 
 
 def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], repairs: Sequence[Repair]) -> nn.Module:
-    """A copy that keeps these classes, sizes set."""
+    """A copy that keeps only these classes, with its size attributes set."""
     kept = coupling.kept_indices(classes)
     smaller = shrunk(network, kept)
     for attribute in attributes(network, shared_tensors(network), kept, coupling.kept_nodes(classes), repairs):

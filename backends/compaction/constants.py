@@ -1,7 +1,7 @@
 """Constant values: which channels do not depend on the input, and which layers read them.
 
-Beside the labels of a forward pass go the values that are known without running it: those made by rows of zeros, and what batch
-norm in eval mode, activations, sums, joins and pooling make of them. `compaction.py` decides what can go.
+A forward pass is traced with labels and, beside them, the values known without running it: those made by rows of zeros, and
+what batch norm in eval mode, activations, sums, joins and pooling make of them. `compaction.py` decides what is removed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from ..tracing.rules import rule_for
 from ..tracing.tracer import Tracer
 
 Value = Tensor | None
-"""What is known of a tensor: its values, NaN where they depend on the input, of size 1 along what they do not vary along.
-None where nothing is known."""
+"""Known values, broadcastable; NaN where input-dependent; None if unknown."""
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -40,12 +39,12 @@ class Reader:
     """A sum over channels, `out[n] = sum over k of sums[n, k] * column[k]`, where `column[k]` is constant.
 
     Attributes:
-        rows: `(N,)` node ids of what it makes, 0 where that must stay.
-        columns: `(K,)` node ids of what it reads.
+        rows: `(N,)` node ids of its outputs, 0 for one that must stay.
+        columns: `(K,)` node ids of its inputs.
         used: `(N, K)`: which weights are not all zero.
         column: `(K,)`: the values of the channels; NaN where they vary.
         sums: `(N, K)`: the weights, summed over the kernel's positions.
-        layer: the layer whose bias can take constants; "" if none can.
+        layer: the layer whose bias can absorb constants; "" if there is none.
     """
 
     rows: Layer
@@ -57,18 +56,18 @@ class Reader:
 
     @property
     def spared(self) -> NDArray[np.bool_]:
-        """`(K,)`: the channels that it can do without whatever it makes of them."""
+        """`(K,)`: the input channels that can be removed whatever its outputs are."""
         return ~np.isnan(self.column) if self.layer else self.column == 0
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Where the values of a network go.
+    """What reads the values of a network.
 
     Attributes:
         readers: in the order of the forward pass.
-        stay: nodes that reach an operator which is not understood.
-        widths: the nodes of every dimension of every tensor: one of each must stay.
+        stay: nodes that reach an operator without a rule.
+        widths: the nodes of every dimension of every tensor; one of each must stay.
     """
 
     readers: Sequence[Reader]
@@ -77,7 +76,7 @@ class Flow:
 
 
 def flow_of(network: nn.Module, traced: nn.Module, example: Inputs, dense: Trace) -> Flow:
-    """Run a copy of a network without values on the example, and note who reads what."""
+    """Trace a copy of the network without values on the example, and record its readers."""
     tracer = _Values(traced, dense, network)
     for x in example:
         tracer.learn(x, None)
@@ -95,7 +94,7 @@ def flow_of(network: nn.Module, traced: nn.Module, example: Inputs, dense: Trace
 
 
 class _Values(Replay):  # type: ignore[no-untyped-call]
-    """Runs beside a forward pass of the whole network and notes which values do not depend on the input, and who reads what."""
+    """Follows a forward pass and records which values do not depend on the input, and the readers."""
 
     def __init__(self, traced: nn.Module, dense: Trace, network: nn.Module) -> None:
         super().__init__(traced, dense, np.ones(dense.nodes, bool))
@@ -135,27 +134,27 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self._known[tensor] = value
 
     def value(self, tensor: Any) -> Value:
-        """What is known of a tensor; of a parameter or buffer everything."""
+        """The known values of a tensor; of a parameter or buffer all."""
         if tensor in self._known:
             known: Value = self._known[tensor]
             return known
         return self._tensors[self._names[id(tensor)][0]] if id(tensor) in self._names else None
 
     def core(self, tensor: Tensor) -> Tensor:
-        """The same, with NaN where nothing is known."""
+        """`value`, with NaN if nothing is known."""
         value = self.value(tensor)
         return torch.full([1] * tensor.dim(), torch.nan, dtype=torch.float64) if value is None else value
 
     def hold(self, layers: Iterable[Layer]) -> None:
-        """These must stay."""
+        """Record that these layers must stay."""
         self.stay += [layer.ravel() for layer in layers]
 
     def takes_constants(self, layer: str) -> bool:
-        """Whether a layer's weight and bias are read once each, so that its bias has no other meaning."""
+        """Whether a layer's weight and bias are each read once, so that its bias may be changed."""
         return max(self._reads[f"{layer}.weight"], self._reads[f"{layer}.bias"]) == 1
 
     def note(self, x: Labels, weight: Labels, used: Tensor, column: Tensor, sums: Tensor, layer: str) -> None:
-        """Note a reader; `x` holds the labels of what it reads, `weight` those of the `(N, K)` weights."""
+        """Record a reader; `x` holds the labels of its input, `weight` those of the `(N, K)` weights."""
         columns = next(iter([*along(weight, 1), *along(x, 1)]), None)
         if columns is None:
             self.hold(y for y in [*x, *weight] if 1 in support(y))
@@ -165,7 +164,7 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self.readers.append(Reader(rows, columns, used.numpy(), column.double().numpy(), sums, layer))
 
     def layer(self, weight: Tensor) -> str:
-        """The plain convolution or linear layer at work, if this is its weight; else ""."""
+        """The path of the convolution or linear layer running, if this is its weight; else ""."""
         path = self._modules[-1] if self._modules else ""
         module: Any = self._network.get_submodule(path)
         own = type(module) in FOLDABLE and self._parameter(weight) == f"{path}.weight"
@@ -180,7 +179,7 @@ ValueRule = Callable[[_Values, Call], list[Value]]
 
 
 def _value_rule(call: Call) -> ValueRule | None:
-    """The rule for an operator; None if there is none."""
+    """The rule of an operator for known values; None if there is none."""
     base = call.name[:-1] if call.name.endswith("_") else call.name
     if base in VALUE_RULES:
         return VALUE_RULES[base]
@@ -193,12 +192,12 @@ def _value_rule(call: Call) -> ValueRule | None:
 
 
 def _first(call: Call, value: Value) -> list[Value]:
-    """A value for the first result; nothing is known of the others."""
+    """This value for the first result; the others are unknown."""
     return [value] + [None for _ in call.outputs[1:]]
 
 
 def _uniform(value: Tensor, dims: Iterable[int]) -> Tensor:
-    """What is constant along these dimensions, with size 1 there; NaN where it varies."""
+    """The value reduced to size 1 along these dimensions; NaN where it varies along them."""
     for d in dims:
         if value.shape[d] > 1:
             first = value.narrow(d, 0, 1)
@@ -219,7 +218,7 @@ def _zeros(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _pointwise(tracer: _Values, call: Call) -> list[Value]:
-    """The operator itself on what is known; a product with zero is zero."""
+    """Run the operator on known values; a product with zero is zero, even of an unknown value."""
     values = [tracer.value(t) for t in call.tensors]
     flags = any(v is None and not t.is_floating_point() for t, v in zip(call.tensors, values, strict=True))
     if flags or all(v is None for v in values) or [t.is_floating_point() for t in call.outputs] != [True]:
@@ -239,7 +238,7 @@ def _pointwise(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _move(tracer: _Values, call: Call) -> list[Value]:
-    """The operator itself on the value at full size, which takes no memory, and back."""
+    """Run the operator on the value expanded to full size (no memory) and reduce the result again."""
     value = tracer.value(call.first)
     if value is None:
         return [None for _ in call.outputs]
@@ -273,7 +272,7 @@ def _pad(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _spatial(tracer: _Values, call: Call) -> list[Value]:
-    """Pooling, resampling and padding with copies: a channel that is constant in space stays what it is."""
+    """Pooling, resampling and padding with copies: a channel that is constant in space keeps its value."""
     x = call.first
     dims = next(int(digit) for digit in call.name if digit.isdigit())
     value = _uniform(tracer.core(x), range(x.dim() - dims, x.dim()))
@@ -290,7 +289,7 @@ def _mean(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _batch_norm(tracer: _Values, call: Call) -> list[Value]:
-    """With stored statistics: a scale and a shift. A channel whose scale is zero is constant."""
+    """Batch norm with stored statistics: a scale and a shift. A channel with scale zero is constant."""
     x = call["input"]
     names = ("weight", "bias", "running_mean", "running_var")
     given = {name: call[name] for name in names if call[name] is not None}
@@ -327,7 +326,7 @@ def _convolution(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _by_group(matrix: Tensor, groups: int) -> Tensor:
-    """The `(N, K)` matrix of a grouped sum, from the `(N, K / groups)` that is stored."""
+    """The block-diagonal `(N, K)` matrix of a grouped sum, from the stored `(N, K / groups)`."""
     return torch.block_diag(*matrix.chunk(groups)) if groups > 1 else matrix  # type: ignore[no-untyped-call]
 
 
@@ -348,7 +347,7 @@ def _matmul(tracer: _Values, call: Call) -> list[Value]:
 
 
 def _sum(used: Tensor, column: Tensor, sums: Tensor) -> Tensor:
-    """`(N,)`: what a reader makes of the `(K,)` channels, without bias; NaN where it uses one that varies."""
+    """The outputs `(N,)` of a reader for known `(K,)` channels, without bias; NaN if it uses an unknown one."""
     varying = column.isnan()
     result = sums[:, ~varying].double() @ column[~varying].double()
     return result.masked_fill(used[:, varying].any(1), torch.nan)

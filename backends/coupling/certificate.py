@@ -32,7 +32,7 @@ GROUPS = 8  # where a convolution has their number, its last argument: one that 
 
 
 class Mismatch(Exception):
-    """The pruned network does something else than the dense one, restricted to what is kept."""
+    """The pruned network differs from the dense one restricted to what is kept."""
 
     def __init__(self, index: int, what: str) -> None:
         super().__init__(what)
@@ -40,7 +40,7 @@ class Mismatch(Exception):
 
 
 class Expected:
-    """What the pruned network must have in place of a tensor of the dense one.
+    """What the pruned network must have instead of a tensor of the dense one.
 
     Attributes:
         sizes: its shape.
@@ -69,7 +69,7 @@ class Expected:
 
 
 class Replay(Tracer):  # type: ignore[no-untyped-call]
-    """Runs beside the pruned network's forward pass and compares it with the dense trace, operator by operator.
+    """Follows the pruned network's forward pass and compares it with the dense trace, operator by operator.
 
     The nodes keep their dense ids. If every operator gives the dense labels restricted to the kept nodes, then every
     coordinate of the pruned network is the coordinate of the dense one that it should be.
@@ -95,7 +95,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return super()._noted(tensor) if place is None else place.live
 
     def _place(self, tensor: Tensor) -> Expected | None:
-        """What a tensor is restricted from; None where that is not known."""
+        """The expectation for a tensor; None if it is unknown."""
         place: Expected | None = self._placed.get(tensor)
         if place is None and id(tensor) in self._names and super()._noted(tensor) is None:
             name, _ = self._names[id(tensor)]
@@ -114,7 +114,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return np.zeros(size, np.int64)
 
     def unite(self, a: Layer, b: Layer) -> None:
-        """Whatever an operator combines goes together in the dense network, too."""
+        """Check that the nodes that an operator combines go together in the dense network too."""
         self._apart |= bool((self.dense.roots[a] != self.dense.roots[b]).any())
 
     def freeze(self, layer: Layer) -> None:
@@ -127,7 +127,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         """Decided in the dense trace."""
 
     def varies(self, tensor: Tensor, dim: int) -> bool:
-        """In the dense network, since a dimension of size 1 does not show it."""
+        """Answered for the dense network, since a dimension of size 1 does not show it."""
         return any(dim in support(layer) for layer in self.dense.ops[self.index].inputs[0][1])
 
     def fresh(self, count: int) -> Layer:
@@ -166,7 +166,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _repeats(self, dense: Op, plain: tuple[Any, ...], tensors: list[Tensor]) -> bool:
-        """Whether the operands are those of the dense operator, restricted, and all else is the same."""
+        """Whether the operands are the restricted ones of the dense operator, and all other arguments are equal."""
         theirs = dense.plain
         if dense.name == "convolution":
             plain, theirs = plain[:GROUPS], theirs[:GROUPS]
@@ -179,7 +179,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return True
 
     def _put_in_place(self, tensor: Tensor, dense: tuple[Shape, Labels]) -> Expected:
-        """Note what a result is."""
+        """Record the expectation for a result."""
         place = self._placed[tensor] = self._expected(dense)
         if tensor.shape != place.sizes:
             raise Mismatch(self.index, f"the result has shape {tuple(tensor.shape)}, expected {place.sizes}")
@@ -201,10 +201,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self.index += 1
 
     def _expected(self, dense: tuple[Shape, Labels]) -> Expected:
-        """What is left of a tensor of the dense network.
+        """The restriction of a dense tensor to what is kept.
 
         Raises:
-            Mismatch: that is no tensor.
+            Mismatch: what is left is not a tensor.
         """
         found = self._memo.get(id(dense))
         if found is None:

@@ -1,4 +1,4 @@
-"""Groups of channels: the classes of a trace, sorted by what they are removed from, and the sizes of everything under a choice.
+"""Groups of channels: the classes of a trace, grouped by what they are removed from, and the sizes for a choice of classes.
 
 A *class* is a set of nodes that go together. Classes removed from exactly the same (parameter, dimension) pairs form one
 group and share one rate: in a ResNet with padded shortcuts that gives one group for each stage's stream and one for each
@@ -36,7 +36,7 @@ class ClassGroup:
 
 
 class Coupling:
-    """The classes and groups of a trace, in arrays that answer quickly."""
+    """The classes and groups of a trace, as arrays."""
 
     def __init__(self, trace: Trace, network: nn.Module) -> None:
         self.trace = trace
@@ -65,7 +65,7 @@ class Coupling:
 
     @cached_property
     def slices(self) -> list[tuple[str, int, Layer]]:
-        """For each tensor dimension that may shrink: the class position of each of its coordinates."""
+        """For each tensor dimension that may shrink, the class of each of its coordinates."""
         result = []
         same: dict[bytes, Layer] = {}  # tensors that go together share the array
         for leaf in self.trace.leaves:
@@ -88,7 +88,7 @@ class Coupling:
         return result
 
     def counts(self, ids: Layer) -> tuple[int, NDArray[np.int64]]:
-        """How many of these nodes always stay, and how many stay for each kept class of each group `(L,)`."""
+        """How many of these nodes always stay, and how many stay per kept class of each group, `(L,)`."""
         group = self._group[ids]
         key = group.tobytes()
         if key not in self._counted:

@@ -1,4 +1,4 @@
-"""Why channels are locked."""
+"""Explains why channels are locked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..tracing.record import Leaf, Trace
 
 
 class Reasons:
-    """Why channels are frozen: the first reason among all that is tied to them, other than by being frozen too."""
+    """Why channels are frozen: the first reason recorded for any channel tied to them."""
 
     def __init__(self, trace: Trace) -> None:
         left = np.concatenate([np.zeros(0, np.int64), *trace._left])

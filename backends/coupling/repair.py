@@ -1,7 +1,7 @@
-"""Sizes written into code: find the module attributes that hold them, or freeze the channels that they belong to.
+"""Sizes in the user's code: finds the module attributes that hold them, or freezes the channels that they belong to.
 
-The network is pruned on trial and replayed against its trace. Where the replay differs, the size at fault is looked for in the
-attributes of the module at work; each explanation is a hypothesis that further trials must not refute. If none holds, equal
+The network is pruned on trial and replayed against its trace. If the replay differs, the size at fault is searched for in the
+attributes of the running module; each explanation is a hypothesis that further trials must not refute. If none holds, equal
 pieces of a split are tied, and as the last resort everything that the operator touches stays.
 """
 
@@ -38,13 +38,13 @@ Place = tuple[str, str]
 def settle(
     network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True
 ) -> tuple[Coupling, list[Repair]]:
-    """Trial prunings until the replay agrees everywhere: one, more where channels are cut or attributes repaired.
+    """Run trial prunings, and repair attributes or freeze channels, until the replay agrees everywhere.
 
     Args:
-        network: the dense network in eval mode, on the device of the inputs; in the end it is as it was.
+        network: the dense network in eval mode, on the device of the inputs; restored at the end.
         inputs: as for `trace`.
         trace: its trace; left as it is.
-        repair: whether attributes may be changed to follow a size; else what they hold is frozen.
+        repair: whether attributes may be changed; if not, the channels of the sizes that they hold are frozen.
 
     Returns:
         The final groups, of a trace in which what cannot be repaired is frozen; and the repairs that a pruned network needs.
@@ -104,7 +104,7 @@ class _Fixes:
         return [repair for found in self._accepted.values() for repair in found]
 
     def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
-        """Do the next thing that may mend a mismatch."""
+        """Apply the next fix for a mismatch."""
         op = self._trace.ops[mismatch.index]
         place = (op.module, op.line)
         modules = self._at[op.line]
@@ -116,7 +116,7 @@ class _Fixes:
             self._accepted[place] = found
             for module in modules:
                 sister = (module, op.line)
-                if sister not in self._untried:  # it was never at fault itself
+                if sister not in self._untried:  # it was not the cause
                     self._accepted[sister] = self._likewise(found, module, self._sizes(sister, kept))
             return
         ties = self._ties.setdefault(op.line, self._tied(op.line))
@@ -129,7 +129,7 @@ class _Fixes:
         self._give_up(mismatch, op.line, kept)
 
     def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
-        """The nodes behind every size at a place that changed: what is made, then the results, then the inputs."""
+        """The nodes of every size that changed at a place: made by the operator, then of results, then of inputs."""
         module, line = place
         found: dict[Key, Layer] = {}
         ops = self._at[line][module]
@@ -156,7 +156,7 @@ class _Fixes:
         return tuple(result)
 
     def _tied(self, line: str) -> Iterator[None]:
-        """Tie what the code at a line takes for one, a step at a time; all but the first are undone when they did not help."""
+        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless."""
         trace, modules = self._trace, self._at[line]
         before = trace.pairs
         for op in itertools.chain(*modules.values()):
@@ -182,7 +182,7 @@ class _Fixes:
             trace.forget(before, after)
 
     def _layers(self, module: str) -> list[Layer]:
-        """What varies along one dimension alone, of all that a module and those inside it see and make."""
+        """The one-dimensional layers of all inputs and outputs in a module and those inside it."""
         if module not in self._inside:
             inside = (op for op in self._trace.ops if op.module == module or op.module.startswith(module + "."))
             layers = {id(x): x for op in inside for _, labels in [*op.inputs, *op.outputs] for x in labels}
@@ -190,7 +190,7 @@ class _Fixes:
         return self._inside[module]
 
     def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
-        """What a line makes, in pieces as wide as its last dimensions together, and equal widths inside its module."""
+        """Pairs of equal widths: in pieces of what a line makes, as wide as its last dimensions together, and in its module."""
         roots = self._trace.roots
         widths: dict[bytes, Layer] = {}
         for layer in self._layers(module):
@@ -205,7 +205,7 @@ class _Fixes:
                         yield made.reshape(-1, width.size), width[None]
 
     def _give_up(self, mismatch: Mismatch, line: str, kept: NDArray[np.bool_]) -> None:
-        """Freeze what the operators of a line touch, in all modules where nothing better was found."""
+        """Freeze what the operators of a line touch, in all modules without a better fix."""
         trace = self._trace
         here = [op for module, ops in self._at[line].items() if not self._accepted.get((module, line)) for op in ops]
         touched, culprit = _live(here, kept), mismatch.index
@@ -269,7 +269,7 @@ def _hypotheses(
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The plain integers above 1 that a module holds, alone or in a tuple, and reads after it was made."""
+    """The integers above 1 that a module holds, alone or in a tuple, and reads after construction."""
     kind: Any = type(module)
     read = _read(kind)
     for name, value in vars(module).items():
@@ -285,7 +285,7 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 
 @functools.cache
 def _read(kind: Any) -> set[str]:
-    """The names that occur in the methods of a class, those of its making left out."""
+    """The names in the methods of a class, without its constructor."""
     methods = [m for c in kind.__mro__ for name, m in vars(c).items() if name != "__init__" and c is not nn.Module]
     return {name for method in methods if hasattr(method, "__code__") for name in _names(method.__code__)}
 

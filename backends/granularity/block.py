@@ -20,10 +20,10 @@ DEFAULT = LAYOUTS["block"]["block"].default
 
 
 class Block(Masked):
-    """Vectors of B neighbouring weights become zero: `1xB` along the inputs, `Bx1` along the outputs, at one kernel position.
+    """Vectors of B neighbouring weights are set to zero: `1xB` along inputs, `Bx1` along outputs, per kernel position.
 
     Args:
-        block: `1x4`, `8x1` and so on. A width that is no multiple of B ends in a shorter vector.
+        block: such as `1x4` or `8x1`. A width that is no multiple of B ends in a shorter vector.
     """
 
     name = "block"

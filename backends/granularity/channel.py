@@ -1,7 +1,7 @@
-"""Granularity `channel`: whole channels are removed, with everything that depends on them.
+"""Granularity `channel`: whole channels are removed, with everything coupled to them.
 
-What is coupled is found by label tracing (`tracing/`); groups are as in `coupling/classes.py`. A candidate runs sliced, so a
-network half the size costs half as much to score.
+Coupled channels are found by label tracing (`tracing/`) and grouped in `coupling/classes.py`. Candidates run with sliced
+tensors, so smaller networks are cheaper to score.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from ..tracing.weights import Layout, sort_out
 
 
 class Channel:
-    """Removal of whole channels from one network.
+    """Whole channels are removed and tensors shrink, with everything coupled to them.
 
     Args:
         network: the dense network; left as it is.
-        inputs: an example of what it takes; the batch may be of any size.
-        importance: what orders the channels within a group.
+        inputs: example inputs; the batch may be of any size.
+        importance: orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
-        round_to: so many channels are one unit; a width that is no multiple loses the remainder first. Text sets it by the
-            kind of layer that makes the channels: `8`, or `conv=8,linear=4`.
-        min_width: at least so many channels of a group stay, where it has as many.
-        repair: whether sizes that the code keeps in attributes are made to follow; else the channels concerned stay.
+        round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
+            `conv=8,linear=4` by the kind of layer that makes the channels.
+        min_width: the fewest channels that stay of a group, if it has as many.
+        repair: whether size attributes of modules are changed to fit; if not, the channels concerned stay.
 
     Raises:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
@@ -108,7 +108,7 @@ class Channel:
         return tuple(_group(group, int(step), max_rate, min_width) for group, step in groups)
 
     def _runs(self, kept: Counts) -> bool:
-        """Whether the network runs as predicted with these units."""
+        """Whether the network with these units runs as predicted."""
         try:
             self._certify(self._kept_classes(kept))
         except Mismatch:
@@ -116,10 +116,10 @@ class Channel:
         return True
 
     def _certify(self, classes: NDArray[np.bool_]) -> list[Attribute]:
-        """Replay the network with these classes against the dense trace.
+        """Replay the network that keeps these classes against the dense trace.
 
         Returns:
-            The sizes to set in it.
+            The sizes to set in its modules.
 
         Raises:
             Mismatch: they differ.
@@ -131,7 +131,7 @@ class Channel:
         return sizes
 
     def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
-        """For each group the importance of its classes: the sum over everything that goes with one, or what stands for it."""
+        """For each group the importance of its classes: summed over all slices removed with a class, or given as a whole."""
         coupling = self._coupling
         total = np.zeros(coupling.classes + 1)
         for name, dim, position in coupling.slices:
@@ -166,7 +166,7 @@ class Channel:
 
     @cached_property
     def _sizes(self) -> dict[str, dict[int, Size]]:
-        """The size of each parameter's dimensions that the trace follows."""
+        """The size of each traced dimension of every parameter."""
         leaves: dict[str, dict[int, Size]] = {}
         for leaf in self._coupling.trace.leaves:
             ids = np.arange(leaf.start, leaf.start + leaf.size)
@@ -175,7 +175,7 @@ class Channel:
 
     @cached_property
     def _terms(self) -> dict[str, Term]:
-        """The number of entries of each parameter."""
+        """The number of entries of each parameter, as a term of a cost."""
         terms: dict[str, Term] = {}
         for name, parameter in self._traced.named_parameters():
             dims = self._sizes.get(name, {})
@@ -183,11 +183,11 @@ class Channel:
         return terms
 
     def entries(self, names: Iterable[str]) -> SumOfProducts:
-        """How many entries these weights keep: one term each, of the numbers of channels that stay."""
+        """The number of entries of these weights, one term each, as a function of the kept channels."""
         return SumOfProducts([self._terms[name] for name in names], len(self.groups))
 
     def times(self, layouts: Iterable[Layout]) -> list[SumOfProducts]:
-        """For each weight how often its entries are multiplied for one image, of the numbers of channels that stay."""
+        """For each weight the multiplications of an entry per image, as a function of the kept channels."""
         found = []
         for layout in layouts:
             terms = []
@@ -199,11 +199,11 @@ class Channel:
 
     @property
     def coupling(self) -> Coupling:
-        """What goes together, with the trace that says so."""
+        """The coupled classes, with their trace."""
         return self._coupling
 
     def channels(self, kept: Counts) -> Counts:
-        """How many channels stay, `(P, L)`, with `kept` `(P, L)` units of each group."""
+        """The kept channels `(P, L)` for `kept` `(P, L)` units of each group."""
         widths = np.diff(self._coupling.offsets).astype(np.int64)
         result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, widths)
         return result
@@ -213,9 +213,9 @@ class Channel:
         return {name: cost(channels) for name, cost in self._costs.items()}
 
     def shapes(self, kept: Counts) -> dict[str, Counts]:
-        """The shape of each convolution and linear weight, `(P, dims)`, with `kept` `(P, L)` units of each group."""
+        """The shape `(P, dims)` of each convolution and linear weight for `kept` `(P, L)` units of each group."""
         channels = self.channels(kept)
-        known: dict[tuple[int, bytes], Counts] = {}  # the sizes that a network has are few
+        known: dict[tuple[int, bytes], Counts] = {}  # a network has few distinct sizes
         found = {}
         for name in sorted({p.parameter for p in self._coupling.trace.products if p.parameter is not None}):
             shape = self._traced.get_parameter(name).shape
@@ -229,12 +229,12 @@ class Channel:
         return found
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
-        """The width of a group of channels on these dimensions of a parameter that does not divide by `span`."""
+        """The width of a channel group on these dimensions that `span` does not divide; None if there is none."""
         parts = [g.roots.size for g in self._coupling.groups if any((name, dim) in g.members for dim in dims)]
         return next((size for size in parts if size % span), None)
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
-        """The coordinates that stay, for each tensor dimension that loses some."""
+        """The indices that stay, for each tensor dimension that shrinks."""
         return self._coupling.kept_indices(self._kept_classes(kept))
 
     def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
@@ -256,10 +256,10 @@ class Channel:
         return Candidate(self._skeleton, tensors, where, indices)
 
     def plan(self, kept: Counts) -> Plan:
-        """The plan, certified: the pruned network was replayed against the trace of the dense one.
+        """The plan, after the pruned network was replayed against the trace of the dense one.
 
         Raises:
-            FreePruneError: the certificate failed; the sentence names module and line.
+            FreePruneError: they differ; the error names module and line.
         """
         classes = self._kept_classes(kept)
         try:
@@ -278,10 +278,10 @@ class Channel:
         )
 
     def profile(self, importance: Importance) -> Profile:
-        """A unit's importance is that of its channels together.
+        """The importance of units, and a density for each group.
 
-        A group's density is the square root of the mean over the layers that make its channels: removing channels thins a
-        weight twice, by its outputs and by its inputs. A group that no layer makes stays as dense as it may.
+        A group's density is the square root of the mean ERK density of the layers that make its channels, since removing
+        channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes.
         """
         shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
         densities, shared = [], []
@@ -299,7 +299,7 @@ class Channel:
 
 
 def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
-    """The kind of layer that makes a group's channels, as `round_to` names it."""
+    """The kind of layer that makes a group's channels: "conv" or "linear"."""
     made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
     return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
 
@@ -311,7 +311,7 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
 
 
 def _steps(round_to: int | str) -> dict[str, int]:
-    """How many channels are one unit, by kind of layer: `8`, or `conv=8,linear=4`."""
+    """Parse `round_to`: the number of channels in a unit, by kind of layer."""
     steps = {"conv": 1, "linear": 1}
     for part in str(round_to).split(","):
         kind, _, number = part.rpartition("=")
@@ -322,7 +322,7 @@ def _steps(round_to: int | str) -> dict[str, int]:
 
 
 def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
-    """Why no group is left."""
+    """The error for a network without a channel to remove."""
     if not any(product.parameter for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"

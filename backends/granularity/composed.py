@@ -1,4 +1,4 @@
-"""Two granularities at once: channels are removed, and what is left is masked (`channel+nm`, `channel+weight`, ...)."""
+"""Two granularities at once: channels are removed, then weights are masked (`channel+nm`, `channel+weight`, ...)."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ from .masked import Masked, Scores
 
 
 class Composed:
-    """Removal of whole channels, then of smaller units among what they leave.
+    """Removal of whole channels, then of weights among those that are left.
 
-    Both rates of every layer stand in one vector: first those of the channel groups, then those of the masked layers. The
-    second granularity's units are laid out anew on the kept channels, and the same fraction of them stays as in the dense
-    layer, rounded down.
+    The rate vector holds first the rates of the channel groups, then those of the masked layers. The units of the second
+    granularity are formed again on the kept channels, and the same fraction of them stays as in the dense layer, rounded down.
 
     Args:
-        network, inputs, importance, max_rate: as for both.
-        options: of both. Where a unit of the second spans several channels, `round_to` defaults to that span and must be a
-            multiple of it, so that every smaller layer divides into whole units; layers where it would not stay unmasked.
+        network, inputs, importance, max_rate: as for both granularities.
+        options: of both. If a unit of the second spans several channels, `round_to` defaults to that span and must be a
+            multiple of it, so that every smaller layer divides into whole units. Layers that still would not are not masked.
 
     Attributes:
-        dense: why the second granularity leaves a layer as it is, by the name of its weight.
+        dense: why the second granularity does not mask a layer, by the name of its weight.
         channel, mask: the two granularities, each made for the dense network.
-        split: how many of the groups are those of `channel`, which come first.
+        split: the number of channel groups, which come first.
     """
 
     second: ClassVar[type[Masked]]
@@ -115,14 +114,14 @@ class Composed:
         return replace(channels, tensors={**channels.tensors, **{n: w * masks[n].to(w.device) for n, w in weights.items()}})
 
     def plan(self, kept: Counts) -> Plan:
-        """The plan, its channels certified as `Channel.plan` does."""
+        """The plan; its channels are certified by `Channel.plan`."""
         channels = self.channel.plan(kept[: self.split])
         layers = zip(self.groups[self.split :], kept[self.split :], strict=True)
         rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
         return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
 
     def profile(self, importance: Importance) -> Profile:
-        """Those of both granularities, each half's densities relative to their mean."""
+        """The profiles of both granularities, each with densities relative to their mean."""
         parts = [part.profile(importance) for part in (self.channel, self.mask)]
         return Profile(
             tuple(values for part in parts for values in part.importance),
@@ -131,7 +130,7 @@ class Composed:
         )
 
     def _masks(self, kept: Counts, indices: Any) -> dict[str, Tensor]:
-        """The elements that stay, of the shape after the channels are gone, for each weight that loses some."""
+        """The mask of each weight that loses elements, in the shape after channels are removed."""
         scores = {name: _sliced(self._importance.elements[name], indices.get(name, {})) for name in self.mask.layouts}
         ranks = self.mask.ranks(scores, self._importance)
         sizes = np.array([places.size for places in ranks.values()])

@@ -12,7 +12,7 @@ from .masked import Masked, Ranks, Scores, ranked
 
 
 class Kernel(Masked):
-    """Whole k x k kernels, one for each pair of output and input channel, become zero; 1x1 included."""
+    """Whole k x k kernels, one per pair of output and input channel, are set to zero; 1x1 included."""
 
     name = "kernel"
     gain: ClassVar[str] = "only kernels written for such zeros gain from them"
@@ -22,6 +22,6 @@ class Kernel(Masked):
 
 
 def whole_kernels(scores: Scores, importance: Importance) -> Ranks:
-    """Kernels by their importance; a linear layer's are single weights."""
+    """Ranks of kernels by their importance; the kernels of a linear layer are single weights."""
     units = ranked(importance.total(scores.sum(axis=3)))
     return np.broadcast_to(units[..., None], scores.shape)

@@ -1,7 +1,7 @@
-"""What all granularities that set weights to zero share: layers, ranks, masks, cost.
+"""The base class of granularities that set weights to zero: layers, ranks, masks, cost.
 
-Each of them lays out the weights of every layer in units and ranks the units; the mask for k kept units is `rank < k`, so
-nothing but the ranks has to be remembered.
+A granularity divides the weights of every layer into units and ranks them. The mask for k kept units is `rank < k`, so only
+the ranks are stored.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Ranks = NDArray[np.int64]
 
 
 class Masked:
-    """Removal of weights that stay in place as zeros.
+    """Pruning that sets weights to zero in place.
 
     Args:
         network: the dense network; left as it is.
-        inputs: an example of what it takes; the batch may be of any size.
-        importance: what orders the units within a layer.
+        inputs: example inputs; the batch may be of any size.
+        importance: orders the units within a layer.
         max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
-        leave: says of a weight why it must stay dense, beyond the reasons that the granularity has; None if it need not.
+        leave: a further reason why a weight must stay dense, beside `refusal`; None if there is none.
 
     Attributes:
-        layouts: how the weight of each layer that is treated lies in its products, by the parameter's name.
-        dense: why a layer is left as it is, by the name of its weight.
+        layouts: the layout of the weight of each pruned layer, by the parameter's name.
+        dense: why a layer is not pruned, by the name of its weight.
 
     Raises:
-        FreePruneError: no layer can be treated, or the network rejects the inputs.
+        FreePruneError: no layer can be pruned, or the network rejects the inputs.
     """
 
     name: ClassVar[str]
@@ -55,7 +55,7 @@ class Masked:
     uncompacted: ClassVar[str | None] = None
     gain: ClassVar[str] = "whether another runtime gains from it has to be measured there"
     channel = None
-    scales = True  # whether a smaller layer has fewer units, or as many smaller ones
+    scales = True  # whether a layer without some channels has fewer units; else it has as many, smaller ones
 
     def __init__(
         self,
@@ -111,31 +111,31 @@ class Masked:
 
     @classmethod
     def span(cls, **options: Any) -> tuple[str, int]:
-        """Along what, inputs or outputs, a unit takes several channels, and how many; the same for all layers."""
+        """The number of channels that a unit spans, and whether these are inputs or outputs; the same for all layers."""
         return IN, 1
 
     def refusal(self, layout: Layout) -> str | None:
-        """Why a weight that lies like this must stay dense; None if it need not."""
+        """Why a weight with this layout must stay dense; None if it need not."""
         return None
 
     def ranks(self, scores: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        """For every layer the place of each weight's unit, 0 for the unit that stays longest.
+        """For every layer the rank of each weight's unit, 0 for the unit that stays longest.
 
         Args:
-            scores: the importance of every weight, of the weight's shape; some of its channels may be gone.
-            importance: how the scores of a unit's weights add up.
+            scores: the importance of every weight, in the weight's shape; some of its channels may be gone.
+            importance: turns the summed scores of a unit into its importance.
 
         Returns:
-            Places of the shapes of the scores.
+            Ranks in the shapes of the scores.
         """
         matrices = {name: self.layouts[name].matrices(values) for name, values in scores.items()}
         found = self.order(matrices, importance)
         return {name: self.layouts[name].restored(found[name], values.shape) for name, values in scores.items()}
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
-        """The same for scores and places `(matrices, outputs, inputs, kernel positions)`, however the weight lies.
+        """Ranks for scores of shape `(matrices, outputs, inputs, kernel positions)`, however the weight is stored.
 
-        Here every weight is a unit of its own.
+        Override this to define units; here every weight is one.
         """
         return {name: ranked(importance.total(values)) for name, values in matrices.items()}
 
@@ -147,13 +147,13 @@ class Masked:
         return {"macs": macs + self._other_macs, "nonzero": weights + self._other_weights}
 
     def units_left(self, kept: Any, entries: Any) -> Any:
-        """The units that stay in layers `(..., L)` of so many weights when `kept` would stay in the dense ones."""
+        """The kept units `(..., L)` of layers with `entries` weights left, if `kept` units stay of the dense layers."""
         if not self.scales:
             return kept
         return np.maximum(kept * entries // self._sizes["weights"], 1)
 
     def weights_left(self, kept: Any, entries: Any) -> Any:
-        """The weights of these units. Units have at most two sizes, the larger ones ranked last."""
+        """The number of weights in `units_left`. Units have at most two sizes; those of the other size rank last."""
         sizes = self._sizes
         if not self.scales:
             return kept * entries // sizes["units"]
@@ -163,7 +163,7 @@ class Masked:
 
     @cached_property
     def _sizes(self) -> dict[str, NDArray[np.int64]]:
-        """Of each layer `(L,)`: its units and weights, the size of its first and last unit, how many are as the first."""
+        """For each layer `(L,)`: its units, its weights, the size of the first and last unit, the units of the first's size."""
         units = [np.diff(kept) for kept in self._kept_weights]
         return {
             "units": np.array([sizes.size for sizes in units]),
@@ -174,7 +174,7 @@ class Masked:
         }
 
     def _masks(self, kept: Counts) -> dict[str, Tensor]:
-        """The elements that stay, for each weight that loses some."""
+        """The mask of each weight that loses elements; True stays."""
         layers = zip(self._ranks.items(), self.groups, kept, strict=True)
         return {name: ranks < int(k) for (name, ranks), group, k in layers if k < group.units}
 
@@ -190,12 +190,12 @@ class Masked:
         )
 
     def profile(self, importance: Importance) -> Profile:
-        """A unit's importance is that of its weights together, a layer's density that of its weight."""
+        """The importance of units from that of their weights, and the ERK density of each layer."""
 
         def units(name: str) -> NDArray[np.float64]:
             places, elements = self._ranks[name].cpu().numpy().ravel(), importance.elements[name].ravel()
             sums: NDArray[np.float64] = np.bincount(places, weights=elements).astype(np.float64)
-            return -np.sort(-importance.total(sums))  # N:M and patterns rank by place as well, not by importance alone
+            return -np.sort(-importance.total(sums))  # N:M and patterns do not rank by importance alone
 
         return Profile(
             tuple(units(name) for name in self._ranks),
@@ -205,7 +205,7 @@ class Masked:
 
 
 def ranked(scores: Scores) -> Ranks:
-    """The place of each entry in descending order, of the same shape; ties by position."""
+    """The rank of each entry in descending order, in the same shape; ties by position."""
     order = np.argsort(-scores.ravel(), kind="stable")
     ranks = np.empty(order.size, np.int64)
     ranks[order] = np.arange(order.size)
@@ -213,11 +213,11 @@ def ranked(scores: Scores) -> Ranks:
 
 
 def _kept_weights(ranks: Ranks, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
-    """`(units + 1,)`: how many weights stay with 0, 1, ... all units; or their multiplications, with how often each has any."""
+    """`(units + 1,)`: the number of weights kept with 0, 1, ... all units; with `times`, of their multiplications."""
     each = np.broadcast_to(times, ranks.shape).ravel()
     return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel(), weights=each).astype(np.int64))])
 
 
 def _fewest(kept: NDArray[np.int64], max_rate: float) -> int:
-    """The fewest units that leave at least `1 - max_rate` of the weights, one at least."""
+    """The fewest units, at least one, that keep at least `1 - max_rate` of the weights."""
     return max(1, int(np.searchsorted(kept, kept[-1] * (1 - max_rate) - 1e-6)))

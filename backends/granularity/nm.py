@@ -20,12 +20,12 @@ DEFAULT = LAYOUTS["nm"]["nm"].default
 
 
 class NM(Masked):
-    """N of M neighbouring inputs of an output stay at each kernel position, as sparse tensor cores want it.
+    """N of every M neighbouring inputs stay at each kernel position; the others are set to zero.
 
     Source: Mishra et al. 2021, arXiv:2104.08378, for 2:4.
 
     Args:
-        nm: `2:4`: a layer is 2:4 or dense. `4`: a layer takes any N from 1 to 4 (4 being dense).
+        nm: `2:4`: each layer is 2:4 or dense. `4`: each layer has its own N from 1 to 4 (4 being dense).
     """
 
     name = "nm"
@@ -65,7 +65,7 @@ class NM(Masked):
 
 
 def _parse(nm: str) -> tuple[int, int]:
-    """N and M; N is 0 where it is free."""
+    """N and M; N is 0 if it is free."""
     form = re.fullmatch(r"(?:(\d+):)?(\d+)", nm)
     n, m = (int(form[1] or 0), int(form[2])) if form else (0, 0)
     if m < 2 or n >= m or (form and form[1] and n < 1):

@@ -12,18 +12,18 @@ from ..criteria import Importance
 from .kernel import whole_kernels
 from .masked import Masked, Ranks, Scores, ranked
 
-LIBRARY = 8  # patterns; PatDNN's accuracy saturates at six to eight (section 6)
-ENTRIES = 4  # weights of nine that a pattern keeps
+LIBRARY = 8  # number of patterns; PatDNN's accuracy saturates at six to eight (section 6)
+ENTRIES = 4  # of the nine weights, how many a pattern keeps
 
 
 class Pattern(Masked):
-    """3x3 kernels are cut to 4-of-9 patterns, least loss first, and beyond a rate of 5/9 removed; other kernels go whole.
+    """3x3 kernels keep one of a few 4-of-9 patterns, or nothing beyond a rate of 5/9; other kernels go whole.
 
-    The patterns are a small library, the commonest among the best patterns of all kernels of the network.
+    Kernels with the least loss are cut first. The patterns are the most common among the best patterns of all kernels.
 
     Source: PatDNN, Niu et al. 2020, arXiv:2001.00138, section 4.
-    Differs: kernels are switched one at a time, so that a layer can have any rate; whole kernels go only after all have been
-    switched (PatDNN prunes both at fixed rates); the optimisation by ADMM is left to the search and one fine-tuning.
+    Differs: kernels are cut to patterns one at a time, so that a layer can have any rate; whole kernels go only after all have
+    been cut (PatDNN prunes both at fixed rates); search and fine-tuning replace the optimisation by ADMM.
     """
 
     name = "pattern"
@@ -41,7 +41,7 @@ class Pattern(Masked):
 
 
 def _library(layers: list[Scores], importance: Importance) -> NDArray[np.bool_]:
-    """The commonest patterns, `(up to 8, 9)`: for each kernel its centre and the three most important others."""
+    """The most common patterns, `(up to 8, 9)`; a kernel's own is its centre and the three most important others."""
     if not layers:
         return np.zeros((0, 9), bool)
     scores = importance.total(np.concatenate(layers))
@@ -54,7 +54,7 @@ def _library(layers: list[Scores], importance: Importance) -> NDArray[np.bool_]:
 
 
 def _switched(kernels: Scores, library: NDArray[np.bool_], importance: Importance) -> Ranks:
-    """Two units a kernel: the four weights of its pattern, and the five others, all of which go before any of the former."""
+    """Ranks of two units per kernel: the four weights of its pattern, and the five others. All the others go first."""
     kept = kernels @ library.T.astype(np.float64)  # (kernels, patterns)
     choice = np.abs(kept).argmax(axis=1)
     pattern = library[choice]

@@ -8,7 +8,7 @@ from .masked import Masked
 
 
 class Weight(Masked):
-    """Single weights become zero, at a rate for each layer."""
+    """Single weights are set to zero, at one rate per layer."""
 
     name = "weight"
     gain: ClassVar[str] = "sparse kernels gain from such zeros, such as XNNPACK's for 1x1 convolutions"

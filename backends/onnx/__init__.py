@@ -1,4 +1,4 @@
-"""ONNX files: written, run, timed, compressed. To add a runtime: write a module here and add its line to RUNTIMES."""
+"""Writes, runs, times and compresses ONNX files. To add a runtime: write a module here and add its line to RUNTIMES."""
 
 from .onnx_runtime import ONNX_RUNTIME as ONNX_RUNTIME
 from .runtime import Runtime as Runtime

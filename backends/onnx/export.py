@@ -1,4 +1,4 @@
-"""ONNX: a network written to one file that was run and compared with it."""
+"""Exports a network to an ONNX file, which is then run and compared with the network."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
-LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message ends at 2 GiB; 16 MiB are left for the graph
+LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message holds 2 GiB; 16 MiB are left for the graph
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX file: where, how large, whether it takes any batch size, and what the user should know about it."""
+    """An exported ONNX file: its path and size, whether it takes any batch size, and warnings for the user."""
 
     path: Path
     bytes: int
@@ -44,20 +44,20 @@ def export_onnx(
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
 ) -> Exported:
-    """Write a network, in eval mode, as a single ONNX file that holds no source path and no time: same network, same file.
+    """Export a network in eval mode to one ONNX file without source paths or times: the same network gives the same file.
 
-    The file is checked by ONNX and run with batches of 1 and 3 against the network. A network that fixes its batch size
-    is exported with that of `inputs`, and a warning says so.
+    The file is checked by ONNX and compared with the network on batches of 1 and 3. A network with a fixed batch size is
+    exported with that of `inputs`, and a warning says so.
 
     Args:
-        network: left as it was.
-        inputs: what the network is called with, `(N, ...)` each.
-        path: the file; replaced in one step once everything holds.
-        metadata: written into the file's properties, sorted by key.
-        runtime: what the file is run in.
+        network: left as it is.
+        inputs: example inputs, `(N, ...)` each.
+        path: the file, replaced atomically after all checks.
+        metadata: the file's properties, written sorted by key.
+        runtime: runs the file for the comparison.
 
     Raises:
-        FreePruneError: the network cannot be exported, its export computes something else, or its weights exceed 2 GiB.
+        FreePruneError: the network cannot be exported, the export differs from it, or its weights exceed 2 GiB.
     """
     path = Path(path)
     if not inputs or any(x.ndim == 0 or len(x) != len(inputs[0]) for x in inputs):
@@ -90,7 +90,7 @@ def export_onnx(
 
 
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> Any:
-    """The checked ModelProto of a network, without what the exporter tells about its source."""
+    """The checked ModelProto of a network, without source paths and stack traces."""
     import onnx
 
     with _quiet():
@@ -108,7 +108,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) ->
 
 
 def _strip(message: Any) -> None:
-    """Clear properties and documentation strings, which hold source paths and stack traces, at every depth."""
+    """Remove properties and doc strings, which hold source paths and stack traces, at every depth."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)
@@ -118,7 +118,7 @@ def _strip(message: Any) -> None:
 
 
 def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
-    """Raise unless the model gives the network's outputs, and, if so asked, one row for each row of the inputs."""
+    """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
     batch = len(inputs[0])
     with torch.no_grad():
         expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
@@ -133,7 +133,7 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings, log lines and printed graphs are about its own insides: not shown."""
+    """Silence the exporter's warnings, log lines and printed graphs."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -16,11 +16,11 @@ from .runtime import Arrays, Opened, Runtime, cause
 
 
 class OnnxRuntime(Runtime):
-    """ONNX Runtime on a CPU: runs one operator after another, in the caller's thread and helpers beside it."""
+    """ONNX Runtime on a CPU: runs operators one after another, in the caller's thread and its helper threads."""
 
     name = "ONNX Runtime"
     place = "ONNX Runtime on this CPU"
-    # It lays channels out in blocks of 8 or 16, and leaves that layout where the inputs of a layer are no multiple of 4.
+    # It stores channels in blocks of 8 or 16, and does not if the inputs of a layer are no multiple of 4.
     step = 8
     alignment = 4
 
@@ -32,7 +32,7 @@ class OnnxRuntime(Runtime):
         return _Session(session(model, threads))
 
     def kernel_ms(self, model: bytes, op: str, threads: int, *, runs: tuple[int, int], seconds: float) -> float:
-        """By profiling, which tells a kernel's time from that of changes of layout around it."""
+        """Measured by profiling, which separates a kernel's time from the layout changes around it."""
         with tempfile.TemporaryDirectory() as scratch:
             running = session(model, threads, str(Path(scratch) / "profile"))
             (given,) = running.get_inputs()
@@ -48,7 +48,7 @@ class OnnxRuntime(Runtime):
 
 
 class _Session:
-    """A session as the seam wants it."""
+    """A session with the interface of `Opened`."""
 
     def __init__(self, running: Any) -> None:
         self._running = running
@@ -66,7 +66,7 @@ class _Session:
 
 
 def session(model: str | bytes, threads: int, profile: str | None = None) -> Any:
-    """A session of ONNX Runtime on the CPU; `profile` begins the name of the file that each kernel's time goes to."""
+    """A session of ONNX Runtime on the CPU; with `profile`, each kernel's time is written to a file with this prefix."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -74,7 +74,7 @@ def session(model: str | bytes, threads: int, profile: str | None = None) -> Any
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Idle threads otherwise spin for a while after a run, on the cores that the next session is timed on.
+    # Otherwise idle threads spin for a while after a run, on the cores on which the next session is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile

@@ -1,4 +1,4 @@
-"""What runs and times ONNX files."""
+"""The interface of runtimes, which run and time ONNX files."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from ...common import FreePruneError, Inputs
 
 Arrays = tuple[NDArray[Any], ...]
 
-LATENCY_SECONDS = 4.0  # after which no further turn of a measurement begins
+LATENCY_SECONDS = 4.0  # no further turn of a measurement begins after so many
 
 
 class Opened(Protocol):
-    """A file that is ready to run.
+    """An opened ONNX file, ready to run.
 
     Attributes:
-        inputs: how many it takes.
-        batch: the only number of rows that it takes; None where it takes any.
+        inputs: the number of inputs.
+        batch: the fixed batch size; None if any will do.
     """
 
     inputs: int
     batch: int | None
 
     def run(self, arrays: Arrays) -> Arrays:
-        """The outputs for as many inputs, of `batch` rows each.
+        """The outputs for `inputs` arrays of `batch` rows.
 
         Raises:
-            FreePruneError: they do not fit the file.
+            FreePruneError: the arrays do not fit the file.
         """
 
 
 class Runtime(ABC):
-    """What runs ONNX files, and what networks are timed in.
+    """Runs and times ONNX files.
 
     Attributes:
-        name: as sentences name it: "ONNX Runtime".
+        name: in sentences: "ONNX Runtime".
         place: where it runs, as it follows "in": "ONNX Runtime on this CPU".
-        step: layers are timed at widths that are multiples of it; between them the time is interpolated.
-        alignment: a layer whose number of input channels is no multiple of it may be much slower; 1 where all are alike.
+        step: layers are timed at widths that are multiples of it, and interpolated between.
+        alignment: a layer with a number of input channels that is no multiple of it may be much slower; 1 if none is.
     """
 
     name: str
@@ -58,42 +58,41 @@ class Runtime(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Of the library, for records of what was measured."""
+        """The version of the library, recorded with measurements."""
 
     @abstractmethod
     def open(self, model: str | bytes, threads: int) -> Opened:
-        """A file, by its path or its content, made ready to run with so many threads.
+        """Open a file, given by path or content, to run with this number of threads.
 
         Raises:
-            Exception: of any kind, with the reason in its first line.
+            Exception: any, with the reason in its first line.
         """
 
     @abstractmethod
     def kernel_ms(self, model: bytes, op: str, threads: int, *, runs: tuple[int, int], seconds: float) -> float:
-        """The least milliseconds of a run that the kernel of the only operator takes, without what the runtime does around it.
+        """The least time in milliseconds of the only operator's kernel over several runs, without the runtime's overhead.
 
         Args:
-            model: the content of a file with one input of a fixed shape, which gets random numbers.
+            model: the content of a file with one input of fixed shape, which gets random numbers.
             op: the operator as ONNX names it, such as `Conv`.
             threads: of the runtime.
-            runs: at least and at most so many.
+            runs: the fewest and the most runs.
             seconds: no further run begins after these.
 
         Raises:
-            Exception: of any kind, with the reason in its first line.
+            Exception: any, with the reason in its first line.
         """
 
     def clock(self, threads: int) -> Callable[[], float]:
-        """What tells the seconds that a run takes.
+        """The clock in seconds to time runs by.
 
-        With one thread the processor's time is taken, which is what a run takes where no other program wants the core: on a
-        machine with six programs for each core the clock on the wall says three to five times as much, and not the same of all
-        files. A runtime that does not run in the caller's thread must take the clock on the wall.
+        With one thread it is CPU time, the time of a run on an idle core: on a busy machine wall time is several times as long,
+        and not equally for all files. A runtime that does not run in the caller's thread must use wall time.
         """
         return time.thread_time if threads == 1 else time.perf_counter
 
     def outputs(self, path: str | os.PathLike[str], inputs: tuple[Tensor, ...], threads: int | None = None) -> Arrays:
-        """The outputs of an ONNX file, for any number of rows: a file of fixed batch size runs in chunks.
+        """The outputs of an ONNX file for any number of rows; a file with a fixed batch size runs in chunks.
 
         Args:
             path: the file.
@@ -101,26 +100,26 @@ class Runtime(ABC):
             threads: of the runtime; as many as PyTorch uses if None.
 
         Raises:
-            FreePruneError: the file is missing or no ONNX, or the inputs do not fit it.
+            FreePruneError: the file is missing or not ONNX, or the inputs do not fit it.
         """
         return run_rows(self.ready(path, threads or torch.get_num_threads()), as_arrays(inputs))
 
     def latency_ms(
         self, paths: Mapping[str, str | os.PathLike[str]], inputs: tuple[Tensor, ...], *, threads: int, repeats: int = 50
     ) -> dict[str, float]:
-        """The time in milliseconds of one run of each file, for comparison: the minimum over runs that take turns.
+        """The time in milliseconds of one run of each file, for comparison: the minimum over turns.
 
-        Taking turns spreads a machine's slow moments over all files, and the minimum discards them. A file of fixed batch size
-        is timed over as many of its batches as the inputs need.
+        Files are run in turn, which spreads a machine's slow moments over all of them, and the minimum discards these. A file
+        with a fixed batch size is timed over as many of its batches as the inputs need.
 
         Args:
-            paths: name to file.
+            paths: file by name.
             inputs: `(N, ...)` each.
             threads: of the runtime.
-            repeats: how many turns at most; fewer, but at least 3, where these would take more than some seconds.
+            repeats: the most turns; fewer, but at least 3, if they take longer than `LATENCY_SECONDS`.
 
         Raises:
-            FreePruneError: as of `outputs`.
+            FreePruneError: as for `outputs`.
         """
         arrays = as_arrays(inputs)
         files = {name: self.ready(path, threads) for name, path in paths.items()}
@@ -138,10 +137,10 @@ class Runtime(ABC):
         return best
 
     def ready(self, path: str | os.PathLike[str], threads: int) -> Opened:
-        """The opened file.
+        """Open a file.
 
         Raises:
-            FreePruneError: it is missing or no ONNX.
+            FreePruneError: it is missing or not ONNX.
         """
         try:
             return self.open(os.fspath(path), threads)
@@ -150,7 +149,7 @@ class Runtime(ABC):
 
 
 def run_rows(file: Opened, arrays: Arrays) -> Arrays:
-    """All rows through an opened file; in chunks, the last one filled up, where it fixes the batch size."""
+    """Run all rows through an opened file; if its batch size is fixed, in chunks, of which the last is padded."""
     if file.inputs != len(arrays):
         raise FreePruneError(f"the ONNX file takes {file.inputs} inputs, but {len(arrays)} were given")
     rows, batch = len(arrays[0]), file.batch
@@ -166,17 +165,17 @@ def run_rows(file: Opened, arrays: Arrays) -> Arrays:
 
 
 def first_rows(inputs: Inputs, count: int) -> Inputs:
-    """So many rows of each input, from the start again where there are too few."""
+    """The first `count` rows of each input, repeated from the start if there are too few."""
     return tuple(x[torch.arange(count) % len(x)] for x in inputs)
 
 
 def as_arrays(inputs: Sequence[Tensor]) -> Arrays:
-    """The inputs as runtimes take them."""
+    """The inputs as NumPy arrays."""
     return tuple(np.ascontiguousarray(x.detach().cpu().numpy()) for x in inputs)
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what an error began with, without terminal colours."""
+    """The first line of an error's root cause, without terminal colours."""
     while error.__cause__ is not None and not isinstance(error, FreePruneError):
         error = error.__cause__
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]

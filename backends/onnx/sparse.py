@@ -1,6 +1,6 @@
-"""Sparse initialisers: an ONNX file that stores only the weights that are not zero.
+"""Sparse initialisers: stores only the non-zero weights in an ONNX file.
 
-ONNX Runtime makes them dense again when it loads the file, so that this saves space on disk and nothing else.
+ONNX Runtime expands them when it loads the file, so this saves disk space and nothing else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .runtime import Arrays, Runtime, as_arrays, cause, run_rows
 
 @dataclass(frozen=True)
 class Compressed:
-    """What became of a file.
+    """The result of compressing a file.
 
     Attributes:
-        before: bytes of the file as it was.
-        bytes: of the file as it is.
-        sparse: the tensors that are stored sparsely now.
-        dense: those that would be smaller, but had to stay as they were, and why.
+        before: the size in bytes before.
+        bytes: the size in bytes after.
+        sparse: the tensors that are now stored sparsely.
+        dense: why a tensor that would be smaller had to stay dense, by name.
     """
 
     before: int
@@ -37,18 +37,18 @@ class Compressed:
 
 
 def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runtime: Runtime = ONNX_RUNTIME) -> Compressed:
-    """Store every initialiser sparsely that becomes smaller by it; the file is replaced in one step.
+    """Store every initialiser sparsely that becomes smaller, and replace the file atomically.
 
-    The new file passes ONNX's checker (without type inference, which knows sparse initialisers of no operator), loads in the
-    runtime and gives the very same outputs. A tensor with which it does not stays dense.
+    The new file passes ONNX's checker (without type inference, which supports no sparse initialisers), loads in the runtime and
+    gives exactly the same outputs. A tensor with which it does not stays dense.
 
-    An entry takes 8 bytes for its index, which the checker wants as int64, besides its value: float32 weights become smaller
-    where less than a third of them is left. The sign of a zero is lost.
+    An entry takes 8 bytes for its int64 index and the bytes of its value: float32 weights become smaller if less than a third
+    is left. The sign of a zero is lost.
 
     Args:
         path: the file, with its weights inside.
         inputs: `(N, ...)` each, on which the outputs are compared.
-        runtime: what the file is run in.
+        runtime: runs the file.
 
     Raises:
         FreePruneError: the file cannot be read or run.
@@ -85,7 +85,7 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runt
 
 
 def _sparse(tensor: Any) -> Any:
-    """The tensor as a SparseTensorProto with linear indices; None for a scalar, and for a type that no weight has."""
+    """The tensor as a SparseTensorProto with linear indices; None for a scalar or a tensor of other types than weights have."""
     from onnx import TensorProto, helper, numpy_helper
 
     if not tensor.dims or tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
@@ -98,7 +98,7 @@ def _sparse(tensor: Any) -> Any:
 
 
 def _with(model: Any, sparse: Sequence[Any]) -> Any:
-    """The model with these tensors sparse instead of dense."""
+    """A copy of the model with these tensors sparse instead of dense."""
     import onnx
 
     names = {tensor.values.name for tensor in sparse}
@@ -112,7 +112,7 @@ def _with(model: Any, sparse: Sequence[Any]) -> Any:
 
 
 def _reason(model: Any, arrays: Arrays, expected: Arrays, runtime: Runtime) -> str | None:
-    """Why a file of this model will not do; None where it passes the checker, loads, and gives the expected outputs."""
+    """Why the model is unusable; None if it passes the checker, loads, and gives the expected outputs."""
     import onnx
 
     try:

@@ -1,4 +1,4 @@
-"""A masked network's norms with statistics over the kept coordinates alone, and its computed weights without the removed ones.
+"""Norms of a masked network with statistics over the kept coordinates only, and computed weights without the removed ones.
 
 Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
 standardisation; and what is computed from a zero, such as softplus of it, need not be zero. Which coordinates they are is known
@@ -43,7 +43,7 @@ def watch(network: nn.Module, kept: Kept) -> None:
 
 
 class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
-    """Runs beside a masked network's forward pass."""
+    """Follows a masked network's forward pass and corrects its norms and computed weights."""
 
     def __init__(self, network: nn.Module, kept: Kept) -> None:
         super().__init__(network)
@@ -84,7 +84,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _without_removed(self, weight: Tensor) -> Tensor:
-        """A weight that is computed from parameters need not be zero where they are: it is set to zero here."""
+        """Zero the removed entries of a computed weight, which need not be zero where its parameters are."""
         mask = self._mask(weight) if self.origins is not None and self.origins.computed(weight) else None
         return weight if mask is None else weight * mask
 
@@ -139,7 +139,7 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Any:
-    """Weight standardisation is batch norm of a weight by its own statistics; by stored ones there is nothing to correct."""
+    """Batch norm by a weight's own statistics (weight standardisation); with stored ones nothing is to be corrected."""
     if not training:
         return torch.ops.aten.native_batch_norm(x, weight, bias, mean, variance, training, momentum, eps)
     y, mean, variance = _normalized(x, mask, [d for d in range(x.dim()) if d != 1], eps)

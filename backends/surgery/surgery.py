@@ -42,7 +42,7 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _check_places(network: nn.Module, plan: Plan) -> None:
-    """Refuse a plan that changes anything but sizes, parameters and missing biases: a plan may come from anywhere."""
+    """Refuse a plan that changes anything but sizes, parameters and missing biases: a plan is untrusted."""
     modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
     for attribute in plan.attributes:
         module = modules.get(attribute.module)
@@ -106,7 +106,7 @@ def shrunk_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tens
 
 @dataclass(frozen=True)
 class Owner:
-    """A module that holds a tensor, its path, and the tensor's key there."""
+    """A module that holds a tensor, its path, and the tensor's key in it."""
 
     path: str
     module: nn.Module
@@ -155,7 +155,7 @@ def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
         return result.contiguous()
 
 
-# Sizes that modules remember beside their tensors
+# Size attributes of torch's own layers
 
 
 def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> Iterator[tuple[str, Size]]:

@@ -1,4 +1,4 @@
-"""A network pruned in place while a context lasts, with the size attributes of its modules: cheaper than a copy."""
+"""Prunes a network in place for the duration of a context, and computes its size attributes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Repair:
     """An attribute that follows a size: its value is `kept nodes * factor // divisor`.
 
     Attributes:
-        position: which entry of a tuple; None for a plain int.
-        nodes: the nodes whose number it follows.
-        key: where at its line of code the size was found, so that sister modules can be repaired alike.
+        position: the index in a tuple; None for an int.
+        nodes: the nodes that are counted.
+        key: where at its line of code the size was found, so that similar modules can be repaired alike.
     """
 
     module: str
@@ -45,10 +45,10 @@ class Repair:
 
 @contextmanager
 def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequence[Attribute]) -> Iterator[None]:
-    """Prunes a network in place while the context lasts: cheaper than a pruned copy.
+    """Prunes a network in place while the context lasts; cheaper than a pruned copy.
 
     Args:
-        network: restored in the end.
+        network: restored at the end.
         owners: its tensors (`shared_tensors`).
         kept: as `Coupling.kept_indices` gives them.
         sizes: the attributes to set.
@@ -67,14 +67,14 @@ def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequen
 def attributes(
     network: nn.Module, owners: Owners, indices: KeptIndices, kept: NDArray[np.bool_], repairs: Sequence[Repair]
 ) -> list[Attribute]:
-    """Every size to set in a network that keeps these coordinates: those of torch's own layers, then the repaired ones.
+    """All size attributes to set in a network that keeps these coordinates: of torch's own layers, then repaired ones.
 
     Args:
         network: the dense one; only its sizes are read.
         owners: its tensors (`shared_tensors`).
         indices: as `Coupling.kept_indices` gives them.
-        kept: `(nodes,)`: the same as nodes.
-        repairs: which further attributes follow which nodes.
+        kept: `(nodes,)`: which nodes stay, in agreement with `indices`.
+        repairs: further attributes to set.
     """
     result = layer_attributes(owners, indices)
     tuples: dict[tuple[str, str], list[int]] = {}

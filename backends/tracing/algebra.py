@@ -1,4 +1,4 @@
-"""What the rules are made of: uniting, freezing and merging labels."""
+"""Building blocks of the rules: uniting, freezing and merging labels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Rule = Callable[[Labelling, Call], list[Labels]]
 
 
 def others_empty(call: Call, labels: Labels) -> list[Labels]:
-    """The first output has these labels, further ones (statistics, indices, masks) none."""
+    """These labels for the first output, none for the others (statistics, indices, masks)."""
     return [labels] + [[] for _ in call.outputs[1:]]
 
 
 def boxed(tracer: Labelling, layer: Layer) -> Layer:
-    """A layer that may vary along several dimensions: whatever is removed from it must leave a box.
+    """Require that what is kept of a layer with several dimensions is a box.
 
-    Which of them shrinks is decided by what reads it, or in the end (`Trace.settle_boxes`).
+    Which dimension shrinks is decided by the layer's readers, or at the end (`Trace.settle_boxes`).
     """
     layer = collapse(layer)
     if len(support(layer)) > 1:
@@ -31,10 +31,10 @@ def boxed(tracer: Labelling, layer: Layer) -> Layer:
 
 
 def without(tracer: Labelling, layer: Layer, dims: Iterable[int]) -> Layer | None:
-    """A layer that may not shrink along these dimensions: what lies along them stays or goes together.
+    """Tie the nodes of a layer along these dimensions, which may not shrink.
 
     Returns:
-        The layer without these dimensions, or None where it varies along nothing else: it is frozen then.
+        The layer without these dimensions; None if it varies along nothing else, and is frozen.
     """
     varying = support(layer)
     inside = set(dims) & set(varying)
@@ -62,7 +62,7 @@ def freeze_all(tracer: Labelling, layers: Sequence[Layer]) -> None:
 
 
 def contract(tracer: Labelling, a: Labels, b: Labels) -> None:
-    """A sum over a pair of dimensions: their coordinates go together; where one side has no labels the other must stay."""
+    """Sum over a pair of dimensions: unite their coordinates; if one side has no labels, the other must stay."""
     if not a or not b:
         freeze_all(tracer, [*a, *b])
     for x in a:
@@ -71,14 +71,14 @@ def contract(tracer: Labelling, a: Labels, b: Labels) -> None:
 
 
 def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], ndim: int) -> Labels:
-    """Element-wise combination with broadcasting: labels on the same dimensions are united.
+    """The labels of an element-wise combination with broadcasting; labels on the same dimensions are united.
 
-    What meets a constant of its full width is frozen and not handed on. Of united layers the one that varies along the fewest
-    dimensions says all.
+    A layer that meets a constant of its full width is frozen and not passed on. Of united layers only the one with the fewest
+    dimensions is passed on.
     """
     padded = [([1] * (ndim - len(shape)) + list(shape), [left_padded(x, ndim) for x in layers]) for shape, layers in operands]
     labelled = [layers for _, layers in padded if layers]
-    if labelled and all(len(layers) == 1 for layers in labelled):  # the usual case, in short
+    if labelled and all(len(layers) == 1 for layers in labelled):  # shortcut for the usual case
         first, *others = (layers[0] for layers in labelled)
         varying = support(first)
         free = all(layers or all(shape[d] == 1 for d in varying) for shape, layers in padded)
@@ -86,7 +86,7 @@ def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], n
             for other in others:
                 tracer.unite(first, other)
             return [first]
-    # A layer's support, and whether it was united with the first of this support already.
+    # Each layer's support, and which layers were already united with the first of their support.
     supports = [[support(layer) for layer in layers] for _, layers in padded]
     joined: set[tuple[int, int]] = set()
     result: dict[tuple[int, ...], Layer] = {}
@@ -125,5 +125,5 @@ def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], n
 
 
 def along_free(tracer: Labelling, x: Tensor, dims: set[int]) -> Labels:
-    """The labels of a tensor of which nothing may go along `dims`."""
+    """The labels of a tensor that may not shrink along `dims`."""
     return all_without(tracer, tracer.labels(x), dims)

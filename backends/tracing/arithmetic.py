@@ -107,7 +107,7 @@ def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
-    """The labels of an operand of attention: along the heads where they vary along them, else along one dimension alone."""
+    """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last."""
     layers = []
     for layer in tracer.labels(tensor):
         dims = support(layer)
@@ -119,7 +119,7 @@ def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
 def attention(tracer: Labelling, call: Call) -> list[Labels]:
     """Scaled dot-product attention of `(batch, heads, tokens, width)` tensors.
 
-    With fewer heads of keys and values (grouped queries) each of them goes with all the query heads that share it.
+    With fewer key and value heads (grouped queries) each of them goes with all query heads that share it.
     """
     q, k, v = call["query"], call["key"], call["value"]
     if q.dim() != 4:
@@ -175,7 +175,7 @@ def layer_norm(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
-    """The same positions go in every group of channels."""
+    """Group norm: the same positions are removed from every group of channels."""
     x, groups = call["input"], call["group"]
     channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
     for layer in channels if groups > 1 else []:
@@ -210,7 +210,7 @@ def spatial(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def multihead_attention(tracer: Labelling, module: nn.MultiheadAttention) -> None:
-    """torch's own attention takes the width of all heads from that of the embedding: they lose the same coordinates."""
+    """Tie the heads of torch's own attention, whose width follows the embedding: they lose the same coordinates."""
     if module._qkv_same_embed_dim:
         rows = along(tracer.labels(module.in_proj_weight), 0)
         columns = along(tracer.labels(module.in_proj_weight), 1)

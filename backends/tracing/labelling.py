@@ -1,4 +1,4 @@
-"""What the rules of operators ask of whoever traces: the labels of tensors, and what must go together or stay."""
+"""The interface that the rules of operators use: labels of tensors, and what must go together or stay."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .operator import Operand
 
 
 class Labelling(Protocol):
-    """Labels of tensors, and what the rules find out about their nodes."""
+    """Reads labels of tensors, and records what the rules find out about their nodes."""
 
     def labels(self, tensor: Tensor) -> Labels:
         """The labels of a tensor; of anything else none."""
 
     def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
-        """Replace a tensor's labels by equivalent ones, after a tie."""
+        """Replace a tensor's labels by equivalent ones, after nodes were tied."""
 
     def unite(self, a: Layer, b: Layer) -> None:
         """Each pair of nodes must go together; shapes are broadcast."""

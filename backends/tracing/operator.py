@@ -1,4 +1,4 @@
-"""One operator at work, as the rules see it."""
+"""One operator call, as the rules see it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class UnknownOperator(Exception):
-    """No rule says what happens to the labels."""
+    """There is no rule for this operator."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Operand:
         tensor: the operand.
         roles: what the product does along each of its dimensions: "out", "in" (it sums up), "at" (a kernel position) or "each"
             (it makes one product for each coordinate).
-        dims: for each of its dimensions the place among the product's, None for kernel positions.
-        segments: how many parts the summed dimension falls into that are not summed up together.
+        dims: for each of its dimensions the index among the product's, None for kernel positions.
+        segments: the number of parts of the summed dimension that are summed up separately.
         query: whether it may be the queries of attention.
     """
 
@@ -35,7 +35,7 @@ class Operand:
 
 @dataclass
 class Call:
-    """One operator at work. `call["dim"]` is the argument of that name in the operator's schema, or its default."""
+    """One operator call. `call["dim"]` is the argument of that name in the operator's schema, or its default."""
 
     name: str
     func: Any
@@ -70,5 +70,5 @@ def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
 
 
 def base_name(name: str) -> str:
-    """The name of an operator that does the same without changing its operand."""
+    """The name of the out-of-place form of an in-place operator."""
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name

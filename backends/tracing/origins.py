@@ -1,9 +1,9 @@
-"""Where the operands of products come from: which entries of which parameter, and what was done to them.
+"""Tracks where the operands of products come from: which entries of which parameter, and what was done to them.
 
-Beside the labels of a forward pass goes the *origin* of every tensor that parameters alone make. Data movement carries the
-coordinates of the parameter's entries along, by the very rules that move labels; a factor changes an entry but leaves a zero a
-zero; everything else mixes entries. So a weight that is transposed, reshaped, cut into parts or scaled on its way to a product
-is found with the dimensions that the product sums over, and one that is computed from other values is known to be.
+Every tensor that is made from parameters alone has an *origin*. Data movement carries the coordinates of the parameter's
+entries along, by the rules that move labels; scaling keeps zeros zero; everything else mixes entries. So a weight that is
+transposed, reshaped, cut into parts or scaled before a product is recognised, with the dimensions that the product sums over,
+and so is one that is computed from other values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .rules import MOVES, SCALES, has, rule_for
 
 @dataclass(frozen=True)
 class Origin:
-    """What a tensor is that depends on parameters, and not on the network's input.
+    """The parameters that a tensor is made from, if it does not depend on the network's input.
 
     Attributes:
         names: the parameters, the one with the most entries first.
@@ -45,7 +45,7 @@ class Origins:
     Args:
         parameters: by name.
         inputs: what the network is called with.
-        store: makes a dictionary by tensor.
+        store: makes a dictionary with tensors as keys.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Iterable[Tensor], store: Any) -> None:
@@ -59,10 +59,10 @@ class Origins:
             self._known[x] = True
 
     def follow(self, call: Call) -> None:
-        """Note what an operator made."""
+        """Record the origin of an operator's outputs."""
         given = [self._known.get(t) for t in call.tensors]
         known = [origin for origin in given if isinstance(origin, Origin)]
-        # What is picked from several matrices by what the input says, as from experts, is a weight all the same.
+        # A matrix selected from several by the input, as of experts, still is a weight.
         picked = call.name == "index" and isinstance(given[0], Origin) and call.first.dim() > 2
         made: Any = self._mixed(known, call.name) if known else None
         if any(origin is True for origin in given) and not picked:
@@ -77,7 +77,7 @@ class Origins:
                 self._spread(tensor)
 
     def _spread(self, written: Tensor) -> None:
-        """Other views of the memory that was written to hold what was written, too."""
+        """Give other views of the memory that was written the same origin."""
         origin, memory = self._known.get(written), written.untyped_storage()._cdata
         for tensor in list(self._known):
             if tensor is not written and tensor.untyped_storage()._cdata == memory:
@@ -89,7 +89,7 @@ class Origins:
         return Origin(tuple(sorted(names, key=lambda name: -math.prod(self._shapes[name]))), mixed_by=first)
 
     def _carry(self, call: Call, given: Sequence[Any]) -> None:
-        """Note where the entries went, if the operator only moves or scales them."""
+        """Record where the entries went, if the operator only moves or scales them."""
         if has(call.func, MOVES) and len(given) == 1 and given[0].places is not None:
             moved = rule_for(call)(cast(Any, _Moving(given[0].places)), call)
             for tensor, places in zip(call.outputs, moved, strict=True):
@@ -98,7 +98,7 @@ class Origins:
             self._known[call.outputs[0]] = scaled
 
     def computed(self, tensor: Tensor) -> bool:
-        """Whether parameters alone make a tensor, with other entries than their own."""
+        """Whether a tensor is computed from parameters alone, and its entries are not theirs."""
         origin = self._known.get(tensor)
         return isinstance(origin, Origin) and origin.places is None
 
@@ -107,7 +107,7 @@ class Origins:
         return any(t.is_floating_point() and self._known.get(t) is True for t in call.tensors)
 
     def weight(self, operands: Sequence[Operand]) -> Weight | None:
-        """The weight among the operands of a product, of two the second; None if there is none."""
+        """The weight among the operands of a product, the second if there are two; None if there is none."""
         known = [(operand, self._known.get(operand.tensor)) for operand in operands]
         moved = [(operand, o.names[0], o.places) for operand, o in known if isinstance(o, Origin) and o.places is not None]
         if moved:
@@ -138,20 +138,20 @@ class Origins:
 
 
 def _scaled(call: Call, given: Sequence[Any]) -> Origin | None:
-    """The origin of the one operand whose entries the others scale; None where there is no such operand."""
+    """The origin of the operand whose entries the others scale; None if there is none."""
     shape = call.outputs[0].shape
     full = [i for i, t in enumerate(call.tensors) if isinstance(given[i], Origin) and t.shape == shape]
     if len(full) != 1 or (full[0] > 0 and base_name(call.name) != "mul"):
         return None
     entries: Origin = given[full[0]]
     others = [origin for i, origin in enumerate(given) if isinstance(origin, Origin) and i != full[0]]
-    # A row divided by its own norm is not zero where all of it is zero, but no number.
+    # A row of zeros divided by its own norm is NaN.
     own = any(entries.names[0] in origin.names for origin in others)
     return None if own or entries.places is None else entries
 
 
 class _Moving:
-    """What the rules of data movement ask of a tracer, with the coordinates of entries as labels."""
+    """The labelling for the rules of data movement, with the coordinates of entries as labels."""
 
     def __init__(self, places: Sequence[Layer]) -> None:
         self._places = list(places)
@@ -160,7 +160,7 @@ class _Moving:
         return self._places
 
     def box(self, layer: Layer) -> None:
-        """Any shape of what is kept will do."""
+        """No requirement here: entries may be kept in any shape."""
 
     def is_frozen(self, layer: Layer) -> bool:
         return False
@@ -175,7 +175,7 @@ def _flat(places: Sequence[Layer], shape: Sequence[int], dims: Iterable[int]) ->
 
 
 def _roles(operand: Operand, shape: Sequence[int], places: Sequence[Layer]) -> Roles:
-    """What a product does along each dimension of a parameter, whose coordinates lie in the operand like this."""
+    """What a product does along each dimension of a parameter whose entries lie at these places of the operand."""
     by_role: dict[str, list[int]] = {}
     for d, layer in enumerate(places):
         found = {operand.roles[axis] for axis in support(layer)}
@@ -187,7 +187,7 @@ def _roles(operand: Operand, shape: Sequence[int], places: Sequence[Layer]) -> R
     for role in (IN, OUT):
         orders = itertools.permutations(by_role.get(role, []))
         found_order = next((order for order in orders if _runs_through(places, shape, order, whole=role == IN)), None)
-        if found_order is None:  # neighbours in the operand are no neighbours in the parameter
+        if found_order is None:  # neighbours in the operand are not neighbours in the parameter
             return None
         by_role[role] = list(found_order)
     return {role: tuple(dims) for role, dims in by_role.items()}

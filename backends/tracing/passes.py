@@ -20,7 +20,7 @@ from .tracer import Tracer
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Switches off fused fast paths that hide several operators in one."""
+    """Disables fused fast paths that hide several operators in one."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -31,7 +31,7 @@ def plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Restores the attributes of every module in the end, including what a forward pass cached in dictionaries and lists."""
+    """Restores the attributes of every module at the end, including what a forward pass cached in dictionaries and lists."""
     before = []
     for module in network.modules():
         values = dict(vars(module))
@@ -61,15 +61,15 @@ def training_branches(network: nn.Module) -> Iterator[None]:
 def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
-    Where parameters are not reached, a second pass takes the branches of training mode as well, so that auxiliary heads shrink
-    with what they read.
+    If parameters are not reached, a second pass also takes the branches of training mode, so that auxiliary heads shrink with
+    their inputs.
 
     Args:
-        network: on the meta device, so that nothing is computed, or on any other where its forward pass needs values.
+        network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
         inputs: what the forward pass takes, on the same device; the first dimension is the batch.
 
     Raises:
-        FreePruneError: the network rejects the inputs, or its training mode fails where it has parts that run in no other.
+        FreePruneError: the network rejects the inputs, or fails in training mode though parts of it run only there.
     """
     tracer = Tracer(network)
     tracer.count_from(inputs)
@@ -87,7 +87,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
     except Exception as error:
         if unseen:
             raise FreePruneError(
-                f"{unseen[0]} is reached in training mode at most, and there the network fails: {sentence(error)}; "
+                f"{unseen[0]} is not used in eval mode, and in training mode the network fails: {sentence(error)}; "
                 "remove what inference does not need, or make it run without labels"
             ) from error
         shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
@@ -106,7 +106,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
 
 
 def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:
-    """Trace a copy of a network on one example: on the meta device, or on the CPU where the forward pass needs values.
+    """Trace a copy of a network on one example: on the meta device, or on the CPU if the forward pass needs values.
 
     Returns:
         The copy in eval mode and the example, both on the device that the trace was made on, and the trace.
@@ -118,7 +118,7 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         example = tuple(x[:1].to("meta") for x in inputs)
         twin = on_meta(network)
         return twin, example, trace(twin, example)
-    except FreePruneError:  # a forward pass that reads values fails here; a wrong shape fails again, with a better reason
+    except FreePruneError:  # a forward pass that needs values fails here; a wrong shape fails again below, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
         twin = copied(network).eval().cpu()
         return twin, example, trace(twin, example)

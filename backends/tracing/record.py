@@ -1,4 +1,4 @@
-"""What a trace records: parameter coordinates, operators, products with their weights, and what goes together."""
+"""The record of a trace: parameter coordinates, operators, products with their weights, and what goes together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Leaf:
 class Product:
     """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
 
-    `weight` is the operand that parameters alone make, if one is.
+    `weight` is the operand that is made from parameters alone, if there is one.
     """
 
     constant: int
@@ -37,7 +37,7 @@ class Product:
 
     @property
     def parameter(self) -> str | None:
-        """The parameter that its weight is the whole of, be it transposed or scaled."""
+        """The parameter that its weight consists of in full, transposed and scaled or not; None if there is none."""
         return self.weight.name if self.weight is not None and self.weight.whole else None
 
     @property
@@ -48,7 +48,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Op:
-    """What one operator of the forward pass saw and made; `plain` holds its arguments, with `...` for tensors."""
+    """One operator of the forward pass, with labels of inputs and outputs; `plain` holds its arguments, `...` for tensors."""
 
     name: str
     module: str
@@ -68,7 +68,7 @@ class Op:
 
 @dataclass
 class Trace:
-    """The couplings of a network: nodes, what unites them, and the operators in order."""
+    """The couplings of a network: nodes, their unions, and the operators in order."""
 
     leaves: list[Leaf] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -81,10 +81,10 @@ class Trace:
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    _united: int = 0  # how many of the unions the roots know of
+    _united: int = 0  # how many unions are in the roots already
 
     def copy(self) -> Trace:
-        """A trace to unite and freeze further; this one stays as it is."""
+        """A copy, which can be united and frozen further."""
         left, right, roots = list(self._left), list(self._right), self._roots.copy()
         return replace(self, frozen=list(self.frozen), boxes=list(self.boxes), _left=left, _right=right, _roots=roots)
 
@@ -104,7 +104,7 @@ class Trace:
 
     @property
     def pairs(self) -> int:
-        """How many times something was united."""
+        """The number of unions."""
         return len(self._left)
 
     def forget(self, start: int, stop: int) -> None:
@@ -119,7 +119,7 @@ class Trace:
         self.unite(layer, np.zeros(1, np.int64))
 
     def settle_boxes(self) -> None:
-        """Where a layer may still shrink along several dimensions, tie all but the last, so that a box is left."""
+        """If a layer can still shrink along several dimensions, tie all but the last, so that what is left is a box."""
         while True:
             layers = [layer for box in self.boxes if len(support(layer := collapse(self.roots[box]))) > 1]
             if not layers:
@@ -146,7 +146,7 @@ class Trace:
 def united(roots: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
     """The smallest node of each class after uniting pairs.
 
-    Larger roots are hung below smaller ones until no pair is left apart, all at once: nearly always one round is enough.
+    Larger roots are attached to smaller ones, all at once, until every pair is united; one round is nearly always enough.
 
     Args:
         roots: `(nodes,)`: the smallest node of each class so far; it is overwritten.
@@ -172,17 +172,17 @@ Roles = Mapping[str, tuple[int, ...]] | None
 
 @dataclass(frozen=True)
 class Weight:
-    """The operand of a product that parameters alone make.
+    """The operand of a product that is made from parameters alone.
 
     Attributes:
-        name: its parameter, of several the one with the most entries.
-        others: the further parameters that it is computed from.
-        factors: those of all of them that were multiplied by another parameter.
+        name: its parameter; of several the one with the most entries.
+        others: the other parameters that it is computed from.
+        factors: those of all of these that were multiplied by another parameter.
         roles: the parameter's dimensions larger than 1 by what the product does along them, in the order that it runs
             through them; None where one of them has no single role.
-        segments: how many parts the summed dimension falls into that are not summed up together.
+        segments: the number of parts of the summed dimension that are summed up separately.
         part: which entries it holds, as flat positions in the parameter; None where it holds all of them.
-        mixed_by: the operator that computed it from other entries than its own; "" where its zeros are the parameter's.
+        mixed_by: the operator that computed its entries from several; "" if its zeros are the parameter's.
         query: whether it may be the queries of attention, which need not come from the input.
         constant, dims: its entries: the constant times the sizes of these dimensions of the product.
     """
@@ -200,5 +200,5 @@ class Weight:
 
     @property
     def whole(self) -> bool:
-        """Whether it has every entry of the parameter in a place of its own."""
+        """Whether it holds every entry of the parameter exactly once."""
         return self.part is None and not self.mixed_by

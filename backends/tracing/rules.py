@@ -1,4 +1,4 @@
-"""What is known of each operator: one table from operator names to rules and traits.
+"""The table of operators, from names to rules and traits. To add an operator: add its name to a line of TABLE.
 
 A rule gets the tracer and the call and returns the labels of every output. It unites nodes that must go together and freezes
 those that must stay. Operators that are not in the table and not element-wise freeze everything that reaches them.
@@ -54,11 +54,11 @@ from .operator import Call, UnknownOperator, base_name
 
 
 class Trait(enum.Flag):
-    """What is true of an operator beside its rule.
+    """Properties of an operator beside its rule.
 
     MOVES: each entry of the result is one of the first operand's, and no entry comes twice.
     SCALES: the first operand (of "mul" any one) is multiplied or divided entry by entry: a zero stays a zero.
-    COMMUTES: the result is a function of the labels alone, dimension by dimension: which coordinates there are does not matter.
+    COMMUTES: the labels of the result depend, dimension by dimension, on those of the operands alone, not on what is kept.
     SILENT: a copy that torch makes or leaves out depending on strides and sizes: it is labelled, but not recorded in the trace.
     """
 
@@ -74,13 +74,13 @@ NONE, MOVES, SCALES, COMMUTES, SILENT = Trait.NONE, Trait.MOVES, Trait.SCALES, T
 
 @dataclass(frozen=True)
 class Kind:
-    """The rule of an operator, and what else is known of it."""
+    """The rule of an operator, and its traits."""
 
     rule: Rule
     traits: Trait
 
 
-# Every operator that has a rule, but for element-wise ones, which torch tags.
+# All operators with a rule, except the element-wise ones that torch tags as such.
 TABLE: list[tuple[Rule, Trait, str]] = [
     # data movement
     (same, MOVES | SILENT, "clone detach _to_copy lift_fresh"),
@@ -141,14 +141,14 @@ def kind_of(func: Any) -> Kind | None:
     """The kind of an operator; None if it has no rule."""
     base = base_name(name_of(func))
     if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided"}:
-        return None  # other dimensions for the same tensor: its rule would look at those of before
+        return None  # changes the dimensions of its operand in place, where the rule would look at the old ones
     kind = KINDS.get(base)
     if kind is None and torch.Tag.pointwise in func.tags:
         kind = ELEMENTWISE
     if kind is None and base.startswith("_scaled_dot_product"):
         kind = ATTENTION
     if kind is not None and kind.rule is not elementwise and any(a.is_out for a in func._schema.arguments):
-        return None  # the tensor that it writes to would pass for an operand
+        return None  # the tensor that it writes to would be taken for an operand
     return kind
 
 

@@ -1,9 +1,9 @@
 """Label tracing: one forward pass that finds what must be removed together.
 
-Beside every tensor of an ordinary forward pass go labels (`labels.py`) that say which parameter coordinate each of its
-coordinates comes from. Data movement moves labels, element-wise operators unite them, products consume them (`rules.py`).
-What ends up united is a *class* and is removed as a whole. An operator without a rule freezes whatever reaches it, so what is
-not understood is merely not pruned.
+Every tensor of an ordinary forward pass has labels (`labels.py`) that say which parameter coordinate each of its coordinates
+comes from. Data movement moves labels, element-wise operators unite them, products consume them (`rules.py`). Nodes that end up
+united are a *class*, which is removed as a whole. An operator without a rule freezes whatever reaches it, which is then not
+pruned.
 
 `certificate.py` runs the same rules on the pruned network.
 """
@@ -42,7 +42,7 @@ THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
 
 
 class _Held:
-    """A dictionary by tensor that keeps its tensors alive; for tensors without values. Much faster than a weak dictionary."""
+    """A dictionary with tensors as keys, which it keeps alive; for tensors without values. Faster than a weak dictionary."""
 
     def __init__(self) -> None:
         self._items: dict[int, tuple[Tensor, Any]] = {}
@@ -59,7 +59,7 @@ class _Held:
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs beside a forward pass and fills a `Trace`."""
+    """Follows a forward pass and fills a `Trace`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -94,14 +94,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hook()
 
     def _hook(self) -> None:
-        """Follow which module is running, by one global pair of hooks: a pair for each module takes longer than the tracing."""
+        """Track which module is running, with one global pair of hooks: a pair per module takes longer than the tracing."""
         self._hooks.append(register_module_forward_pre_hook(self._entering))
         self._hooks.append(register_module_forward_hook(self._leaving, always_call=True))
 
     def _entering(self, module: nn.Module, inputs: Any) -> None:
         path = self._paths.get(id(module))
         if path is None:
-            return  # some other network at work
+            return  # another network is running
         self._modules.append(path)
         if isinstance(module, nn.MultiheadAttention):
             multihead_attention(self, module)
@@ -141,7 +141,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return layers
 
     def _noted(self, tensor: Tensor) -> Labels | None:
-        """The labels of a tensor that was seen before."""
+        """The labels of a tensor seen before; None for a new one."""
         known: Labels | None = self._labels.get(tensor)
         return known
 
@@ -203,7 +203,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands)))
 
     def _parameter(self, weight: Tensor) -> str | None:
-        """The parameter that a weight operand is the whole of, be it transposed."""
+        """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
         name = self._storages.get(weight.untyped_storage()._cdata)
         whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
         return name if whole else None
@@ -242,7 +242,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return rule_for(call)(self, call)
             if call.name in KINDS:
                 rule_for(call)(self, call)  # products are counted also where nothing is labelled
-        except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call either
+        except (UnknownOperator, IndexError, TypeError, ValueError):  # a rule that fails does not fit this call
             for _, labels in op.inputs:
                 for layer in labels:
                     self.freeze(layer)
@@ -251,7 +251,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [[] for _ in call.outputs]
 
     def _count_unknown(self, call: Call) -> None:
-        """Record the weights of a product that is not understood, such as a bilinear one, which torch counts as nothing."""
+        """Record the weights of a product without a rule, such as a bilinear one, which torch counts as nothing."""
         if self.origins is None or self.trace.branches or not self.origins.moves(call):
             return
         for tensor in call.tensors:
@@ -263,7 +263,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None)))
 
     def _put(self, tensor: Tensor, layers: Labels, call: Call) -> None:
-        """Note the labels of what an operator made or wrote to."""
+        """Record the labels of what an operator made or wrote to."""
         if torch.Tag.inplace_view in call.func.tags:
             self.relabel(tensor, layers)
             return
@@ -277,11 +277,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.freeze(layer)  # a single coordinate: nothing is left of the tensor without it
 
     def _line(self) -> str:
-        """The source line that is at work."""
+        """The source line that is running."""
         return _line()
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operator itself."""
+        """Run the operator."""
         return run(func, args, kwargs)
 
     def _before(self, op: Op) -> None:

@@ -1,4 +1,4 @@
-"""The weights of a network: how each lies in the products that it is run with, how often it is used, and what stays dense."""
+"""The weights of a network: how each is laid out in its products, how often it is used, and which stay dense."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Use = tuple[Product, Weight]
 def sort_out(products: Iterable[Product]) -> tuple[dict[str, list[Use]], dict[str, Use]]:
     """The uses of each parameter whose own entries are multiplied, and one use of each weight that is computed.
 
-    A parameter that another's weight is computed from is in the second, under its own name, if it is at work itself, too.
+    The second includes parameters, by their own name, that a computed weight is made from and that are used themselves too.
     """
     uses = [(product, product.weight) for product in products if product.weight is not None]
     at_work: dict[str, list[Use]] = {}
@@ -41,14 +41,14 @@ def sort_out(products: Iterable[Product]) -> tuple[dict[str, list[Use]], dict[st
 
 
 def entries(use: Use) -> int:
-    """How many entries a weight has."""
+    """The number of entries of a weight."""
     product, weight = use
     return weight.constant * math.prod(product.dims[d].size for d in weight.dims)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight lies: what the products do along each of its dimensions, and how often they multiply each entry.
+    """The layout of a weight: what products do along each of its dimensions, and how often they multiply each entry.
 
     Attributes:
         name: of the parameter.
@@ -81,15 +81,15 @@ class Layout:
         return () if self.roles is None else self.roles.get(role, ())
 
     def summed(self) -> int:
-        """How many inputs an output sums up, kernel positions apart."""
+        """The number of inputs that an output sums up, per kernel position."""
         return math.prod(self.shape[d] for d in self.along(IN)) // self.segments
 
     def made(self) -> int:
-        """How many outputs it makes."""
+        """The number of outputs."""
         return math.prod(self.shape[d] for d in self.along(OUT))
 
     def matrices(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values of the parameter's shape, or what is left of it, as `(matrices, outputs, inputs, kernel positions)`."""
+        """Rearrange values of the parameter's (possibly reduced) shape to `(matrices, outputs, inputs, kernel positions)`."""
         outputs, inputs, positions = (math.prod(values.shape[d] for d in self.along(role)) for role in (OUT, IN, AT))
         parts = values.transpose(self._order).reshape(-1, outputs, self.segments, inputs // self.segments, positions)
         return parts.swapaxes(1, 2).reshape(-1, outputs, inputs // self.segments, positions)
@@ -129,7 +129,7 @@ class Dense:
 def weights_of(
     products: Sequence[Product], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Layout], dict[str, Dense]]:
-    """The weights whose zeros are zeros of their products, with their layout; and those that must stay as they are.
+    """The weights that can be masked, since their zeros are zeros of the products, with their layout; and those that cannot.
 
     Args:
         products: of one image.
@@ -161,7 +161,7 @@ def weights_of(
 
 
 def _layout(name: str, shape: tuple[int, ...], uses: Sequence[Use]) -> Layout | str:
-    """How a parameter lies in all its products; or why it cannot be masked."""
+    """The layout of a parameter in all its products; or why it cannot be masked."""
     if len(shape) < 2:
         return "it is stored with a single dimension"
     each = [use[0].size // entries(use) for use in uses]

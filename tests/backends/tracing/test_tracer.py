@@ -416,7 +416,7 @@ def test_a_head_that_only_training_runs_shrinks_too():
 def test_a_head_that_cannot_be_reached_is_a_sentence():
     network = Auxiliary(labels=True).eval()
     with pytest.raises(
-        FreePruneError, match=r"aux\.weight is reached in training mode at most, and there the network fails: no labels"
+        FreePruneError, match=r"aux\.weight is not used in eval mode, and in training mode the network fails: no labels"
     ):
         Channel(network, (networks.images(1),), importance("l2", network))
 
