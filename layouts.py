@@ -12,11 +12,11 @@ from .options import Kind, Option, declare, named
 LAYOUTS: dict[str, Mapping[str, Option]] = {
     "channel": named(
         {
-            "round_to": declare(1, "remove channels in steps of 8, or conv=8,linear=4.", kind=Kind.STEPS),
-            "min_width": declare(1, "keep at least so many channels of a layer.", least=1),
-            "repair": declare(True, "let sizes in module attributes follow.", kind=Kind.PAIR),
+            "round_to": declare(1, "remove channels in steps of this number, or by layer type: conv=8,linear=4.", kind=Kind.STEPS),
+            "min_width": declare(1, "fewest channels to keep in a layer.", least=1),
+            "repair": declare(True, "change size attributes of modules to fit the pruned widths.", kind=Kind.PAIR),
         }
     ),
-    "nm": named({"nm": declare("2:4", "2:4, or 4 for any number of four.")}),
-    "block": named({"block": declare("1x4", "1x4 along inputs, 4x1 along outputs.")}),
+    "nm": named({"nm": declare("2:4", "2:4 keeps two of every four inputs; 4 lets each layer keep any number of every four.")}),
+    "block": named({"block": declare("1x4", "shape of the vectors: 1x4 along inputs, 4x1 along outputs.")}),
 }
