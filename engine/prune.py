@@ -13,7 +13,7 @@ from ..backends import Plan
 from ..metrics import Metric
 from ..search import Strategy
 from .asked.recipe import Recipe
-from .asked.settings import RunOptions, Settings, settings
+from .asked.settings import RunOptions, Settings, placed, settings
 from .asked.targets import LATENCY
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
@@ -52,41 +52,42 @@ def prune(
     progress: Shown = None,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """Prune a trained network: search rates, remove, fine-tune the winner once, export, verify.
+    """Prune a trained network: search rates, remove units, fine-tune the best network once, export, verify.
 
     Args:
-        model: the dense network, or a spec such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. Left
-            as it is. It is taken out of `nn.DataParallel`, `torch.compile` and the like, and worked on in float32; the result
-            is rounded to its own types.
+        model: the dense network, or a text such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. It
+            is not changed. Wrappers such as `nn.DataParallel` and `torch.compile` are removed, all work is done in float32, and
+            the result is rounded to the network's own types.
         data: a spec such as `imagefolder:DIR`, `npz:FILE`, `digits`, or a pair (training, test) of datasets or loaders, with
             items (input, label) or (input, input, label). Floating inputs are cast to float32. Without labels an item is one
             tensor, and a tensor or a single data set will do; what is measured is then agreement with the dense network.
-        target: the most the result may cost, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`; what remains
-            of the dense network, as a fraction or an absolute number, of latency in milliseconds.
+        target: upper bounds on the cost of the result, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`: a
+            fraction of the dense network's cost, or an absolute number (milliseconds for latency).
         out: the folder for everything the run writes.
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
-        strategy: what proposes rate vectors: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
-        metric: what scores them (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
+        strategy: how rate vectors are searched: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
+        metric: how they are scored (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
             (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
-        trials: how many rate vectors are scored; with 0, equal rates in every group are taken.
-        time_limit: seconds after which the search ends, though there are trials left.
-        seed: decides everything that is drawn.
-        finetune: how the winner is trained; or your own function from (network, data) to the trained network; None skips it.
+        trials: number of rate vectors to score; 0 prunes every group at the same rate.
+        time_limit: seconds after which the search ends, even if trials are left.
+        seed: of all random draws.
+        finetune: how the best network is trained, or your own function from (network, data) to the trained network; None to
+            skip it.
         weights: a file for the dense network's weights.
-        workers: processes that score, with one thread each. Default: this one, with all its threads.
-        resume: go on with the run in `out`.
+        workers: number of processes that score, with one thread each. Default: this process with all its threads.
+        resume: continue the run in `out`.
         force: replace the run in `out`.
         progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
-            is told how far the run is.
-        options: everything else, by the names in the table of `docs/options.md`: the criterion, what is left out, the options
-            of a granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
+            is called with the progress.
+        options: all other options in the table of `docs/options.md`: the criterion, layers to leave out, options of a
+            granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
 
     Raises:
-        FreePruneError: something asked cannot be done; one sentence says what to do.
+        FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress has seen to it
-    placement = Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
+    assert callable(progress)  # shows_progress made it a function
+    placement = placed(workers, options)
     asked = settings(
         target,
         options,
@@ -113,11 +114,11 @@ def finished_run(
     force: bool,
     progress: Progress,
 ) -> Result:
-    """Search with a strategy and do everything that follows, in a folder that `check_folder` has passed.
+    """Search with a strategy and run all later steps, in a folder that `check_folder` has accepted.
 
     Args:
-        job: with the counted targets; one on latency is added here.
-        strategy: makes it for the job's space.
+        job: with the targets on counted costs; one on latency is added here.
+        strategy: makes the strategy for the job's space.
     """
     rehearsed = Rehearsed()
     if not (resume and (folder / files.SUMMARY).exists()):
@@ -155,7 +156,7 @@ def finished_run(
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:
-    """How the dense network does, before the search: weights or data that are not its own show here first."""
+    """Reports how well the dense network does before the search; wrong weights or data show here first."""
     labels, output = job.scored.labels, job.dense.output
     if labels is None:
         return

@@ -1,4 +1,4 @@
-"""What a run is asked, apart from the network and the data."""
+"""The settings of a run, from the arguments of the function or from its record."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import Kind, Option, declared
 from ...tables import plugins
+from .declaration import Placement
 from .declaration import Settings as Settings
 from .targets import Target, parse_targets
 
 SETTINGS = declared(Settings)
 
-FEWEST_TRIALS = 10  # for warm starts to be worth their share
-BATCH = Settings.proposals  # few enough to learn often, enough to project together
-WITHOUT_END = 10**9  # trials of a search that only time ends
-PLANNED = 300  # trials that a strategy plans for where only time ends the search
+FEWEST_TRIALS = 10  # with fewer there are no warm starts by default
+BATCH = Settings.proposals  # small enough to learn often, large enough to project efficiently
+WITHOUT_END = 10**9  # trials of a search that only the time limit ends
+PLANNED = 300  # trials that a strategy plans for in such a search
 
 
 class PlaceOptions(TypedDict, total=False):
-    """What says where work is done, besides the number of workers."""
+    """Options of where work is done, besides the number of workers."""
 
     ray: str | None
     ray_gpus: float
 
 
 class SpaceOptions(PlaceOptions, total=False):
-    """What makes the space of a search or a study; granularities of other packages bring more."""
+    """Options of the search space; granularities of other packages add more."""
 
     criterion: str
     max_rate: float | None
@@ -46,7 +47,7 @@ class SpaceOptions(PlaceOptions, total=False):
 
 
 class SearchOptions(SpaceOptions, total=False):
-    """What every search is told besides."""
+    """Further options of every search."""
 
     warm_starts: Iterable[str] | None
     proposals: int
@@ -55,21 +56,21 @@ class SearchOptions(SpaceOptions, total=False):
 
 
 class RunOptions(SearchOptions, total=False):
-    """What `prune` is told besides."""
+    """Further options of `prune`."""
 
     compaction: bool
     compress: bool
 
 
 class StudyOptions(SpaceOptions, total=False):
-    """What `correlate` is told as `prune` is."""
+    """Further options of `correlate`, as for `prune`."""
 
     granularity: str
     seed: int
 
 
 class Options(SearchOptions, total=False):
-    """What `compare` and `sweep` are told as `prune` is."""
+    """Further options of `compare` and `sweep`, as for `prune`."""
 
     granularity: str
     metric: str | Metric
@@ -77,33 +78,41 @@ class Options(SearchOptions, total=False):
 
 
 def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, **more: Any) -> Settings:
-    """The settings of a job from what its caller was given; what is no setting belongs to the granularity.
+    """The settings of a run from the arguments given; arguments that are no settings belong to the granularity.
 
     Raises:
         FreePruneError: no granularity has such an option, or a target is malformed.
     """
     asked: dict[str, Any] = {**options, **more}
-    given = {name: _listed(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
+    given = {name: _several(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
     for name, value in given.items():
         SETTINGS[name].check(value)
     layout = {name: value for name, value in asked.items() if name not in SETTINGS}
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
-    if unknown is not None and not plugins("granularity"):  # those of other packages are told by their granularity
+    if unknown is not None and not plugins("granularity"):  # a plug-in granularity checks its own options
         raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
     return Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
 
 
-def _listed(value: Any, option: Option) -> Any:
-    """Several texts as a tuple; a single one may be given as it is."""
-    if option.kind not in (Kind.EACH, Kind.NAMES) or not isinstance(value, Iterable):
-        return value
-    return (value,) if isinstance(value, str) else tuple(value)
+def _several(value: Any, option: Option) -> Any:
+    """The value of an option that takes several texts, as a tuple; other values as they are."""
+    return listed(value) if option.kind in (Kind.EACH, Kind.NAMES) and isinstance(value, Iterable) else value
+
+
+def listed(given: Any) -> tuple[Any, ...]:
+    """Several values as a tuple; a single one, such as a text, stands for a list of one."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
+def placed(workers: int | None, options: PlaceOptions) -> Placement:
+    """Where work is done; `ray` and `ray_gpus` are taken out of the options."""
+    return Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
 
 
 def recorded(config: Mapping[str, Any], target: tuple[Target, ...]) -> Settings:
-    """What a run was asked, from its `config.json`, under other targets."""
+    """The settings of a recorded run, from its `config.json`, with other targets."""
     given: dict[str, Any] = {
         name: tuple(v) if isinstance(v := config[name], list) else v for name in SETTINGS if name != "target"
     }

@@ -23,7 +23,7 @@ NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]|ms)?")
 
 @dataclass(frozen=True)
 class Target:
-    """The most that a cost may be: a fraction of the dense network's, or an absolute amount, of latency in milliseconds."""
+    """An upper bound on a cost: a fraction of the dense network's, or an absolute amount (milliseconds for latency)."""
 
     cost: str
     value: float
@@ -34,14 +34,14 @@ class Target:
         return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}{unit}"
 
     def resolve(self, dense: float) -> float:
-        """The whole number of multiplications, parameters or entries that may stay; of latency the milliseconds."""
+        """The absolute bound: a whole number of multiplications, parameters or weights, or milliseconds of latency."""
         if self.cost == LATENCY:
             return self.value * dense if self.relative else self.value
         return float(math.floor(self.value * dense + 1e-9)) if self.relative else float(math.floor(self.value))
 
 
 def parse_target(text: str) -> Target:
-    """`macs=50%`, `params=0.5`, `macs=60M`, `latency=5ms`.
+    """The target that a text states, such as `macs=50%`, `params=0.5`, `macs=60M` or `latency=5ms`.
 
     Raises:
         FreePruneError: the text has another form, or the value is not above 0 and at most 100%.
@@ -92,7 +92,7 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
 def parse_budget(cost: str, budget: float | str) -> Target:
     """A target on a cost from its value alone: 0.5, "50%", "60M"."""
     if cost not in COSTS:
-        raise FreePruneError(f"`cost` is {cost!r}, which is none; {nearest(cost, list(COSTS))}")
+        raise FreePruneError(f"`cost` is {cost!r}, which is no cost; {nearest(cost, list(COSTS))}")
     return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
 
 
@@ -115,10 +115,10 @@ def _target(cost: str, value: float, relative: bool, text: str) -> Target:
 def resolve(
     targets: Iterable[Target], dense: Mapping[str, float], backend: Backend, *, timed: bool = False
 ) -> dict[str, float]:
-    """The targets on counted costs in absolute amounts.
+    """The absolute bounds of the targets on counted costs.
 
     Args:
-        timed: whether a target on latency, which is not counted but measured later, is welcome.
+        timed: whether a target on latency, which is measured later, is allowed.
 
     Raises:
         FreePruneError: the granularity does not change that cost, or the target is above the dense network's.
@@ -156,11 +156,11 @@ def _check_latency(target: Target, backend: Backend, timed: bool) -> None:
 
 
 def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
-    """The limited costs that one more unit of some group would bring above their target.
+    """The costs that adding one more unit to some group would raise above their target.
 
     Args:
         space: with the targets.
-        kept: `(L,)` units of a network in it.
+        kept: `(L,)` kept units of a network in it.
     """
     more = kept + np.eye(space.size, dtype=np.int64)[kept < space.units]
     if not len(more):
@@ -173,5 +173,5 @@ LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights",
 
 
 def label(cost: str) -> str:
-    """A cost as people call it."""
+    """The name of a cost for people."""
     return LABELS.get(cost, cost)

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a run, a comparison, a sweep or a study, from the files in its folder."""
+"""The report: a self-contained HTML page about a run, a comparison, a sweep or a study, made from the files in its folder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
 
 TEMPLATES = Path(__file__).parent / "templates"
-GRID = 200  # places at which a curve is drawn
+GRID = 200  # points of a drawn curve
 COLOURS = 8  # classes s0, s1, ... of the style sheet
 
 
 def read_finished(folder: Path, kind: type[Read]) -> Read | None:
-    """What a run, a comparison or a sweep ended with; None where it has not ended. Writes its page where that is missing."""
+    """The result of a run, a comparison or a sweep, or None if unfinished; writes report.html if it is missing."""
     finished = files.read_document(folder, kind)
     if finished is not None and not (folder / files.REPORT).exists():
         write_report(folder)
@@ -42,7 +42,7 @@ def read_finished(folder: Path, kind: type[Read]) -> Read | None:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` from what is in a folder, of a finished or an unfinished run, comparison, sweep or study.
+    """Write `report.html` from the files in the folder of a run, comparison, sweep or study, finished or not.
 
     Raises:
         FreePruneError: the folder holds none of them, or a file in it is damaged.
@@ -65,7 +65,7 @@ def render(folder: Path) -> str:
 
 
 def _page(folder: Path, config: Mapping[str, Any]) -> str:
-    if "strategies" in config:  # each kind of folder records something that the others do not
+    if "strategies" in config:  # each kind of folder records a key that the others do not have
         kind, content = "comparison", _comparison(folder, config)
     elif "budgets" in config:
         kind, content = "sweep", _sweep(folder, config)
@@ -94,9 +94,9 @@ def _percent(value: float, digits: int = 1) -> str:
 def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     summary = files.read_document(folder, Summary)
     trials, note = _trials(folder / files.LEDGER)
-    scored = _that_can_win(trials)
+    scored = [one for one in trials if one.can_win]
     best, kept = None, None
-    if summary is not None:  # not always a trial: equal rates may be best, and a target on latency may be tightened after all
+    if summary is not None:  # may be no trial: equal rates, or one projected again for a target on latency
         costs = {name: cost.pruned for name, cost in summary.cost.items() if cost is not None}
         if summary.latency is not None:
             costs[LATENCY] = summary.latency.predicted_ms
@@ -122,26 +122,22 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions(found: Summary | Comparison | Sweep | Study | None, config: Mapping[str, Any]) -> Mapping[str, str]:
-    """Of everything that the figures depend on; while there are none yet, of the library alone."""
+    """Versions of everything that the figures depend on; of the library alone while the run is unfinished."""
     return {"freeprune": config["freeprune"]} if found is None else found.versions
 
 
 def _trials(path: Path) -> tuple[list[Trial], str | None]:
-    """The trials of a search, and why they cannot be shown where another version has written them."""
+    """The trials of a search; or none, and the reason, if another version has written them."""
     try:
         return Ledger(path, mend=False).trials, None
     except FreePruneError as error:
         return [], str(error)
 
 
-def _that_can_win(trials: Sequence[Trial]) -> list[Trial]:
-    return [one for one in trials if one.projected and math.isfinite(one.score)]
-
-
 def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None) -> list[dict[str, Any]]:
-    """What is left of each group: channels to one scale, so that widths can be compared; of masked layers the density.
+    """What is left of each group: channel widths on one common scale, and the density of masked layers.
 
-    Of two granularities at once the masked layers come second, and their names end in the granularity.
+    With two granularities at once the masked layers come second, and their names end in the granularity.
     """
     backend = find_backend(str(config["granularity"]))
     left = [None] * len(config["groups"]) if kept is None else kept
@@ -167,8 +163,8 @@ def _shapes(folder: Path) -> list[tuple[str, list[int], list[int]]]:
 
 
 def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Summary | None) -> Chart | None:
-    """Scores in the order of the trials, and the best so far."""
-    numbered = [(i, one.score) for i, one in enumerate(trials, start=1) if one.projected and math.isfinite(one.score)]
+    """Scores in the order of the trials, and the best score so far."""
+    numbered = [(i, one.score) for i, one in enumerate(trials, start=1) if one.can_win]
     if not numbered:
         return None
     numbers, scores = [float(i) for i, _ in numbered], np.array([score for _, score in numbered])
@@ -187,7 +183,7 @@ def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Summa
 def _clouds(
     trials: Sequence[Trial], best: Mapping[str, Any] | None, config: Mapping[str, Any], summary: Summary | None
 ) -> list[Chart]:
-    """Score against each cost that trials were told, the best network marked; relative to the dense one where that is known."""
+    """Score against each cost, with the best network marked; relative to the dense network if its cost is known."""
     if not trials or best is None:
         return []
     scores = np.array([one.score for one in trials])
@@ -199,7 +195,9 @@ def _clouds(
             continue
         counted = None if summary is None else summary.cost.get(cost)
         limit = None if counted is None else counted.target
-        if cost == LATENCY and summary is not None and summary.latency is not None:  # of the dense network only measured
+        if (
+            cost == LATENCY and summary is not None and summary.latency is not None
+        ):  # its prediction for the dense network is unknown
             limit = summary.latency.limit_ms
         scale, x = 1.0, Axis(label(cost), "{:g}".format if cost == LATENCY else "{:,.0f}".format)
         if counted is not None:
@@ -233,7 +231,7 @@ def _comparison(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begun(name: str, trials: Sequence[Trial]) -> Run:
-    """A search that has not ended, as a comparison describes one that has; without its best network."""
+    """An unfinished search in the form of a finished one, without its best network."""
     strategy, _, seed = name.rpartition("-")
     steps = curve(trials)
     best = steps[-1][2] if steps else -math.inf
@@ -268,7 +266,7 @@ def _curves(runs: Sequence[Run], config: Mapping[str, Any], uniform: float | Non
 def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     found = files.read_document(folder, Sweep)
     ledgers = sorted((folder / files.LEDGERS).glob("*.jsonl"))
-    trials = [one for path in ledgers for one in _that_can_win(_trials(path)[0])]
+    trials = [one for path in ledgers for one in _trials(path)[0] if one.can_win]
     budgets = [text.partition("=")[2] for text in config["budgets"]]
     return {
         "found": found,
@@ -280,7 +278,7 @@ def _sweep(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _front(trials: Sequence[Trial], config: Mapping[str, Any], found: Sweep | None) -> Chart | None:
-    """Score against the cost that the sweep goes over: all trials, the front, equal rates and the dense network."""
+    """Score against the cost of the budgets: all trials, the front, equal rates and the dense network."""
     if not trials:
         return None
     cost = config["cost"]

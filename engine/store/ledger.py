@@ -1,4 +1,4 @@
-"""The ledger: every trial of a run, one line of JSON each, written as it happens."""
+"""The ledger: every trial of a run, one line of JSON each, written as soon as it is scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...common import DAMAGE
 from .records import Records
 from .shapes import fits
 
-VERSION = 2  # 1 knew no probes and no elapsed time
+VERSION = 2  # version 1 has no probes and no elapsed time
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Trial:
     """One scored rate vector.
 
     Attributes:
-        proposal: `(L,)`: what the strategy asked, in the unit cube.
-        kept: `(L,)`: its projection, the units that stay.
-        score: larger is better; `-inf` where there was none.
-        costs: of the projection.
-        seconds: to score it.
-        projected: whether the budget was asked of it; a probe, which only tells the strategy something, cannot win.
-        elapsed: seconds of the search until now.
-        overhead: the part of them in which no score was waited for.
+        proposal: `(L,)`: the strategy's proposal, in the unit cube.
+        kept: `(L,)`: the kept units after projection.
+        score: larger is better; `-inf` if there is none.
+        costs: of the kept units, by name.
+        seconds: that scoring took.
+        projected: whether it was projected onto the budget; probes, which only inform the strategy, are not.
+        elapsed: seconds since the search began.
+        overhead: the part of `elapsed` that was not spent waiting for scores.
     """
 
     proposal: NDArray[np.float64]
@@ -42,13 +42,18 @@ class Trial:
     elapsed: float
     overhead: float
 
+    @property
+    def can_win(self) -> bool:
+        """Whether it has a score and was projected onto the budget."""
+        return self.projected and math.isfinite(self.score)
+
 
 class Ledger:
     """The trials of one run on disk.
 
     Args:
         path: the file; made when the first trial is added. A last line that a crash cut short is dropped.
-        mend: whether it is dropped from the file as well; not where another process may be writing it.
+        mend: whether it is dropped from the file as well; False if another process may be writing the file.
 
     Raises:
         FreePruneError: the file is no ledger, is damaged before its last line, or comes from another version.
@@ -83,7 +88,7 @@ class Ledger:
 
 
 def curve(trials: Sequence[Trial]) -> tuple[tuple[int, float, float], ...]:
-    """Trial (from 1), seconds of the search and score wherever the best so far rose; probes cannot be the best."""
+    """Trial (from 1), seconds of the search and score at each improvement of the best score; probes do not count."""
     steps: list[tuple[int, float, float]] = []
     for number, one in enumerate(trials, start=1):
         if one.projected and one.score > (steps[-1][2] if steps else -math.inf):

@@ -1,1 +1,1 @@
-"""Many runs held against each other: strategies, budgets, metrics."""
+"""Studies of many runs: comparison of strategies, sweep over budgets, correlation of metrics."""

@@ -1,4 +1,4 @@
-"""Strategies side by side: the same space, projection, warm starts and number of trials, or the same seconds, over seeds."""
+"""Comparison of strategies: same space, projection, warm starts and number of trials or seconds, over several seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...options import check_all
 from ...search import STRATEGIES
 from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import WITHOUT_END, settings
+from ..asked.settings import WITHOUT_END, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -33,9 +33,9 @@ from ..store.studies import AgainstRandom, Comparison, Judged, Run
 from ..training.finetuning import finetuned
 from ..training.trainer import measured
 from ..workers.pool import pool
-from .opening import Opening, placed
+from .opening import Opening
 
-CONTROL = "random"  # what the other strategies are held against
+CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1
 
 
@@ -61,25 +61,25 @@ def compare(
 ) -> Comparison:
     """Compare strategies: search with each under equal conditions, over several seeds.
 
-    There are no warm starts unless they are asked for: it is the strategies that are compared.
+    By default there are no warm starts, so that the strategies alone are compared.
 
     Args:
-        model: as for `prune`, like all that is not named here.
+        model: as for `prune`, like all arguments that are not listed here.
         out: the folder for the ledgers, `comparison.json` and plots.
-        strategies: names; where `random` is among them, the others are also compared with it seed by seed.
-        trials: of each search. Default: 300 without a time limit, else as many as there is time for.
+        strategies: names, or one; if `random` is among them, the others are also compared with it seed by seed.
+        trials: of each search. Default: 300 without a time limit, else as many as the time allows.
         time_limit: seconds of each search.
-        seeds: how many seeds each strategy gets: `seed`, `seed` + 1 and so on. All work on the same calibration images.
-        finetune: fine-tune the best network of each search by this recipe, so that the comparison ends in test accuracy.
+        seeds: number of seeds per strategy: `seed`, `seed` + 1 and so on. All use the same calibration images.
+        finetune: how the best network of each search is fine-tuned, to compare test accuracies; None to skip it.
 
     Returns:
         The comparison, as in `comparison.json`; prints as a table.
 
     Raises:
-        FreePruneError: something asked cannot be done; one sentence says what to do.
+        FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress has seen to it
-    names = tuple(strategies)
+    assert callable(progress)  # shows_progress made it a function
+    names = listed(strategies)
     _check(names, trials, seeds)
     opening = Opening(Path(out), placed(workers, options), resume, force, progress)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
@@ -100,7 +100,7 @@ def compare(
 
 
 def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, Any], opening: Opening) -> Comparison:
-    """Every search, the fine-tunings if they are asked for, and what they say of the strategies."""
+    """Runs every search, fine-tunes the winners if asked to, and returns the comparison."""
     (opening.folder / files.LEDGERS).mkdir(exist_ok=True)
     wanted = [(name, job.settings.seed + s) for s in range(seeds) for name in names]
     with pool(job.scorer(), opening.placement) as processes:
@@ -132,7 +132,7 @@ def _check(names: tuple[str, ...], trials: int | None, seeds: int) -> None:
 
 
 def _run(job: Job, name: str, seed: int, score_all: ScoreAll, opening: Opening, number: int, of: int) -> Run:
-    """One search; what its ledger holds is not scored again."""
+    """One search; trials in its ledger are not scored again."""
     ledger = Ledger(opening.folder / files.LEDGERS / f"{name}-{seed}.jsonl")
     limit = job.settings.time_limit
 
@@ -155,7 +155,7 @@ def _run(job: Job, name: str, seed: int, score_all: ScoreAll, opening: Opening, 
 
 
 def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
-    """Test accuracy of each run's best network after fine-tuning; recorded as they come."""
+    """Test accuracy of each run's best network after fine-tuning; each is recorded at once."""
     records = Records(opening.folder / files.FINETUNED, "freeprune_finetuned")
     done: dict[tuple[str, int], float] = {}
     for number, entry in enumerate(records.entries, start=1):
@@ -182,7 +182,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
 
 
 def judged(name: str, runs: Sequence[Run]) -> Judged:
-    """One strategy over its seeds, and against random search with the same seeds."""
+    """The results of one strategy over its seeds, and compared with random search on the same seeds."""
     mine = [run for run in runs if run.strategy == name]
     control = [run for run in runs if run.strategy == CONTROL]
     scores = [run.best for run in mine]

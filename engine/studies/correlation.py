@@ -1,6 +1,7 @@
 """The study: does a score rank pruned networks as fine-tuning does?
 
-Rate vectors are drawn at one fixed budget, each network is fine-tuned, and every metric's scores are held against accuracies.
+Rate vectors are drawn at one fixed budget, each network is fine-tuned, and the scores of every metric are correlated with the
+accuracies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ...options import check_all
 from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import StudyOptions, settings
+from ..asked.settings import StudyOptions, listed, placed, settings
 from ..inputs.batches import split
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -43,7 +44,7 @@ from ..training.finetuning import finetuned
 from ..training.trainer import measured
 from ..user_code import scored
 from ..workers.pool import pool
-from .opening import Opening, placed
+from .opening import Opening
 
 Kept = NDArray[np.int64]
 
@@ -53,8 +54,8 @@ NOT_ASKED = (
     "latency_batch", "latency_threads", "groups", "image_size",
 )  # fmt: skip
 ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
-COUNTS, SLACK = ("params", "macs"), 0.01  # what these count is constant where it varies by no more than so much
-CONTROL = "logdensity"  # what partial correlations hold constant
+COUNTS, SLACK = ("params", "macs"), 0.01  # these metrics count as constant if they vary by at most this fraction
+CONTROL = "logdensity"  # the metric that partial correlations hold constant
 
 
 @files.keeps_traceback
@@ -69,7 +70,7 @@ def correlate(
     seeds: int = Options.seeds,
     repeat: int = Options.repeat,
     finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
-    metrics: Iterable[str | Metric] | None = Options.metrics,
+    metrics: Iterable[str | Metric] | Metric | None = Options.metrics,
     weights: str | Path | None = None,
     workers: int | None = None,
     resume: bool = False,
@@ -80,33 +81,33 @@ def correlate(
 ) -> Study:
     """Fine-tune many pruned networks of one cost, score them with every metric, and correlate.
 
-    The test images stay out of it: networks are fine-tuned on nine tenths of the training images and judged on the rest.
+    The test images are not used: networks are fine-tuned on nine tenths of the training images and judged on the rest.
 
     Args:
-        model: as for `prune`, like all that is not named here.
+        model: as for `prune`, like all arguments that are not listed here.
         target: the one budget that all candidates meet.
         out: the folder for records, `study.json` and plots.
-        candidates: how many pruned networks; `draw_candidates` says how they are drawn. A finished study resumed with more goes
-            on.
-        seeds: how many seeds a repeated candidate is fine-tuned with, for the noise ceiling.
+        candidates: number of pruned networks; `draw_candidates` says how they are drawn. Resume a finished study with a larger
+            number to extend it.
+        seeds: number of seeds for repeated candidates, from which the noise ceiling is estimated.
         repeat: every Nth candidate is fine-tuned with all seeds.
         finetune: the same recipe for all of them, or your own function.
-        metrics: names, or your own as for `prune`, which the study then calls `module:function`; default: all there are.
+        metrics: names, or your own as for `prune`, recorded as `module:function`; one or several. Default: all.
         workers: processes for fine-tuning and scoring, one thread each; default: this one with all its threads. The study
             is the same for any number of them.
-        rescore: compute the scores of a study in `out` again, without fine-tuning again: those of `metrics`; what it holds
-            of other metrics stays.
+        rescore: recompute the scores of `metrics` for the study in `out`, without fine-tuning; the scores of other metrics are
+            kept.
 
     Returns:
         The study, as in `study.json`, see `docs/score.md`; prints as a table.
 
     Raises:
-        FreePruneError: something asked cannot be done; one sentence says what to do.
+        FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress has seen to it
+    assert callable(progress)  # shows_progress made it a function
     table = _metrics(metrics)
     if finetune is None:
-        raise FreePruneError("the study holds scores against fine-tuned accuracy, so it needs a fine-tuning; give a recipe")
+        raise FreePruneError("the study compares scores with accuracies after fine-tuning; give a recipe")
     plan = Options(candidates, seeds, repeat, tuple(table), rescore)
     check_all(plan)
     opening = Opening(Path(out), placed(workers, options), resume or rescore, force, progress)
@@ -124,7 +125,7 @@ def correlate(
 
 
 def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[str, Any], opening: Opening) -> Study:
-    """Every candidate fine-tuned and scored, and what that says of the metrics."""
+    """Fine-tunes and scores every candidate, and returns the study."""
     records = Records(opening.folder / files.SCORES, "freeprune_scores")
     if plan.rescore:
         again = set(table)
@@ -163,10 +164,10 @@ def validation_of(job: Job) -> Dataset[object]:
     return validation
 
 
-def _metrics(asked: Iterable[str | Metric] | None) -> dict[str, Metric]:
+def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]:
     if asked is None:
         return entries(METRICS, "metric")
-    table = {metric_name(metric): metric_of(metric) for metric in asked}
+    table = {metric_name(metric): metric_of(metric) for metric in listed(asked)}
     return table if CONTROL in table else {**table, CONTROL: METRICS[CONTROL]}
 
 
@@ -200,7 +201,7 @@ def _van_der_corput(index: int) -> float:
 
 
 def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[list[float]]:
-    """The accuracies of every candidate, one for each of its seeds; what is on disk is not done again."""
+    """The accuracies of every candidate, one for each of its seeds; those on disk are reused."""
     records = Records(opening.folder / files.CANDIDATES, "freeprune_candidates")
     wanted = [(i, 0) for i in range(len(kept))]
     wanted += [(i, s) for s in range(1, plan.seeds) for i in range(0, len(kept), plan.repeat)]
@@ -252,7 +253,7 @@ def _tuned_before(records: Records, kept: Kept) -> dict[tuple[int, int], float]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """One candidate by one metric; `-inf` where there is no score, and why."""
+    """The score of one candidate by one metric; `-inf` and the reason if there is none."""
 
     score: float
     ms: float
@@ -260,7 +261,7 @@ class _Scored:
 
 
 def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, opening: Opening) -> dict[str, list[_Scored]]:
-    """By metric the scores of all candidates; what is on disk is not computed again."""
+    """The scores of all candidates, by metric; those on disk are reused."""
     known: dict[tuple[str, int], _Scored] = {}
     for number, entry in enumerate(records.entries, start=1):
         try:
@@ -271,7 +272,7 @@ def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records,
     missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
     left = [i for i, names in missing.items() if names]
 
-    candidate, dense, batch = job.candidates(), job.dense, job.scored  # all that workers are sent of the job
+    candidate, dense, batch = job.candidates(), job.dense, job.scored  # workers are sent these parts of the job alone
 
     def run(i: int) -> list[tuple[str, _Scored]]:
         return [(name, _score(table[name], candidate(kept[i]), dense, batch)) for name in missing[i]]
@@ -299,7 +300,7 @@ def _score(metric: Metric, candidate: Pruned, dense: Reference, batch: Batch) ->
 
 
 def _correlated(runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Correlated]:
-    """How well each metric ranks the candidates as their mean accuracies do."""
+    """How well each metric ranks the candidates by their mean accuracies."""
     means = np.array([np.mean(run) for run in runs])
     values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
     statistics = {
@@ -318,5 +319,5 @@ def _correlated(runs: list[list[float]], scores: Mapping[str, list[_Scored]], se
 
 
 def _is_fixed(name: str, scores: NDArray[np.float64]) -> bool:
-    """Whether a metric only counts what the budget fixes, up to the last units that did not fit."""
+    """Whether a metric counts what the budget fixes, so that it is constant up to the last units that did not fit."""
     return name in COUNTS and bool(np.ptp(scores) <= SLACK * np.abs(scores).max())

@@ -1,4 +1,4 @@
-"""How a comparison, a sweep and a study begin: everything checked, the folder open, the calibration batch kept."""
+"""The start of a comparison, a sweep or a study: check the arguments, open the folder, save the calibration batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..asked.recipe import Recipe
-from ..asked.settings import PlaceOptions, Settings
+from ..asked.settings import Settings
 from ..delivery.rehearsal import rehearse
 from ..inputs.calibration import keep
 from ..progress import Progress
@@ -23,14 +23,14 @@ from ..workers.pool import check
 
 @dataclass(frozen=True)
 class Opening:
-    """Where something works and writes, and what becomes of what is there already.
+    """The output folder and the workers, and what to do with a run that is already in the folder.
 
     Attributes:
         folder: for everything that is written.
         placement: the workers.
-        resume: whether to go on with what is in the folder.
+        resume: whether to continue the run in the folder.
         force: whether to replace it.
-        progress: is told how far it is.
+        progress: is called with the progress.
     """
 
     folder: Path
@@ -42,25 +42,25 @@ class Opening:
     def job(
         self, model: nn.Module | str, weights: str | Path | None, data: Any, asked: Settings, finetune: Recipe | Finetune | None
     ) -> Job:
-        """Everything that was asked, checked and brought together; nothing is written.
+        """The job, with all arguments checked; nothing is written.
 
         Raises:
-            FreePruneError: the workers cannot be had, the folder cannot be used, or something asked cannot be done.
+            FreePruneError: the workers are not available, the folder cannot be used, or an argument is wrong.
         """
         check(self.placement)
         files.check_folder(self.folder, self.resume, self.force)
         return prepare(model, weights, data, asked, finetune, folder=self.folder if self.resume else None)
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:
-        """Rehearse what will follow, and open the folder.
+        """Rehearse the later steps, and open the folder.
 
         Args:
-            config: what `config.json` says.
-            tested: the images that networks will be measured on; None where none will be.
-            finished: whether nothing will follow, so that there is nothing to rehearse.
+            config: the content of `config.json`.
+            tested: the images that networks will be measured on; None if none will be.
+            finished: whether no later steps are left to rehearse.
 
         Raises:
-            FreePruneError: a step does not work, or the folder holds something that was asked otherwise.
+            FreePruneError: a step does not work, or the run in the folder has other options.
         """
         if not finished:
             rehearse(job, tested, exports=False, progress=self.progress)
@@ -68,10 +68,5 @@ class Opening:
         keep(job.batch, job.data, self.folder)
 
     def has_finished(self, name: str) -> bool:
-        """Whether the folder to resume holds the file that is written at the end."""
+        """Whether the folder to resume holds the file of this name, which is written at the end."""
         return self.resume and (self.folder / name).exists()
-
-
-def placed(workers: int | None, options: PlaceOptions) -> Placement:
-    """Where work is done, as `prune` is told it; what says so is taken out of the options."""
-    return Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))

@@ -1,4 +1,4 @@
-"""The score-cost front: one search a budget, from the loosest to the tightest, each begun where the last one ended."""
+"""The score-cost front: one search per budget, loosest first, each started from the best networks of the last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from ...common import FreePruneError
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
-from ..asked.settings import Options, recorded, settings
+from ..asked.settings import Options, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import load_data
@@ -31,11 +31,11 @@ from ..store.shapes import sound_asked
 from ..store.studies import Budget, Dense, Point, Sweep
 from ..workers.base import Placement
 from ..workers.pool import pool
-from .opening import Opening, placed
+from .opening import Opening
 
 FORMAT = 1
-HANDED_ON = 5  # of the best points of a budget, with which the next one begins
-PICKED = 20  # trials next to a target that are projected onto it
+HANDED_ON = 5  # best trials of a budget that the search at the next one starts with
+PICKED = 20  # trials near a target that are projected onto it
 
 
 @files.keeps_traceback
@@ -46,7 +46,7 @@ def sweep(
     *,
     out: str | Path,
     cost: str = Budgets.cost,
-    budgets: Iterable[float | str] = Budgets.budgets,
+    budgets: Iterable[float | str] | float = Budgets.budgets,
     target: Mapping[str, float | str] | Iterable[str] = (),
     strategy: str = Settings.strategy,
     trials: int = Budgets.trials,
@@ -57,30 +57,30 @@ def sweep(
     progress: Shown = None,
     **options: Unpack[Options],
 ) -> Sweep:
-    """Search at several budgets of one cost, and say which score each reaches. `pick` turns a point into a finished run.
+    """Search at several budgets of one cost, to see which score each reaches. `pick` turns a point into a finished run.
 
     The best proposals of one budget are the first trials of the next, tighter one: a good allocation at 60% is a good start at
     50%.
 
     Args:
-        model: as for `prune`, like all that is not named here.
+        model: as for `prune`, like all arguments that are not listed here.
         out: the folder for the ledgers, `sweep.json` and plots.
-        cost: what the budgets limit.
+        cost: the cost that the budgets limit.
         budgets: fractions of the dense network's cost that may remain, or texts such as "50%" and "60M".
         target: further targets that hold at every budget.
-        trials: of each budget.
+        trials: per budget.
 
     Returns:
         The sweep, as in `sweep.json`; prints as a table.
 
     Raises:
-        FreePruneError: something asked cannot be done; one sentence says what to do.
+        FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress has seen to it
+    assert callable(progress)  # shows_progress made it a function
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
-        raise FreePruneError(f"{cost} is what the sweep goes over, so it cannot be a fixed `target` as well; leave it out")
+        raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
     opening = Opening(Path(out), placed(workers, options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
     job = opening.job(model, weights, data, asked, None)
@@ -97,7 +97,7 @@ def sweep(
 
 
 def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], opening: Opening) -> Sweep:
-    """One search after the other.
+    """Runs the search at every budget, and returns the sweep.
 
     Args:
         jobs: the same job under each budget, the loosest first. A budget that cannot be met is refused before any is searched.
@@ -124,7 +124,7 @@ def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], open
 
 
 def _telling(progress: Progress, number: int, of: int, rung: Target) -> Callable[[int, int, float], None]:
-    """Tells how far the whole sweep is while one budget is searched."""
+    """A function that reports the progress of the whole sweep while one budget is searched."""
 
     def tell(done: int, total: int, best: float) -> None:
         progress("sweep", number * total + done, of * total, f"{rung}: best score {best:.4f}")
@@ -135,7 +135,7 @@ def _telling(progress: Progress, number: int, of: int, rung: Target) -> Callable
 def _searched(
     job: Job, rung: Target, best: Sequence[Trial], score_all: ScoreAll, ledger: Ledger, tell: Callable[[int, int, float], None]
 ) -> Budget:
-    """The search at one budget, begun with the best trials of the one before."""
+    """The search at one budget, started with the best trials of the one before."""
     asked = job.settings
     first = np.array([one.proposal for one in best]) if best else None
     strategy = strategy_of(job, asked.strategy, asked.seed, first)
@@ -144,9 +144,9 @@ def _searched(
     return Budget(str(rung), found.score, finite(found.uniform), costs, kept, found.trials, found.seconds)
 
 
-def _rungs(cost: str, budgets: Iterable[float | str]) -> list[Target]:
+def _rungs(cost: str, budgets: Iterable[float | str] | float) -> list[Target]:
     """The budgets as targets, the loosest first."""
-    rungs = [parse_budget(cost, budget) for budget in budgets]
+    rungs = [parse_budget(cost, budget) for budget in listed(budgets)]
     if len({one.relative for one in rungs}) > 1:
         raise FreePruneError("the budgets are partly relative and partly absolute; write them all as 50% or all as 60M")
     rungs = sorted(set(rungs), key=lambda one: -one.value)
@@ -158,19 +158,19 @@ def _rungs(cost: str, budgets: Iterable[float | str]) -> list[Target]:
 
 
 def trials_of(folder: Path) -> list[Trial]:
-    """All trials of a sweep that can be its answer."""
+    """All trials of a sweep that can win."""
     ledgers = [Ledger(path) for path in sorted((folder / files.LEDGERS).glob("*.jsonl"))]
-    return [trial for ledger in ledgers for trial in ledger.trials if trial.projected and np.isfinite(trial.score)]
+    return [trial for ledger in ledgers for trial in ledger.trials if trial.can_win]
 
 
 def _best(trials: Sequence[Trial], count: int) -> list[Trial]:
     """The best different networks, best first."""
-    unique = {one.kept.tobytes(): one for one in reversed(trials) if one.projected and np.isfinite(one.score)}
+    unique = {one.kept.tobytes(): one for one in reversed(trials) if one.can_win}
     return sorted(unique.values(), key=lambda one: -one.score)[:count]
 
 
 def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
-    """The trials that no other one beats at less or equal cost, the cheapest first."""
+    """The trials that no other one beats at lower or equal cost, cheapest first."""
     front: list[Trial] = []
     for one in sorted(trials, key=lambda one: (one.costs[cost], -one.score)):
         if not front or one.score > front[-1].score:
@@ -202,15 +202,15 @@ def pick(
         folder: the sweep's.
         target: as for `prune`; the sweep's fixed targets hold as well.
         out: the folder for the run.
-        model: where the sweep had one that was no spec, the same one again; otherwise the sweep's.
-        data: likewise.
+        model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
+        data: like `model`.
         weights: default: the sweep's.
         rehearsal: as for `prune`.
 
     Raises:
-        FreePruneError: the folder holds no finished sweep, or something asked cannot be done.
+        FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
-    assert callable(progress)  # shows_progress has seen to it
+    assert callable(progress)  # shows_progress made it a function
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:
@@ -239,15 +239,15 @@ def pick(
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
-    """The proposals of the best trials that meet the targets, and of the best that nearly do. `(P, L)`"""
+    """Proposals `(P, L)` of the best trials that meet the targets, and of the best that nearly do."""
     limits = job.space.targets
 
     def over(one: Trial) -> float:
-        """How far over its targets a trial is, relative to them; 0 and less where it meets them."""
+        """How far a trial exceeds its targets, relative to them; at most 0 if it meets them."""
         return max((one.costs[name] / limit - 1 for name, limit in limits.items() if name in one.costs), default=0.0)
 
     if any(len(one.kept) != job.space.size for one in trials):
-        raise FreePruneError("the sweep is of another network; give the one that it was made with")
+        raise FreePruneError("the sweep was made with another network; give that one")
     within = _best([one for one in trials if over(one) <= 0], PICKED)
     nearly = _best([one for one in trials if 0 < over(one) <= 0.5], PICKED)
     chosen = [*within[: PICKED // 2], *nearly[: PICKED // 2]] or _best(trials, PICKED)

@@ -133,6 +133,7 @@ def test_strategies_are_compared_without_warm_starts_unless_they_are_asked_for(f
     ("options", "message"),
     [
         ({"strategies": ["evolutoin"]}, "there is no strategy 'evolutoin'; did you mean 'evolution'"),
+        ({"strategies": "evolutoin"}, "there is no strategy 'evolutoin'"),
         ({"strategies": ["random", "random"]}, "strategy random was given twice"),
         ({"strategies": []}, "no strategy was given"),
         ({"seeds": 0}, "`seeds` is 0; give 1 or more"),

@@ -125,7 +125,7 @@ def test_what_the_budget_fixes_is_constant(tmp_path):
 def test_a_score_that_cannot_be_had_ranks_last(tmp_path, monkeypatch):
     scores = iter([float("nan"), 2.0, 3.0, 4.0])
     monkeypatch.setitem(correlation.METRICS, "odd", lambda *_: next(scores))
-    found = study(tmp_path, metrics=["odd"])
+    found = study(tmp_path, metrics="odd")
     assert [c.scores["odd"] for c in found.candidates] == [None, 2, 3, 4]
 
 
@@ -176,7 +176,7 @@ def test_the_heat_map_shows_the_studies_side_by_side(finished, tmp_path):
         ({"workers": 0}, "`workers` is 0; give 1 or more"),
         ({"metrics": ["frepprune"]}, "did you mean 'freeprune'"),
         ({"resume": True}, "holds no run to resume"),
-        ({"finetune": None}, "the study holds scores against fine-tuned accuracy"),
+        ({"finetune": None}, "the study compares scores with accuracies after fine-tuning"),
     ],
 )
 def test_wrong_input_is_one_sentence(options, sentence, tmp_path):

@@ -89,9 +89,11 @@ def test_fixed_targets_hold_everywhere(tmp_path):
     ("options", "message"),
     [
         ({"budgets": [0.5]}, "at least two budgets"),
+        ({"budgets": "50%"}, "at least two budgets"),
+        ({"budgets": 0.5}, "at least two budgets"),
         ({"budgets": [0.5, "60M"]}, "partly relative"),
         ({"budgets": [0.5, "x"]}, "malformed"),
-        ({"cost": "flops"}, "`cost` is .*, which is none"),
+        ({"cost": "flops"}, "`cost` is .*, which is no cost"),
         ({"target": ["macs=50%"]}, "cannot be a fixed `target` as well"),
         ({"budgets": [0.5, 0.001]}, "cannot be met"),
     ],
