@@ -1,1 +1,1 @@
-"""What a run is asked: settings, targets, which groups, the recipe; and the command that repeats it."""
+"""The options of a run: settings, targets, selection of groups, recipe; and the command that repeats a run."""

@@ -1,4 +1,4 @@
-"""The command that repeats what a folder holds, from the record of what was asked."""
+"""The command that repeats a run, from its record."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ...options import Kind, Option, in_words
 from .commands import COMMANDS, options_of
 from .recipe import Recipe
 
-NO_FINETUNING = {"prune": {"epochs": 0.0}, "pick": {"epochs": 0.0}}  # the other commands do without unless asked
+NO_FINETUNING = {"prune": {"epochs": 0.0}, "pick": {"epochs": 0.0}}  # other commands do not fine-tune by default
 
 
 def command_line(command: str, asked: Mapping[str, Any]) -> list[str]:
-    """A command in parts, each an option with its value; what the command takes by default is left out.
+    """The command that repeats a run, in parts, each an option with its value; defaults are left out.
 
     Args:
-        command: `prune`, say: its own options say what is looked for in `asked`.
-        asked: as in `config.json`, and what else is known, such as `out` and `threads`. A recipe under `finetune` may be
-            data, as it stands there.
+        command: such as `prune`; the values of its options are looked up in `asked`.
+        asked: the content of `config.json`, where `finetune` may be a recipe as plain data, and further values such as `out`
+            and `threads`.
     """
     known = {**asked, **_recipe(command, asked.get("finetune"))}
     if known.get("data") == "digits":  # has its own normalisation, which the record repeats
@@ -34,7 +34,7 @@ def command_line(command: str, asked: Mapping[str, Any]) -> list[str]:
 
 
 def _recipe(command: str, finetune: Any) -> dict[str, Any]:
-    """What of the fine-tuning has an option of its own; of a recipe what differs from the standard, and how long it is."""
+    """The values of the fine-tuning options: its length, and what differs from the standard recipe."""
     if finetune is None:
         return NO_FINETUNING.get(command, {})
     if isinstance(finetune, str):

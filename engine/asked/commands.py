@@ -18,12 +18,12 @@ LAYOUT = "layout"  # stands for the options of all granularities
 
 @dataclass(frozen=True)
 class Command:
-    """What a command is given.
+    """The argument and the options of a command.
 
     Attributes:
-        options: `LAYOUT` among them stands for what the granularities declare.
-        argument: the name of the one argument.
-        metavar: how `--help` shows it, if not by its name.
+        options: `LAYOUT` among them stands for the options of all granularities.
+        argument: the name of the argument.
+        metavar: how `--help` shows it, if not as its name.
         is_path: whether the argument is a path.
     """
 
@@ -45,6 +45,7 @@ def _some(table: Mapping[str, Option], *names: str) -> tuple[Option, ...]:
 THREADS, JSON = declared(Terminal).values()
 DATA = (*SOURCE.values(), SETTINGS["seed"], THREADS, JSON)
 TARGET = SETTINGS["target"]
+COUNTED = TARGET.but(help="Largest cost of the pruned networks: macs=50%, params=300k or nonzero=40%; repeatable.")
 SPACE: tuple[Option | str, ...] = (
     *_some(SETTINGS, "granularity", "criterion", "max_rate"), LAYOUT,
     *_some(SETTINGS, "only", "ignore", "calibration_images", "recovery"),
@@ -54,9 +55,11 @@ PLACEMENT = tuple(declared(Placement).values())
 TRAINING = _some(RECIPE, "learning_rate", "batch_size", "precision")
 FINETUNING = (*_some(RECIPE, "epochs", "images", "distill"), *TRAINING)
 FOLDERS = (FOLDER["out"], SETTINGS["rehearsal"], FOLDER["resume"], FOLDER["force"])
-OWN_FINETUNING = declare(None, "Your own package.module:callable from (network, data) to the trained network.", name="finetune")
+OWN_FINETUNING = declare(
+    None, "Your own training: package.module:callable from (network, data) to the trained network.", name="finetune"
+)
 EXPORT = _some(SETTINGS, "compaction", "compress", "latency_batch", "latency_threads")
-PLAN = declare(None, "A plan.json, or its folder.", name="plan", kind=Kind.PATH, required=True)
+PLAN = declare(None, "A plan.json, or the folder that holds it.", name="plan", kind=Kind.PATH, required=True)
 
 COMMANDS: dict[str, Command] = {
     "prune": Command((
@@ -64,25 +67,25 @@ COMMANDS: dict[str, Command] = {
         OWN_FINETUNING, *EXPORT, *FOLDERS,
     )),
     "compare": Command((
-        *DATA, TARGET, *SPACE, COMPARISON["strategies"], COMPARISON["trials"],
-        SETTINGS["time_limit"].but(help="End each search after so long, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
+        *DATA, COUNTED, *SPACE, COMPARISON["strategies"], COMPARISON["trials"],
+        SETTINGS["time_limit"].but(help="End each search after this time, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
         *PLACEMENT, *FINETUNING, *FOLDERS,
     )),
     "sweep": Command((
         *DATA, *SPACE, BUDGETS["cost"], BUDGETS["budgets"],
-        TARGET.but(default=(), required=False, help="A further target that holds at every budget."), SETTINGS["strategy"],
-        BUDGETS["trials"], *SEARCH, *PLACEMENT, *FOLDERS,
+        TARGET.but(default=(), required=False, help="A further target that holds at every budget; repeatable."),
+        SETTINGS["strategy"], BUDGETS["trials"], *SEARCH, *PLACEMENT, *FOLDERS,
     )),
     "pick": Command((TARGET, *FINETUNING, *FOLDERS, THREADS, JSON), "sweep_folder", "SWEEP", True),
     "correlate": Command((
-        *DATA, TARGET, *SPACE, STUDY["candidates"],
-        RECIPE["images"].but(default=7680, implied=False, help="Images that each is fine-tuned on."), RECIPE["distill"],
-        *TRAINING, STUDY["seeds"], STUDY["repeat"], STUDY["metrics"], STUDY["rescore"], *PLACEMENT, *FOLDERS,
+        *DATA, COUNTED, *SPACE, STUDY["candidates"],
+        RECIPE["images"].but(default=7680, implied=False, help="Number of images that each candidate is fine-tuned on."),
+        RECIPE["distill"], *TRAINING, STUDY["seeds"], STUDY["repeat"], STUDY["metrics"], STUDY["rescore"], *PLACEMENT, *FOLDERS,
     )),
     "score": Command((
         *DATA, PLAN,
-        declare(None, "Weights of the pruned network.", name="pruned", kind=Kind.PATH, shown="the dense ones' part"),
-        SETTINGS["metric"].but(help="What scores it; as for prune."), SETTINGS["calibration_images"],
+        declare(None, "Weights of the pruned network.", name="pruned", kind=Kind.PATH, shown="those that the plan keeps"),
+        SETTINGS["metric"].but(help="Metric to score with; as for prune."), SETTINGS["calibration_images"],
     )),
     "train": Command((
         *DATA, *TRAINING, RECIPE["epochs"].but(
@@ -92,12 +95,12 @@ COMMANDS: dict[str, Command] = {
     )),
     "inspect": Command((
         declare(
-            (), "Shape of an input without the batch, 3x224x224; again for a second one.", name="example", flag="--input",
-            kind=Kind.EACH,
+            (), "Input shape without the batch, such as 3x224x224; repeat it for a second input.", name="example",
+            flag="--input", kind=Kind.EACH,
         ),
-        SOURCE["data"].but(required=False, help="Take an example from the data instead; as for prune."), SOURCE["weights"],
+        SOURCE["data"].but(required=False, help="Data to take the input from instead; as for prune."), SOURCE["weights"],
         SETTINGS["granularity"], SETTINGS["max_rate"], LAYOUT, JSON,
-        declare(None, "An .svg file to draw the coupling into.", name="graph", kind=Kind.PATH),
+        declare(None, "Draw the coupling of the layers into this .svg file.", name="graph", kind=Kind.PATH),
     )),
     "apply": Command((
         SOURCE["weights"].but(required=True, help="The dense network's weights."), PLAN,
@@ -109,7 +112,7 @@ COMMANDS: dict[str, Command] = {
         FOLDER["out"].but(help="The folder to write the pruned network to."), FOLDER["force"],
     )),
     "dashboard": Command((
-        declare("127.0.0.1", "The address to serve at.", name="host"), declare(8080, "The port to serve at.", name="port"),
+        declare("127.0.0.1", "Address to serve at.", name="host"), declare(8080, "Port to serve at.", name="port"),
     ), "folder", "RUN", True),
     "report": Command((), "folder", "RUN", True),
     "list": Command((), "what", "metrics|strategies|granularities|criteria"),
@@ -117,7 +120,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def options_of(command: str) -> tuple[Option, ...]:
-    """The options that a command takes, with those of every granularity where it has any."""
+    """The options of a command, including those of every granularity if it takes any."""
     found: list[Option] = []
     for one in COMMANDS[command].options:
         found += layout_options().values() if isinstance(one, str) else [one]
@@ -125,15 +128,16 @@ def options_of(command: str) -> tuple[Option, ...]:
 
 
 def layout_options() -> dict[str, Option]:
-    """What the granularities declare, those of other packages too; the help says with which granularity.
+    """The options that granularities declare, plug-ins included; the help text names the granularity.
 
-    A name that all runs have stays theirs. Of two granularities with one name the first is shown, and each checks by its own.
+    An option with the name of a general setting is left out. If two granularities declare one name, the first is shown, and
+    each granularity checks the value by its own declaration.
     """
     layouts = dict(LAYOUTS)
     for granularity, point in plugins("granularity").items():
         try:
             layouts.setdefault(granularity, named(getattr(point.load(), "options", {})))
-        except Exception:  # whatever the package does: said where it is asked for, and no other run is held up
+        except Exception:  # a broken package is reported where it is asked for, and must not stop other runs
             continue
     found: dict[str, Option] = {}
     for granularity, layout in layouts.items():

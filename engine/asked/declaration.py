@@ -1,7 +1,7 @@
-"""The one declaration of what a run can be told; what belongs to one granularity is declared there, in its `options`.
+"""Every option of a run, declared once; the options of a single granularity are declared in its class, as `options`.
 
 The command line, the checks, the shape of `config.json`, the command in a report and the table in the documentation are made
-from it. How a network is trained is declared in `recipe.py`; `commands.py` says which command takes what.
+from this declaration. `recipe.py` declares how a network is trained; `commands.py` lists the options of each command.
 """
 
 from __future__ import annotations
@@ -24,81 +24,105 @@ class Source:
     """Where the data and the weights of the dense network come from."""
 
     data: str = option(
-        help="imagefolder:DIR, npz:FILE, digits, or package.module:callable; with labels or without.", required=True
+        help="Training and test data, with labels or without: imagefolder:DIR, npz:FILE, digits, or package.module:callable.",
+        required=True,
     )
-    weights: Path | None = option(None, "A .safetensors, .pt or .pth file to start from.", kind=Kind.PATH)
-    mean: tuple[float, ...] | None = option(None, "Mean per channel, such as 0.485,0.456,0.406.", kind=Kind.NUMBERS)
-    std: tuple[float, ...] | None = option(None, "Standard deviation per channel.", kind=Kind.NUMBERS)
-    image_size: int | None = option(None, "Scale and crop the images of a folder to this many pixels.", kind=Kind.WHOLE)
+    weights: Path | None = option(None, "Weights to load into the network: a .safetensors, .pt or .pth file.", kind=Kind.PATH)
+    mean: tuple[float, ...] | None = option(
+        None,
+        "Mean of each image channel, such as 0.485,0.456,0.406.",
+        kind=Kind.NUMBERS,
+        shown="ImageNet's for RGB, else 0.5; 0 for float arrays",
+    )
+    std: tuple[float, ...] | None = option(
+        None,
+        "Standard deviation of each image channel.",
+        kind=Kind.NUMBERS,
+        shown="ImageNet's for RGB, else 0.5; 1 for float arrays",
+    )
+    image_size: int | None = option(
+        None,
+        "Height and width in pixels that the images of a folder are scaled and cropped to.",
+        kind=Kind.WHOLE,
+        shown="unchanged if all have one size, else 224",
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a job was asked, apart from the network and the data.
+    """The settings of a run, apart from the network and the data.
 
     Attributes:
         layout: the options of the granularity that were given; the granularity declares them.
     """
 
     target: tuple[Target, ...] = option(
-        help="What may remain, such as macs=50%, params=300k or latency=5ms.", kind=Kind.EACH, required=True
+        help="Largest cost of the pruned network: macs=50%, params=300k or latency=5ms; repeatable.",
+        kind=Kind.EACH,
+        required=True,
     )
-    granularity: str = option("channel", "What is removed as one unit.")
-    strategy: str = option("evolution", "What proposes rates.")
-    metric: str | Metric = option("freeprune", "What scores rate vectors; or your own path/to/file.py:callable.")
-    criterion: str = option("l2", "What orders units within a layer.")
-    trials: int = option(300, "How many rate vectors are scored; 0: equal rates.", least=0)
+    granularity: str = option("channel", "What is pruned as one unit; see freeprune list granularities.")
+    strategy: str = option("evolution", "How rates are searched; see freeprune list strategies.")
+    metric: str | Metric = option(
+        "freeprune", "How candidates are scored; see freeprune list metrics, or give path/to/file.py:callable."
+    )
+    criterion: str = option("l2", "Importance that orders the units of a layer; see freeprune list criteria.")
+    trials: int = option(300, "Number of rate vectors to score; 0 prunes every group at the same rate.", least=0)
     time_limit: float | None = option(
         None,
-        "End the search after so long, such as 60s or 5m.",
+        "End the search after this time, such as 60s or 5m.",
         kind=Kind.SECONDS,
         holds=lambda value: value > 0,
         expected="a number of seconds above 0",
     )
     warm_starts: tuple[str, ...] | None = option(
         None,
-        "Scored first: some of uniform,inner,erk,global,magnitude,knapsack; or none.",
+        "Rate vectors to score first: any of uniform,inner,erk,global,magnitude,knapsack; or none.",
         kind=Kind.NAMES,
         shown="uniform,inner,magnitude with channel, else erk,global,magnitude",
     )
-    proposals: int = option(10, "Rate vectors asked for before their scores are told.", least=1)
+    proposals: int = option(10, "Rate vectors that the strategy proposes at a time, before it learns their scores.", least=1)
     seed: int = option(
         0,
-        "Decides everything that is drawn.",
+        "Seed of all random draws.",
         holds=lambda value: 0 <= value < 2**32,
         expected=f"a whole number from 0 to {2**32 - 1}",
     )
     max_rate: float | None = option(
         None,
-        "At most this fraction of a layer is removed.",
+        "Largest fraction of a layer that may be removed.",
         kind=Kind.NUMBER,
         shown="0.9 with channel, else 0.99",
         holds=lambda value: 0 < value < 1,
         expected="a fraction between 0 and 1, such as 0.9",
     )
-    only: tuple[str, ...] = option((), "Prune only groups named like this pattern, such as 'layer3.*'.", kind=Kind.EACH)
-    ignore: tuple[str, ...] = option((), "Leave alone what touches layers named like this pattern.", kind=Kind.EACH)
-    calibration_images: int = option(256, "Training images that scores are computed on.")
-    recovery: bool = option(
-        True, "Make the weights that stay do the work of those that went, before any training.", kind=Kind.PAIR
+    only: tuple[str, ...] = option(
+        (), "Prune only groups whose name matches this pattern, such as 'layer3.*'; repeatable.", kind=Kind.EACH
     )
-    compaction: bool = option(True, "Drop channels that no longer matter after fine-tuning.", kind=Kind.PAIR)
-    compress: bool = option(False, "Store zeros sparsely in the ONNX file where that makes it smaller.")
-    latency_batch: int = option(32, "Images at a time in the latency measurement.", least=1)
+    ignore: tuple[str, ...] = option(
+        (), "Do not prune groups that touch a layer whose name matches this pattern; repeatable.", kind=Kind.EACH
+    )
+    calibration_images: int = option(256, "Number of training images that scores are computed on.")
+    recovery: bool = option(
+        True, "Before any training, fit the weights that stay to the dense network's layer outputs.", kind=Kind.PAIR
+    )
+    compaction: bool = option(True, "After fine-tuning, remove channels that no longer affect the output.", kind=Kind.PAIR)
+    compress: bool = option(False, "Store zero weights sparsely in the ONNX file if that makes it smaller.")
+    latency_batch: int = option(32, "Batch size of the latency measurement.", least=1)
     latency_threads: int = option(1, "Threads of the latency measurement.", least=1)
     rehearsal: bool = option(
-        True, "First try all steps with the dense network on a few images, and refuse what fails.", kind=Kind.PAIR
+        True, "Try all later steps on a few images before the search, and stop if one fails.", kind=Kind.PAIR
     )
     layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where items are computed.
+    """Where candidates are scored and fine-tuned.
 
     Attributes:
-        workers: local processes of one thread each, 1 being this process itself; with `ray`, actors: as many as the cluster
-            has room for where None. None without `ray`: this process with all its threads.
+        workers: number of local processes with one thread each; 1 is this process itself, None is this process with all its
+            threads. With `ray`, the number of actors; None for as many as fit on the cluster.
         ray: the address of a running Ray cluster, such as `10.0.0.1:6379`, `ray://10.0.0.1:10001` or `auto`.
         gpus: GPUs for each actor; a fraction lets actors share one.
 
@@ -108,15 +132,15 @@ class Placement:
 
     workers: int | None = option(
         None,
-        "Processes, with one thread each; with --ray, actors.",
+        "Number of worker processes with one thread each; with --ray, of actors.",
         kind=Kind.WHOLE,
         shown="one process, all threads",
         least=1,
     )
-    ray: str | None = option(None, "The address of a Ray cluster to work on: HOST:PORT, ray://HOST:PORT or auto.")
+    ray: str | None = option(None, "Address of a Ray cluster to run on: HOST:PORT, ray://HOST:PORT or auto.")
     gpus: float = option(
         0.0,
-        "GPUs for each actor; a fraction lets several share one.",
+        "GPUs per Ray actor; a fraction lets several share one.",
         name="ray_gpus",
         shown="none",
         holds=lambda value: 0 <= value < float("inf"),
@@ -133,49 +157,51 @@ class Placement:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a run writes, and what becomes of a run that is there already."""
+    """The output folder, and what to do if it already holds a run."""
 
-    out: Path = option(help="The folder for everything that is written.", kind=Kind.PATH, required=True)
-    resume: bool = option(False, "Go on with what is in --out.")
+    out: Path = option(help="Folder for all output.", kind=Kind.PATH, required=True)
+    resume: bool = option(False, "Continue the run in --out.")
     force: bool = option(False, "Replace what is in --out.")
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """What only the command line is told, and no record of a run holds but the number of threads."""
+    """Options of the command line alone; of these only the number of threads is recorded."""
 
-    threads: int | None = option(None, "Threads that torch computes with.", kind=Kind.WHOLE, least=1)
+    threads: int | None = option(None, "Number of threads that torch uses.", kind=Kind.WHOLE, least=1)
     json: bool = option(False, "Print the result as JSON.")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison is told beyond what each of its searches is."""
+    """Options of a comparison, besides those of its searches."""
 
-    strategies: tuple[str, ...] = option(("random", "evolution", "tpe"), "What is compared.")
+    strategies: tuple[str, ...] = option(("random", "evolution", "tpe"), "Strategies to compare.")
     trials: int | None = option(
-        None, "Trials of each search.", kind=Kind.WHOLE, shown="300, or as many as --time-limit allows", least=1
+        None, "Trials per search.", kind=Kind.WHOLE, shown="300, or as many as --time-limit allows", least=1
     )
-    seeds: int = option(5, "How many seeds each strategy gets.", least=1)
+    seeds: int = option(5, "Number of seeds per strategy.", least=1)
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a sweep is told beyond what each of its searches is."""
+    """Options of a sweep, besides those of its searches."""
 
-    cost: str = option("macs", "What the budgets limit.")
-    budgets: tuple[str, ...] = option(("80%", "65%", "50%", "40%", "30%", "20%"), "What may remain of it.")
+    cost: str = option("macs", "Cost that the budgets limit: macs, params or nonzero.")
+    budgets: tuple[str, ...] = option(
+        ("80%", "65%", "50%", "40%", "30%", "20%"), "How much of that cost may remain; one search for each."
+    )
     trials: int = option(100, "Trials per budget.", least=0)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study of how well scores rank pruned networks is told beyond what makes their space."""
+    """Options of a study of how well scores rank pruned networks, besides those of its search space."""
 
-    candidates: int = option(30, "How many pruned networks are fine-tuned.", least=3)  # fewer cannot be ranked
-    seeds: int = option(2, "Seeds that a repeated candidate is fine-tuned with.", least=1)
+    candidates: int = option(30, "Number of pruned networks to fine-tune.", least=3)  # fewer cannot be ranked
+    seeds: int = option(2, "Number of seeds for candidates that are fine-tuned repeatedly.", least=1)
     repeat: int = option(3, "Every Nth candidate is fine-tuned with all seeds.", least=1)
     metrics: tuple[str, ...] | None = option(
-        None, "Which metrics, such as freeprune,snip,my.py:callable.", kind=Kind.NAMES, shown="all"
+        None, "Metrics to evaluate, such as freeprune,snip,my.py:callable.", kind=Kind.NAMES, shown="all"
     )
-    rescore: bool = option(False, "Compute the scores of --metrics again in the study in --out; fine-tune nothing.")
+    rescore: bool = option(False, "Recompute the scores of --metrics for the study in --out, without fine-tuning.")

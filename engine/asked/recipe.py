@@ -12,7 +12,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # as Lightning Fabric names 
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
-    """Left out on the command line, an option of the recipe is None: without any there may be no training at all."""
+    """An option of the recipe. On the command line it is None if not given, since a command may do without training."""
     return option(default, help, implied=True, **more)
 
 
@@ -31,8 +31,8 @@ class Recipe:
         distill: the weight of the divergence from the teacher's softened outputs; the cross entropy gets the rest.
         augment: random crops after zero padding by an eighth of the image, and random mirroring. Off by default, since
             digits and letters must not be mirrored.
-        precision: "32-true", "bf16-mixed" or "16-mixed". None: mixed on a GPU, else 32 bits. On a CPU with AMX "bf16-mixed"
-            halves the time of a step; on one without it is slower.
+        precision: "32-true", "bf16-mixed" or "16-mixed". None: mixed on a GPU, else 32 bits. On a CPU
+            "bf16-mixed" is faster with AMX and slower without.
     """
 
     epochs: float = _field(
@@ -43,41 +43,48 @@ class Recipe:
         expected="0 or more",
     )
     images: int | None = _field(
-        None, "Fine-tune on so many images instead.", kind=Kind.WHOLE, flag="--finetune-images", least=0
+        None, "Total number of images to fine-tune on, instead of epochs.", kind=Kind.WHOLE, flag="--finetune-images", least=0
     )
     batch_size: int = _field(
         128,
-        "Images per step of the training.",
+        "Images per training step.",
         holds=lambda value: value >= 2,
         expected="2 or more, since batch norm needs two",
     )
     learning_rate: float = _field(
-        0.02, "Peak learning rate of the training.", holds=lambda value: 0 < value < math.inf, expected="a number above 0"
+        0.02, "Peak learning rate.", holds=lambda value: 0 < value < math.inf, expected="a number above 0"
     )
     momentum: float = _field(
-        0.9, "Of SGD.", flag=None, holds=lambda value: 0 <= value < 1, expected="a number from 0 up to, not including, 1"
+        0.9,
+        "Momentum of SGD.",
+        flag=None,
+        holds=lambda value: 0 <= value < 1,
+        expected="a number from 0 up to, not including, 1",
     )
     weight_decay: float = _field(
-        5e-4, "On weights of layers.", flag=None, holds=lambda value: 0 <= value < math.inf, expected="0 or more"
+        5e-4,
+        "Weight decay of tensors with two or more dimensions.",
+        flag=None,
+        holds=lambda value: 0 <= value < math.inf,
+        expected="0 or more",
     )
     warmup: float = _field(
         0.1,
-        "The fraction of the steps in which the learning rate rises.",
+        "Fraction of the steps in which the learning rate rises.",
         flag=None,
         holds=lambda value: 0 <= value <= 1,
         expected="a fraction of the steps, from 0 to 1",
     )
     distill: float = _field(
         0.0,
-        "Weight of agreement with the dense network in fine-tuning, 0 to 1.",
-        shown="",
+        "Weight of the distillation loss towards the dense network, 0 to 1.",
         holds=lambda value: 0 <= value <= 1,
         expected="a number from 0 to 1",
     )
-    augment: bool = _field(False, "Random crops and mirroring.", flag=None)
+    augment: bool = _field(False, "Crop and mirror training images at random.", flag=None)
     precision: str | None = _field(
         None,
-        "Of the training: 32-true, bf16-mixed or 16-mixed.",
+        "Number format in training: 32-true, bf16-mixed or 16-mixed.",
         shown="mixed on a GPU, else 32-true",
         holds=lambda value: value in PRECISIONS,
         expected=f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",

@@ -1,4 +1,4 @@
-"""Which groups a run may touch: `only` and `ignore`."""
+"""Which groups a run may prune: `only` and `ignore`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...common import FreePruneError, nearest
 
 
 def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[str]) -> NDArray[np.int64]:
-    """The fewest units of each group that may stay: all of them in groups that the patterns leave out.
+    """The fewest units that each group may keep; groups that the patterns exclude keep all.
 
     Args:
         groups: of a backend.

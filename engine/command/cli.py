@@ -16,7 +16,7 @@ from . import options as options
 if TYPE_CHECKING:
     from ..delivery.finish import Result
 
-MISSED = 3  # exit status of a run that ended well, but above a target that is measured
+MISSED = 3  # exit status of a finished run that misses a target on latency
 
 
 class OneSentence(click.Group):
@@ -27,7 +27,7 @@ class OneSentence(click.Group):
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
             _fail(" ".join(error.format_message().split()))
-        except FreePruneError as error:  # of the options, while they are read
+        except FreePruneError as error:  # raised while the options are read
             _fail(str(error))
         except (KeyboardInterrupt, click.Abort):
             options.say("interrupted")
@@ -47,10 +47,10 @@ def main() -> None:
 
 @main.command(cls=options.Declared)
 def prune(model: str, **given: Any) -> None:
-    """Prune MODEL: search rates, remove, fine-tune the winner, export, verify.
+    """Prune MODEL: search rates, remove units, fine-tune the best network, export it and verify it.
 
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
-    path/to/file.py:callable. Exit status 3 says that a target on latency was missed.
+    path/to/file.py:callable. Exit status 3 means that a target on latency was missed.
     """
     from ..inputs.models import resolve
     from ..prune import prune
@@ -68,10 +68,10 @@ def prune(model: str, **given: Any) -> None:
 
 @main.command(cls=options.Declared)
 def compare(model: str, **given: Any) -> None:
-    """Compare search strategies on MODEL: same space, same warm starts, same number of trials or the same seconds.
+    """Compare search strategies on MODEL: same space, same warm starts, same number of trials or seconds.
 
-    With --finetune-epochs or --finetune-images the best network of every search is fine-tuned, so that the comparison ends in
-    test accuracy; without, nothing is trained.
+    With --finetune-epochs or --finetune-images the best network of every search is fine-tuned, to compare test accuracies;
+    otherwise nothing is trained.
     """
     from ..studies.comparison import compare
     from . import tables as display
@@ -86,7 +86,7 @@ def compare(model: str, **given: Any) -> None:
 
 @main.command(cls=options.Declared)
 def sweep(model: str, **given: Any) -> None:
-    """Search MODEL at several budgets and show which score each reaches; freeprune pick finishes one of them."""
+    """Search MODEL at several budgets and show the score of each; freeprune pick turns one into a finished run."""
     from ..studies.sweep import sweep
     from . import tables as display
 
@@ -108,7 +108,7 @@ def pick(sweep_folder: Path, **given: Any) -> None:
 
 
 def _report(result: Result, as_json: bool) -> None:
-    """A finished run, and the exit status that goes with it."""
+    """Print a finished run, and exit with its status."""
     from . import tables as display
 
     display.report(result, result.summary.to_json(), as_json)
@@ -118,7 +118,7 @@ def _report(result: Result, as_json: bool) -> None:
 
 @main.command(cls=options.Declared)
 def dashboard(folder: Path, host: str, port: int) -> None:
-    """Look at the trials in RUN, the folder of a run, a comparison or a sweep, in optuna-dashboard."""
+    """Show the trials in RUN, the folder of a run, a comparison or a sweep, in optuna-dashboard."""
     from .dashboard import show
 
     show(folder, host, port)
@@ -126,7 +126,7 @@ def dashboard(folder: Path, host: str, port: int) -> None:
 
 @main.command(cls=options.Declared)
 def report(folder: Path) -> None:
-    """Write report.html again, from what is in RUN, the folder of a run, a comparison, a sweep or a study, finished or not."""
+    """Write report.html again from the files in RUN, the folder of a run, comparison, sweep or study, finished or not."""
     from ..report.page import write_report
 
     click.echo(f"the report is {write_report(folder)}")
@@ -134,10 +134,10 @@ def report(folder: Path) -> None:
 
 @main.command(cls=options.Declared)
 def correlate(model: str, **given: Any) -> None:
-    """Check on MODEL how well each score ranks pruned networks: fine-tune many of one cost, and correlate.
+    """Measure how well each metric ranks pruned versions of MODEL: fine-tune many of one cost, and correlate.
 
     Networks are fine-tuned on nine tenths of the training images and judged on the rest; the test images are not used. The
-    heat map shows the studies in the folders beside --out as well: one for each granularity, say.
+    heat map also shows the studies in the folders next to --out, such as one for each granularity.
     """
     from ..studies.correlation import correlate
     from . import tables as display
@@ -150,7 +150,7 @@ def correlate(model: str, **given: Any) -> None:
 
 @main.command(cls=options.Declared)
 def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
-    """Score what a plan makes of MODEL, before any fine-tuning or with the weights of --pruned."""
+    """Score MODEL pruned by a plan, before fine-tuning or with the weights of --pruned."""
     from ..apply import apply, read_plan
     from ..inputs.batches import split
     from ..inputs.calibration import draw
@@ -192,9 +192,9 @@ def train(model: str, **given: Any) -> None:
 
 @main.command(cls=options.Declared)
 def inspect(model: str, **given: Any) -> None:
-    """Say what could be pruned from MODEL, what goes together, and what is locked and why; prune nothing.
+    """Show what could be pruned from MODEL, what is tied together, and what is locked and why; nothing is pruned.
 
-    The share of a group in a cost is what goes when this group alone shrinks to its least.
+    For each cost, a group's percentage is what is saved when this group alone is pruned as far as allowed.
     """
     from rich.console import Console
 
@@ -237,7 +237,7 @@ def apply(model: str, **given: Any) -> None:
 
 @main.command("list", cls=options.Declared)
 def list_(what: str) -> None:
-    """Say what there is, one line each, the name first."""
+    """List metrics, strategies, granularities or criteria: name and description, one per line."""
     from .listing import listed
 
     found = listed(what)

@@ -1,4 +1,4 @@
-"""The trials of a run, a comparison or a sweep as Optuna studies, to be looked at in optuna-dashboard."""
+"""Shows the trials of a run, a comparison or a sweep as Optuna studies in optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show(folder: str | Path, host: str = "127.0.0.1", port: int = 8080) -> None:
 
 
 def studies(folder: Path) -> BaseStorage:
-    """A storage in memory with one study for each ledger of the folder; parameters are the rates of the groups.
+    """An in-memory storage with one study for each ledger of the folder; its parameters are the rates of the groups.
 
     Raises:
         FreePruneError: the folder holds no trials.
@@ -79,7 +79,7 @@ def _trial(one: Trial, groups: Sequence[tuple[str, int]]) -> optuna.trial.Frozen
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Optuna announces every new study on stderr otherwise."""
+    """Keeps Optuna from announcing every new study on stderr."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

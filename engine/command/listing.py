@@ -1,4 +1,4 @@
-"""What there is by name, read from the source of the tables, so that nothing heavy is imported to print a line each."""
+"""Names and descriptions of the entries of a table, read from its source code, so that nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import FreePruneError, first_line, nearest
 from ...tables import plugins
 
 ROOT = Path(__file__).parents[2]
-# By what is listed: the file with the table, its name there, and what other packages call an entry.
+# For each list: the file with the table, the name of the table, and the kind of entry that plug-ins add.
 TABLES = {
     "metrics": ("metrics/__init__.py", "METRICS", "metric"),
     "strategies": ("search/__init__.py", "STRATEGIES", "strategy"),
@@ -19,7 +19,7 @@ TABLES = {
 
 
 def listed(what: str) -> dict[str, str]:
-    """The first line of the docstring of each entry, by its name; entries of other packages come first.
+    """The first docstring line of each entry, by name; entries of other packages come first.
 
     Raises:
         FreePruneError: there is no such list.
@@ -32,7 +32,7 @@ def listed(what: str) -> dict[str, str]:
 
 
 def _built_in(path: Path, table: str) -> dict[str, str]:
-    """The same of a table that is written as a dictionary of names that the file defines or imports."""
+    """The entries of a table written as a dictionary whose values the file defines or imports."""
     tree = ast.parse(path.read_text())
     entries = next(
         node.value for node in tree.body

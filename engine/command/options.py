@@ -1,4 +1,4 @@
-"""Commands with the options that are declared for them, and what becomes of the options."""
+"""click commands made from the declared options, and the conversion of their values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .wording import in_options
 DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 INTERRUPTED = 130  # exit status
-RECORD = "config.json"  # with it a run has begun
+RECORD = "config.json"  # exists once a run has begun
 
 
 class Seconds(click.ParamType[float]):
@@ -32,12 +32,12 @@ class Seconds(click.ParamType[float]):
         found = DURATION.fullmatch(str(value))
         if found is None or float(found[1]) == 0:
             flag = "" if param is None else f"{param.opts[0]} "
-            raise FreePruneError(f"{flag}{value!r} is no duration; write it as 60s, 5m or 1h")
+            raise FreePruneError(f"{flag}{value!r} is not a duration; write it as 60s, 5m or 1h")
         return float(found[1]) * SECONDS[found[2]]
 
 
 class Names(click.ParamType[tuple[str, ...]]):
-    """Texts with commas between them, or none."""
+    """Comma-separated texts, or `none`."""
 
     name = "text"
 
@@ -48,7 +48,7 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them."""
+    """Comma-separated numbers."""
 
     name = "text"
 
@@ -69,7 +69,7 @@ TYPES: dict[Kind, Any] = {
 
 
 def shown_by_click(option: Option) -> click.Option:
-    """An option as click takes it; what it is by default is said in its help, as the declaration states it."""
+    """A declared option as a click option, with the default in its help text."""
     text = f"{option.help}  [default: {option.default_text}]" if option.default_text else option.help
     flags = option.written if option.kind is not Kind.PAIR else f"{option.written}/{option.negated}"
     more: dict[str, Any] = {"is_flag": True} if option.kind is Kind.FLAG else {"type": TYPES[option.kind]}
@@ -83,9 +83,9 @@ def shown_by_click(option: Option) -> click.Option:
 
 
 class Declared(click.Command):
-    """A command whose parameters are those of its declaration.
+    """A click command with the declared parameters.
 
-    They are made when they are looked at, since granularities of other packages have to be imported for theirs.
+    They are made on first use, since granularities of other packages have to be imported for theirs.
     """
 
     _made: list[click.Parameter] | None = None
@@ -98,7 +98,7 @@ class Declared(click.Command):
 
     @params.setter
     def params(self, given: list[click.Parameter]) -> None:
-        """click hands over those of decorators, of which there are none."""
+        """Ignored: click passes the parameters of decorators, and there are none."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors and warnings of the library name options instead of arguments."""
@@ -120,7 +120,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def _warnings_shown(command: str) -> Iterator[None]:
-    """The library's warnings as lines on stderr, each as often as it is given; those of others as before."""
+    """Prints every warning of the library as a line on stderr; other warnings are handled as before."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", FreePruneWarning)
         otherwise = warnings.showwarning
@@ -136,7 +136,7 @@ def _warnings_shown(command: str) -> Iterator[None]:
 
 
 def _way_out(given: Mapping[str, Any]) -> str:
-    """How to go on after an interruption; "" where there is nothing to go on with."""
+    """How to continue after an interruption; "" if there is nothing to resume."""
     if "resume" not in given or not (given["out"] / RECORD).exists():
         return ""
     return "; what is finished is kept, go on with --resume"
@@ -149,7 +149,7 @@ def _parameters(name: str, command: Command) -> list[click.Parameter]:
 
 
 def passed_on(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function is handed of the options: all but what the command uses up itself. No bars are drawn beside JSON."""
+    """The options to pass to the library function: all that the command does not handle itself; no progress bars with JSON."""
     used = {"data", "mean", "std", "image_size", "threads", "json", *(option.name for option in FINETUNING)}
     quiet = {"progress": False} if given.get("json") else {}
     return {**{name: value for name, value in given.items() if name not in used}, **quiet}
@@ -162,7 +162,7 @@ def data_of(given: Mapping[str, Any]) -> Any:
 
 
 def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
-    """The training recipe from the options that were given; None where nothing is to be trained."""
+    """The training recipe from the options that were given; None if nothing is to be trained."""
     from ..asked.recipe import Recipe
 
     told = {option.name: given.get(option.name) for option in FINETUNING}

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: results as tables on stdout."""
+"""Prints results to stdout, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .wording import in_options
 
 
 def report(result: Showable, document: Mapping[str, Any], as_json: bool, *notes: str) -> None:
-    """Print a result, as a table with notes below it, which name options instead of arguments, or as JSON."""
+    """Print a result as JSON, or as a table with notes below it that name options instead of arguments."""
     if as_json:
         print(json.dumps(document))  # noqa: T201
         return

@@ -1,4 +1,4 @@
-"""The library's sentences as the command line says them: options where those name arguments."""
+"""Rewrites the library's sentences for the command line: options in place of arguments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def in_options(sentence: str, command: str) -> str:
     """A sentence with `--trials` where it says "`trials`", and `--resume` for "`resume=True`".
 
     Args:
-        sentence: what else stands in it between backticks stays as it is.
-        command: whose options are meant; those of other commands where it has none of that name.
+        sentence: other text between backticks is left as it is.
+        command: whose options are meant; an option that it lacks is looked up in the other commands.
     """
     known: dict[str, Option] = {}
     for name in (*COMMANDS, command):
