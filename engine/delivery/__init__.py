@@ -1,1 +1,1 @@
-"""From the winner of a search to a finished run."""
+"""The steps from the result of a search to a finished run."""

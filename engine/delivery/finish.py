@@ -1,4 +1,4 @@
-"""What follows the search: surgery, checks, fine-tuning, export, summary."""
+"""The steps after the search: surgery, checks, fine-tuning, export, summary."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Result(Showable):
 def finish(
     job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed, folder: Path, progress: Progress
 ) -> Result:
-    """Everything after the search: surgery, checks, fine-tuning, export, summary."""
+    """Run the steps after the search, and return the result."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     start = time.perf_counter()
     progress("recover", 0, 1, "")
@@ -106,7 +106,7 @@ def finish(
     compact_vs_onnx: float | None
     try:
         onnx, compact_vs_onnx = _export(job, final, plan, second, found, rehearsed.dense, folder)
-    except FreePruneError as error:  # the pruned network is there all the same
+    except FreePruneError as error:  # the pruned network is delivered without it
         onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
     progress("export", 1, 1, "")
     divergences = _each(job.task.divergence, tallies)
@@ -147,9 +147,9 @@ def finish(
 
 
 def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
-    """The network without the channels that pruned weights have made useless, its plan if some are, and a report.
+    """The network without channels that pruning made useless, the plan of their removal if there are any, and a report.
 
-    N:M layouts, which that could break, stay as they are.
+    Granularities whose layout compaction would break are skipped.
     """
     before = _entries(final)
     (folder / files.COMPACTION).unlink(missing_ok=True)
@@ -178,14 +178,14 @@ def _entries(network: nn.Module) -> int:
 def _export(
     job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path
 ) -> tuple[Onnx, float]:
-    """Write the ONNX file and time it against the dense network's; also gives how far its outputs are from the network's."""
+    """Write the ONNX file, time it against the dense one, and measure how far its outputs differ from the network's."""
     images = job.batch.inputs
     channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
     metadata = {
         "freeprune": version("freeprune"),
         "granularity": plan.granularity,
         "score": repr(found.score),
-        "channels": json.dumps(channels, separators=(",", ":")),  # the dense network's indices of what is left
+        "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime)
     compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
@@ -218,7 +218,7 @@ def _gzip_bytes(path: Path) -> int:
 
 
 def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int64]]]:
-    """The dense network's indices of what is left after both plans."""
+    """The indices in the dense network that both plans keep."""
     left = {name: dict(dims) for name, dims in plan.kept.items()}
     for name, dims in (second.kept if second is not None else {}).items():
         for dim, ids in dims.items():
@@ -236,7 +236,7 @@ def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
 
 
 def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx) -> TimedTarget:
-    """What became of the target on latency, with what the delivered file took."""
+    """The outcome of the target on latency, including the time of the delivered file."""
     if onnx.latency_ms is not None:
         (target,) = (target for target in job.settings.target if target.cost == LATENCY)
         timed = with_delivered(timed, target, onnx.latency_ms.to_json())
@@ -244,7 +244,7 @@ def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx) -> Timed
 
 
 def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, MetTarget]:
-    """What was asked, whether it is met, and whether it is what keeps the network from being larger."""
+    """Each target as it was given, whether it is met, and whether it limits the size of the network."""
     tight = binding(job.space, found.kept)
     return {
         target.cost: MetTarget(

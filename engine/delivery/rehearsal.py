@@ -1,4 +1,4 @@
-"""The rehearsal: what follows a search is done with the dense network on a few images first, before anything is written."""
+"""The rehearsal: the steps after a search are tried on a few images first, before anything is written."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..run.outputs import outputs
 from ..training.finetuning import recipe_of
 from ..training.trainer import measured, train
 
-IMAGES = 2  # of a forward pass
-TRAINED = 8  # of a training step, whose batch norms need more than one
-SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below whatever is drawn
-LARGEST_DIFFERENCE = 1e-3  # relative; also of the finished run: far above rounding, far below a wrong operator
+IMAGES = 2  # per forward pass
+TRAINED = 8  # per training step; batch norm needs more than one
+SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below the effect of random draws
+LARGEST_DIFFERENCE = 1e-3  # relative: far above rounding, far below a wrong operator
 
 
 class DenseExport:
-    """The dense network's ONNX file, in a folder that goes with this object."""
+    """The dense network's ONNX file, in a temporary folder that is deleted with this object."""
 
     def __init__(self, job: Job) -> None:
         folder = Path(tempfile.mkdtemp())
@@ -42,22 +42,22 @@ class DenseExport:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """The dense network's export, which the end of a run needs again; None where the rehearsal made none."""
+    """What a rehearsal leaves for later: the dense network's export, or None if it made none."""
 
     dense: DenseExport | None = None
 
 
 def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progress: Progress) -> Rehearsed:
-    """Try the steps that follow the search on a few images, so that one that fails is known before the search.
+    """Try the steps after the search on a few images, so that a step that fails is known before the search.
 
     Args:
-        job: left as it is.
-        tested: the images that networks will be measured on; None where none will be.
+        job: not changed.
+        tested: the images that networks will be measured on; None if none will be.
         exports: whether an ONNX file will be written.
-        progress: is told how far it is.
+        progress: is called with the progress.
 
     Raises:
-        FreePruneError: something does not work; nothing was written.
+        FreePruneError: a step fails; nothing was written.
     """
     if not job.settings.rehearsal:
         return Rehearsed()
@@ -77,10 +77,10 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
 
 
 def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module, float]:
-    """The pruned network in eval mode, and by how much its outputs differ from those of the masked one.
+    """The pruned network in eval mode, and the relative difference of its outputs from those of the masked network.
 
     Raises:
-        FreePruneError: by more than rounding.
+        FreePruneError: the difference is larger than rounding.
     """
     compact = apply(job.network, plan).eval()
     difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
@@ -93,7 +93,7 @@ def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module,
 
 
 def _check_repeatable(job: Job, images: Inputs) -> None:
-    """Two passes of the dense network in eval mode agree."""
+    """Check that two passes of the dense network in eval mode agree."""
     network = copied(job.network)
     with seeded(job.settings.seed):
         difference = relative_difference(outputs(network, images), outputs(network, images))
@@ -105,7 +105,7 @@ def _check_repeatable(job: Job, images: Inputs) -> None:
 
 
 def _train(job: Job, recipe: Recipe) -> None:
-    """One step of training, as after the search."""
+    """Run one training step, as after the search."""
     few = _few(job.train, TRAINED)
     train(
         job.network,

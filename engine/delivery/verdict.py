@@ -1,4 +1,4 @@
-"""Whether pruning made the network faster, in one sentence, so that nobody deploys zeros that are no faster."""
+"""One sentence on whether pruning made the network faster, so that nobody deploys zeros that save no time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
 from ..store.summary import LatencyMs
 
-NOISE = 0.05  # relative: two timings of one file on a busy machine differ by about this much
+NOISE = 0.05  # relative difference of two timings of one file on a busy machine, roughly
 
 
 def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:
@@ -15,10 +15,10 @@ def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, run
 
     Args:
         backend: the granularity.
-        asked: what the run was asked.
-        ms: milliseconds of a batch.
-        packed: the size of the file with gzip, relative to the dense one's.
-        runtime: what was measured.
+        asked: the settings of the run.
+        ms: milliseconds per batch.
+        packed: size of the file with gzip, relative to the dense one.
+        runtime: the runtime that was measured.
     """
     ratio = ms.pruned / ms.dense
     threads = f"{asked.latency_threads} thread{'s' if asked.latency_threads > 1 else ''}"

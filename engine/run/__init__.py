@@ -1,1 +1,1 @@
-"""One run: the job, its rehearsal, the search loop."""
+"""The core of a run: the job, the search loop, the score of one network."""

@@ -1,4 +1,4 @@
-"""The job: everything a run needs, checked and at hand before anything is written."""
+"""The job: everything a run needs, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -46,11 +46,18 @@ Finetune = Callable[[nn.Module, Data], nn.Module]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything checked and at hand; nothing written yet.
+    """Everything a run needs, checked; nothing is written yet.
 
-    `given` is the dense network in its own types, `network` the same in float32, which everything is done with; both are
-    without wrappers and on the CPU. `batch` is the calibration batch as it was drawn, `scored` the same where and as candidates
-    run on it. `doubt` says why the dense network may not be the one that was trained, if anything does.
+    Attributes:
+        given: the dense network in its own types, without wrappers, on the CPU.
+        network: the same in float32, which all work is done with.
+        train: the training images without the validation images.
+        batch: the calibration batch on the CPU.
+        scored: the same images on the scoring device, in the scoring memory format.
+        dense: the reference pass of the dense network on `scored`.
+        config: the content of `config.json`.
+        trace_seconds: how long it took to find the groups.
+        doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
     given: nn.Module
@@ -76,14 +83,14 @@ class Job:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
 
     def within(self, targets: tuple[Target, ...]) -> Job:
-        """The same job under other targets."""
+        """The same job with other targets."""
         limits = resolve(targets, self.dense_costs(), self.backend)
         return replace(self, space=self.space.changed(targets=limits), settings=replace(self.settings, target=targets))
 
     def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
-        """A function from kept units `(L,)` to the score and the seconds that it took.
+        """A function from kept units `(L,)` to the score and the seconds it took.
 
-        It holds what scoring needs of the job and no more, since it is sent to workers; the data set, above all, stays behind.
+        It holds only the parts of the job that scoring needs, since it is sent to workers; above all, not the data set.
         """
         candidate, metric, dense, batch = self.candidates(), self.metric, self.dense, self.scored
 
@@ -111,13 +118,13 @@ def prepare(
     *, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
     runtime: Runtime = ONNX_RUNTIME,
 ) -> Job:  # fmt: skip
-    """Check everything and bring it together.
+    """The job, with all arguments checked.
 
     Args:
-        folder: of the run to resume, whose calibration batch is taken; None for a new one.
-        timed: whether a target on latency, for `latency.py` to add, is welcome.
+        folder: of the run to resume, whose calibration batch is reused; None for a new run.
+        timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
         task: what the network is trained for, if the data have labels.
-        runtime: what ONNX files are run and timed in.
+        runtime: runs and times ONNX files.
     """
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
@@ -137,7 +144,7 @@ def prepare(
     task = task if data.labelled else AGREEMENT
     training, _ = split(data, settings.seed)
     batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
-    if not isinstance(model, str):  # code registers its own hooks again
+    if not isinstance(model, str):  # a network built from a text registers its hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
     if batch.labels is None and getattr(metric, "needs_labels", False):
         raise FreePruneError(
@@ -188,7 +195,7 @@ def prepare(
 
 
 def metric_of(given: str | Metric) -> Metric:
-    """A metric by its name, or one of the user's own: a function, or where one is, as `path/to/file.py:callable`."""
+    """A metric by name, or the user's own: a function, or `path/to/file.py:callable`."""
     if not isinstance(given, str):
         return given
     if ":" not in given:
@@ -197,7 +204,7 @@ def metric_of(given: str | Metric) -> Metric:
 
 
 def metric_name(given: str | Metric) -> str:
-    """What a metric is called in records: a function by its module and name, which can be given again like any other."""
+    """The name of a metric in records; a function is recorded as `module:name`, which can be given as a metric again."""
     return given if isinstance(given, str) else name_of(given)
 
 
@@ -205,7 +212,7 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     """A strategy for the job's space.
 
     Args:
-        points: `(P, L)`: proposals to begin with, told to the strategy; the warm starts that the job asks for if None.
+        points: `(P, L)`: proposals to score first and tell the strategy; None for the job's warm starts.
     """
     asked = job.settings
     make = find(STRATEGIES, name, "strategy")
@@ -216,7 +223,7 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
 
 
 def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int) -> nn.Module:
-    """The network that was given or named, without wrappers, in its own types, with the weights of a file if one is given."""
+    """The network, given or named, without wrappers, in its own types, with the weights of a file if one is given."""
     if weights is None:
         return bare(built(model, seed) if isinstance(model, str) else model)
     empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
@@ -224,18 +231,18 @@ def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int)
 
 
 def built(spec: str, seed: int) -> nn.Module:
-    """A network by its name; where no weights are loaded into it, the seed decides those that it starts with."""
+    """A network built by name; the seed decides its initial weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return load_model(spec)
 
 
 def on_cpu(network: nn.Module) -> nn.Module:
-    """The network on the CPU."""
+    """The network on the CPU; itself if it is there already."""
     there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
     return network if there else copied(network).cpu()
 
 
 def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """The costs of the only row."""
+    """The costs of the single row, as numbers."""
     return {name: float(values[0]) for name, values in costs.items()}

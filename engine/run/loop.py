@@ -1,4 +1,4 @@
-"""The search loop: ask, project, score, write down, tell."""
+"""The search loop: ask, project, score, record, tell."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ..store.ledger import Ledger, Trial
 
 Kept = NDArray[np.int64]
 
-# The networks of a batch, by their kept units; gives position, score and seconds of each as it is done, in any order.
+# Scores networks given by their kept units; yields position, score and seconds of each as it is done, in any order.
 ScoreAll = Callable[[Sequence[Kept]], Iterator[tuple[int, tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ended with.
+    """The result of a search.
 
     Attributes:
-        kept: `(L,)`: the units that stay in the best network.
+        kept: `(L,)`: kept units of the best network.
         score: its score.
-        uniform: the score of equal rates in every group, which is no trial but is taken where no trial beats it.
-        trials: how many were scored.
-        seconds: of the search, what an interrupted run had spent on it included.
-        overhead: the part of them in which no score was waited for: asking, projecting, writing, telling.
-        log: what the strategy records of how it went, if it does.
+        uniform: the score of equal rates in every group; not a trial, but the result if no trial beats it.
+        trials: number of trials scored.
+        seconds: of the search, including the time before an interruption.
+        overhead: the part of `seconds` not spent waiting for scores: asking, projecting, recording, telling.
+        log: the strategy's own log, if it keeps one.
     """
 
     kept: Kept
@@ -57,15 +57,15 @@ def search(
     time_limit: float | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, best: None,
 ) -> Found:
-    """Score `trials` proposals of a strategy, those that the ledger already holds from there.
+    """Score `trials` proposals of a strategy; scores that the ledger already holds are reused.
 
-    The same strategy, seed and batch size give the same trials, however the scores are computed and whenever the search was
-    interrupted: the strategy is told scores in the order of its proposals, and a ledger is asked and told again.
+    The same strategy, seed and batch size give the same trials, however the scores are computed and wherever the search was
+    interrupted: scores are told in the order of the proposals, and a resumed search repeats the trials of the ledger.
 
     Args:
-        score_all: the scores of networks by their kept units; NaN counts as `-inf`.
-        batch: how many proposals are asked for before their scores are told.
-        time_limit: seconds after which no further batch is begun.
+        score_all: scores networks given by their kept units; NaN counts as `-inf`.
+        batch: number of proposals that the strategy makes before it is told their scores.
+        time_limit: seconds after which no further batch is started.
         progress: called after each trial with the trials done, their total and the best score.
 
     Raises:
@@ -110,7 +110,7 @@ def search(
 
 
 class _Clock:
-    """Seconds of a search, and those of them in which nothing was waited for; goes on where the ledger stopped."""
+    """Seconds of a search, in total and without waiting for scores; continues from the last trial of the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         last = ledger.trials[-1] if ledger.trials else None
@@ -126,7 +126,7 @@ class _Clock:
         return self.seconds - self._waited
 
     def waiting(self, results: Iterator[tuple[int, tuple[float, float]]]) -> Iterator[tuple[int, tuple[float, float]]]:
-        """The results as they come; NaN, which never wins, as `-inf`."""
+        """Yields the results and counts the time waited for them; NaN, which never wins, becomes `-inf`."""
         while True:
             start = time.perf_counter()
             try:
@@ -141,7 +141,7 @@ class _Clock:
 def _in_order(
     kept: Kept, start: int, known: dict[bytes, float], score_all: ScoreAll, clock: _Clock
 ) -> Iterator[tuple[int, float, float]]:
-    """Position, score and seconds of the rows from `start` on, in their order; what is known or there twice is scored once."""
+    """Yields position, score and seconds of the rows from `start` on, in order; each distinct network is scored once."""
     rows = {row.tobytes(): row for row in kept[start:] if row.tobytes() not in known}
     results = clock.waiting(score_all(list(rows.values())) if rows else iter(()))
     keys, took = list(rows), dict.fromkeys(rows, 0.0)

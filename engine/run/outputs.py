@@ -1,4 +1,4 @@
-"""What a network computes, as arrays."""
+"""The outputs of a network, as arrays."""
 
 from __future__ import annotations
 

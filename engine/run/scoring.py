@@ -1,4 +1,4 @@
-"""One pruned network's score, also of a network that another tool has pruned."""
+"""The score of one pruned network, which may have been pruned by any tool."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Calibration = Batch | Tensor | Sequence[Tensor]
 def score(
     network: nn.Module, dense: nn.Module, batch: Calibration, metric: str | Metric = "freeprune", plan: Plan | None = None
 ) -> float:
-    """How well a pruned network would do after fine-tuning, as a metric sees it without any. Both are left as they are.
+    """The score of a pruned network: how well it should do after fine-tuning, estimated without any. Nothing is changed.
 
     Args:
         network: pruned in any way, by any tool: with zeros, or with smaller tensors. Scored in float32, without wrappers.
         dense: the network that it was made from.
         batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
         metric: its name (`freeprune list metrics`), or your own, as for `prune`.
-        plan: what was removed, for metrics that compare weights and have to know which coordinates were kept; the default
-            metric compares outputs, counts weights and needs none.
+        plan: what was removed, for metrics that compare weights with those of the dense network. The default metric does not
+            need it.
 
     Returns:
-        Larger is better; comparable between prunings of one dense network on one batch. `-inf` where there is none.
+        Larger is better; comparable between prunings of one dense network on one batch. `-inf` if it has no score.
 
     Raises:
-        FreePruneError: the network rejects the images, or what the metric compares cannot be matched.
+        FreePruneError: the network rejects the images, or the metric cannot match the two networks.
     """
     function = metric_of(metric)
     images = _batch(batch)
@@ -48,7 +48,7 @@ def score(
         known = reference(dense, images)
         builtin = function in METRICS.values()
         found = float(function(candidate, known, images)) if builtin else scored(function, candidate, known, images)
-    except RuntimeError as error:  # torch's, of a batch that does not fit
+    except RuntimeError as error:  # from torch, for a batch that does not fit
         raise FreePruneError(
             f"the network cannot be run on these calibration images ({first_line(error)}); give images that it takes"
         ) from None

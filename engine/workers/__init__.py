@@ -1,1 +1,1 @@
-"""Who scores: this process, several, or a Ray cluster."""
+"""Workers that score and fine-tune: this process, several processes, or a Ray cluster."""

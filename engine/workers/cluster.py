@@ -1,7 +1,7 @@
-"""The same function on many items, on the actors of a running Ray cluster.
+"""Applies a function to many items on the actors of a running Ray cluster.
 
-Each actor is sent the function once, with the network and the images that it closes over, and then only items: rate vectors,
-say. They travel pickled, as everything in Ray does, between processes that trust each other; nothing on a disk is unpickled.
+Each actor is sent the function once, with the network and the images that it closes over, and then only items, such as rate
+vectors. They are pickled, as everything in Ray is, between processes that trust each other; no file is unpickled.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import torch
 from ...common import FreePruneError, brief, cause
 from .base import DEATHS, Backlog, Placement, attempt
 
-REACH = 5.0  # seconds within which something has to listen at the address
-TRIAL_SECONDS = 20.0  # and within which a process has to import Ray and connect
+REACH = 5.0  # seconds to wait for a connection to the address
+TRIAL_SECONDS = 20.0  # seconds for a process to import Ray and connect
 PATIENCE = 300.0  # seconds to wait for a first actor: some clusters start machines on demand
-# Connects to an address; where that fails, prints why.
+# Connects to an address; if that fails, prints why.
 TRIAL = """
 import sys
 try:
@@ -40,16 +40,16 @@ except Exception as error:
     print(type(error).__name__, str(error).strip().partition("\\n")[0], sep=": ")
     sys.exit(1)
 """
-CLIENT_PORT = 10001  # of ray:// where the address names none
+CLIENT_PORT = 10001  # of ray:// if the address has none
 PACKAGE = __name__.partition(".")[0]
 STANDARD = Path(sysconfig.get_path("stdlib"))
 
 
 def check(placement: Placement) -> None:
-    """Whether there is a cluster at the address that this process can use.
+    """Refuse an address without a cluster that this process can use.
 
     Raises:
-        FreePruneError: Ray is not installed, nothing answers, or only one of this machine and the actors would have a GPU.
+        FreePruneError: Ray is not installed, nothing answers, or this machine has a GPU and the actors have none.
     """
     if torch.cuda.is_available() and not placement.gpus:
         raise FreePruneError(
@@ -63,9 +63,9 @@ def check(placement: Placement) -> None:
 
 @contextmanager
 def actors(function: Callable[[Any], Any], placement: Placement) -> Iterator[_Actors]:
-    """Actors that hold a function, of 1 CPU and `placement.gpus` GPUs each.
+    """Actors that hold a function, with 1 CPU and `placement.gpus` GPUs each.
 
-    A connection that the process already has is used and left open.
+    An existing connection of this process is used and left open.
 
     Raises:
         FreePruneError: no connection, or the function cannot be pickled.
@@ -81,7 +81,7 @@ def actors(function: Callable[[Any], Any], placement: Placement) -> Iterator[_Ac
 
 
 class _Actor:
-    """What runs on the cluster."""
+    """The class of the actors on the cluster."""
 
     def load(self, packed: bytes) -> tuple[bool, Any]:
         torch.set_num_threads(1)
@@ -102,14 +102,14 @@ class _Actors:
         self._ray, self._function = ray, function
         self._count = _room(ray, placement.gpus) if placement.workers is None else placement.workers
         self._needs = "1 CPU" + (f" and {placement.gpus:g} GPU" if placement.gpus else "")
-        # Spread: a node that dies should cost as few of them as possible.
+        # Spread, so that a node that dies takes few actors with it.
         self._actor = ray.remote(_Actor).options(
             num_cpus=1, num_gpus=placement.gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )
         self._alive: set[Any] = set()
         self._idle: list[Any] = []
-        self._starting: dict[Any, Any] = {}  # by the reference that is ready when they are
-        self._failed: list[str] = []  # why the last of them did not start, since one did
+        self._starting: dict[Any, Any] = {}  # by the reference that becomes ready when the actor has started
+        self._failed: list[str] = []  # why actors did not start, since the last one that did
 
     def each(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         ray, pack, backlog = self._ray, _cloudpickle().dumps, Backlog(len(items))
@@ -126,12 +126,12 @@ class _Actors:
                         f"{len(self._failed)} Ray actors in a row died while they started ({self._failed[-1]}); install the "
                         "same versions of freeprune, torch and Ray on every node, then go on with `resume=True`"
                     )
-                # An actor that nobody schedules keeps nobody waiting, as long as another one works.
+                # Do not wait for an actor that is not scheduled as long as another one works.
                 ready, _ = ray.wait([*self._starting, *running], timeout=None if running else PATIENCE)
                 if not ready:
                     raise FreePruneError(
-                        f"no Ray actor of {self._needs} was to be had in {PATIENCE:.0f} seconds; see what `ray status` says is "
-                        "free, then go on with `resume=True`"
+                        f"no Ray actor with {self._needs} could be started in {PATIENCE:.0f} seconds; see with `ray status` "
+                        "what is free, then go on with `resume=True`"
                     )
                 if ready[0] in self._starting:
                     self._started(ready[0])
@@ -139,10 +139,10 @@ class _Actors:
                 actor, position = running.pop(ready[0])
                 try:
                     done, result = ray.get(ready[0])
-                except ray.exceptions.RayTaskError:  # the call itself went wrong, and would again
+                except ray.exceptions.RayTaskError:  # the call itself failed, and would fail again
                     self._end(actor)
                     raise
-                except ray.exceptions.RayError:  # the actor or its node died, or the network between did
+                except ray.exceptions.RayError:  # the actor, its node or the connection died
                     self._end(actor)
                     backlog.again(position)
                     continue
@@ -151,11 +151,11 @@ class _Actors:
                     raise result
                 yield position, result
         finally:
-            for actor, _ in running.values():  # left over by an error: nobody waits for their results
+            for actor, _ in running.values():  # still busy after an error; their results are not needed
                 self._end(actor)
 
     def _start(self, wanted: int) -> None:
-        """Ask for actors, up to so many starting ones; none of them is waited for."""
+        """Request actors until `wanted` are starting, without waiting for them."""
         if len(self._failed) < DEATHS:
             for _ in range(wanted - len(self._starting)):
                 actor = self._actor.remote()
@@ -184,13 +184,13 @@ class _Actors:
             self._ray.kill(actor)
 
     def stop(self) -> None:
-        """End them all, those too whose results somebody stopped waiting for in the middle of `each`."""
+        """End all actors, also those still busy because `each` was left early."""
         for actor in list(self._alive):
             self._end(actor)
 
 
 def _ray() -> Any:
-    if "ray" not in sys.modules:  # read when Ray is imported: without it, what happens to actors is printed to stdout
+    if "ray" not in sys.modules:  # read when Ray is imported; without it Ray prints messages about actors to stdout
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         return importlib.import_module("ray")
@@ -207,7 +207,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         return
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (Exception, SystemExit) as error:  # Ray exits where it waits in vain
+    except (Exception, SystemExit) as error:  # Ray exits the process if it cannot connect
         raise _unusable(address, cause(error)) from None
     try:
         yield
@@ -217,12 +217,12 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
 
 @functools.cache
 def _reach(address: str) -> None:
-    """Try a connection in a process of its own, once for each address.
+    """Try to connect in a separate process, once for each address.
 
-    Where no Ray answers, Ray waits for most of a minute, writes log lines and exits. That process does so instead of this one.
+    If no Ray answers, Ray waits for most of a minute, logs and exits; the separate process does so instead of this one.
 
     Raises:
-        FreePruneError: nothing listens there, or no connection is to be had.
+        FreePruneError: nothing listens there, or connecting fails.
     """
     _knock(address)
     try:
@@ -230,14 +230,14 @@ def _reach(address: str) -> None:
             [sys.executable, "-P", "-c", TRIAL, address], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _unusable(address, f"nothing that Ray understands came within {TRIAL_SECONDS:g} seconds") from None
+        raise _unusable(address, f"Ray could not connect within {TRIAL_SECONDS:g} seconds") from None
     if tried.returncode:
         lines = [line for line in tried.stdout.splitlines() if line]
-        raise _unusable(address, brief(lines[-1]) if lines else "Ray ended without a word")
+        raise _unusable(address, brief(lines[-1]) if lines else "Ray exited without a message")
 
 
 def _knock(address: str) -> None:
-    """Whether anything listens at an address that names host and port; the others Ray alone understands."""
+    """Check that something listens at an address with host and port; other addresses only Ray understands."""
     known = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray itself does
     try:
         place = urlsplit(f"//{known.removeprefix('ray://')}")
@@ -263,7 +263,7 @@ def _unusable(address: str, reason: str) -> FreePruneError:
 
 
 def _room(ray: Any, gpus: float) -> int:
-    """How many actors the whole cluster has room for; at least one, for which it may make room."""
+    """How many actors fit on the whole cluster; at least one, since the cluster may grow."""
     has = ray.cluster_resources()
     room = has.get("CPU", 0) if not gpus else min(has.get("CPU", 0), has.get("GPU", 0) / gpus)
     return max(int(room), 1)
@@ -274,7 +274,7 @@ def _cloudpickle() -> Any:
 
 
 def _packed(function: Callable[[Any], Any]) -> bytes:
-    """Pickled, with the code of everything that is not installed: a network from the user's own file, say."""
+    """A pickled function, with the code of modules that are not installed, such as the user's own file."""
     cloudpickle = _cloudpickle()
     with _by_value(cloudpickle):
         try:
@@ -301,7 +301,7 @@ def _by_value(cloudpickle: Any) -> Iterator[None]:
 
 
 def _is_local(name: str, module: Any) -> bool:
-    """Whether a module is the user's own code, which a node may not have, and no installed package."""
+    """Whether a module is the user's own code, which a node may lack, rather than an installed package."""
     if not isinstance(module, ModuleType) or module.__name__ != name or name.partition(".")[0] == PACKAGE:
         return False
     file = module.__dict__.get("__file__")

@@ -1,7 +1,7 @@
-"""The same function on many items: in this process, on local processes or on a Ray cluster; results as they come.
+"""Applies a function to many items, in this process or in several local ones.
 
-Results are the same wherever they are computed, and so for any number of workers: each computes with one thread, since the last
-bits of a sum depend on how it is divided.
+Results are the same for any number of workers: each computes with one thread, since the last bits of a sum depend on how it is
+divided.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 class _Here:
-    """This very process."""
+    """This process as the only worker."""
 
     def __init__(self, function: Callable[[Any], Any], threads: int | None) -> None:
         self._function, self._limit = function, threads
@@ -43,9 +43,9 @@ class _Here:
 
 
 def _serve(function: Callable[[Any], Any], ours: Connection, theirs: Connection) -> None:
-    """What a process does: answer items until the main process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer: it ends the others
-    theirs.close()  # so that the main process's end is the end of the pipe
+    """The loop of a worker process: answer items until the main process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends the workers
+    theirs.close()  # so that the pipe closes when the main process ends
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
@@ -68,7 +68,7 @@ class _Processes:
                 while backlog.waiting and len(running) < self._count:
                     free = self._idle.pop() if self._idle else self._start()
                     running[free] = position = backlog.waiting.popleft()
-                    with suppress(OSError):  # it died while it was idle, which shows at once
+                    with suppress(OSError):  # the worker died while idle, which is noticed below
                         free.send(items[position])
                 ready: list[Any] = wait(list(running))
                 for worker in ready:
@@ -84,16 +84,16 @@ class _Processes:
                         raise result
                     yield position, result
         finally:
-            for worker in running:  # left over by an error: nobody waits for their results
+            for worker in running:  # still busy after an error; their results are not needed
                 self._end(worker)
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
-        # Not a daemon: a user's fine-tuning may start processes of its own, to load data say.
+        # Not a daemon, since a user's fine-tuning may start processes of its own, for example to load data.
         process = context.Process(target=_serve, args=(self._function, theirs, ours))
         process.start()
-        theirs.close()  # so that the process's end is the end of the pipe
+        theirs.close()  # so that the pipe closes when the worker ends
         self._alive[ours] = process
         return ours
 
@@ -106,7 +106,7 @@ class _Processes:
             worker.close()
 
     def stop(self) -> None:
-        """End them all, those too whose results somebody stopped waiting for in the middle of `each`."""
+        """End all workers, also those still busy because `each` was left early."""
         for worker in list(self._alive):
             self._end(worker)
         self._idle.clear()

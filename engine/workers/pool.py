@@ -1,4 +1,4 @@
-"""The workers that a run is asked for: this process, several, or those of a Ray cluster."""
+"""Makes the workers that a run asks for: this process, several processes, or actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .local import _Here, _Processes
 
 
 def check(placement: Placement) -> None:
-    """Refuse workers that cannot be had, before anything long begins.
+    """Refuse workers that are not available, before anything long begins.
 
     Raises:
-        FreePruneError: no Ray here, or none at the address; this process uses a GPU, which processes cannot share.
+        FreePruneError: Ray is not installed or not at the address, or this process uses a GPU, which processes cannot share.
     """
     if placement.ray is not None:
         from . import cluster
@@ -31,11 +31,11 @@ def check(placement: Placement) -> None:
 
 @contextmanager
 def pool(function: Callable[[Item], Result], placement: Placement) -> Iterator[Pool[Item, Result]]:
-    """Workers for a function, which each of them gets once.
+    """Workers that apply a function, which is sent to each of them once.
 
     Args:
-        function: may be a closure over networks and data. Local processes inherit it; for Ray it is pickled, and then what it
-            closes over travels along.
+        function: may be a closure over networks and data. Local processes inherit it; for Ray it is pickled with all that it
+            closes over.
         placement: where they are.
 
     Raises:

@@ -140,7 +140,7 @@ def test_errors_come_through_and_items_that_kill_end_the_run(cluster, monkeypatc
 
 def test_what_no_node_has_is_one_sentence(cluster, monkeypatch):
     monkeypatch.setattr(ray_workers, "PATIENCE", 0.1)
-    sentence = "no Ray actor of 1 CPU and 0.25 GPU was to be had in"
+    sentence = "no Ray actor with 1 CPU and 0.25 GPU could be started in"
     with pool(str, Placement(2, ray=cluster.address, gpus=0.25)) as given, pytest.raises(FreePruneError, match=sentence):
         list(given.each([1]))
 
