@@ -1,1 +1,1 @@
-"""A target on latency: measured, predicted, held."""
+"""Targets on latency: measuring, predicting, and holding the result to the target."""

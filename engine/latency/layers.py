@@ -1,4 +1,4 @@
-"""The convolutions and linear layers that a network runs: what of a network is timed alone."""
+"""The convolutions and linear layers of a network, which are timed one by one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Call:
-    """A layer as the network runs it: the name of its weight, and the entries of its output for each output channel."""
+    """One run of a layer in a forward pass: the name of its weight, and the number of entries per output channel."""
 
     weight: str
     layer: Layer
@@ -61,7 +61,7 @@ def calls(network: nn.Module, inputs: Inputs) -> list[Call]:
     """The convolutions and linear layers that one forward pass runs, in order.
 
     Args:
-        network: in eval mode; left as it is.
+        network: in eval mode; not changed.
         inputs: `(N, ...)` each, with the N that is timed.
     """
     found: list[Call] = []

@@ -1,4 +1,4 @@
-"""What is to be measured for a target on latency, and what was: plain data, kept in a file of the run folder as it is made."""
+"""The measurements for a target on latency: those wanted and those made, which are written to the run folder at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..store.shapes import fits
 from .layers import Call, Layer
 from .tables import Grid, Point
 
-VERSION = 2  # 1 was a single document, written when everything was measured
+VERSION = 2  # version 1 was a single JSON document
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What has to be measured.
+    """The measurements to make.
 
     Attributes:
         calls: the layers that the network runs.
         grids: for each distinct layer the sizes to time it at.
         fitted: `(P, L)` kept units of the networks that the model is fitted to.
-        checked: `(Q, L)` of those that its error is measured on.
-        batch: the N that layers and networks run with.
+        checked: `(Q, L)` kept units of the networks that its error is measured on.
+        batch: the batch size of all measurements.
     """
 
     calls: tuple[Call, ...]
@@ -55,7 +55,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the measurements were made in: the runtime and its version, images at a time, and threads."""
+    """The conditions of the measurements: runtime and version, batch size, threads."""
 
     runtime: str
     version: str
@@ -67,12 +67,12 @@ class Measurements:
     """The measurements of one run.
 
     Args:
-        path: the file; made when the first measurement is added. Without one nothing is kept on disk.
+        path: the file; made when the first measurement is added. None to write nothing.
 
     Attributes:
-        setting: what they were made in; None before the first.
+        setting: the conditions; None before the first measurement.
         layers: for each layer its passes.
-        networks: by the units that stay in a network.
+        networks: the times of each network, by its kept units.
 
     Raises:
         FreePruneError: the file is no record of latencies, is damaged before its last line, or comes from another version.
@@ -102,11 +102,11 @@ class Measurements:
         return least
 
     def network(self, kept: NDArray[np.int64]) -> Timed | None:
-        """The times of a network, `(L,)` units that stay; None where it was not timed."""
+        """The times of a network given by its kept units `(L,)`; None if it was not timed."""
         return self.networks.get(tuple(map(int, kept)))
 
     def begin(self, setting: Setting) -> None:
-        """Say what they are made in; what was said before stays."""
+        """Record the conditions, unless they are recorded already."""
         if self.setting is None:
             self._add(dict(vars(setting)))
 
@@ -116,7 +116,7 @@ class Measurements:
         self._add({"layer": layer.to_json(), "points": points, "seconds": seconds})
 
     def add_network(self, kept: NDArray[np.int64], timed: Timed) -> None:
-        """Add the times of a network, `(L,)` units that stay; on disk when this returns."""
+        """Add the times of a network given by its kept units `(L,)`; on disk when this returns."""
         times = {"pruned_ms": timed.pruned, "dense_ms": timed.dense, "seconds": timed.seconds}
         self._add({"kept": list(map(int, kept)), **times})
 

@@ -20,20 +20,21 @@ from .measurements import Measurements, Timed, Wanted
 from .tables import Grid, Point, Reach, grid
 from .timer import TimeLayer, TimeNetwork
 
-PASSES = 3  # over all points, some time apart, so that a slow moment of the machine does not decide a point
-FITTED = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)  # what about remains of each group in the networks that the model is fitted to
-CHECKED = (0.7, 0.5, 0.3)  # and in those that its error is measured on
-SPREAD = 0.3  # of single groups around it
+PASSES = 3  # passes over all points, so that a slow moment of the machine spoils at most one of them
+# Approximate kept fraction of each group, in the networks that the model is fitted to and in those that it is checked on.
+FITTED = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)
+CHECKED = (0.7, 0.5, 0.3)
+SPREAD = 0.3  # each group's fraction is at most this far from it
 
 
 def wanted_for(job: Job) -> Wanted:
-    """What has to be measured before the latency of a job's networks can be predicted."""
+    """The measurements needed to predict the latency of a job's networks."""
     channel, batch = job.backend.channel, job.settings.latency_batch
     if channel is None:
         raise ValueError(f"{job.backend.name} removes no channels, so that its latency does not change")
     known = channel.shapes(np.array([[group.units for group in channel.groups]]))
     network = copied(job.network).cpu().eval()
-    # Layers whose weights the backend does not know count among the other multiplications.
+    # Layers whose weights the backend does not know count as other multiplications.
     found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
     grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime)
     networks = _random_networks(job)
@@ -41,7 +42,7 @@ def wanted_for(job: Job) -> Wanted:
 
 
 def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime) -> dict[Layer, Grid]:
-    """For each distinct layer the sizes to time it at: those that pruning may leave of it."""
+    """The sizes to time each distinct layer at: those that pruning may leave."""
     units = np.array([group.units for group in channel.groups])
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
     reaches: dict[Layer, Reach] = {}
@@ -54,7 +55,7 @@ def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]
 
 
 def _random_networks(job: Job) -> NDArray[np.int64]:
-    """`(P, L)` kept units of networks, each around one of the levels."""
+    """Kept units `(P, L)` of random networks, one around each of the levels."""
     space = job.space
     rng = np.random.default_rng(job.settings.seed)
     levels = np.array([*FITTED, *CHECKED])[:, None]
@@ -69,8 +70,8 @@ def measure(
     """Measure what is wanted and not measured yet; takes minutes.
 
     Args:
-        measured: is added to as it goes, a pass over a layer or a network at a time.
-        progress: is told how far the measurements are.
+        measured: each pass over a layer and each network is added to it at once.
+        progress: is called with the progress.
 
     Raises:
         FreePruneError: the runtime cannot run a layer, or a network cannot be exported.
@@ -94,7 +95,7 @@ def measure(
 
 
 def network_times(kept: NDArray[np.int64], rounds: int, measured: Measurements, time_network: TimeNetwork) -> Timed:
-    """The times of a network; it is timed where it has not been yet, and then added to what was measured."""
+    """The times of a network; if it has not been timed yet, it is timed now and recorded."""
     found = measured.network(kept)
     if found is None:
         start = time.perf_counter()

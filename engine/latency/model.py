@@ -21,15 +21,15 @@ class LatencyModel:
     """Milliseconds of pruned networks, for whole populations at once.
 
     Args:
-        wanted: what was to be measured.
-        measured: all of it.
+        wanted: the measurements that the model needs.
+        measured: all of them.
         channel: gives shapes and counted costs for kept units.
 
     Attributes:
         tables: one for each distinct layer.
         coefficients: `(3,)`: milliseconds for each of the dense network's `parts`.
         dense: milliseconds of the dense network.
-        errors: of each network that the coefficients were not fitted to, by how much the prediction is off, relative.
+        errors: relative error of the prediction for each network in `wanted.checked`.
     """
 
     def __init__(self, wanted: Wanted, measured: Measurements, channel: Channel) -> None:
@@ -46,11 +46,11 @@ class LatencyModel:
         self.errors: list[float] = np.abs(self(wanted.checked) / self._ms(checked) - 1).tolist()
 
     def _ms(self, networks: list[Timed]) -> NDArray[np.float64]:
-        """`(P,)`: each was timed in turn with the dense network; their ratio is free of what slows the machine for a while."""
+        """`(P,)` milliseconds, from the ratio to the dense network timed in turn, so that temporary slowdowns cancel."""
         return np.array([self.dense * one.pruned / one.dense for one in networks])
 
     def _parts(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P, 4)`: the tables' milliseconds, the entries of outputs, other multiplications than the layers', and all."""
+        """`(P, 4)`: sum of the tables in milliseconds, entries of outputs, multiplications outside the layers, and all."""
         shapes = self._channel.shapes(kept)
         table_ms, entries, macs = np.zeros((3, len(kept)))
         for one, users in zip(self.tables, self._users, strict=True):
@@ -63,7 +63,7 @@ class LatencyModel:
         return np.stack([table_ms, entries, all_macs - macs, all_macs], axis=1)
 
     def _features(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P, 3)`: the parts relative to the dense network's; 0 for what it has none of."""
+        """`(P, 3)`: the parts relative to the dense network's; 0 where that is 0."""
         result: NDArray[np.float64] = self._parts(np.atleast_2d(kept)[:, : self._groups])[:, :3] * self._scale
         return result
 

@@ -1,4 +1,4 @@
-"""How long a layer takes at any width: interpolated between the widths that it was timed at."""
+"""The time of a layer at any width, interpolated between the widths that were timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...backends.onnx import Runtime
 from .layers import Layer
 
-LEVELS = 6  # sizes of one axis at most
+LEVELS = 6  # largest number of sizes along one axis
 
 Point = tuple[int, int]
 """Rows and columns of a layer's weight."""
@@ -19,7 +19,7 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class Reach:
-    """What pruning may leave of a layer: the smallest rows and columns, and the step that its columns change by."""
+    """The smallest rows and columns that pruning may leave of a layer, and the step of its columns."""
 
     rows: int
     columns: int
@@ -33,7 +33,7 @@ class Grid:
     Attributes:
         rows: ascending, the last one the dense layer's.
         columns: alike.
-        widths: for each of `columns` the numbers of columns whose mean stands for it, itself among them.
+        widths: for each of `columns`, the column counts that are timed and averaged for it, itself included.
     """
 
     rows: tuple[int, ...]
@@ -42,16 +42,16 @@ class Grid:
 
     @property
     def points(self) -> list[Point]:
-        """All that is timed, in order, each once."""
+        """All sizes to time, in order, each once."""
         return list(dict.fromkeys((r, c) for r in self.rows for widths in self.widths for c in widths))
 
 
 def grid(layer: Layer, reach: Reach, runtime: Runtime) -> Grid:
     """The sizes to time a layer at.
 
-    A layer whose number of inputs is not aligned may be much slower. A run that may propose such widths proposes them as often
-    as any other, so a column of the table is the mean over the widths down to the next aligned one: aligned widths alone
-    would promise a speed that most networks do not have.
+    A layer whose number of inputs is not aligned may be much slower. A search proposes such widths as often as any other
+    if it may, so a column of the table is the mean over the widths down to the next aligned one: aligned widths alone would
+    promise a speed that most networks do not have.
     """
     rows = _levels(reach.rows, layer.rows, runtime.step)
     columns = _levels(reach.columns, layer.columns, runtime.step) if layer.groups == 1 else (layer.columns,)
@@ -70,7 +70,7 @@ class Table:
     """Milliseconds of a layer over the first two sizes of its weight.
 
     Attributes:
-        layer: whose.
+        layer: the layer.
         rows, columns: `(A,)` and `(B,)` sizes, ascending, the last ones the dense layer's.
         ms: `(A, B)`, non-decreasing along both.
     """
@@ -83,7 +83,7 @@ class Table:
     def __call__(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """Milliseconds at these sizes, of their shape: bilinear, constant below the smallest measured one.
 
-        Grouped convolutions are measured with whole groups removed; what goes within groups counts in proportion.
+        Grouped convolutions are measured with whole groups removed; channels removed within groups count in proportion.
         """
         (i, di), (j, dj) = _place(self.rows, rows), _place(self.columns, columns)
         up, right = np.minimum(i + 1, len(self.rows) - 1), np.minimum(j + 1, len(self.columns) - 1)
@@ -95,7 +95,7 @@ class Table:
 
 
 def table(layer: Layer, sizes: Grid, ms: Mapping[Point, float]) -> Table:
-    """The table of a layer from its milliseconds at the points of its grid; made to grow along both axes."""
+    """The table of a layer from its milliseconds at the points of its grid; made non-decreasing along both axes."""
     means = np.array([[np.mean([ms[rows, width] for width in widths]) for widths in sizes.widths] for rows in sizes.rows])
     monotone = np.maximum.accumulate(np.maximum.accumulate(means, axis=0), axis=1)
     return Table(layer, np.array(sizes.rows), np.array(sizes.columns), monotone)

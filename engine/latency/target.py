@@ -1,4 +1,4 @@
-"""A target on latency: predicted while searching, measured for the winner."""
+"""A target on latency: predicted during the search, measured for the best network."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .measuring import measure, network_times, wanted_for
 from .model import LatencyModel
 from .timer import NetworkTimer, TimeLayer, TimeNetwork, layer_timer
 
-TIGHTENINGS = 3
+TIGHTENINGS = 3  # at most
 MARGIN = 0.99  # a network right at the target would miss it every second time
 BEST = 10  # trials that are projected again under a tightened target
-ROUNDS = 3  # of timing an answer, so that a busy moment of the machine does not decide; one is enough for the model
+ROUNDS = 3  # rounds of timing a result, so that a busy moment of the machine does not decide; the model needs only one
 
 
 class OutOfReach(FreePruneError):
-    """A target on latency that no network of the search space meets, or that the dense one meets already."""
+    """No network of the search space meets the target on latency, or the dense one meets it already."""
 
 
 def measured_latency(
@@ -42,17 +42,16 @@ def measured_latency(
     time_layer: TimeLayer | None = None,
     time_network: TimeNetwork | None = None,
 ) -> Latency:
-    """Measure what a job's target on latency needs, and predict from it.
+    """Make the measurements for a job's target on latency, and return the target.
 
     Args:
         job: prepared without the target.
-        path: the file of measurements: what it holds is not measured again, and what is measured is added to it at once. None
-            to keep nothing.
-        progress: is told how far the measurements are.
+        path: the file of measurements: those it holds are reused, and new ones are added at once. None to write nothing.
+        progress: is called with the progress.
         time_layer, time_network: the clocks; by default those of the job's runtime.
 
     Raises:
-        OutOfReach: the target cannot be met, or asks for nothing.
+        OutOfReach: the target cannot be met, or the dense network meets it.
         FreePruneError: the network cannot be exported or run, or the file is damaged.
     """
     wanted, measured, settings = wanted_for(job), Measurements(path), job.settings
@@ -63,22 +62,22 @@ def measured_latency(
 
 
 class Latency:
-    """What a target on latency is for a search: a cost that is predicted, and an answer that is measured.
+    """A target on latency: a predicted cost during the search, and a measurement of the result.
 
     Args:
         job: prepared without the target.
-        wanted: what was to be measured for it.
-        measured: all of it; times of further networks are added.
-        time_network: times them.
-        progress: is told of every tightening.
+        wanted: the measurements that the prediction needs.
+        measured: all of them; times of further networks are added.
+        time_network: times further networks.
+        progress: is called at every tightening.
 
     Attributes:
-        target: as it was asked.
-        model: the milliseconds of pruned networks.
+        target: as it was given.
+        model: predicts the milliseconds of pruned networks.
         limit: the milliseconds that the target allows.
 
     Raises:
-        OutOfReach: the target cannot be met, or asks for nothing.
+        OutOfReach: the target cannot be met, or the dense network meets it.
     """
 
     def __init__(self, job: Job, wanted: Wanted, measured: Measurements, time_network: TimeNetwork, progress: Progress) -> None:
@@ -110,20 +109,20 @@ class Latency:
         return {**self._job.backend.costs(kept), LATENCY: self.model(kept)}
 
     def space(self, limit: float) -> Space:
-        """The job's space with so many milliseconds at most, as predicted."""
+        """The job's space with the predicted latency limited to `limit` milliseconds."""
         before = self._job.space
         return before.changed(costs=self.costs, targets={**before.targets, LATENCY: limit})
 
     def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, dict[str, Any]]:
-        """Measure the winner; while it is too slow, project the best trials again under a tightened target.
+        """Measure the result; while it is too slow, project the best trials again under a tightened limit.
 
         Args:
-            found: the search's answer, in `space(limit)`.
+            found: the result of the search in `space(limit)`.
             trials: of the search.
-            score_all: of networks by their kept units.
+            score_all: scores networks given by their kept units.
 
         Returns:
-            The answer, of all that were measured the one nearest to the target or below it, and a report on the target.
+            The measured network that is fastest relative to the target, and a report on the target.
         """
         candidate, limit, tightened = found, self.limit, 0
         ratio = self._over(found.kept)
@@ -160,13 +159,13 @@ class Latency:
         }
 
     def _over(self, kept: NDArray[np.int64]) -> float:
-        """What a network takes, relative to the target."""
+        """The measured latency of a network, relative to the target."""
         pruned, dense = self._times(kept)
         return pruned / self.target.resolve(dense)
 
 
 def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, float]) -> dict[str, Any]:
-    """The report of `hold`, with what the run's own ONNX file took: the least of both, as of all turns of a measurement.
+    """The report of `hold`, updated with the latency of the delivered ONNX file; of both times the lower one counts.
 
     Args:
         target: on latency.
@@ -178,7 +177,7 @@ def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, floa
 
 
 def _projected_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll) -> Found:
-    """The best of equal rates and of the best trials' proposals in a smaller space."""
+    """The best network of a smaller space among equal rates and the proposals of the best trials."""
     ranked = sorted((trial for trial in trials if trial.projected), key=lambda trial: -trial.score)
     proposals = np.unique(np.array([np.zeros(space.size), *(trial.proposal for trial in ranked[:BEST])]), axis=0)
     rows = np.unique(space.project(proposals), axis=0)

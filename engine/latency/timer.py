@@ -1,4 +1,4 @@
-"""What is timed: a layer alone, and a whole network beside the dense one."""
+"""Timing of single layers, and of whole networks beside the dense one."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ...common import FreePruneError
 from ..run.job import Job
 from .layers import Layer
 
-REPEATS = 20  # turns of one measurement of a network
-RUNS, SECONDS = (3, 20), 0.02  # of a layer at one size: so many, as far as they fit into this time
+REPEATS = 20  # runs of each network in one measurement
+RUNS, SECONDS = (3, 20), 0.02  # of a layer at one size: fewest and most runs, and the time for them
 
 TimeLayer = Callable[[Layer, int, int], float]
-"""A layer, rows and columns to its milliseconds."""
+"""From a layer, rows and columns to milliseconds."""
 
 TimeNetwork = Callable[[NDArray[np.int64], int], tuple[float, float]]
-"""Kept units `(L,)` and a number of rounds to the milliseconds of the pruned and of the dense network, timed in turn."""
+"""From kept units `(L,)` and a number of rounds to milliseconds of the pruned and the dense network, timed in turn."""
 
 
 def layer_timer(job: Job) -> TimeLayer:
-    """What times layers for a job."""
+    """A function that times single layers with the settings of a job."""
     return lambda layer, rows, columns: layer_ms(layer, rows, columns, job.settings.latency_threads, job.runtime)
 
 
@@ -66,7 +66,7 @@ class NetworkTimer:
 
 
 def layer_ms(layer: Layer, rows: int, columns: int, threads: int, runtime: Runtime = ONNX_RUNTIME) -> float:
-    """The milliseconds that the kernel of a layer takes at these sizes, without changes of layout around it.
+    """Milliseconds of a layer's kernel at these sizes, without layout conversions around it.
 
     Raises:
         FreePruneError: the runtime cannot run the layer.
@@ -78,7 +78,7 @@ def layer_ms(layer: Layer, rows: int, columns: int, threads: int, runtime: Runti
 
 
 def _layer_file(layer: Layer, rows: int, columns: int) -> bytes:
-    """The ONNX file of the layer alone. Of a grouped one whole groups stay, at least as many as have so many rows."""
+    """An ONNX file with the layer alone. A grouped convolution keeps whole groups, enough for `rows` rows."""
     from onnx import TensorProto, helper, numpy_helper
 
     group = layer.rows // layer.groups
