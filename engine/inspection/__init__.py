@@ -1,1 +1,1 @@
-"""What could be pruned, before anything is."""
+"""Inspection: what could be pruned from a network."""

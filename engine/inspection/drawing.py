@@ -1,4 +1,4 @@
-"""The coupling of a network as a picture: one row for each layer, one line for each group from the layers it joins."""
+"""Drawing of the coupling of a network: a row for each layer, and a line for each group, through the layers it joins."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw(inspection: Inspection) -> str:
 
 
 def check_path(path: Path) -> None:
-    """Whether a drawing may be called so.
+    """Check the path of a drawing.
 
     Raises:
         FreePruneError: it does not end in `.svg`.
@@ -72,7 +72,7 @@ def check_path(path: Path) -> None:
 
 
 def save(inspection: Inspection, path: Path) -> None:
-    """Write the drawing to a file, whose folder is made where it is missing.
+    """Write the drawing to a file; its folder is made if missing.
 
     Raises:
         FreePruneError: the file cannot be written.
@@ -87,7 +87,7 @@ def save(inspection: Inspection, path: Path) -> None:
 
 
 def _lines(inspection: Inspection) -> list[_Line]:
-    """Each group in the leftmost lane that is free where it runs, in a colour that no group beside it has, if one is left."""
+    """Place each group in the leftmost free lane, in a colour that no neighbour has if one is left."""
     rows: dict[str, list[int]] = {group.name: [] for group in inspection.groups}
     for row, layer in enumerate(inspection.layers):
         for name in {**layer.makes, **layer.reads}:
@@ -115,7 +115,7 @@ def _heading(inspection: Inspection) -> Iterable[str]:
 
 
 def _row(layer: LayerInfo, y: float, names: float, bars: float, scale: float, colours: dict[str, str]) -> Iterable[str]:
-    """A layer's name, and its outputs as a bar, `scale` pixels each; those that no group has come last, in grey."""
+    """A layer's name, and its outputs as a bar, `scale` pixels each; outputs outside all groups come last, in grey."""
     locked = layer.outputs - sum(layer.makes.values())
     yield "<g>"
     if layer.locked is not None:

@@ -1,4 +1,4 @@
-"""What could be pruned, before anything is: the groups of a network, what is tied together, what is locked and why."""
+"""Inspection of a network before pruning: its groups, what is tied together, and what is locked and why."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class GroupInfo:
 
     Attributes:
         name: as in plans and results.
-        width: its channels; for other granularities than `channel`, its units.
-        step: so many of them go at a time.
-        least: how many stay at least.
+        width: number of channels; for other granularities than `channel`, of units.
+        step: they are removed in multiples of this number.
+        least: the smallest number that may be kept.
         layers: the layers that make these channels or hold these weights, in the network's order.
-        tied: all that goes together, as `parameter[dimension]`.
-        saves: for each cost the share of the dense network's that goes when this group alone shrinks to `least`. The shares of
-            two groups that meet in one layer overlap, so they do not add up.
+        tied: everything that is removed together, as `parameter[dimension]`.
+        saves: for each cost, the fraction of the dense network's that is saved when this group alone shrinks to `least`. The
+            fractions do not add up, since those of groups that share a layer overlap.
     """
 
     name: str
@@ -71,10 +71,10 @@ class LayerInfo:
     """A convolution or linear layer, named by its weight.
 
     Attributes:
-        outputs: its output channels.
-        makes: how many of them each group has.
-        reads: how many of its inputs each group has; empty for other granularities than `channel`.
-        locked: why outputs that belong to no group stay, or why the layer stays dense; None where nothing is locked.
+        outputs: number of output channels.
+        makes: by group, how many of its outputs belong to the group.
+        reads: by group, how many of its inputs belong to the group; empty for other granularities than `channel`.
+        locked: why outputs outside all groups cannot be removed, or why the layer stays dense; None if nothing is locked.
         dense: under `channel+X`, why X leaves the layer as it is; else None.
     """
 
@@ -88,7 +88,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Range:
-    """A cost of the dense network, and of the smallest that can be reached, with every group at its least."""
+    """A cost of the dense network, and of the smallest network that can be reached."""
 
     dense: float
     smallest: float
@@ -96,15 +96,15 @@ class Range:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """What a granularity could do to a network. It prints as tables, in a notebook too.
+    """What a granularity could prune from a network; prints as tables, also in a notebook.
 
     Attributes:
         groups: in the order of the rate vector.
         layers: in the order in which the network runs them; for other granularities than `channel`, of its parameters.
         costs: the reachable range of each cost.
-        shrinks: whether channels go.
-        masking: what leaves zeros in place, if anything does.
-        needs_values: why the forward pass could not be traced on the meta device, without values; None where it could.
+        shrinks: whether channels are removed.
+        masking: the granularity that sets weights to zero in place, if any.
+        needs_values: why the forward pass could not be traced on the meta device, without values; None if it could.
     """
 
     granularity: str
@@ -117,7 +117,7 @@ class Inspection:
     masking: str | None = None
 
     def __repr__(self) -> str:
-        """As tables."""
+        """The tables as text."""
         return as_text(self)
 
     def _repr_html_(self) -> str:
@@ -141,16 +141,16 @@ def inspect(
     graph: str | Path | None = None,
     **options: Any,
 ) -> Inspection:
-    """What could be pruned from a network, and what not, and why. Nothing is pruned.
+    """Show what could be pruned from a network, what could not, and why. Nothing is pruned.
 
     Args:
-        model: the network, left as it is, or a spec, as for `prune`.
-        example: what it takes: a tensor with a batch dimension, or several in a tuple; the shape of an input without it, such
-            as "3x224x224", or several; or data as for `prune`, whose first training image is taken.
+        model: the network, which is not changed, or a text, as for `prune`.
+        example: an input: a tensor with a batch dimension, or a tuple of several; a shape without the batch dimension, such as
+            "3x224x224", or several; or data as for `prune`, of which the first training image is used.
         granularity: as for `prune`.
-        weights: a file for the network's weights, where the forward pass depends on them.
+        weights: a file of weights, needed if the forward pass depends on them.
         graph: an `.svg` file to draw the coupling into.
-        options: `max_rate`, and what belongs to the granularity: `round_to`, `min_width`, `repair`, `nm`, `block`.
+        options: `max_rate`, and the options of the granularity: `round_to`, `min_width`, `repair`, `nm`, `block`.
 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
@@ -208,7 +208,7 @@ def inspect(
 
 
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
-    """The range of each cost, and what share of it each group alone can save `(L,)`."""
+    """The range of each cost, and the fractions `(L,)` of it that each group alone can save."""
     alone = np.where(np.eye(units.size, dtype=bool), least, units)
     costs = backend.costs(np.stack([units, least, *alone]))
     ranges = {name: Range(float(values[0]), float(values[1])) for name, values in costs.items()}
@@ -252,13 +252,13 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
 
 
 def _leaf(leaves: Mapping[tuple[str, int], Leaf], weight: Weight, role: str, otherwise: int) -> Leaf | None:
-    """The dimension of a weight with this role in its product, None where it has size 1; else the given dimension."""
+    """The dimension of a weight with this role in its product (`otherwise` if roles are unknown); None if its size is 1."""
     dims = (otherwise,) if weight.roles is None else weight.roles.get(role, ())
     return leaves.get((weight.name, dims[-1])) if dims else None
 
 
 def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
-    """How many coordinates of a tensor dimension each group has."""
+    """How many coordinates of a tensor dimension belong to each group."""
     if leaf is None:
         return {}
     position = coupling.position[leaf.start : leaf.start + leaf.size]
@@ -268,7 +268,7 @@ def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
 
 
 def _needs_values(network: nn.Module, inputs: Inputs) -> str | None:
-    """Why a forward pass cannot do without values, and was traced on the CPU."""
+    """Why the forward pass needs values and was traced on the CPU; None if it does not."""
     try:
         with torch.no_grad(), plain_kernels():
             on_meta(network)(*(x[:1].to("meta") for x in inputs))

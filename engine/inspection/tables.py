@@ -1,4 +1,4 @@
-"""An inspection as tables: the groups, what is locked, and the reachable costs."""
+"""Tables of an inspection: the groups, what is locked, and the reachable costs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ...search.space import amount
-from ..asked.targets import LABELS
+from ..asked.targets import label
 
 if TYPE_CHECKING:
     from .groups import Inspection
 
-WIDTH = 160  # columns: what is not shown in a terminal need not be as narrow as one
-SHOWN = 3  # names in one cell of a table; the JSON has all
+WIDTH = 160  # columns of a table that does not go to a terminal
+SHOWN = 3  # most names in one cell; the JSON has all
 
 
 def shown(inspection: Inspection) -> list[RenderableType]:
-    """What there is to print, in order."""
+    """The tables and notes to print, in order."""
     found: list[RenderableType] = [
         table for table in (_group_table(inspection), _locked_table(inspection), _cost_table(inspection)) if table.row_count
     ]
@@ -53,11 +53,11 @@ def _recorded(inspection: Inspection) -> Console:
 
 def _group_table(inspection: Inspection) -> Table:
     coupled, both = inspection.shrinks, inspection.shrinks and inspection.masking is not None
-    # Where there are parameters to count, the non-zero weights say the same once more.
+    # Where parameters are counted, non-zero weights would only repeat them.
     costs = [cost for cost in inspection.costs if cost != "nonzero" or "params" not in inspection.costs]
     table = Table(
         title=f"{inspection.granularity}: {len(inspection.groups)} groups in {len(inspection.layers)} layers",
-        caption=f"{', '.join(LABELS[cost] for cost in costs)}: what goes when the group alone shrinks to its least",
+        caption=f"{', '.join(label(cost) for cost in costs)}: saved when the group alone is pruned as far as allowed",
         title_justify="left",
         caption_justify="left",
     )
@@ -67,7 +67,7 @@ def _group_table(inspection: Inspection) -> Table:
     if coupled:
         table.add_column("tied with", overflow="fold")
     for cost in costs:
-        table.add_column(LABELS[cost], justify="right")
+        table.add_column(label(cost), justify="right")
     for group in inspection.groups:
         others = [layer for layer in group.layers if layer != group.name] if group.layers else list(group.tied)
         tied = [escape(_shortened(others))] if coupled else []
@@ -98,7 +98,7 @@ def _cost_table(inspection: Inspection) -> Table:
     for name in ("", "dense", "smallest", "remains"):
         table.add_column(name, justify="left" if not name else "right")
     for cost, span in inspection.costs.items():
-        table.add_row(LABELS[cost], amount(span.dense), amount(span.smallest), f"{span.smallest / span.dense:.1%}")
+        table.add_row(label(cost), amount(span.dense), amount(span.smallest), f"{span.smallest / span.dense:.1%}")
     return table
 
 

@@ -1,1 +1,1 @@
-"""A run, a comparison, a sweep or a study on one page."""
+"""Reports and plots of runs, comparisons, sweeps and studies."""

@@ -21,14 +21,14 @@ LETTER = 8.2  # width of a digit where letters are largest, on a phone
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour.
+    """Data drawn in one colour.
 
     Attributes:
-        name: in the legend; without one it is not listed there.
-        shape: `points`, `line`, or `steps`, which holds a value until the next.
+        name: in the legend; "" to leave it out there.
+        shape: `points`, `line`, or `steps`, which keeps each value until the next.
         style: the class that the style sheet colours.
-        titles: for each point, what is shown when the pointer rests on it.
-        y2: with it, the area between `y` and it is filled.
+        titles: the tooltip of each point.
+        y2: if given, the area between `y` and `y2` is filled.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """A direction of a chart.
+    """An axis of a chart.
 
     Attributes:
         label: what is measured, with its unit.
         form: how a tick is written.
-        low, high: what is shown at least.
-        cut: the lowest that is shown; what lies below is drawn at the edge.
+        low, high: the range that is always shown.
+        cut: the lowest value that is shown; lower ones are drawn at the edge.
     """
 
     label: str
@@ -84,11 +84,11 @@ class Chart:
 
 
 def chart(description: str, series: Sequence[Series], x: Axis, y: Axis, limits: Sequence[float] = ()) -> Chart | None:
-    """A chart of several series; None where none has a point.
+    """A chart of several series; None if no series has a point.
 
     Args:
-        description: what it shows, for those who cannot see it.
-        limits: places along `x` at which a dashed line stands.
+        description: alternative text for people who cannot see the chart.
+        limits: positions along `x` of dashed vertical lines.
     """
     shown = [_thinned(one) for one in series if len(one.x)]
     if not shown:
@@ -149,7 +149,7 @@ def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale) -> Markup:
 
 
 def _readable(axis: Axis, scale: _Scale) -> list[float]:
-    """As many ticks as can be written side by side."""
+    """As many ticks as fit side by side."""
     for most in (5, 4, 3, 2, 1):
         found = ticks(scale.low, scale.high, most)
         if sum(len(axis.form(at)) + 2 for at in found) * LETTER < scale.end - scale.start:
@@ -186,6 +186,6 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 
 def lower_edge(scores: NDArray[np.float64]) -> float:
-    """Where a chart of scores is cut, so that a few very poor ones do not press all others together."""
+    """The lowest score that a chart shows, so that a few very poor ones do not squeeze all others."""
     best, typical = float(scores.max()), float(np.median(scores))
     return max(float(scores.min()), best - 4 * max(best - typical, 1e-9))

@@ -1,4 +1,4 @@
-"""Pictures of studies, comparisons and sweeps, as PNG and SVG. Matplotlib is an extra: without it there are none."""
+"""Plots of studies, comparisons and sweeps, as PNG and SVG. They need matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISSING = "plots need matplotlib; install freeprune[plots]"
 
 
 def draw(picture: Callable[Given, object], *given: Given.args, **more: Given.kwargs) -> None:
-    """Draw a picture; without matplotlib, warn that there is none."""
+    """Call a plotting function; without matplotlib, warn that there is no plot."""
     try:
         picture(*given, **more)
     except FreePruneError as error:
@@ -28,7 +28,7 @@ def draw(picture: Callable[Given, object], *given: Given.args, **more: Given.kwa
 
 
 def _figure(width: float, height: float) -> Any:
-    """A picture of this size in inches; without pyplot, so that what a notebook has set up stays as it is."""
+    """A figure of this size in inches; made without pyplot, so that a notebook's settings stay."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -37,7 +37,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def save_scatter(study: Study, folder: Path) -> list[Path]:
-    """Score against fine-tuned accuracy, one panel for each metric, best first: `scatter.png` and `scatter.svg`.
+    """Write `scatter.png` and `.svg`: score against fine-tuned accuracy, one panel for each metric, best first.
 
     Raises:
         FreePruneError: matplotlib is not installed.
@@ -60,10 +60,10 @@ def save_scatter(study: Study, folder: Path) -> list[Path]:
 
 
 def save_heat_map(studies: Mapping[str, Study], folder: Path) -> list[Path]:
-    """Spearman's correlation of every metric in every study, with the noise ceiling: `heatmap.png` and `heatmap.svg`.
+    """Write `heatmap.png` and `.svg`: Spearman's correlation of every metric in every study, and the noise ceiling.
 
     Args:
-        studies: by the name of the cell.
+        studies: by the label of their column.
 
     Raises:
         FreePruneError: matplotlib is not installed.
@@ -89,15 +89,15 @@ def save_heat_map(studies: Mapping[str, Study], folder: Path) -> list[Path]:
 
 
 def _spearman(study: Study, name: str) -> float:
-    """NaN where the study has no such metric, or it is constant."""
+    """Spearman's correlation; NaN if the study lacks the metric or the metric is constant."""
     rho = study.metrics[name].rho if name in study.metrics else math.nan
     return rho if math.isfinite(rho) else math.nan
 
 
 def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Best score so far against trials, or against seconds where time was the budget: `comparison.png` and `comparison.svg`.
+    """Write `comparison.png` and `.svg`: best score so far against trials, or against seconds if time was the budget.
 
-    A line for each strategy, the mean over seeds, and the range of the seeds around it.
+    Each strategy has a line, the mean over seeds, and a band, their range.
 
     Raises:
         FreePruneError: matplotlib is not installed.
@@ -123,14 +123,14 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def best_so_far(run: Run, grid: Any, timed: bool) -> Any:
-    """A run's best score at each place of the grid; NaN before the first."""
+    """The best score so far of a run at each point of the grid; NaN before the first."""
     places, scores = np.array([step[1 if timed else 0] for step in run.curve]), np.array([step[2] for step in run.curve])
     at = np.searchsorted(places, grid, side="right") - 1
     return np.where(at >= 0, scores[np.maximum(at, 0)], np.nan)
 
 
 def save_sweep(sweep: Sweep, trials: Sequence[tuple[float, float]], folder: Path) -> list[Path]:
-    """Score against cost: all trials, the front, equal rates and the dense network: `sweep.png` and `sweep.svg`.
+    """Write `sweep.png` and `.svg`: score against cost of all trials, the front, equal rates and the dense network.
 
     Args:
         trials: cost and score of each.
@@ -152,7 +152,7 @@ def save_sweep(sweep: Sweep, trials: Sequence[tuple[float, float]], folder: Path
     axis.scatter([100], [dense.score], marker="*", s=90, color="#c05621", zorder=3, label="dense network")
     best = [score for _, score in front]
     spread = max(dense.score - min(best), 1e-9)
-    axis.set_ylim(min(best) - 0.5 * spread, dense.score + 0.1 * spread)  # poor trials may lie far below
+    axis.set_ylim(min(best) - 0.5 * spread, dense.score + 0.1 * spread)  # poor trials may be far below
     axis.set_xlabel(f"{cost} that remain, % of the dense network")
     axis.set_ylabel(f"{sweep.config['metric']} score")
     axis.legend(frameon=False)
