@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and reading it back."""
+"""The files of a run folder: writing them, checking them, reading them back."""

@@ -1,7 +1,7 @@
-"""The JSON files that a run folder ends with, as frozen data.
+"""The JSON documents of a finished run folder, as frozen dataclasses.
 
-A file is written from a dataclass, and checked by its fields when it is read back. A field with a default is left out of the
-file where it has that default.
+A file is written from a dataclass, and checked by its fields when it is read back. A field is left out of the
+file if it has its default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Kind = TypeVar("Kind", bound="Document")
 
 
 class Document:
-    """Plain frozen data that a JSON file holds. A field can be had by its name in the file as well: `summary["accuracy"]`."""
+    """Base of the dataclasses that a JSON file holds. Fields can also be read by name: `summary["accuracy"]`."""
 
     FILE: ClassVar[str] = ""  # its name in a run folder; parts of a document have none
 
@@ -24,13 +24,13 @@ class Document:
         return getattr(self, name)
 
     def to_json(self) -> dict[str, Any]:
-        """As the file holds it."""
+        """The content of the file."""
         document: dict[str, Any] = plain(self)
         return document
 
     @classmethod
     def from_json(cls: type[Kind], document: object) -> Kind:
-        """From parsed JSON.
+        """The document of parsed JSON.
 
         Raises:
             ValueError: it has another shape, or its parts contradict each other.
@@ -45,12 +45,12 @@ def is_positive(value: float) -> bool:
     return value > 0
 
 
-Positive = Annotated[float, is_positive]  # other numbers are divided by it
+Positive = Annotated[float, is_positive]  # used as a divisor
 
 
 @dataclass(frozen=True)
 class Interval(Document):
-    """An estimate and its 95% interval; None where one is not defined."""
+    """An estimate and its 95% interval; None for a number that is not defined."""
 
     value: float | None
     low: float | None
@@ -58,7 +58,7 @@ class Interval(Document):
 
     @classmethod
     def of(cls, estimate: Any, factor: float = 1.0) -> Interval:
-        """From an estimate with `value`, `low` and `high`, NaN where not defined."""
+        """The interval of an estimate with `value`, `low` and `high`, NaN if not defined."""
         return cls(*(finite(factor * value) for value in (estimate.value, estimate.low, estimate.high)))
 
 

@@ -1,4 +1,4 @@
-"""Records on disk, one line of JSON each, written as they happen."""
+"""A file of records, one line of JSON each, written as they are made."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...common import DAMAGE, FreePruneError, parse_json, unwritable, write_atom
 
 
 class Records:
-    """A file that only grows.
+    """A file of records that new ones are appended to.
 
     Args:
         path: the file; made when the first record is added. A last line that a crash cut short is dropped.
-        kind: what it holds; stands in the first line with the version.
-        version: of what a record says.
-        mend: whether a last line cut short is dropped from the file as well; not where another process may be writing it.
+        kind: of the records; written to the first line with the version.
+        version: of the format of a record.
+        mend: whether a last line cut short is dropped from the file as well; False if another process may be writing it.
 
     Attributes:
         entries: the records, oldest first.
@@ -60,7 +60,7 @@ class Records:
                 file.truncate(len(whole))
 
     def damaged(self, number: int) -> FreePruneError:
-        """The sentence about a line, the header being number 0."""
+        """The error about a damaged line; the header is number 0."""
         return FreePruneError(
             f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start the run again with `force=True`"
         )
@@ -69,7 +69,7 @@ class Records:
         """Append a record; on disk when this returns.
 
         Raises:
-            FreePruneError: it could not be written; what is there stays readable.
+            FreePruneError: it could not be written; earlier records stay readable.
         """
         try:
             new = not self.path.exists() or self.path.stat().st_size == 0
@@ -84,7 +84,7 @@ class Records:
         self.entries.append(entry)
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite the file without some of its records."""
+        """Rewrite the file without the unwanted records."""
         self.entries = [entry for entry in self.entries if not unwanted(entry)]
         lines = [{self.kind: self.version}, *self.entries]
         text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines)

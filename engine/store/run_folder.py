@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and whether a new one may use a folder."""
+"""The run folder: its files, and whether a run may use a folder."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Returned = TypeVar("Returned")
 Read = TypeVar("Read", bound=Document)
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
-COMPACTION = "compaction.json"  # the plan of what left after fine-tuning, on top of the first
+COMPACTION = "compaction.json"  # the plan of the channels removed after fine-tuning, applied after the first plan
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", Summary.FILE
-LATENCY = "latency.jsonl"  # what was timed for a target on latency
+LATENCY = "latency.jsonl"  # the measurements for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", Study.FILE  # of a study
 COMPARISON, FINETUNED = Comparison.FILE, "finetuned.jsonl"  # of a comparison
 SWEEP = Sweep.FILE
-ERROR = "error.txt"  # the traceback of an error in a function of the user's own
-REPORT = "report.html"  # all of it as a page
-LEDGERS = "ledgers"  # the folder of a comparison's and a sweep's searches
+ERROR = "error.txt"  # the traceback of an error in a user's function
+REPORT = "report.html"  # the report page
+LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
@@ -46,11 +46,10 @@ FILES = (
 
 
 def check_folder(folder: Path, resume: bool, force: bool) -> None:
-    """Check that a run may write into a folder; nothing is changed.
+    """Refuse a folder that a run may not write into; nothing is changed.
 
     Raises:
-        FreePruneError: it already holds a run and neither `resume` nor `force` was given, it holds none to resume, or it is
-            no folder.
+        FreePruneError: it holds a run and neither `resume` nor `force` was given, it holds no run to resume, or it is a file.
     """
     if resume and force:
         raise FreePruneError(
@@ -68,7 +67,7 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
 
 
 def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Makes a function that runs in the folder `out` keep the traceback of an error in the user's code there."""
+    """Decorator that writes the traceback of an error in the user's code to the folder `out`."""
 
     @functools.wraps(function)
     def kept(*args: Given.args, **options: Given.kwargs) -> Returned:
@@ -76,7 +75,7 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
             return function(*args, **options)
         except UserError as error:
             folder = Path(str(options["out"]))
-            if not (folder / CONFIG).exists():  # nothing was begun
+            if not (folder / CONFIG).exists():  # the run had not begun
                 raise
             write_atomically(folder / ERROR, error.trace.encode())
             raise UserError(
@@ -87,10 +86,10 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
 
 
 def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool) -> None:
-    """Make the folder ready: what a forced run replaces is removed, what a resumed run was asked is compared.
+    """Prepare the folder: remove the files of a run to replace, or compare the options of a run to resume.
 
     Raises:
-        FreePruneError: the run to resume was asked something else; the first difference is named.
+        FreePruneError: the run to resume has other options; the first difference is named.
     """
     check_folder(folder, resume, force)
     if resume:
@@ -104,7 +103,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those around it, where it is missing."""
+    """Make a folder and its parents if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,11 +111,11 @@ def make_folder(folder: Path) -> None:
 
 
 def withdraw(folder: Path) -> None:
-    """Remove what a run has written that is refused before its first trial, and the folder if nothing else is in it."""
+    """Remove the files of a run that was refused before its first trial, and the folder if it is then empty."""
     if (folder / LEDGER).exists():
         return
     _remove_run(folder)
-    with suppress(OSError):  # other files are in it
+    with suppress(OSError):  # not empty
         folder.rmdir()
 
 
@@ -164,19 +163,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the run in a folder was asked."""
+    """The content of `config.json`, the options of the run in a folder."""
     if not (folder / CONFIG).exists():
         raise FreePruneError(f"{folder} holds no run; give the folder that one was written to")
     return read_json(folder / CONFIG)
 
 
 def write_document(folder: Path, document: Document) -> None:
-    """Write what a run, a comparison, a sweep or a study ended with."""
+    """Write the final document of a run, a comparison, a sweep or a study."""
     write_json(folder / document.FILE, document.to_json())
 
 
 def read_document(folder: Path, kind: type[Read]) -> Read | None:
-    """What a run, a comparison, a sweep or a study ended with; None where it has not ended.
+    """The final document of a run, a comparison, a sweep or a study; None if it is unfinished.
 
     Raises:
         FreePruneError: the file is damaged.
@@ -191,7 +190,7 @@ def read_document(folder: Path, kind: type[Read]) -> Read | None:
 
 
 def studies_beside(folder: Path) -> dict[str, Study]:
-    """The finished studies in a folder and in those next to it, by the folder's name; what is no study is passed over."""
+    """The finished studies in a folder and the folders next to it, by folder name; damaged ones are skipped."""
     found = {}
     for path in sorted(folder.resolve().parent.glob(f"*/{STUDY}")):
         with suppress(FreePruneError, ValueError):
@@ -200,7 +199,7 @@ def studies_beside(folder: Path) -> dict[str, Study]:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors; shared ones once."""
+    """Write a network's tensors as safetensors; shared tensors are written once."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         save_model(network, str(temporary))
@@ -216,8 +215,8 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
 
     Args:
         folder: the run folder; `plan.json` and `model.safetensors` are read, and `masks.safetensors` and `compaction.json`
-            where the run has them.
-        network: the dense network as its code makes it, with any weights, wrapped or not; left as it is.
+            if they exist.
+        network: the dense network as its code makes it, with any weights, wrapped or not; not changed.
 
     Returns:
         A new network in eval mode, in the types of the given one, without wrappers.

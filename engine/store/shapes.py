@@ -1,4 +1,4 @@
-"""What the files of a run must hold to be read back: plain shapes, checked before anything relies on them."""
+"""Shapes of the JSON files of a run, checked before their content is used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..asked.declaration import Settings, Source
 
 Shape = Any
 """A type; None; a tuple of alternatives; `[shape]` for a list; `{str: shape}` for any names, or `{"name": shape}` for these; or
-a function that says whether a value will do. A dataclass has the shape of its fields, see `shape_of`."""
+a function that returns whether a value is valid. `shape_of` gives the shape of a dataclass."""
 
 
 def fits(value: Any, shape: Shape) -> bool:
-    """Whether parsed JSON has a shape. A whole number is a float too, but truth values are no numbers.
+    """Whether parsed JSON has a shape. A whole number counts as a float, a truth value does not count as a number.
 
-    Names that the shape does not know are passed over.
+    Names that are not in the shape are ignored.
     """
     if isinstance(shape, tuple):
         return any(fits(value, one) for one in shape)
@@ -42,7 +42,7 @@ def fits(value: Any, shape: Shape) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """JSON knows whole numbers of any length; NumPy does not."""
+    """Whether a value is a whole number of 64 bits: JSON allows longer ones, NumPy does not."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -53,7 +53,7 @@ def shape_of(kind: Any) -> Shape:
     Args:
         kind: a dataclass, whose fields are names in the JSON; those with a default may be missing there. Or a type that such a
             field can have: plain ones, `Any`, unions, mappings from names, `tuple[X, ...]`, tuples of a fixed length, and
-            `Annotated[X, check]`, where `check` says of parsed JSON that fits X whether it will do.
+            `Annotated[X, check]`, where `check` returns whether parsed JSON that fits X is valid.
     """
     if is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
@@ -80,7 +80,7 @@ def shape_of(kind: Any) -> Shape:
 
 
 def built(kind: Any, value: Any) -> Any:
-    """A value of a type from parsed JSON that has the type's shape; names that the type does not know are left out."""
+    """A value of a type from parsed JSON that has the type's shape; names that are not in the type are left out."""
     if is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
         return kind(**{one.name: built(hints[one.name], value[one.name]) for one in fields(kind) if one.name in value})  # type: ignore[operator]
@@ -99,7 +99,7 @@ def built(kind: Any, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it; a field that has its default is left out."""
+    """A value as plain JSON data; a field that has its default is left out."""
     if is_dataclass(value):
         stated = {one.name: getattr(value, one.name) for one in fields(value) if not _is_default(one, getattr(value, one.name))}
         return {name: plain(part) for name, part in stated.items()}
@@ -121,14 +121,14 @@ KINDS: dict[Kind, Shape] = {
 
 
 def asked_shape(options: Mapping[str, Option]) -> Shape:
-    """What `config.json` holds of declared options: None where one that has no default was not given."""
+    """The shape of declared options in `config.json`; an option without a default may be None."""
     return {
         name: (KINDS[one.kind], None) if one.implied or (one.default is None and not one.required) else KINDS[one.kind]
         for name, one in options.items()
     }
 
 
-# Of a sweep's config what another run is made from; mean and std are those of the data where none were given.
+# What `pick` reads from a sweep's config; mean and std are always recorded, as those of the data if not given.
 ASKED: Shape = {
     "model": str,
     **asked_shape(declared(Source)), "mean": [float], "std": [float],
@@ -137,7 +137,7 @@ ASKED: Shape = {
 
 
 def sound_asked(config: Any) -> bool:
-    """Whether a `config.json` says all that another run is made from, what its granularity takes included.
+    """Whether a `config.json` holds everything that `pick` reads, including the options of its granularity.
 
     Raises:
         FreePruneError: there is no such granularity any more.

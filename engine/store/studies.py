@@ -1,4 +1,4 @@
-"""What a comparison, a sweep and a study end with: `comparison.json`, `sweep.json`, `study.json`."""
+"""The final documents of a comparison, a sweep and a study: `comparison.json`, `sweep.json`, `study.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .shapes import asked_shape, fits
 
 
 def _asks(*names: str) -> Any:
-    """A check of a `config.json`: what it must say of these options."""
+    """A check that a `config.json` holds these options."""
     holders = declaration.Comparison, declaration.Budgets, declaration.Settings
     options = {name: option for holder in holders for name, option in declared(holder).items()}
     shape = asked_shape({name: options[name] for name in names})
@@ -35,16 +35,16 @@ Config = Annotated[Mapping[str, Any], _asks("granularity", "target")]
 
 @dataclass(frozen=True)
 class Run(Document):
-    """One strategy with one seed.
+    """The search of one strategy with one seed.
 
     Attributes:
-        best: score of the best trial; equal rates, which every search knows beforehand, are left out.
-        kept: `(L,)`: the network with that score.
+        best: score of the best trial; equal rates, which are not a trial, do not count.
+        kept: `(L,)`: kept units of the best network.
         costs: of that network, by name.
         seconds: of the search.
-        overhead: the part of them in which no score was waited for.
-        curve: trial (from 1), seconds and score wherever the best so far rose.
-        accuracy: of that network after fine-tuning, on the test images; None where there was none.
+        overhead: the part of `seconds` not spent waiting for scores.
+        curve: trial (from 1), seconds and score at each improvement of the best score.
+        accuracy: of that network after fine-tuning, on the test images; None without fine-tuning.
     """
 
     strategy: str
@@ -59,18 +59,18 @@ class Run(Document):
     accuracy: float | None
 
     def reaches(self, score: float) -> int | None:
-        """The first trial that is as good."""
+        """The first trial with at least this score; None if there is none."""
         return next((int(trial) for trial, _, best in self.curve if best >= score), None)
 
 
 @dataclass(frozen=True)
 class AgainstRandom(Document):
-    """A strategy against random search with the same seeds.
+    """A strategy compared with random search on the same seeds.
 
     Attributes:
-        wins: seeds with which its best score is higher.
-        p: of a paired t-test on the best scores; None where it is not defined.
-        trials_to_its_best: for each seed, after how many trials it was as good as random search's best; None for never.
+        wins: number of seeds on which its best score is higher.
+        p: of a paired t-test on the best scores; None if not defined.
+        trials_to_its_best: for each seed, the trial at which it reached random search's best score; None for never.
     """
 
     wins: int
@@ -80,15 +80,15 @@ class AgainstRandom(Document):
 
 @dataclass(frozen=True)
 class Judged(Document):
-    """A strategy over its seeds.
+    """The results of a strategy over its seeds.
 
     Attributes:
         best: mean of the best scores.
         trials: of each search.
-        seconds: mean of a search.
-        overhead: mean fraction of them that the strategy and the ledger took themselves.
-        against_random: None for random search, and where it is not among the strategies.
-        accuracy: mean of the accuracies after fine-tuning; None where there was none.
+        seconds: mean over searches.
+        overhead: mean fraction of the seconds that the strategy and the ledger took.
+        against_random: None for random search itself, and if it is not among the strategies.
+        accuracy: mean accuracy after fine-tuning; None without fine-tuning.
     """
 
     best: Annotated[Interval, _has_value]
@@ -101,15 +101,15 @@ class Judged(Document):
 
 @dataclass(frozen=True)
 class Comparison(Showable, Document):
-    """Strategies held against each other: `comparison.json`.
+    """A comparison of strategies: `comparison.json`.
 
     Attributes:
         freeprune_comparison: the version of the file.
         config: what was asked.
         versions: of the libraries that the figures depend on.
-        uniform: the score of equal rates in every group; None where not finite.
+        uniform: the score of equal rates in every group; None if not finite.
         dense: costs of the dense network, by name.
-        strategies: each over its seeds, by name.
+        strategies: results of each strategy over its seeds, by name.
         runs: every search.
         measure: what the accuracies are; not in the file where they are accuracies.
     """
@@ -150,15 +150,15 @@ class Dense(Document):
 
 @dataclass(frozen=True)
 class Budget(Document):
-    """What the search at one budget found.
+    """The result of the search at one budget.
 
     Attributes:
         target: the budget.
-        score: of the best network within it.
-        uniform: of equal rates within it; None where not finite.
+        score: of the best network within the budget.
+        uniform: score of equal rates within it; None if not finite.
         costs: of the best network, by name.
-        kept: `(L,)`: units that stay in it.
-        trials: how many were scored.
+        kept: `(L,)`: kept units of that network.
+        trials: number of trials scored.
         seconds: of the search.
     """
 
@@ -173,7 +173,7 @@ class Budget(Document):
 
 @dataclass(frozen=True)
 class Point(Document):
-    """A network on the front: no other is cheaper and scores as high."""
+    """A network on the front: no cheaper one scores as high."""
 
     costs: Mapping[str, float]
     score: float
@@ -182,15 +182,15 @@ class Point(Document):
 
 @dataclass(frozen=True)
 class Sweep(Showable, Document):
-    """What can be reached at several budgets: `sweep.json`.
+    """The results of a sweep over budgets: `sweep.json`.
 
     Attributes:
         freeprune_sweep: the version of the file.
         config: what was asked.
         versions: of the libraries that the figures depend on.
         dense: the dense network.
-        budgets: the loosest first.
-        front: of all trials, the cheapest first.
+        budgets: the results, loosest budget first.
+        front: of all trials, cheapest first.
     """
 
     FILE: ClassVar[str] = "sweep.json"
@@ -221,10 +221,10 @@ class Candidate(Document):
     """A pruned network of a study.
 
     Attributes:
-        kept: `(L,)`: units that stay.
+        kept: `(L,)`: kept units.
         costs: by name.
         accuracies: after fine-tuning, on the validation images, one for each seed.
-        scores: by metric; None where not finite.
+        scores: by metric; None if not finite.
     """
 
     kept: tuple[int, ...]
@@ -235,7 +235,7 @@ class Candidate(Document):
 
 @dataclass(frozen=True)
 class GroupSize(Document):
-    """A group of the search and its units."""
+    """The name and the number of units of a group."""
 
     name: str
     units: int
@@ -243,12 +243,12 @@ class GroupSize(Document):
 
 @dataclass(frozen=True)
 class NoiseFound(Document):
-    """How much of the spread in accuracy is chance; None where it cannot be told.
+    """How much of the spread in accuracy is due to chance; None if it cannot be estimated.
 
     Attributes:
         deviation: standard deviation of one accuracy from seed to seed, as a fraction of 1.
         spread: standard deviation over candidates of the accuracies that are ranked.
-        ceiling: the correlation that a perfect score would reach, 0 to 1.
+        ceiling: the correlation that a perfect score could reach, 0 to 1.
     """
 
     deviation: float | None
@@ -258,15 +258,15 @@ class NoiseFound(Document):
 
 @dataclass(frozen=True)
 class Correlated(Document):
-    """How well a metric ranks.
+    """How well a metric ranks pruned networks.
 
     Attributes:
-        ms: milliseconds to score a candidate, the median.
-        constant: whether it says the same of every candidate, so that it has no correlation.
-        error: why it could not score every candidate; None where it could.
-        spearman: rank correlation with the accuracy after fine-tuning, as `kendall`.
-        partial: Spearman's, given the sum of the logarithms of the kept fractions.
-        regret: points of accuracy that the best of the five best-scored candidates lacks to the best of all.
+        ms: median milliseconds to score a candidate.
+        constant: whether it scores all candidates equally, so that it has no correlation.
+        error: why it could not score every candidate; None if it could.
+        spearman: rank correlation with the accuracy after fine-tuning; so is `kendall`.
+        partial: Spearman's correlation, given the sum of the logarithms of the kept fractions.
+        regret: accuracy, in points, by which the best of the five top-scored candidates falls short of the best of all.
     """
 
     ms: float
@@ -279,13 +279,13 @@ class Correlated(Document):
 
     @property
     def rho(self) -> float:
-        """Spearman's correlation; `-inf` where there is none, so that such metrics rank last."""
+        """Spearman's correlation; `-inf` if there is none, so that such metrics rank last."""
         return -math.inf if self.spearman is None or self.spearman.value is None else self.spearman.value
 
 
 @dataclass(frozen=True)
 class StudyImages(Document):
-    """How many images candidates are fine-tuned and judged on."""
+    """How many images candidates are fine-tuned on and judged on."""
 
     train: int
     validation: int
@@ -300,11 +300,11 @@ class Study(Showable, Document):
         versions: of the libraries that the figures depend on.
         dense_accuracy: of the dense network on the validation images, as a fraction of 1.
         candidates: the networks.
-        groups: of the search.
-        noise: what a perfect score could reach.
-        metrics: by name.
-        images: how many there are.
-        threads: that torch computed with.
+        groups: of the search space.
+        noise: how much of the spread in accuracy is due to chance.
+        metrics: how well each metric ranks, by name.
+        images: numbers of images.
+        threads: number of torch threads.
         measure: what the accuracies are; not in the file where they are accuracies.
     """
 
@@ -330,7 +330,7 @@ class Study(Showable, Document):
         return sorted(self.metrics.items(), key=lambda item: -item[1].rho)
 
     def accuracies(self) -> list[float]:
-        """Of each candidate, the mean over its seeds."""
+        """The accuracy of each candidate, as the mean over its seeds."""
         return [math.fsum(one.accuracies) / len(one.accuracies) for one in self.candidates]
 
     def shown(self) -> Shown:

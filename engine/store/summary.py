@@ -1,4 +1,4 @@
-"""What a run ends with: `summary.json`."""
+"""The final document of a run: `summary.json`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .documents import Document, Positive, is_positive
 
 @dataclass(frozen=True)
 class Cost(Document):
-    """What the network costs: multiplications, parameters, or weights that are not zero, by the name of the cost.
+    """A cost of the network before and after: multiplications, parameters, or non-zero weights.
 
     Attributes:
         dense: of the dense network.
         pruned: of the pruned one.
-        target: the most that was allowed; None without a target on this cost.
+        target: the upper bound; None without a target on this cost.
     """
 
     dense: Positive
@@ -31,10 +31,10 @@ class LatencyTable(Document):
     """The measurements that latency was predicted from.
 
     Attributes:
-        points: how many layers were timed.
-        seconds: that this took.
-        checked: networks on which the prediction was checked.
-        median_error: of the prediction on them, relative.
+        points: number of entries in the tables.
+        seconds: that the measurements took.
+        checked: number of networks that the prediction was checked on.
+        median_error: median relative error of the prediction on them.
     """
 
     points: int
@@ -45,19 +45,19 @@ class LatencyTable(Document):
 
 @dataclass(frozen=True)
 class TimedTarget(Document):
-    """What became of a target on latency.
+    """The outcome of a target on latency.
 
     Attributes:
-        target_ms: milliseconds that were allowed.
-        limit_ms: milliseconds, as predicted, that the search was held to in the end.
-        predicted_ms: milliseconds of the pruned network by the prediction.
+        target_ms: the target in milliseconds.
+        limit_ms: the final limit on the predicted milliseconds.
+        predicted_ms: milliseconds of the pruned network, predicted.
         measured_ms: milliseconds of the pruned network, measured.
         dense_ms: milliseconds of the dense network, measured.
         met: whether the measured latency is within the target.
-        tightened: how many times the limit was lowered, since a network was measured to be too slow.
-        batch: images at a time.
+        tightened: how many times the limit was lowered because a measured network was too slow.
+        batch: batch size of the measurements.
         threads: of the runtime.
-        table: what the prediction was made from.
+        table: the measurements behind the prediction.
     """
 
     target_ms: float
@@ -74,7 +74,7 @@ class TimedTarget(Document):
 
 @dataclass(frozen=True)
 class MetTarget(Document):
-    """A target: as it was asked, whether it is met, and whether it is what keeps the network from being larger."""
+    """A target as it was given, whether it is met, and whether it limits the size of the network."""
 
     asked: str
     met: bool
@@ -87,9 +87,9 @@ class Accuracy(Document):
 
     Attributes:
         dense: of the dense network.
-        pruned: of the pruned network as surgery leaves it, batch norms renewed.
-        recovered: with its weights made good; None where they were not.
-        finetuned: after fine-tuning; None where there was none.
+        pruned: of the pruned network before its weights are recovered or fine-tuned, with batch norms recomputed.
+        recovered: of the pruned network with recovered weights; None if they were not recovered.
+        finetuned: of the pruned network after fine-tuning; None without fine-tuning.
     """
 
     dense: float
@@ -99,21 +99,21 @@ class Accuracy(Document):
 
     @property
     def final(self) -> float:
-        """Of the network that was delivered."""
+        """The measure of the delivered network."""
         found = (self.finetuned, self.recovered, self.pruned)
         return next(value for value in found if value is not None)
 
 
 @dataclass(frozen=True)
 class Recovery(Document):
-    """What making the weights good in closed form did, before fine-tuning.
+    """The outcome of recovery: weights fitted to the dense network's layer outputs before fine-tuning.
 
     Attributes:
-        kept: whether the network went on with the recovered weights.
+        kept: whether the recovered weights were kept.
         note: why not, if it did not.
         layers: how many weights were fitted.
-        poor: those with few samples for their size, on which the plain weights had most say.
-        before, after: agreement with the dense network on images that nothing was fitted to, in nats, 0 being best; None where
+        poor: weights fitted on few samples for their size, which stay close to the plain weights.
+        before, after: agreement with the dense network on images not used for fitting, in nats, 0 being best; None where
             it was not measured.
     """
 
@@ -127,7 +127,7 @@ class Recovery(Document):
 
 @dataclass(frozen=True)
 class Scores(Document):
-    """Scores of the chosen network and of equal rates in every group, larger being better; None where not finite."""
+    """Scores of the chosen network and of equal rates in every group, larger is better; None if not finite."""
 
     best: float | None
     uniform: float | None
@@ -135,11 +135,11 @@ class Scores(Document):
 
 @dataclass(frozen=True)
 class Agreement(Document):
-    """Relative differences of outputs on the calibration images; 0 is equal.
+    """Relative differences between outputs on the calibration images; 0 means equal.
 
     Attributes:
-        masked_vs_compact: of the dense network with zeros and of the one with smaller tensors.
-        compact_vs_onnx: of the delivered network and of its ONNX file; None where there is no file.
+        masked_vs_compact: between the dense network with zeros and the network with smaller tensors.
+        compact_vs_onnx: between the delivered network and its ONNX file; None without a file.
     """
 
     masked_vs_compact: float
@@ -148,7 +148,7 @@ class Agreement(Document):
 
 @dataclass(frozen=True)
 class LatencyMs(Document):
-    """Milliseconds of a batch in the runtime, of the dense and of the pruned ONNX file, timed in turn."""
+    """Milliseconds per batch of the dense and the pruned ONNX file, timed in turn."""
 
     dense: Positive
     pruned: float
@@ -161,12 +161,12 @@ class Onnx(Document):
     Attributes:
         bytes, dense_bytes: sizes of the pruned and of the dense network's file.
         gzip_bytes, dense_gzip_bytes: the same, compressed.
-        compressed: what storing zeros sparsely did; None where it was not asked for.
+        compressed: the effect of storing zeros sparsely; None if not asked for.
         dynamic_batch: whether the file takes batches of any size.
-        batch: the only batch size that it takes; None where it takes any.
+        batch: the only batch size that it takes; None if it takes any.
         warnings: sentences about the file.
-        latency_ms: milliseconds of a batch.
-        latency_batch: images in that batch.
+        latency_ms: milliseconds per batch.
+        latency_batch: images per batch.
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
     """
@@ -187,7 +187,7 @@ class Onnx(Document):
 
 @dataclass(frozen=True)
 class NoOnnx(Document):
-    """Stands where there is no ONNX file: all is None but `warnings`, which say why."""
+    """Takes the place of `Onnx` if there is no file: all is None but `warnings`, which say why."""
 
     bytes: None
     dense_bytes: None
@@ -207,10 +207,10 @@ class Seconds(Document):
 
     Attributes:
         trace: of finding the groups.
-        search: of the search, an interrupted one's part included.
-        overhead: the part of the search in which no score was waited for.
-        per_trial: of the search for each trial; None where there was none.
-        recover: of making the weights good.
+        search: of the search, including the time before an interruption.
+        overhead: the part of the search not spent waiting for scores.
+        per_trial: of the search, per trial; None without trials.
+        recover: of recovery.
         finetune: of fine-tuning.
         export: of export, checks and timing.
     """
@@ -226,7 +226,7 @@ class Seconds(Document):
 
 @dataclass(frozen=True)
 class Parameters(Document):
-    """Entries of all parameters, before and after compaction."""
+    """Number of parameters before and after compaction."""
 
     before: int
     after: int
@@ -234,7 +234,7 @@ class Parameters(Document):
 
 @dataclass(frozen=True)
 class Compaction(Document):
-    """What compaction took after fine-tuning; the note says why it was not done, if it was not."""
+    """What compaction removed after fine-tuning; the note says why it was skipped, if it was."""
 
     params: Parameters
     note: str | None
@@ -242,7 +242,7 @@ class Compaction(Document):
 
 @dataclass(frozen=True)
 class GroupLeft(Document):
-    """A group of the search, and how many of its units were kept."""
+    """A group, and how many of its units were kept."""
 
     name: str
     units: int
@@ -251,7 +251,7 @@ class GroupLeft(Document):
 
 @dataclass(frozen=True)
 class Images(Document):
-    """How many images there are to train and to test on, and whether they have labels."""
+    """Numbers of training and test images, and whether they have labels."""
 
     train: int
     test: int
@@ -260,27 +260,27 @@ class Images(Document):
 
 @dataclass(frozen=True)
 class Summary(Document):
-    """What a run ended with: `summary.json`.
+    """The result of a run in figures: `summary.json`.
 
     Attributes:
-        cost: by the name of the cost; None for one that the granularity does not change.
-        latency: what became of a target on latency; None without one.
+        cost: by the name of the cost; None for a cost that the granularity does not change.
+        latency: the outcome of a target on latency; None without one.
         targets: by the name of the cost.
         accuracy: the measure, on the test images.
         score: of the chosen network.
-        agreement: whether it computes the same everywhere.
+        agreement: how far the outputs of its masked, compact and ONNX forms differ.
         onnx: its ONNX file.
-        seconds: what took how long.
-        recovery: what making the weights good did; None where it was not asked for.
-        compaction: what fine-tuning made useless.
-        groups: what was kept of each.
-        trials: how many rate vectors were scored.
-        search: what the strategy recorded of how it went.
-        images: how many there are.
-        seed: decides all that was drawn.
-        threads: that torch computed with.
+        seconds: of each part of the run.
+        recovery: the outcome of recovery; None if not asked for.
+        compaction: what was removed after fine-tuning.
+        groups: how much of each group was kept.
+        trials: number of rate vectors scored.
+        search: the strategy's own log.
+        images: numbers of images.
+        seed: of all random draws.
+        threads: number of torch threads.
         versions: of the libraries that the figures depend on.
-        doubt: why the dense network may not be the one that was trained; None, and not in the file, where nothing says so.
+        doubt: why the dense network may not have been trained on these data; None, and not in the file, if nothing suggests so.
         measure: what `accuracy` holds; not in the file where it is the accuracy.
         divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
             data have no labels; None, and not in the file, elsewhere.
@@ -315,15 +315,15 @@ class Summary(Document):
 
     @property
     def exported(self) -> Onnx | None:
-        """The ONNX file; None where there is none."""
+        """The ONNX file; None if there is none."""
         return self.onnx if isinstance(self.onnx, Onnx) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may be wrong, as sentences."""
+        """Warnings about the run, as sentences."""
         return (*(() if self.doubt is None else (self.doubt,)), *self.onnx.warnings)
 
     @property
     def met(self) -> bool:
-        """Whether all targets are."""
+        """Whether all targets are met."""
         return all(target.met for target in self.targets.values())

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pruned network, as the job asks for it."""
+"""Fine-tuning of a pruned network, by the job's recipe or function."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ..run.outputs import outputs
 from ..user_code import called
 from .trainer import train
 
-IMAGES = 4  # on which the network that comes back is held against the one that is kept
-LARGEST_DIFFERENCE = 1e-3  # relative, in float32: far above rounding, far below another activation
+IMAGES = 4  # on which the returned network is compared with the kept one
+LARGEST_DIFFERENCE = 1e-3  # relative, in float32: far above rounding, far below the effect of another activation
 
 
 def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress = silent) -> nn.Module:
-    """The pruned network after the job's fine-tuning, by its recipe or the user's own function, zeros held.
+    """The pruned network after fine-tuning by the job's recipe or the user's function; pruned weights stay zero.
 
     Args:
-        compact: the pruned network, in float32; left as it is.
+        compact: the pruned network, in float32; not changed.
         plan: what was pruned.
-        seed: decides the order of the images, and whatever else a recipe draws.
+        seed: of the order of the images and all other draws of a recipe.
 
     Returns:
-        A network in float32 whose values fit the types of the network that was given.
+        A network in float32, with values rounded to the types of the given network.
 
     Raises:
-        FreePruneError: the training cannot be done, or what it made is not finite or another network.
+        FreePruneError: training fails, or its result is not finite or is another network.
     """
     tuned = _tuned(compact, plan, job, seed, progress)
     tuned = in_float32(in_types_of_given(tuned, job, plan))
@@ -47,11 +47,11 @@ def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Pro
 
 
 def in_types_of_given(network: nn.Module, job: Job, *plans: Plan) -> nn.Module:
-    """A pruned network in the types of the dense one that was given; itself where that is float32 throughout.
+    """A pruned network in the types of the given dense one; itself if those are all float32.
 
     Args:
         network: in float32.
-        plans: what turns the dense network into it, in order.
+        plans: the plans that turn the dense network into it, in order.
     """
     if job.given is job.network:
         return network
@@ -86,7 +86,7 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
 
 
 def recipe_of(job: Job, recipe: Recipe) -> Recipe:
-    """A recipe with the augmentation that the data call for."""
+    """A recipe, with augmentation turned on if the data need it."""
     return replace(recipe, augment=recipe.augment or job.data.augment)
 
 
@@ -94,7 +94,7 @@ def _returned(compact: nn.Module, found: object, images: Inputs) -> nn.Module:
     """A copy of the pruned network with the tensors of the network that the user's function returned.
 
     Raises:
-        FreePruneError: it has other tensors, or computes something else with them.
+        FreePruneError: the returned network has other tensors, or computes something else with them.
     """
     if not isinstance(found, nn.Module):
         raise FreePruneError(f"the fine-tuning function returned {type(found).__name__}; return the trained network")
@@ -116,13 +116,13 @@ def _returned(compact: nn.Module, found: object, images: Inputs) -> nn.Module:
 
 
 def _drawn(network: nn.Module, images: Inputs) -> tuple[NDArray[Any], ...]:
-    """The outputs in eval mode, whatever the network draws being the same each time."""
+    """The outputs in eval mode, with the same random draws each time."""
     with seeded(0):
         return outputs(copied(network), images)
 
 
 def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-    """Refuse other tensors than those of the network that was given to the user's function; the first difference is named."""
+    """Refuse tensors that differ from those given to the user's function; the first difference is named."""
 
     def shape(state: dict[str, Tensor], name: str) -> str:
         return f"of shape {tuple(state[name].shape)}" if name in state else "missing"
@@ -138,7 +138,7 @@ def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
 
 
 def _zeroed(network: nn.Module, plan: Plan) -> nn.Module:
-    """The network with pruned weights at zero; in place."""
+    """Set pruned weights to zero, in place."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, mask in plan.masks.items():

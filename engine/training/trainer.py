@@ -86,7 +86,7 @@ def train(
 
 
 class _Training:
-    """A network in training: on its device, with its optimizer, its masks and its teacher."""
+    """The state of a training: network on its device, optimizer, masks, teacher."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class _Training:
         self._channels_last: bool | None = None  # known from the first batch
 
     def step(self, number: int, batch: Any, generator: torch.Generator) -> float:
-        """Train on one batch; gives the loss. Steps are counted from 0."""
+        """Train on one batch and return the loss. Steps are counted from 0."""
         images, labels = self._placed(batch, generator)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.learning_rate * rate_factor(number, self._steps, self._recipe.warmup)
@@ -158,7 +158,7 @@ class _Training:
             self._fabric.backward(loss)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # an operation without a derivative, or gradients turned off
+        except RuntimeError as error:  # an operation has no derivative, or gradients are turned off
             raise FreePruneError(
                 f"the network's backward pass failed ({first_line(error)}); give one whose operations all have a gradient, "
                 "or 0 epochs"
@@ -176,7 +176,7 @@ def accuracy(
     collate: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
 ) -> float:
-    """The fraction, 0 to 1, of images whose largest logit is their label's; otherwise as `measured`."""
+    """The fraction, 0 to 1, of images whose largest logit is that of their label. Arguments as for `measured`."""
     return measured(network, dataset, CLASSIFICATION, batch_size=batch_size, collate=collate, seed=seed)
 
 
@@ -244,11 +244,11 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its size, zeros coming in, and mirrored with probability a half.
+    """Images, each shifted by up to an eighth of its size with zero padding, and mirrored with probability one half.
 
     Args:
         images: `(N, C, H, W)`.
-        generator: of the CPU; its state moves on.
+        generator: on the CPU; its state advances.
 
     Raises:
         FreePruneError: anything but one tensor of images.
@@ -268,13 +268,13 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _fabric(precision: str | None = None) -> Fabric:
-    from lightning_fabric import Fabric  # imported here: it costs a second, which only training has to pay
+    from lightning_fabric import Fabric  # imported here, since it is slow and only training needs it
 
     if precision is None and not torch.cuda.is_available():
         precision = "32-true"
     elif precision is None:
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else it names the precision once for every network
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs the precision for every network
     return Fabric(accelerator="auto", devices=1, precision=precision)  # type: ignore[arg-type]
 
 
@@ -288,7 +288,7 @@ def _schedule(recipe: Recipe, length: int) -> tuple[int, int]:
 
 
 def _shuffled_batches(length: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Without end, the full batches of one shuffle after another; what is left of a shuffle is dropped."""
+    """Yields without end the full batches of one shuffle after another; the rest of a shuffle is dropped."""
     full = length // batch_size
     while True:
         shuffled = torch.randperm(length, generator=generator)[: full * batch_size]
@@ -359,7 +359,7 @@ def _dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Tensor:
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader; an error of the data set is a sentence."""
+    """Yields the batches of a loader; an error of the data set becomes a sentence."""
     iterator = iter(loader)
     while True:
         with telling_items(loader.dataset):
