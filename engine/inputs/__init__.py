@@ -1,1 +1,1 @@
-"""Networks and data as people have them."""
+"""Networks and data as users give them: loading, checking, unwrapping."""

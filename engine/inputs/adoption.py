@@ -1,4 +1,4 @@
-"""The front door for networks: what people really hold is unwrapped, checked, and brought to float32. Nothing given changes."""
+"""Takes in the user's networks: unwraps, checks and converts them to float32. The given network is not changed."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # p
 
 
 def adopted(network: object) -> nn.Module:
-    """A network as FreePrune works on it: `bare`, and in float32."""
+    """A network without wrappers and in float32, as FreePrune works on it."""
     return in_float32(bare(network))
 
 
 def bare(network: object, *, trained: bool = True) -> nn.Module:
-    """The network without wrappers and compiled calls, at any depth, checked. The given one where there are none.
+    """The network, checked, without wrappers and compiled calls at any depth; itself if it has none.
 
     Args:
         network: left as it is; a copy shares its tensors.
@@ -59,7 +59,7 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
 
 
 def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """The network with all floating tensors in float32, on a device if one is given; itself where nothing has to change."""
+    """The network with all floating tensors in float32, on a device if one is given; itself if nothing has to change."""
     everything = [*network.parameters(), *network.buffers(), *held_tensors(network)]
     changed = {id(t): _moved(t, device) for t in everything if _is_odd(t) or device not in (None, t.device)}
     if not changed:
@@ -75,7 +75,7 @@ def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Mod
 
 
 def with_float32(module: nn.Module, inputs: Any, options: Any) -> Any:
-    """A forward pre-hook: what a layer is called with, in float32 where it floats."""
+    """A forward pre-hook that converts the floating inputs of a layer to float32."""
     return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x, (inputs, options))
 
 
@@ -113,7 +113,7 @@ def _check_kinds(network: nn.Module) -> None:
 
 
 def _is_adapter(module: nn.Module, kind: str) -> bool:
-    """Whether this is LoRA or the like: a network that can merge adapters, or a layer of it that can take them in and out."""
+    """Whether a module is an adapter such as LoRA: a network that can merge adapters, or a layer of one."""
     merges = callable(getattr(module, "merge_and_unload", None))
     return merges or kind.startswith("peft.") or all(callable(getattr(module, name, None)) for name in ("merge", "unmerge"))
 
@@ -156,7 +156,7 @@ def with_values(network: nn.Module, other: nn.Module) -> nn.Module:
 
 
 def check_still_finite(before: nn.Module, after: nn.Module) -> None:
-    """Refuse a network that training has left with numbers that are not finite where they were.
+    """Refuse a network in which training has made finite numbers infinite or NaN.
 
     Raises:
         FreePruneError: the first such tensor is named.
@@ -182,7 +182,7 @@ def _class_names(module: nn.Module) -> Iterator[str]:
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
-    """What is inside of a network's wrappers; itself where it has none."""
+    """The network inside its wrappers; itself if it has none."""
     while True:
         place = next((WRAPPERS[kind] for kind in _class_names(network) if kind in WRAPPERS), None)
         if place is None:
@@ -223,7 +223,7 @@ def _plain_twin(network: nn.Module) -> nn.Module:
 
 
 def _check_forward(name: str, module: nn.Module) -> None:
-    """Refuse a forward pass that would run this very module in every copy of it."""
+    """Refuse a replaced forward pass that is bound to this module, so that copies would run it too."""
     forward = vars(module).get("forward")
     if not isinstance(forward, types.FunctionType):
         return
@@ -239,7 +239,7 @@ def _check_forward(name: str, module: nn.Module) -> None:
 
 
 def _twin(network: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """A copy of the same tensors, but for those that are given instead; seen to work in eval mode as well."""
+    """A copy that shares all tensors except those replaced by `instead`; checks that eval mode can be set."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     try:
         copied(network, shared).eval()

@@ -110,7 +110,7 @@ def _damaged(path: Path, reason: str) -> FreePruneError:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
+    """A hash of the names, types, shapes and values of tensors."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""Forward hooks that the user registered on a network: those that change its outputs would be missing after `load`."""
+"""Refuses the user's forward hooks that change a network's outputs, since `load` would build the network without them."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def _foreign(network: nn.Module) -> list[_Hook]:
 
 
 def _outputs(network: nn.Module, without: list[_Hook], inputs: Inputs) -> list[Tensor] | None:
-    """What the network gives without some hooks; None where it fails."""
+    """The outputs of the network without some hooks; None if it fails."""
     twin = copied(network).eval()
     for hook in without:
         del getattr(twin.get_submodule(hook.module), hook.place)[hook.key]
     try:
         with torch.no_grad(), seeded(0):
             return [leaf for leaf in tree_leaves(twin(*inputs)) if isinstance(leaf, Tensor)]
-    except Exception:  # whatever a network raises: with all hooks it is told elsewhere
+    except Exception:  # an error with all hooks in place is reported elsewhere
         return None
 
 

@@ -21,8 +21,7 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes
 DEFAULT_SIZE = 224  # pixels
 # One task of the reading threads: enough files that handing out tasks costs nothing.
 FILES_PER_TASK = 128
-# More threads than cores, since files that the system has not cached are waited for: 60,000 small ones, read cold on two
-# cores, took 18 s with one thread, 14 s with two, 10 s with eight; once cached the number made no difference.
+# More threads than cores, since reading files that are not cached means waiting; for cached ones the number does not matter.
 THREADS_PER_CORE = 4
 
 

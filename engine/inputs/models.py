@@ -293,7 +293,7 @@ def _read_torch(path: Path) -> object:
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a name that is not in a table too long to print."""
+    """Suggests up to three names close to an unknown one."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else "no name there is close to it"
 
