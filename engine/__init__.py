@@ -1,1 +1,2 @@
-"""A run, from model to result: what a user calls. Knows `search`, `metrics` and `backends`, which do not know each other."""
+"""The functions that users call, from model to result. Imports `search`, `metrics` and `backends`, which import neither each
+other nor `engine`."""

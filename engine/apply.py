@@ -1,4 +1,4 @@
-"""A plan applied again: the pruned network, without search and fine-tuning."""
+"""Applies a plan to a dense network, without search and fine-tuning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def apply(
     out: str | Path | None = None,
     force: bool = False,
 ) -> nn.Module:
-    """The network that a plan makes of a dense one: surgery, and recovery where that is asked for; no search, no fine-tuning.
+    """The network that results from applying a plan to a dense one, recovered if asked for; no search, no fine-tuning.
 
     Args:
         model: the dense network, left as it is, or a spec, as for `prune`.

@@ -1,4 +1,4 @@
-"""How far a job is: told to a function, drawn as bars in a terminal or a notebook, or kept quiet."""
+"""Progress of a job: passed to a function, drawn as bars in a terminal or a notebook, or not shown."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 
-REDRAWN = 0.2  # seconds between two pictures in a notebook
+REDRAWN = 0.2  # seconds between two redraws in a notebook
 
 
 class Progress(Protocol):
-    """Is told how far each stage of a run is."""
+    """A function that is called with the progress of each stage of a run."""
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None: ...
 
 
 Shown = Progress | bool | None
-"""What `progress` may be: a function, True for bars, False for none, None for bars where somebody sees them."""
+"""The argument `progress`: a function; True for bars; False for none; None for bars in a terminal or a notebook."""
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Tells nobody."""
+    """Shows nothing."""
 
 
 def shows_progress(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Makes a function find in its `progress` something to call, whatever its caller asked for."""
+    """Decorator that replaces the argument `progress`, whatever its form, by a function to call."""
 
     @functools.wraps(function)
     def shown(*args: Given.args, **options: Given.kwargs) -> Returned:
@@ -47,11 +47,11 @@ def shows_progress(function: Callable[Given, Returned]) -> Callable[Given, Retur
 
 @contextmanager
 def reported(asked: Shown = None) -> Iterator[Progress]:
-    """Something to call as the job goes on.
+    """Yields a function to call with the progress.
 
     Args:
-        asked: a function, which is called; True for bars, False for none. None: bars in a terminal and in a notebook, but not
-            in the processes of workers, nor inside of another job's bars.
+        asked: a function, which is yielded; True for bars, False for none. None: bars in a terminal or a notebook, but not in
+            worker processes, nor within another job's bars.
     """
     if callable(asked):
         yield asked
@@ -72,7 +72,7 @@ def _is_watched() -> bool:
 
 
 def _in_notebook() -> bool:
-    """Whether an IPython kernel runs this process; without IPython being imported to find out."""
+    """Whether an IPython kernel runs this process; found out without importing IPython."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
@@ -99,7 +99,7 @@ def _terminal_bars() -> Iterator[Progress]:
 
 @contextmanager
 def _notebook_bars() -> Iterator[Progress]:
-    """Bars below the cell; they need no widgets, and the last picture stays in a saved notebook."""
+    """Bars below the cell; they need no widgets, and a saved notebook keeps their last state."""
     from IPython.display import HTML, display
     from rich.console import Console
 

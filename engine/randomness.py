@@ -1,4 +1,4 @@
-"""Random numbers of everything that draws from the global generators: networks with dropout, data sets that augment."""
+"""Seeding of the global random generators, which dropout and data augmentation draw from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global random states of Python, NumPy and PyTorch from the seed, then restored."""
+    """Sets the global random states of Python, NumPy and PyTorch from a seed, and restores them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""A result as people see it: a short table, in a terminal and in a notebook."""
+"""Results as short tables, for a terminal and a notebook."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 116  # columns that a printed table may take at least
-NONE = "–"  # stands for a number that there is not
+WIDTH = 116  # a printed table is at least this many columns wide
+NONE = "–"  # stands for a missing number
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Shown:
     Attributes:
         title: above the table.
         columns: their heads; the first is aligned to the left, the others to the right.
-        rows: as many cells as there are columns.
+        rows: of one cell for each column.
         notes: sentences, one a line.
     """
 
@@ -31,7 +31,7 @@ class Shown:
     notes: Sequence[str] = ()
 
     def print_to(self, console: Console) -> None:
-        """Print to a terminal or a file; nothing in the texts is taken for markup."""
+        """Print to a terminal or a file, without interpreting markup in the texts."""
         table = Table(title=self.title, title_justify="left")
         for number, name in enumerate(self.columns):
             table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
@@ -62,7 +62,7 @@ class Shown:
 
 
 class Showable:
-    """Is printed, and rendered in a notebook, as what `shown` gives."""
+    """Prints, and renders in a notebook, as the table of `shown`."""
 
     def shown(self) -> Shown:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A dense network trained, or adapted to other data, before it is pruned."""
+"""Training of a dense network, before it is pruned."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Trained:
     Attributes:
         network: in eval mode, in the types of the network that was given.
         accuracy: on the test images, from 0 to 1.
-        recipe: how it was trained, with the augmentation that the data call for.
-        seed: what decided the order of the images, and the first weights of a network that was named.
-        weights: the file that they were written to; None where none was asked for.
+        recipe: how it was trained, including augmentation if the data need it.
+        seed: of all random draws, including the initial weights of a network given by name.
+        weights: the file that the weights were written to; None without `out`.
     """
 
     network: nn.Module = field(repr=False)
@@ -51,21 +51,21 @@ def train(
     seed: int = 0,
     progress: Shown = None,
 ) -> Trained:
-    """Train a network, or adapt one that has weights to other data: what comes before `prune` where nothing is trained yet.
+    """Train a network, or adapt a trained one to other data, before `prune`.
 
     Args:
         model: the network, left as it is, or a spec, as for `prune`.
         data: as for `prune`. The test images are measured once, at the end.
-        recipe: how long and how. Photographs are augmented in any case.
-        weights: a file of weights to begin with.
+        recipe: how long and how. Photographs are always augmented.
+        weights: a file of weights to start from.
         out: the `.safetensors` file to write; its folder is made where it is missing.
-        seed: decides everything that is drawn.
+        seed: of all random draws.
         progress: as for `prune`.
 
     Raises:
-        FreePruneError: something asked cannot be done; one sentence says what to do.
+        FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress has seen to it
+    assert callable(progress)  # shows_progress made it a function
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     SETTINGS["seed"].check(seed)

@@ -1,4 +1,4 @@
-"""Calls of functions that are the user's own: an error in one is a sentence with its place, and its traceback is kept."""
+"""Calls of the user's own functions: an error becomes a sentence with its location, and the traceback is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class UserError(FreePruneError):
     """
 
     def __init__(self, sentence: str, trace: str) -> None:
-        super().__init__(sentence, trace)  # both, so that it survives the way from a worker
+        super().__init__(sentence, trace)  # both arguments, so that it can be pickled by a worker
         self.trace = trace
 
     def __str__(self) -> str:
@@ -39,13 +39,13 @@ class UserError(FreePruneError):
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """An error of the user's code as a sentence.
+    """Turns an error of the user's code into one sentence.
 
     Args:
-        what: whose it is, such as "the fine-tuning function 'my:tune'".
+        what: the code that failed, such as "the fine-tuning function 'my:tune'".
 
     Raises:
-        UserError: in place of whatever was raised; sentences pass.
+        UserError: in place of any error but a FreePruneError.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def telling(what: str) -> Iterator[None]:
 
 
 def warn(sentence: str) -> None:
-    """A warning at the line of the user's code that called the library."""
+    """Gives a warning at the line of the user's code that called the library."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(OURS):
         level, frame = level + 1, frame.f_back
@@ -65,9 +65,9 @@ def warn(sentence: str) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """Where the user's code was when an error was raised, as ` at file.py:12`; empty where no such code was at work.
+    """Where in the user's code an error was raised, as ` at file.py:12`; empty if no such code was running.
 
-    The last line that is neither ours nor in an installed package; where there is none, that of an installed package.
+    The innermost line outside this library and installed packages; if there is none, the innermost of an installed package.
     """
     places = []
     step: TracebackType | None = error.__traceback__
@@ -80,13 +80,13 @@ def place_of(error: BaseException) -> str:
 
 
 def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What one of the user's functions returns; see `telling`."""
+    """The result of a user's function; errors as in `telling`."""
     with telling(f"{what} {name_of(function)!r}"):
         return function(*arguments)
 
 
 def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch) -> float:
-    """What a metric says, as a number."""
+    """The score that a metric gives, as a float."""
     found = called("the metric", metric, candidate, dense, batch)
     try:
         return float(found)
@@ -97,5 +97,5 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
 
 
 def name_of(function: Any) -> str:
-    """A function by its module and name."""
+    """The name of a function as `module:name`."""
     return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
