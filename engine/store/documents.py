@@ -57,9 +57,9 @@ class Interval(Document):
     high: float | None
 
     @classmethod
-    def of(cls, estimate: Any, factor: float = 1.0) -> Interval:
+    def of(cls, estimate: Any) -> Interval:
         """The interval of an estimate with `value`, `low` and `high`, NaN if not defined."""
-        return cls(*(finite(factor * value) for value in (estimate.value, estimate.low, estimate.high)))
+        return cls(*(finite(value) for value in (estimate.value, estimate.low, estimate.high)))
 
 
 def finite(value: float) -> float | None:
