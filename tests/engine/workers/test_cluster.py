@@ -222,7 +222,7 @@ def test_what_listens_and_is_not_ray_is_one_sentence(monkeypatch):
                         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(FreePruneError, match="nothing that Ray understands came within 3 seconds"):
+        with pytest.raises(FreePruneError, match="Ray could not connect within 3 seconds"):
             check(Placement(ray=f"127.0.0.1:{server.getsockname()[1]}"))
         answered.set()
 
