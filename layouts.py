@@ -12,7 +12,9 @@ from .options import Kind, Option, declare, named
 LAYOUTS: dict[str, Mapping[str, Option]] = {
     "channel": named(
         {
-            "round_to": declare(1, "remove channels in steps of this number, or by layer type: conv=8,linear=4.", kind=Kind.STEPS),
+            "round_to": declare(
+                1, "remove channels in steps of this number, or by layer type: conv=8,linear=4.", kind=Kind.STEPS
+            ),
             "min_width": declare(1, "fewest channels to keep in a layer.", least=1),
             "repair": declare(True, "change size attributes of modules to fit the pruned widths.", kind=Kind.PAIR),
         }

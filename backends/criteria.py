@@ -26,9 +26,9 @@ class Importance:
         total: turns such sums into the importance of units; larger stays longer.
         slices: replaces both for criteria of whole channels: from the elements `(channels, n)` of a tensor the importance of
             each channel.
-        together: the importance of coupled channels, where it is no sum over tensors: from the parameter, the dimension and each
-            coordinate's channel of everything that goes, and from where the channels of each group begin, that of each group's
-            channels; None for a group that the other fields order.
+        together: the importance of coupled channels, where it is no sum over tensors: from the parameter, the dimension and
+            each coordinate's channel of everything that goes, and from where the channels of each group begin, that of each
+            group's channels; None for a group that the other fields order.
     """
 
     elements: Mapping[str, Values]
