@@ -97,7 +97,7 @@ class Recovery:
         made = site.restored(solved, cut.shape).to(cut.dtype), shift.to(cut.dtype)
         self._known[key] = made
         self._bytes += made[0].nbytes
-        while self._bytes > KEPT_BYTES and len(self._known) > 1:
+        while self._bytes > KEPT_BYTES:
             self._bytes -= self._known.popitem(last=False)[1][0].nbytes
         return made
 

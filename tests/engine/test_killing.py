@@ -84,8 +84,8 @@ def test_a_search_killed_at_any_moment_and_resumed_ends_as_if_it_was_not(name, t
 # A whole run
 
 # As a run reports them; before its first report it prepares.
-STAGES = ("prepare", "dense", "rehearse", "search", "test", "fine-tune", "export")
-STRIKES = {"prepare": 1, "dense": 1, "rehearse": 1, "search": 3, "test": 1, "fine-tune": 3, "export": 4}
+STAGES = ("prepare", "dense", "rehearse", "search", "recover", "test", "fine-tune", "export")
+STRIKES = {"prepare": 1, "dense": 1, "rehearse": 1, "search": 3, "recover": 2, "test": 1, "fine-tune": 3, "export": 4}
 
 
 def network():
