@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import time
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from freeprune.backends import BACKENDS, Plan, apply, importance
+from freeprune.backends.recovery.candidates import Recovery
 from freeprune.common import Batch, write_atomically
 from freeprune.engine.inputs.models import load_model
 from freeprune.metrics import METRICS, reference
@@ -95,7 +97,8 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
     cost, share = BUDGETS[granularity]
     space = Space(units, fewest, backend.costs, {cost: share * float(backend.costs(units[None])[cost][0])})
     # Rates as a search proposes them, not equal ones: widths are then ragged.
-    kept = space.project(np.random.default_rng(0).random((1, space.size)))[0]
+    proposals = space.project(np.random.default_rng(0).random((rounds + 1, space.size)))
+    kept = proposals[0]
     plan = backend.plan(kept)
     pruned, dense = normalised_by_the_batch(apply(network, plan)), normalised_by_the_batch(network)
     against, masks = reference(network, batch), masks_of(network, plan)
@@ -106,6 +109,14 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         "dense_eval": lambda: network(images),
         "by_hand": lambda: by_hand(network, plan, masks, images),
     }
+    preparation: list[float] = []
+    if granularity == "channel":  # a trial as it is in a run, each of another network, so that next to nothing is known yet
+        for _ in range(3):
+            start = time.perf_counter()
+            recovery = Recovery(network, batch.inputs)
+            preparation.append(time.perf_counter() - start)
+        others = itertools.cycle(proposals)
+        timed["recovered_trial"] = lambda: METRICS["freeprune"](recovery(backend.candidate(next(others))), against, batch)
     seconds: dict[str, list[float]] = {key: [] for key in timed}
     with torch.no_grad():
         for turn in range(rounds + 1):
@@ -123,6 +134,9 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         return {"median": statistics.median(turns), "low": min(turns), "high": max(turns)}
 
     pairs = [("trial", "pruned"), ("trial", "dense"), ("trial", "dense_eval"), ("by_hand", "trial")]
+    if preparation:
+        pairs.append(("recovered_trial", "pruned"))
+        medians["recovery_preparation"] = statistics.median(preparation)
     return {
         "network": name, "granularity": granularity, "target": f"{cost}={share:.0%}", "memory_format": memory,
         "images": [count, 3, side, side], "rounds": rounds, "threads": torch.get_num_threads(), "seconds": medians,
