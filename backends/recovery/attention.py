@@ -74,7 +74,6 @@ class Scores:
         elif kind.startswith("_scaled_dot_product"):
             self._product(args[0], args[1])
         else:
-            self._uses.update(used)
             self._open = {key: output for key, output in self._open.items() if output.name not in used}
 
     def _product(self, query: Tensor, key: Tensor) -> None:

@@ -56,7 +56,8 @@ class Recovery:
         inputs: the calibration images.
         seed: picks the samples where there are more than needed.
 
-    Source: GRAIL (arXiv:2602.23795), eq. for the coefficients; here inside the search.
+    Source: the closed form is that of GRAIL (arXiv:2602.23795). Differs: inside a search, and for the kernel positions of a
+    convolution together where it has few enough columns.
     """
 
     def __init__(self, network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
@@ -108,7 +109,7 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
     Args:
         largest: above so many columns the kernel positions of a convolution share coefficients.
     """
-    sums: dict[str, list[tuple[Call, Tensor]]] = {}
+    seen: dict[str, list[_Seen]] = {}
     generator = torch.Generator().manual_seed(seed)
     skeleton = Skeleton(network)
 
@@ -119,26 +120,46 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
         affordable = int(EFFORT * call.samples * outputs / columns)
         count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
         rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))
-        sums.setdefault(call.site.name, []).append((call, rows))
+        if rows.shape[1]:
+            seen.setdefault(call.site.name, []).append(_Seen.of(call, rows))
         return finite(call)
 
     watched = Watched(skeleton.tensors, visit, largest)
     run(skeleton, watched, inputs)
-    return {
-        name: _layer(seen, name in watched.normalised)
-        for name, seen in sums.items()
-        if name not in watched.elsewhere and any(rows.shape[1] for _, rows in seen)
-    }
+    return {name: _layer(calls, name in watched.normalised) for name, calls in seen.items() if name not in watched.elsewhere}
 
 
-def _layer(seen: list[tuple[Call, Tensor]], normalised: bool) -> Layer:
-    call, _ = seen[0]
-    rows = torch.cat([rows for _, rows in seen], dim=1)
-    middle = rows.double().mean(1)
-    if call.site.bias is None and not normalised:
+@dataclass(frozen=True)
+class _Seen:
+    """The moments of one call's rows: how many, their mean, and the second moments about it.
+
+    Neither the rows nor the call, which holds a whole activation, are kept.
+    """
+
+    site: Site
+    weight: Tensor
+    count: int
+    mean: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def of(call: Call, rows: Tensor) -> _Seen:
+        mean = rows.double().mean(1)
+        rows = rows - mean[:, None].to(rows.dtype)
+        return _Seen(call.site, call.weight, rows.shape[1], mean, (rows.mT @ rows).double() / rows.shape[1])
+
+
+def _layer(calls: list[_Seen], normalised: bool) -> Layer:
+    """A layer with the moments of all its calls together."""
+    first, total = calls[0], sum(call.count for call in calls)
+    middle = sum((call.mean * (call.count / total) for call in calls), torch.zeros_like(calls[0].mean))
+    if first.site.bias is None and not normalised:
         middle = torch.zeros_like(middle)
-    rows = rows - middle[:, None].to(rows.dtype)
-    return Layer(call.site, call.weight, middle, (rows.mT @ rows).double() / rows.shape[1])
+    moments = torch.zeros_like(calls[0].spread)
+    for call in calls:
+        apart = call.mean - middle
+        moments += (call.spread + apart[:, :, None] * apart[:, None, :]) * (call.count / total)
+    return Layer(first.site, first.weight, middle, moments)
 
 
 def _ids(kept: NDArray[np.int64], like: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def finite(call: Call) -> Tensor:
     if not torch.isfinite(made).all():
         raise FreePruneError(
             f"layer {call.site.name.removesuffix('.weight')!r} gives numbers that are not finite on the calibration images, so "
-            "no weights can be made good; check the images and the weights, or leave recovery out"
+            "no weights can be made good; check the images and the weights, or use `recovery=False`"
         )
     return made
 

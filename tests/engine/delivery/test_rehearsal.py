@@ -163,9 +163,10 @@ def test_entries_without_a_file_do_not_export(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_read_again_without_one(tmp_path, monkeypatch):
     monkeypatch.setattr(finish_module, "export_onnx", lambda *_: (_ for _ in ()).throw(FreePruneError("left out")))
-    prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None)
+    first = prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None)
     monkeypatch.setattr(run_module, "rehearse", None)
-    prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None, resume=True)
+    again = prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None, resume=True)
+    assert again.summary == first.summary
 
 
 @pytest.mark.parametrize("command", ["prune", "compare", "sweep", "pick", "correlate"])
