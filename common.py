@@ -112,6 +112,9 @@ class Batch:
         return Batch(tuple(x.to(device) for x in self.inputs), None if self.labels is None else self.labels.to(device))
 
 
+UNSET = object()  # of an attribute that a module itself does not have
+
+
 class Skeleton:
     """A private copy of the dense network, on which candidates run: eval mode, no gradients.
 
@@ -165,8 +168,10 @@ class Candidate:
     Attributes:
         skeleton: of the dense network.
         tensors: the masked or sliced parameters and buffers, by name; all others are the skeleton's.
-        attributes: sizes to set in modules while the candidate runs, as `(module, attribute, value)`.
+        attributes: what to set in modules while the candidate runs, as `(module, attribute, value)`: sizes, and the forward
+            methods of those that are gone.
         kept: for each sliced tensor and dimension, the indices into the dense tensor that are kept, ascending.
+        gone: the parameters of branches that are gone; the skeleton still holds them, and nothing reads them.
         original: the dense network's tensors, if the skeleton itself is a pruned network.
     """
 
@@ -174,6 +179,7 @@ class Candidate:
     tensors: Mapping[str, Tensor]
     attributes: Sequence[tuple[nn.Module, str, Any]] = ()
     kept: Mapping[str, Mapping[int, NDArray[np.int64]]] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     original: Mapping[str, Tensor] | None = None
 
     @property
@@ -188,11 +194,14 @@ class Candidate:
 
     def run(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """The output in eval mode, with these tensors instead of the candidate's."""
-        before = [module.__dict__[name] for module, name, _ in self.attributes]
+        before = [module.__dict__.get(name, UNSET) for module, name, _ in self.attributes]
         try:
             for module, name, value in self.attributes:
                 module.__dict__[name] = value
             return functional_call(self.skeleton.network, dict(tensors), inputs)
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
-                module.__dict__[name] = value
+                if value is UNSET:
+                    del module.__dict__[name]
+                else:
+                    module.__dict__[name] = value

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from ..common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
 
-VERSION = 1
+VERSION = 2  # version 1 could not name branches that are gone, and is still read
 MASKS = "masks.safetensors"
+MOST_RESULTS = 100  # of a module
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Plan:
         attributes: the sizes to set after shrinking.
         masks: for each parameter with removed elements, which elements stay, in the shape after shrinking.
         biases: layers without a bias in the dense network that get one; it is zero until weights are loaded.
+        gone: the modules and parameters of branches that are gone, each with the number of its results (see `Gone`). Of what
+            lies in them `kept` may still name tensors, and nothing else does.
     """
 
     granularity: str
@@ -57,6 +60,11 @@ class Plan:
     attributes: tuple[Attribute, ...] = ()
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
+    gone: Mapping[str, int] = field(default_factory=dict)
+
+    def is_gone(self, tensor: str) -> bool:
+        """Whether a parameter or buffer of the dense network went with a branch."""
+        return any(f"{tensor}.".startswith(f"{name}.") for name in self.gone)
 
     def save(self, folder: Path, name: str = "plan.json") -> None:
         """Write `plan.json`, and `masks.safetensors` if there are masks. The same plan gives the same bytes."""
@@ -83,6 +91,7 @@ class Plan:
             ],
             "masks": masks,
             "biases": list(self.biases),
+            "gone": dict(self.gone),
         }
         write_atomically(folder / name, (json.dumps(document, separators=(",", ":")) + "\n").encode())
 
@@ -100,8 +109,8 @@ class Plan:
             raise FreePruneError(f"there is no {name} in {folder}; give the folder of a finished run") from None
         except (ValueError, OSError) as error:
             raise FreePruneError(f"{path} cannot be read as a plan ({brief(error)}); run the pruning again") from None
-        if not isinstance(document, dict) or document.get("version") != VERSION:
-            raise FreePruneError(f"{path} is no plan of version {VERSION}; make it again with this version of freeprune")
+        if not isinstance(document, dict) or document.get("version") not in range(1, VERSION + 1):
+            raise FreePruneError(f"{path} is no plan of a version up to {VERSION}; make it again with this version of freeprune")
         try:
             return _parse(document, folder)
         except DAMAGE as error:
@@ -132,6 +141,7 @@ def _parse(document: dict[str, Any], folder: Path) -> Plan:
             document["masks"], {name: shape_left(shape, kept.get(name, {})) for name, shape in structure.items()}, folder
         ),
         biases=tuple(map(_text, document["biases"])),
+        gone={_text(name): _whole(results, MOST_RESULTS) for name, results in document.get("gone", {}).items()},
     )
 
 

@@ -115,13 +115,19 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
-    """Every parameter of two or more dimensions, by name, as (pruned, dense).
+    """Every parameter of two or more dimensions that is there, by name, as (pruned, dense).
+
+    Those of branches that are gone are left out.
 
     Raises:
         MetricError: the dense network has no parameter of that name.
     """
     own = {**candidate.skeleton.tensors, **candidate.tensors}
-    parameters = [n for n, t in candidate.skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.dim() > 1]
+    parameters = [
+        name
+        for name, tensor in candidate.skeleton.tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.dim() > 1 and name not in candidate.gone
+    ]
     unknown = next((n for n in parameters if n not in candidate.dense), None)
     if unknown is not None:
         raise MetricError(

@@ -14,4 +14,5 @@ def params(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Only the weights are read. At a fixed budget a score must tell more than this.
     """
     own = {**candidate.skeleton.tensors, **candidate.tensors}
-    return float(sum(int(own[n].count_nonzero()) for n, t in candidate.skeleton.tensors.items() if isinstance(t, nn.Parameter)))
+    there = [n for n, t in candidate.skeleton.tensors.items() if isinstance(t, nn.Parameter) and n not in candidate.gone]
+    return float(sum(int(own[name].count_nonzero()) for name in there))

@@ -36,7 +36,8 @@ class Evolution:
     and is mutated in all genes, coarsely at first and finely later. Since a common shift of all genes changes nothing (see
     `Strategy`), genes are shifted so that the smallest and the largest lie equally far from the bounds. Points without a finite
     score never enter the population. Foreign points do, and replace as many of the first, random ones. If several are given,
-    the spread between them limits the first mutation step: good points show where to search.
+    the spread between them limits the first mutation step: good points show where to search. A child's switches (see `Space`)
+    are set as most parents have them, and then about one of them is flipped.
 
     The constants were chosen with `benchmarks/strategy_constants.py`: smooth objectives under a MACs budget, 12, 30 and 57
     groups whose sensitivities span two orders of magnitude, 300 trials in batches of 10.
@@ -53,10 +54,12 @@ class Evolution:
     STEP = 0.2  # standard deviation of the first mutations
     FINEST = 0.05  # lower bound of the first step: foreign points may be nearly the same
     HALVINGS = 2.0  # of the step, in the course of a search
+    FLIPS = 1.0  # of switches in a child, on average
     SMALLEST_STEP = 0.02  # about one unit of a layer with 64; smaller steps would change nothing
 
     def __init__(self, space: Space, seed: int, trials: int) -> None:
-        self._free = space.units > space.minimum  # the genes of a group that cannot shrink mean nothing
+        self._switches = space.switches & (space.units > space.minimum)
+        self._free = (space.units > space.minimum) & ~space.switches  # the genes of a group that cannot shrink mean nothing
         self._trials = max(trials, 1)
         self._state = random.Random(seed).getstate()
         self._elite = tools.HallOfFame(self.POPULATION)
@@ -113,16 +116,24 @@ class Evolution:
         self._asked += 1
         population = self._population()
         if self._asked == 1:
-            return np.full(len(self._free), 0.5)
+            return np.where(self._switches, 0.0, 0.5)
         if self._asked <= self.INITIAL or not population:
-            child, step = Individual([0.5] * len(self._free)), self.SPREAD
+            child, step = Individual(np.where(self._switches, 0.0, 0.5).tolist()), self.SPREAD
         else:
             parents = [Individual(parent) for parent in self._toolbox.select(population)]
             child = reduce(lambda one, other: self._toolbox.mate(one, other)[0], parents)
             calmed = self._first_step() * 0.5 ** (self.HALVINGS * self._told / self._trials)
             step = max(calmed, self.SMALLEST_STEP)
+        set_as = np.array(child) >= 0.5
         self._toolbox.mutate(child, sigma=step)
-        return self._centred(np.array(child))
+        return self._centred(np.where(self._switches, self._flipped(set_as), child))
+
+    def _flipped(self, genes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The genes with each switch flipped at random."""
+        found = np.flatnonzero(self._switches)
+        flips = [place for place in found if random.random() < self.FLIPS / len(found)]
+        genes[flips] = ~genes[flips]
+        return genes
 
     def _first_step(self) -> float:
         """The standard deviation of the first mutations: that of the foreign points, clipped to FINEST ... STEP."""
@@ -134,10 +145,9 @@ class Evolution:
     def _centred(self, genes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The same genes up to a common shift, as far from the bounds as possible."""
         free = genes[self._free]
-        if not len(free):
-            return np.full(len(genes), 0.5)
-        shifted = np.clip(genes - (free.min() + free.max()) / 2 + 0.5, 0, 1)
-        return np.where(self._free, shifted, 0.5)
+        middle = (free.min() + free.max()) / 2 if len(free) else 0.5
+        shifted = np.where(self._free, np.clip(genes - middle + 0.5, 0, 1), 0.5)
+        return np.where(self._switches, genes >= 0.5, shifted)
 
     @contextmanager
     def _randomness(self) -> Iterator[None]:

@@ -109,6 +109,11 @@ class Sensitivity:
         excluded: NDArray[np.bool_] = ~known[level] & (here > 0)
         return excluded
 
+    def points(self, scores: Values) -> Values:
+        """The proposal `(1, L)` with the least sum of losses, for the scores `(K,)` of all probes."""
+        self.learn(scores)
+        return self.solve()[None]
+
     def solve(self, coefficients: Values | None = None) -> Values:
         """The proposal `(L,)` with the least sum of losses.
 

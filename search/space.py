@@ -15,14 +15,17 @@ CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 # Halvings of the interval of the shift, whose length is 2 for rates and at most 64 for logarithms: to less than one unit.
 BISECTIONS = 50
 SHOWN = 3  # layers named in an error
+TIE = 1e-6  # between the coordinates of switches that are equal
 
 
 class Space:
     """All vectors of kept units between `minimum` and `units` whose costs meet the targets.
 
+    A group of a single unit of which none need stay is a *switch*: a residual branch, which is there or not.
+
     Args:
         units: `(L,)`, the units of each group in the dense network.
-        minimum: `(L,)`, the fewest units of each group that may stay, at least 1.
+        minimum: `(L,)`, the fewest units of each group that may stay: at least 1, and 0 for a switch.
         costs: the cost model.
         targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
         fixed: layers that no group can shrink, each with the reason, to be named in the error for an impossible target.
@@ -56,8 +59,11 @@ class Space:
             )
         if self.units.ndim != 1 or self.minimum.shape != self.units.shape:
             raise ValueError(f"units {self.units.shape} and minimum {self.minimum.shape} must be vectors of one length")
-        if (self.minimum < 1).any() or (self.minimum > self.units).any():
-            raise ValueError("each group must keep at least 1 and at most all of its units")
+        self.switches = self.minimum == 0
+        if (self.minimum < 0).any() or (self.minimum > self.units).any() or (self.units[self.switches] != 1).any():
+            raise ValueError("each group must keep at least 1 and at most all of its units, and a switch has a single one")
+        if geometric and self.switches.any():
+            raise ValueError("a switch has no logarithm")
         self.fixed = tuple(fixed)
         self.geometric = geometric
         left = self.minimum / self.units
@@ -66,6 +72,9 @@ class Space:
         self._most = -np.log(left) if geometric else 1 - left
         self._reach = np.full(self.size, self._most.max()) if geometric else self._most
         self._furthest = float(self._most.max()) if geometric else 1.0
+        # Beyond it switches go, too; of equal ones the last first.
+        self._beyond = 0.0 if not self.switches.any() else 0.5 + TIE * self.size
+        self._order = TIE * np.arange(self.size)
         self._check_targets()
 
     def changed(
@@ -89,9 +98,10 @@ class Space:
         """The allowed network closest to each proposal, as kept units.
 
         A coordinate u means the rate u * (1 - minimum / units); in a geometric space the kept fraction f ** u, where f is the
-        smallest minimum / units. All rates (or logarithms) of a proposal are shifted by one amount, clipped at their bounds, so
+        smallest minimum / units; for a switch, that it is off from 0.5 on. A switch that is off stays off. One that is on goes
+        off only if the budget cannot be met otherwise, those with the largest coordinates first. All rates (or logarithms) of a proposal are shifted by one amount, clipped at their bounds, so
         that the budget is just met in whole units. What rounding down left over is given back unit by unit, largest remainder
-        first, while all targets hold. The result is maximal: one more unit of any group would exceed a target.
+        first, while all targets hold. The result is maximal: one more unit of any group but switches would exceed a target.
 
         Args:
             proposals: `(P, L)` in [0, 1].
@@ -100,8 +110,8 @@ class Space:
             `(P, L)` kept units; each row depends only on its own proposal.
         """
         wanted = self._removals(proposals)
-        enough = np.full(len(wanted), self._furthest)  # this shift removes as much as is allowed
-        little = -enough  # and this one nothing
+        enough = np.full(len(wanted), self._furthest + self._beyond)  # this shift removes as much as is allowed
+        little = np.full(len(wanted), -self._furthest)  # and this one nothing, but what is switched off
         for _ in range(BISECTIONS):
             middle = (enough + little) / 2
             fits = self.fits(self._floor(self._kept(wanted, middle)))
@@ -109,6 +119,24 @@ class Space:
             little = np.where(fits, little, middle)
         kept = self._kept(wanted, enough)
         return self._fill(self._floor(kept), kept)
+
+    @property
+    def widths(self) -> Space:
+        """The space of the other groups with all switches on.
+
+        Raises:
+            FreePruneError: the targets cannot be met with them.
+        """
+        if not self.switches.any():
+            return self
+        others, costs = ~self.switches, self.costs
+
+        def on(kept: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+            whole = np.ones((len(kept), self.size), np.int64)
+            whole[:, others] = kept
+            return costs(whole)
+
+        return Space(self.units[others], self.minimum[others], on, self.targets, fixed=self.fixed, geometric=self.geometric)
 
     def uniform(self) -> NDArray[np.int64]:
         """Kept units `(L,)` of the network with equal rates, as far as the bounds allow."""
@@ -153,6 +181,10 @@ class Space:
         """Kept units before rounding, `(P, L)`."""
         shifted = np.clip(removals + shifts[:, None], 0, self._most)
         kept: NDArray[np.float64] = self.units * (np.exp(-shifted) if self.geometric else 1 - shifted)
+        if self._beyond:
+            beyond = np.maximum(shifts - self._furthest, 0)[:, None]
+            off = (removals >= 0.5) | (removals + beyond + self._order >= 0.5) & (beyond > 0)
+            kept = np.where(self.switches, np.where(off, 0.0, 1.0), kept)
         return kept
 
     def _floor(self, kept: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -177,7 +209,7 @@ class Space:
         kept = kept.copy()
         order = np.argsort(np.minimum(kept - real, 0), axis=1, kind="stable")
         place = np.argsort(order, axis=1)  # the turns of a group are place, place + L, place + 2L ...
-        refused = np.zeros(kept.shape, dtype=np.bool_)
+        refused = np.broadcast_to(self.switches, kept.shape).copy()
         turn = np.zeros(len(kept), dtype=np.int64)
         stride = np.ones(len(kept), dtype=np.int64)
         while True:

@@ -120,31 +120,69 @@ POINTS: dict[str, Callable[[Space, Profile], Kept]] = {
     "magnitude": magnitude,
 }
 KNAPSACK = "knapsack"
-WARM_STARTS = (*POINTS, KNAPSACK)
+DEPTH = "depth"
+WARM_STARTS = (*POINTS, KNAPSACK, DEPTH)
+
+
+class Depth:
+    """Networks without the branches that matter least, where there are switches (see `Space`).
+
+    Each switch is probed alone, off in the dense network. In the order of the scores, so many are off that the budget is met
+    without narrowing anything, or three quarters, half or a quarter of them; the rest is narrowed at equal rates, or only in
+    groups that are not shared.
+
+    Args:
+        space: the networks to choose from.
+        shared: `(W,)`: which groups that are no switches are shared, as in `Profile`.
+
+    Attributes:
+        probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
+    """
+
+    LADDER = (1, 3 / 4, 1 / 2, 1 / 4)
+
+    def __init__(self, space: Space, shared: NDArray[np.bool_]) -> None:
+        self._space, self._shared = space, shared
+        self._places = np.flatnonzero(space.switches & (space.units > space.minimum))
+        self.probes = np.zeros((len(self._places), space.size))
+        self.probes[np.arange(len(self._places)), self._places] = 1
+
+    def points(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The proposals `(P, L)` for the scores `(K,)` of the probes."""
+        order = self._places[np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")]
+        off = [np.isin(np.arange(self._space.size), order[:count]) for count in range(len(order) + 1)]
+        fits = self._space.fits(np.where(off, 0, self._space.units))
+        enough = int(np.argmax(fits)) if fits.any() else len(order)
+        counts = dict.fromkeys(-(-enough * part // 1) for part in self.LADDER)
+        inner = np.zeros(self._space.size)
+        inner[~self._space.switches] = ~self._shared
+        return np.array([np.where(off[int(count)], 1.0, widths) for count in counts for widths in (np.zeros_like(inner), inner)])
 
 
 class WarmStarted:
     """A strategy that is told the scores of given networks before it is first asked.
 
-    It proposes the fixed points first, then the knapsack's probes and solution, then what the inner strategy asks. All of these
-    are trials; all but the probes are told to the inner strategy.
+    It proposes the fixed points first, then the probes of the knapsack and of the depth, each followed by what they show, then
+    what the inner strategy asks. All of these are trials; all but the probes are told to the inner strategy.
+
+    Args:
+        strategy: makes the inner strategy.
+        points: `(P, L)`, the fixed points.
+        learners: each has `probes`, and makes further points of their scores.
     """
 
     PROBES = 1 / 4  # largest share of the trials, unless one level per group takes more
 
     def __init__(
-        self, strategy: Make, points: NDArray[np.float64], knapsack: bool, space: Space, seed: int, trials: int
-    ) -> None:
-        left = trials - len(points)
-        self._probes = np.zeros((0, space.size))
-        self._sensitivity = None
-        if knapsack:
-            self._sensitivity = Sensitivity(space, left, self.PROBES)
-            self._probes = self._sensitivity.probes
-            left -= len(self._probes) + 1
+        self, strategy: Make, points: NDArray[np.float64], learners: Sequence[Sensitivity | Depth], space: Space, seed: int,
+        trials: int,
+    ) -> None:  # fmt: skip
+        left = trials - len(points) - sum(len(each.probes) + 1 for each in learners)
         self._inner = strategy(space, seed, max(left, 1))
         self._points = points
-        self._scores: list[float] = []  # of the probes
+        self._learners = list(learners)
+        self._probes = np.zeros((0, space.size))
+        self._scores: list[float] | None = None  # of the probes of the first learner, once they are asked
         self._stage = "points"
 
     @property
@@ -159,24 +197,26 @@ class WarmStarted:
         return found
 
     def ask(self, n: int) -> NDArray[np.float64]:
-        if len(self._points):
-            self._stage = "points"
-            rates, self._points = self._points[:n], self._points[n:]
-            return rates.copy()
-        if len(self._probes):
-            self._stage = "probes"
-            rates, self._probes = self._probes[:n], self._probes[n:]
-            return rates.copy()
-        if self._sensitivity is not None:
-            table, self._sensitivity = self._sensitivity, None
-            table.learn(np.array(self._scores))
-            self._stage = "solution"
-            return table.solve()[None]
+        while len(self._points) or len(self._probes) or self._learners:
+            if len(self._points):
+                self._stage = "points"
+                rates, self._points = self._points[:n], self._points[n:]
+                return rates.copy()
+            if len(self._probes):
+                self._stage = "probes"
+                rates, self._probes = self._probes[:n], self._probes[n:]
+                return rates.copy()
+            if self._scores is None:
+                self._scores, self._probes = [], self._learners[0].probes
+            else:
+                self._points = self._learners.pop(0).points(np.array(self._scores))
+                self._scores = None
         self._stage = "inner"
         return self._inner.ask(n)
 
     def tell(self, rates: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
         if self._stage == "probes":
+            assert self._scores is not None
             self._scores += scores.tolist()
         else:
             self._inner.tell(rates, scores)
@@ -207,8 +247,25 @@ def warm_started(
     chosen = list(dict.fromkeys(name for name in names if name != KNAPSACK or strategy is not Knapsack))
     if not chosen:
         return strategy(space, seed, trials)
-    kept = [POINTS[name](space, profile) for name in chosen if name in POINTS]
-    points = np.array([space.proposal(row) for row in kept]).reshape(len(kept), space.size)
+    points = _points([name for name in chosen if name in POINTS], space, profile)
     if len(points) > trials:
         raise FreePruneError(f"{len(points)} warm starts are more than {trials} trials; raise `trials` or name fewer")
-    return WarmStarted(strategy, points, KNAPSACK in chosen, space, seed, trials)
+    learners: list[Sensitivity | Depth] = []
+    if KNAPSACK in chosen:
+        learners.append(Sensitivity(space, trials - len(points), WarmStarted.PROBES))
+    depth = Depth(space, profile.shared)
+    if DEPTH in chosen and 0 < len(depth.probes) <= WarmStarted.PROBES * trials:  # of fewer trials they would take too many
+        learners.append(depth)
+    return WarmStarted(strategy, points, learners, space, seed, trials)
+
+
+def _points(names: Sequence[str], space: Space, profile: Profile) -> NDArray[np.float64]:
+    """The proposals `(P, L)` of warm starts, with all switches on; equal rates alone where the budget needs some off."""
+    try:
+        widths = space.widths
+    except FreePruneError:
+        return space.proposal(space.uniform())[None]
+    kept = [space.units.copy() for _ in names]
+    for row, name in zip(kept, names, strict=True):
+        row[~space.switches] = POINTS[name](widths, profile)
+    return np.array([space.proposal(row) for row in kept]).reshape(len(kept), space.size)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,17 @@ from ...layouts import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..cost import Size, SumOfProducts, Term
+from ..coupling.branches import branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
 from ..coupling.repair import settle
 from ..criteria import Importance
 from ..plan import Attribute, Plan, structure_of
+from ..surgery.gone import Gone, without
 from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
-from ..tracing.passes import trace_example
+from ..tracing.labels import Layer
+from ..tracing.passes import trace, trace_example
 from ..tracing.record import Trace
 from ..tracing.weights import Layout, sort_out
 
@@ -46,6 +49,8 @@ class Channel:
         round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
             `conv=8,linear=4` by the kind of layer that makes the channels.
         min_width: the fewest channels that stay of a group, if it has as many.
+        depth: whether residual branches may go as a whole. Each is one more group, after those of channels, of a single unit
+            that is there or not.
         repair: whether size attributes of modules are changed to fit; if not, the channels concerned stay.
 
     Raises:
@@ -56,7 +61,7 @@ class Channel:
     options: ClassVar[Mapping[str, Option]] = LAYOUTS[name]
     shrinks: ClassVar[bool] = True
     factors: ClassVar[bool] = False
-    warm_starts: ClassVar[tuple[str, ...]] = ("uniform", "inner", "magnitude")
+    warm_starts: ClassVar[tuple[str, ...]] = ("uniform", "inner", "magnitude", "depth")
     uncompacted: ClassVar[str | None] = None
     gain: ClassVar[str] = "smaller tensors are less work in any runtime"
     dense: Mapping[str, str] = MappingProxyType({})
@@ -71,25 +76,35 @@ class Channel:
         max_rate: float = 0.9,
         round_to: int | str = 1,
         min_width: int = 1,
+        depth: bool | None = None,
         repair: bool = True,
     ) -> None:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
+        weights = {name for product in dense.products if (w := product.weight) is not None for name in (w.name, *w.others)}
+        self.branches = branches(network, inputs, weights) if depth else ()
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
         self.options["min_width"].check(min_width)
         steps = _steps(round_to)
         parameters = dict(network.named_parameters())
-        self._steps = np.array([steps[_kind(group, parameters)] for group in self._coupling.groups], np.int64)
+        kinds = [_kind(group, parameters) for group in self._coupling.groups]
+        self._steps = np.array([*(steps[kind] for kind in kinds), *(1 for _ in self.branches)], np.int64)
+        self._widths = np.array([*np.diff(self._coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(self._coupling.trace, round_to))
-        least = np.array([group.minimum for group in self.groups], np.int64)
-        if (self.channels(least) == 1).any() and not self._runs(least):  # with a single channel other operators may run
+        least = np.maximum([group.minimum for group in self.groups], 1)
+        if (self.channels(least)[:, : self.split] == 1).any() and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
         self._costs = self._cost_model(dense)
+
+    @property
+    def split(self) -> int:
+        """The number of groups of channels, which come before those of branches."""
+        return len(self._coupling.groups)
 
     @classmethod
     def is_masked(cls, group: str) -> bool:
@@ -104,19 +119,24 @@ class Channel:
         return self
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
-        groups = zip(self._coupling.groups, self._steps, strict=True)
-        return tuple(_group(group, int(step), max_rate, min_width) for group, step in groups)
+        groups = zip(self._coupling.groups, self._steps, strict=False)
+        channels = [_group(group, int(step), max_rate, min_width) for group, step in groups]
+        tied = (tuple(sorted(branch.parameters)) for branch in self.branches)
+        return (*channels, *(Group(b.name, 1, 0, names) for b, names in zip(self.branches, tied, strict=True)))
 
     def _runs(self, kept: Counts) -> bool:
         """Whether the network with these units runs as predicted."""
         try:
-            self._certify(self._kept_classes(kept))
+            self._certify(kept)
         except Mismatch:
             return False
         return True
 
-    def _certify(self, classes: NDArray[np.bool_]) -> list[Attribute]:
-        """Replay the network that keeps these classes against the dense trace.
+    def _certify(self, kept: Counts) -> list[Attribute]:
+        """Replay the network with these units against the trace of the dense one.
+
+        Where branches are gone, it is replayed against a trace of the network without them, whose channels are all there. That
+        a branch may go was proved when it was found.
 
         Returns:
             The sizes to set in its modules.
@@ -124,11 +144,30 @@ class Channel:
         Raises:
             Mismatch: they differ.
         """
+        gone = self._gone(kept)
+        sizes, indices = self._sizes_set(kept), self.kept_indices(kept)
+        if not gone:
+            network, known = self._traced, self._coupling.trace
+            nodes = self._coupling.kept_nodes(self._kept_classes(kept))
+        else:
+            network = without(self._traced, gone)
+            known = trace(network, self._inputs)
+            nodes = known.kept_nodes(indices)
+        owners = shared_tensors(network)
+        with slimmed(network, owners, {name: dims for name, dims in indices.items() if name in owners}, sizes):
+            replay(network, self._inputs, known, nodes)
+        return sizes
+
+    def _sizes_set(self, kept: Counts) -> list[Attribute]:
+        """The sizes to set in the modules that are there."""
+        classes, gone = self._kept_classes(kept), self._gone(kept)
         indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
         sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
-        with slimmed(self._traced, self._owners, indices, sizes):
-            replay(self._traced, self._inputs, self._coupling.trace, nodes)
-        return sizes
+        return [size for size in sizes if not any(f"{size.module}.".startswith(f"{name}.") for name in gone)]
+
+    def _gone(self, kept: Counts) -> dict[str, int]:
+        """The modules and parameters that go with the branches that are gone (`Plan.gone`)."""
+        return removed(branch for branch, there in zip(self.branches, kept[self.split :], strict=True) if not there)
 
     def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
         """For each group the importance of its classes: summed over all slices removed with a class, or given as a whole."""
@@ -153,16 +192,38 @@ class Channel:
         groups = len(self.groups)
         at_work, computed = sort_out(dense.products)
         own = {*at_work, *(name for _, weight in computed.values() for name in weight.factors)}
-        weights = [term for name, term in self._terms.items() if name in own]
+        weights = [term for name, term in self._terms.items() if name in own]  # with the branches that they lie in
         for name, (product, weight) in computed.items():
             if name == weight.name and name not in own:
-                weights.append((weight.constant, [self._coupling.counts(product.dims[d]) for d in weight.dims]))
-        products = [(p.constant, [self._coupling.counts(ids) for ids in p.dims]) for p in dense.products]
+                there = self._there(name, product.module)
+                weights.append((weight.constant, [*(self._counts(product.dims[d]) for d in weight.dims), *there]))
+        products = []
+        for product in dense.products:
+            there = self._there(product.weight.name if product.weight is not None else "", product.module)
+            products.append((product.constant, [*(self._counts(ids) for ids in product.dims), *there]))
         return {
             "macs": SumOfProducts(products, groups),
             "params": SumOfProducts(list(self._terms.values()), groups),
             "nonzero": SumOfProducts(weights, groups),
         }
+
+    def _counts(self, ids: Layer) -> Size:
+        """As `Coupling.counts`, over all groups."""
+        always, per_unit = self._coupling.counts(ids)
+        return always, np.append(per_unit, np.zeros(len(self.branches), np.int64))
+
+    def _there(self, parameter: str, module: str = "") -> list[Size]:
+        """For each branch that a parameter or module lies in, a size of 1 while the branch is there."""
+        holding = [index for index, branch in enumerate(self.branches) if branch.holds(parameter, module)]
+        return [(0, np.eye(1, len(self._steps), self.split + index, np.int64)[0]) for index in holding]
+
+    def there(self, kept: Counts) -> dict[str, NDArray[np.bool_]]:
+        """For each parameter in a branch whether it is there `(P,)`, for `kept` `(P, L)` units of each group."""
+        found: dict[str, NDArray[np.bool_]] = {}
+        for index, branch in enumerate(self.branches):
+            for name in branch.parameters:
+                found[name] = found.get(name, True) & (kept[:, self.split + index] > 0)
+        return found
 
     @cached_property
     def _sizes(self) -> dict[str, dict[int, Size]]:
@@ -170,7 +231,7 @@ class Channel:
         leaves: dict[str, dict[int, Size]] = {}
         for leaf in self._coupling.trace.leaves:
             ids = np.arange(leaf.start, leaf.start + leaf.size)
-            leaves.setdefault(leaf.name, {})[leaf.dim] = self._coupling.counts(ids)
+            leaves.setdefault(leaf.name, {})[leaf.dim] = self._counts(ids)
         return leaves
 
     @cached_property
@@ -179,7 +240,7 @@ class Channel:
         terms: dict[str, Term] = {}
         for name, parameter in self._traced.named_parameters():
             dims = self._sizes.get(name, {})
-            terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), list(dims.values())
+            terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), [*dims.values(), *self._there(name)]
         return terms
 
     def entries(self, names: Iterable[str]) -> SumOfProducts:
@@ -193,7 +254,7 @@ class Channel:
             terms = []
             for product, weight in layout.uses:
                 others = [ids for d, ids in enumerate(product.dims) if d not in weight.dims]
-                terms.append((product.constant // weight.constant, [self._coupling.counts(ids) for ids in others]))
+                terms.append((product.constant // weight.constant, [self._counts(ids) for ids in others]))
             found.append(SumOfProducts(terms, len(self.groups)))
         return found
 
@@ -203,9 +264,8 @@ class Channel:
         return self._coupling
 
     def channels(self, kept: Counts) -> Counts:
-        """The kept channels `(P, L)` for `kept` `(P, L)` units of each group."""
-        widths = np.diff(self._coupling.offsets).astype(np.int64)
-        result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, widths)
+        """The kept channels `(P, L)` for `kept` `(P, L)` units of each group; of a branch 1 or 0."""
+        result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, self._widths)
         return result
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
@@ -234,12 +294,12 @@ class Channel:
         return next((size for size in parts if size % span), None)
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
-        """The indices that stay, for each tensor dimension that shrinks."""
+        """The indices that stay, for each tensor dimension that shrinks, also of tensors whose branch is gone."""
         return self._coupling.kept_indices(self._kept_classes(kept))
 
     def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
         classes = np.zeros(self._coupling.classes, bool)
-        for order, channels in zip(self._order, kept * self._steps, strict=True):
+        for order, channels in zip(self._order, kept * self._steps, strict=False):
             classes[order[:channels]] = True
         return classes
 
@@ -248,12 +308,15 @@ class Channel:
         return Skeleton(self._network)
 
     def candidate(self, kept: Counts) -> Candidate:
-        classes = self._kept_classes(kept)
-        indices = self._coupling.kept_indices(classes)
-        sizes = attributes(self._traced, self._owners, indices, self._coupling.kept_nodes(classes), self._repairs)
-        tensors = {name: sliced(self._skeleton.tensors[name], dims) for name, dims in indices.items()}
-        where = [(self._skeleton.network.get_submodule(size.module), size.name, size.value) for size in sizes]
-        return Candidate(self._skeleton, tensors, where, indices)
+        indices, gone = self.kept_indices(kept), self._gone(kept)
+        there = zip(self.branches, kept[self.split :], strict=True)
+        lost = frozenset[str]().union(*(branch.parameters for branch, stays in there if not stays))
+        dense = self._skeleton.tensors
+        tensors = {name: sliced(dense[name], dims) for name, dims in indices.items() if name not in lost}
+        module, modules = self._skeleton.network.get_submodule, dict(self._skeleton.network.named_modules())
+        where: list[tuple[nn.Module, str, Any]] = [(module(s.module), s.name, s.value) for s in self._sizes_set(kept)]
+        where += [(module(name), "forward", Gone(results).forward) for name, results in gone.items() if name in modules]
+        return Candidate(self._skeleton, tensors, where, indices, lost)
 
     def plan(self, kept: Counts) -> Plan:
         """The plan, after the pruned network was replayed against the trace of the dense one.
@@ -261,24 +324,24 @@ class Channel:
         Raises:
             FreePruneError: they differ; the error names module and line.
         """
-        classes = self._kept_classes(kept)
         try:
-            sizes = self._certify(classes)
+            sizes = self._certify(kept)
         except Mismatch as error:
-            op = self._coupling.trace.ops[error.index]
+            where = f"at {self._coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
             raise FreePruneError(
-                f"the pruned network is not what was planned: at {op} {error}; keep more of each layer with a lower `max_rate`"
+                f"the pruned network is not what was planned: {where}{error}; keep more of each layer with a lower `max_rate`"
             ) from error
         return Plan(
             granularity=self.name,
             structure=structure_of(self._network),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
-            kept=self._coupling.kept_indices(classes),
+            kept=self.kept_indices(kept),
             attributes=tuple(sizes),
+            gone=self._gone(kept),
         )
 
     def profile(self, importance: Importance) -> Profile:
-        """The importance of units, and a density for each group.
+        """The importance of units, and a density, for each group of channels; branches have neither.
 
         A group's density is the square root of the mean ERK density of the layers that make its channels, since removing
         channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes.
@@ -290,7 +353,7 @@ class Channel:
             shared.append(ends[0] > 1 and ends[1] > 1)
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
-        units = zip(self._totals(importance), self._steps, strict=True)
+        units = zip(self._totals(importance), self._steps, strict=False)
         return Profile(
             tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
             np.array(densities),

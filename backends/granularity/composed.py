@@ -109,6 +109,7 @@ class Composed:
     def candidate(self, kept: Counts) -> Candidate:
         channels = self.channel.candidate(kept[: self.split])
         masks = self._masks(kept, self.channel.kept_indices(kept[: self.split]))
+        masks = {name: mask for name, mask in masks.items() if name not in channels.gone}
         dense = channels.skeleton.tensors
         weights = {name: channels.tensors.get(name, dense[name]) for name in masks}
         return replace(channels, tensors={**channels.tensors, **{n: w * masks[n].to(w.device) for n, w in weights.items()}})
@@ -118,10 +119,12 @@ class Composed:
         channels = self.channel.plan(kept[: self.split])
         layers = zip(self.groups[self.split :], kept[self.split :], strict=True)
         rates = {**channels.rates, **{group.name: 1 - int(k) / group.units for group, k in layers}}
-        return replace(channels, granularity=self.name, rates=rates, masks=self._masks(kept, channels.kept))
+        masks = self._masks(kept, channels.kept)
+        there = {name: mask for name, mask in masks.items() if not channels.is_gone(name)}
+        return replace(channels, granularity=self.name, rates=rates, masks=there)
 
     def profile(self, importance: Importance) -> Profile:
-        """The profiles of both granularities, each with densities relative to their mean."""
+        """The profiles of both granularities, without branches, each with densities relative to their mean."""
         parts = [part.profile(importance) for part in (self.channel, self.mask)]
         return Profile(
             tuple(values for part in parts for values in part.importance),

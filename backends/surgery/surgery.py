@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...common import FreePruneError
 from ...copies import copied
 from ..plan import Attribute, Plan, check_structure
+from .gone import without
 from .masked_norms import watch
 
 Size = int | tuple[int, ...]
@@ -27,6 +28,8 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
     """
     check_structure(network, plan)
     _check_places(network, plan)
+    if plan.gone:
+        network = without(network, plan.gone)
     network = shrunk(network, plan.kept)
     modules = dict(network.named_modules())
     for attribute in plan.attributes:
@@ -44,6 +47,9 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
 def _check_places(network: nn.Module, plan: Plan) -> None:
     """Refuse a plan that changes anything but sizes, parameters and missing biases: a plan is untrusted."""
     modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
+    for name in plan.gone:
+        if not name or name not in modules and name not in parameters:
+            raise FreePruneError(f"the plan takes out {name!r}, which is no module or parameter; run the pruning again")
     for attribute in plan.attributes:
         module = modules.get(attribute.module)
         before = None if module is None else module.__dict__.get(attribute.name)
@@ -65,13 +71,16 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
 def masked(network: nn.Module, plan: Plan) -> nn.Module:
     """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
-    A removed channel then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group
+    A removed channel or branch then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group
     norm and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
     """
     check_structure(network, plan)
     network = copied(network)
     parameters = dict(network.named_parameters())
     with torch.no_grad():
+        for name, parameter in parameters.items():
+            if plan.is_gone(name):
+                parameter.zero_()
         for name, dims in plan.kept.items():
             if name not in parameters:
                 continue  # running statistics: whatever they are, scale and shift are zero

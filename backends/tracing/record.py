@@ -28,12 +28,13 @@ class Leaf:
 class Product:
     """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
 
-    `weight` is the operand that is made from parameters alone, if there is one.
+    `weight` is the operand that is made from parameters alone, if there is one; `module` is the path of the module that runs it.
     """
 
     constant: int
     dims: tuple[Layer, ...]
     weight: Weight | None
+    module: str
 
     @property
     def parameter(self) -> str | None:
@@ -117,6 +118,20 @@ class Trace:
         """Record that these nodes must stay, and why."""
         self.frozen.append((layer.ravel(), why))
         self.unite(layer, np.zeros(1, np.int64))
+
+    def kept_nodes(self, indices: Mapping[str, Mapping[int, Layer]]) -> NDArray[np.bool_]:
+        """`(nodes,)`: which nodes stay if of each named tensor dimension only these coordinates stay."""
+        lost = np.zeros(self.nodes, np.bool_)
+        for leaf in self.leaves:
+            kept = indices.get(leaf.name, {}).get(leaf.dim)
+            if kept is not None:
+                here = lost[leaf.start : leaf.start + leaf.size]
+                here[:] = True
+                here[kept] = False
+        roots = self.roots
+        gone = np.zeros(self.nodes, np.bool_)
+        gone[roots[lost]] = True
+        return ~gone[roots]
 
     def settle_boxes(self) -> None:
         """If a layer can still shrink along several dimensions, tie all but the last, so that what is left is a box."""

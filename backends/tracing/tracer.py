@@ -200,7 +200,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layers = [layer.ravel() for layer in self.labels(tensor) if support(layer) == (dim,)]
             live = [layer for layer in layers if not self.is_frozen(layer)] if len(layers) > 1 else layers
             ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
-        self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands)))
+        self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands), self._running))
 
     def _parameter(self, weight: Tensor) -> str | None:
         """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
@@ -217,8 +217,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        module = self._modules[-1] if self._modules else ""
-        op = self._where = Op(name, module, self._line(), inputs, [], self._fresh, plain)
+        op = self._where = Op(name, self._running, self._line(), inputs, [], self._fresh, plain)
         silent = has(func, SILENT)
         if not silent:
             self._before(op)
@@ -260,7 +259,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 weight = self.origins.weight([whole])
                 if weight is not None:
                     made_by = weight.mixed_by or call.name
-                    self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None)))
+                    self.trace.products.append(Product(0, (), replace(weight, mixed_by=made_by, part=None), self._running))
 
     def _put(self, tensor: Tensor, layers: Labels, call: Call) -> None:
         """Record the labels of what an operator made or wrote to."""
@@ -275,6 +274,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for layer in layers:
             if layer.size == 1 and layer.any():
                 self.freeze(layer)  # a single coordinate: nothing is left of the tensor without it
+
+    @property
+    def _running(self) -> str:
+        """The path of the innermost module that runs."""
+        return self._modules[-1] if self._modules else ""
 
     def _line(self) -> str:
         """The source line that is running."""

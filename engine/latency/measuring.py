@@ -44,6 +44,7 @@ def wanted_for(job: Job) -> Wanted:
 def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime) -> dict[Layer, Grid]:
     """The sizes to time each distinct layer at: those that pruning may leave."""
     units = np.array([group.units for group in channel.groups])
+    minimum = np.maximum(minimum, 1)
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
     reaches: dict[Layer, Reach] = {}
     for call in found:
@@ -61,6 +62,8 @@ def _random_networks(job: Job) -> NDArray[np.int64]:
     levels = np.array([*FITTED, *CHECKED])[:, None]
     shares = levels + rng.uniform(-SPREAD, SPREAD, (len(levels), space.size))
     kept: NDArray[np.int64] = np.clip(np.rint(space.units * shares), space.minimum, space.units).astype(np.int64)
+    if space.switches.any():  # more of them are on than of the channels are kept: networks lose both
+        kept = np.where(space.switches, rng.random(kept.shape) < np.sqrt(levels), kept).astype(np.int64)
     return kept
 
 

@@ -51,12 +51,14 @@ class LatencyModel:
 
     def _parts(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """`(P, 4)`: sum of the tables in milliseconds, entries of outputs, multiplications outside the layers, and all."""
-        shapes = self._channel.shapes(kept)
+        shapes, there = self._channel.shapes(kept), self._channel.there(kept)
+        always = np.ones(len(kept), np.bool_)
         table_ms, entries, macs = np.zeros((3, len(kept)))
         for one, users in zip(self.tables, self._users, strict=True):
             layer = one.layer
-            rows, columns = (np.stack([shapes[call.weight][:, dim] for call in users], axis=1) for dim in (0, 1))
-            table_ms += one(rows, columns).sum(axis=1)
+            runs = np.stack([there.get(call.weight, always) for call in users], axis=1)
+            rows, columns = (np.stack([shapes[call.weight][:, dim] for call in users], axis=1) * runs for dim in (0, 1))
+            table_ms += (one(rows, columns) * runs).sum(axis=1)
             entries += (columns * layer.groups if layer.op == "ConvTranspose" else rows) @ [call.outputs for call in users]
             macs += (rows * columns).sum(axis=1) * (math.prod(layer.kernel) * layer.positions / self._batch)
         all_macs = self._channel.costs(kept)["macs"]

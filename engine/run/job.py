@@ -29,7 +29,7 @@ from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
 from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
-from ..asked.targets import Target, resolve
+from ..asked.targets import LATENCY, Target, resolve
 from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration
@@ -152,6 +152,8 @@ def prepare(
         )
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **settings.layout}
+    if "depth" in backend_class.options and options.get("depth") is None:
+        options["depth"] = any(target.cost == LATENCY for target in settings.target)
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     judged, images = on_device(network, batch)
     order = importance(settings.criterion, judged, images, settings.seed)
@@ -218,7 +220,7 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     make = find(STRATEGIES, name, "strategy")
     planned = asked.trials if asked.time_limit is None else PLANNED
     if points is not None:
-        return WarmStarted(make, points, False, job.space, seed, planned)
+        return WarmStarted(make, points, (), job.space, seed, planned)
     return warm_started(make, job.space, asked.warm_starts or (), job.backend.profile(job.importance), seed, planned)
 
 

@@ -1,0 +1,217 @@
+"""Residual branches: what a sum adds to a stream and nothing else reads, so that it may go as a whole.
+
+They are found in the graph that autograd builds of one forward pass, which knows what flows where whatever the code looks like,
+and proved by running the network without them beside the network with their parameters at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...common import Inputs
+from ...copies import copied
+from ..difference import relative_difference
+from ..surgery.gone import without
+from ..tracing.passes import plain_kernels, undisturbed
+
+EXAMPLES = 2  # images in the passes that prove branches
+MAX_DIFFERENCE = 1e-4  # relative difference of the outputs that float32 rounding may cause
+
+Node = Any  # of autograd's graph
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch.
+
+    Attributes:
+        name: of the module that holds it, and ` branch`.
+        modules: the largest modules that lie in it as a whole, each with the number of its results (see `Gone`).
+        parameters: all that only the branch reads.
+    """
+
+    name: str
+    modules: Mapping[str, int]
+    parameters: frozenset[str]
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """What `remove` takes out: the modules, and the parameters that lie in none of them."""
+        inside = tuple(f"{module}." for module in self.modules)
+        return {**self.modules, **{name: 0 for name in sorted(self.parameters) if not name.startswith(inside)}}
+
+    def holds(self, parameter: str, module: str) -> bool:
+        """Whether a parameter, or what runs in a module, goes with the branch."""
+        return parameter in self.parameters or any(f"{module}.".startswith(f"{name}.") for name in self.modules)
+
+
+def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tuple[Branch, ...]:
+    """The residual branches of a network that may go, in the order of the forward pass.
+
+    A branch ends in a sum of two tensors of one shape, and nothing else reads what it computes. Of a block with a projection on
+    its shortcut the side with more layers is the branch; the other one stays.
+
+    Args:
+        network: left as it is.
+        inputs: example inputs.
+        weights: the parameters of convolutions and matrix products; a branch has at least one.
+    """
+    twin = copied(network).eval()
+    example = tuple(x[:EXAMPLES].to(next(twin.parameters()).device) for x in inputs)
+    try:
+        found = _found(twin, example, frozenset(weights))
+    except Exception:  # noqa: BLE001 - a network without a backward pass, or one that cannot run here, has none that is known
+        return ()
+    if not found or _proved(twin, example, found):
+        return tuple(found)
+    return tuple(branch for branch in found if _proved(twin, example, [branch]))
+
+
+def removed(some: Iterable[Branch]) -> dict[str, int]:
+    """What surgery takes out with these branches; of modules that lie in each other the outer ones (see `Plan.gone`)."""
+    everything = {name: results for branch in some for name, results in branch.removed.items()}
+    return {name: results for name, results in everything.items() if not any(_above(name, other) for other in everything)}
+
+
+@dataclass
+class _Calls:
+    """What the modules of a network gave in one pass."""
+
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(lambda _, __, output, name=name: self._note(name, output))
+            for name, module in network.named_modules()
+            if name
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, name: str, output: Any) -> None:
+        several = len(output) if isinstance(output, tuple) else 0
+        parts = output if several else (output,)
+        known = isinstance(parts[0], Tensor) and all(part is None for part in parts[1:])
+        # The node as it is now: code may write into the tensor later.
+        self.outputs.setdefault(name, []).append((several, parts[0].grad_fn) if known else None)
+
+    def inside(self, nodes: set[Node]) -> dict[str, int]:
+        """The largest modules all whose outputs are among these nodes, with the number of their results."""
+        result: dict[str, int] = {}
+        for name, calls in self.outputs.items():
+            if all(call is not None and call[1] in nodes for call in calls) and len({call[0] for call in calls}) == 1:
+                result[name] = calls[0][0]
+        return {name: count for name, count in result.items() if not any(_above(name, other) for other in result)}
+
+
+def _above(name: str, other: str) -> bool:
+    """Whether a module or parameter lies in the other module."""
+    return name != other and name.startswith(f"{other}.")
+
+
+def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[Branch]:
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+        names[id(parameter)] = name
+    calls = _Calls()
+    with undisturbed(network), torch.enable_grad(), plain_kernels(), calls.watching(network):
+        outputs = [x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor) and x.grad_fn is not None]
+    ends = [x.grad_fn for x in outputs]
+    taken: list[tuple[Node, int, Branch, int]] = []
+    for node in _reached(ends):
+        if node.name() != "AddBackward0" or len(node.next_functions) != 2:
+            continue
+        sides = []
+        for side in (0, 1):
+            branch = _branch(node, side, ends, calls, names, weights)
+            if branch is not None:
+                sides.append((len(branch.parameters & weights), branch))
+        if sides:
+            taken.append((node, *max(sides, key=lambda pair: pair[0])))  # type: ignore[arg-type]
+    order = {name: place for place, name in enumerate(names.values())}
+    made = sorted((entry[-1] for entry in taken), key=lambda branch: min(order[name] for name in branch.parameters))
+    return _named(made, weights)
+
+
+def _branch(
+    node: Node, side: int, ends: Sequence[Node], calls: _Calls, names: Mapping[int, str], weights: frozenset[str]
+) -> Branch | None:
+    """What reaches the outputs through one operand of a sum alone; None if that is no branch."""
+    (first, slot), (other, other_slot) = node.next_functions[side], node.next_functions[1 - side]
+    if first is None:
+        return None
+    if other is not None and _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
+        return None
+    around = _reached(ends, without=(node, side))
+    nodes = {each for each in _reached([first]) if each not in around}
+    parameters = frozenset(names[id(each.variable)] for each in nodes if hasattr(each, "variable") and id(each.variable) in names)
+    modules = calls.inside(nodes)
+    if not modules or not parameters & weights:
+        return None
+    return Branch("", modules, parameters)
+
+
+def _shape(node: Node, slot: int) -> tuple[int, ...] | None:
+    """The shape of a node's output, where autograd tells it."""
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    metadata = node._input_metadata  # the inputs of the backward pass are the outputs of the forward pass
+    return tuple(metadata[slot].shape) if slot < len(metadata) else None
+
+
+def _reached(ends: Sequence[Node], without: tuple[Node, int] | None = None) -> dict[Node, None]:
+    """All nodes that these depend on, themselves included, except by one operand of one node."""
+    seen: dict[Node, None] = {}
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen[node] = None
+        for side, (before, _) in enumerate(node.next_functions):
+            if before is not None and before not in seen and (node, side) != without:
+                waiting.append(before)
+    return seen
+
+
+def _named(found: Sequence[Branch], weights: frozenset[str]) -> list[Branch]:
+    """The branches with a name each: of the one module with all their weights, or of the one that holds several."""
+    result, taken = [], set()
+    for branch in found:
+        working = [name for name in branch.modules if any(_above(weight, name) for weight in branch.parameters & weights)]
+        shared = ".".join(commonprefix([name.split(".") for name in working or branch.modules])) or "network"
+        name, number = f"{shared} branch", 1
+        while name in taken:
+            number += 1
+            name = f"{shared} branch#{number}"
+        taken.add(name)
+        result.append(Branch(name, branch.modules, branch.parameters))
+    return result
+
+
+def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
+    """Whether the network without these branches computes what it computes with their parameters at zero."""
+    zeroed = copied(network)
+    parameters = dict(zeroed.named_parameters())
+    try:
+        with torch.no_grad(), plain_kernels():
+            for name in set().union(*(branch.parameters for branch in some)):
+                parameters[name].zero_()
+            one, other = (tree_leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))
+    except Exception:  # noqa: BLE001 - code that needs more of a branch than its sum, such as its shape
+        return False
+    left, right = ([x for x in leaves if isinstance(x, Tensor)] for leaves in (one, other))
+    return len(left) == len(one) and relative_difference(right, left) < MAX_DIFFERENCE

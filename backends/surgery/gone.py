@@ -1,0 +1,97 @@
+"""Residual branches that are gone: what a network runs in place of their modules.
+
+The modules of a branch are replaced by `Gone`, which computes nothing and gives `NOTHING`. Whatever code stands between the
+modules of a branch and the sum at its end gets `NOTHING` and hands it on; added to a tensor it leaves that tensor itself. So the
+sum needs no change, and the user's forward pass stays as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...copies import copied
+
+ADDITIONS = frozenset(
+    {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}  # type: ignore[attr-defined]
+)
+SUBTRACTIONS = frozenset({torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
+JOINS = frozenset({torch.cat, torch.concat, torch.stack, torch.where})
+
+
+class Nothing:
+    """What a branch gives that is gone: the zero that costs nothing.
+
+    Every operator hands it on, except that a sum with a tensor is that tensor. It has no shape, and code that needs one fails.
+    """
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in ADDITIONS:
+            one, other = args[:2]
+            return other if isinstance(one, Nothing) else one
+        if function in SUBTRACTIONS and not isinstance(args[0], Nothing):
+            return args[0]
+        if function in JOINS or function in SUBTRACTIONS:
+            raise TypeError(f"{function.__name__} of a branch that is gone")
+        return NOTHING
+
+    def __getattr__(self, name: str) -> Callable[..., Nothing]:
+        if name.startswith("__") or not callable(getattr(Tensor, name, None)):
+            raise AttributeError(f"a branch that is gone has no {name}")
+        return lambda *args, **kwargs: Nothing.__torch_function__(getattr(Tensor, name), (), (self, *args), kwargs)
+
+    def __iter__(self) -> Any:
+        raise TypeError("a branch that is gone has no parts")
+
+    def _other(self, other: Any) -> Any:
+        return other
+
+    def _same(self, *others: Any) -> Nothing:
+        return self
+
+    __add__ = __radd__ = __iadd__ = __rsub__ = _other
+    __mul__ = __rmul__ = __imul__ = __truediv__ = __itruediv__ = __matmul__ = __rmatmul__ = __neg__ = __getitem__ = _same
+
+
+NOTHING = Nothing()
+
+
+class Gone(nn.Module):
+    """Stands where a module of a branch was that is gone. It has no parameters.
+
+    Args:
+        results: how many results the module had, of which the first belonged to the branch and the others are None; 0 if it
+            gave a single tensor.
+    """
+
+    def __init__(self, results: int = 0) -> None:
+        super().__init__()
+        self.results = results
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (NOTHING, *[None] * (self.results - 1)) if self.results else NOTHING
+
+    def extra_repr(self) -> str:
+        return f"results={self.results}" if self.results else ""
+
+
+def without(network: nn.Module, gone: Mapping[str, int]) -> nn.Module:
+    """A copy with `Gone` in place of these modules; parameters that are named are None.
+
+    Args:
+        network: left as it is.
+        gone: for each module or parameter the number of its results, as for `Gone`.
+    """
+    network = copied(network)
+    for name, results in gone.items():
+        parent, _, key = name.rpartition(".")
+        holder = network.get_submodule(parent)
+        if key in holder._modules:
+            holder._modules[key] = Gone(results).train(holder.training)
+        else:
+            holder._parameters[key] = None
+    return network
