@@ -17,7 +17,10 @@ LAYOUTS: dict[str, Mapping[str, Option]] = {
             ),
             "min_width": declare(1, "fewest channels to keep in a layer.", least=1),
             "depth": declare(
-                None, "let whole residual branches go; the default with a target on latency.", kind=Kind.PAIR, implied=True,
+                None,
+                "let whole residual branches go; the default with a target on latency.",
+                kind=Kind.PAIR,
+                implied=True,
                 shown="with a target on latency",
             ),
             "repair": declare(True, "change size attributes of modules to fit the pruned widths.", kind=Kind.PAIR),

@@ -110,7 +110,9 @@ class Plan:
         except (ValueError, OSError) as error:
             raise FreePruneError(f"{path} cannot be read as a plan ({brief(error)}); run the pruning again") from None
         if not isinstance(document, dict) or document.get("version") not in range(1, VERSION + 1):
-            raise FreePruneError(f"{path} is no plan of a version up to {VERSION}; make it again with this version of freeprune")
+            raise FreePruneError(
+                f"{path} is no plan of version {VERSION} or before; make it again with this version of freeprune"
+            )
         try:
             return _parse(document, folder)
         except DAMAGE as error:

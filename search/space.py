@@ -98,10 +98,11 @@ class Space:
         """The allowed network closest to each proposal, as kept units.
 
         A coordinate u means the rate u * (1 - minimum / units); in a geometric space the kept fraction f ** u, where f is the
-        smallest minimum / units; for a switch, that it is off from 0.5 on. A switch that is off stays off. One that is on goes
-        off only if the budget cannot be met otherwise, those with the largest coordinates first. All rates (or logarithms) of a proposal are shifted by one amount, clipped at their bounds, so
-        that the budget is just met in whole units. What rounding down left over is given back unit by unit, largest remainder
-        first, while all targets hold. The result is maximal: one more unit of any group but switches would exceed a target.
+        smallest minimum / units; for a switch, that it is off from 0.5 on. All rates (or logarithms) of a proposal are shifted
+        by one amount, clipped at their bounds, so that the budget is just met in whole units. Switches that are on go off only
+        if it cannot be met otherwise, those with the largest coordinates first. What rounding down left over is given back unit
+        by unit, largest remainder first, while all targets hold. The result is maximal: one more unit of any group but switches
+        would exceed a target.
 
         Args:
             proposals: `(P, L)` in [0, 1].

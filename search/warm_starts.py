@@ -156,7 +156,9 @@ class Depth:
         counts = dict.fromkeys(-(-enough * part // 1) for part in self.LADDER)
         inner = np.zeros(self._space.size)
         inner[~self._space.switches] = ~self._shared
-        return np.array([np.where(off[int(count)], 1.0, widths) for count in counts for widths in (np.zeros_like(inner), inner)])
+        return np.array(
+            [np.where(off[int(count)], 1.0, widths) for count in counts for widths in (np.zeros_like(inner), inner)]
+        )
 
 
 class WarmStarted:

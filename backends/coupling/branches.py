@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
     example = tuple(x[:EXAMPLES].to(next(twin.parameters()).device) for x in inputs)
     try:
         found = _found(twin, example, frozenset(weights))
-    except Exception:  # noqa: BLE001 - a network without a backward pass, or one that cannot run here, has none that is known
+    except Exception:  # one without a backward pass, say, has no branch that is known
         return ()
     if not found or _proved(twin, example, found):
         return tuple(found)
@@ -130,19 +130,15 @@ def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[
     with undisturbed(network), torch.enable_grad(), plain_kernels(), calls.watching(network):
         outputs = [x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor) and x.grad_fn is not None]
     ends = [x.grad_fn for x in outputs]
-    taken: list[tuple[Node, int, Branch, int]] = []
+    made = []
     for node in _reached(ends):
-        if node.name() != "AddBackward0" or len(node.next_functions) != 2:
-            continue
-        sides = []
-        for side in (0, 1):
-            branch = _branch(node, side, ends, calls, names, weights)
-            if branch is not None:
-                sides.append((len(branch.parameters & weights), branch))
-        if sides:
-            taken.append((node, *max(sides, key=lambda pair: pair[0])))  # type: ignore[arg-type]
+        if node.name() == "AddBackward0" and len(node.next_functions) == 2:
+            sides = [_branch(node, side, ends, calls, names, weights) for side in (0, 1)]
+            able = [branch for branch in sides if branch is not None]
+            if able:
+                made.append(max(able, key=lambda branch: len(branch.parameters & weights)))
     order = {name: place for place, name in enumerate(names.values())}
-    made = sorted((entry[-1] for entry in taken), key=lambda branch: min(order[name] for name in branch.parameters))
+    made.sort(key=lambda branch: min(order[name] for name in branch.parameters))
     return _named(made, weights)
 
 
@@ -157,7 +153,9 @@ def _branch(
         return None
     around = _reached(ends, without=(node, side))
     nodes = {each for each in _reached([first]) if each not in around}
-    parameters = frozenset(names[id(each.variable)] for each in nodes if hasattr(each, "variable") and id(each.variable) in names)
+    parameters = frozenset(
+        names[id(each.variable)] for each in nodes if hasattr(each, "variable") and id(each.variable) in names
+    )
     modules = calls.inside(nodes)
     if not modules or not parameters & weights:
         return None
@@ -192,7 +190,8 @@ def _named(found: Sequence[Branch], weights: frozenset[str]) -> list[Branch]:
     result, taken = [], set()
     for branch in found:
         working = [name for name in branch.modules if any(_above(weight, name) for weight in branch.parameters & weights)]
-        shared = ".".join(commonprefix([name.split(".") for name in working or branch.modules])) or "network"
+        levels = zip(*(name.split(".") for name in working or branch.modules), strict=False)
+        shared = ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)) or "network"
         name, number = f"{shared} branch", 1
         while name in taken:
             number += 1
@@ -211,7 +210,7 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
             for name in set().union(*(branch.parameters for branch in some)):
                 parameters[name].zero_()
             one, other = (tree_leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))
-    except Exception:  # noqa: BLE001 - code that needs more of a branch than its sum, such as its shape
+    except Exception:  # code that needs more of a branch than its sum, such as its shape
         return False
     left, right = ([x for x in leaves if isinstance(x, Tensor)] for leaves in (one, other))
     return len(left) == len(one) and relative_difference(right, left) < MAX_DIFFERENCE

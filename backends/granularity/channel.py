@@ -97,7 +97,9 @@ class Channel:
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(self._coupling.trace, round_to))
         least = np.maximum([group.minimum for group in self.groups], 1)
-        if (self.channels(least)[:, : self.split] == 1).any() and not self._runs(least):  # with a single channel other operators may run
+        if (self.channels(least)[:, : self.split] == 1).any() and not self._runs(
+            least
+        ):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
         self._costs = self._cost_model(dense)
 
@@ -240,7 +242,10 @@ class Channel:
         terms: dict[str, Term] = {}
         for name, parameter in self._traced.named_parameters():
             dims = self._sizes.get(name, {})
-            terms[name] = math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]), [*dims.values(), *self._there(name)]
+            terms[name] = (
+                math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]),
+                [*dims.values(), *self._there(name)],
+            )
         return terms
 
     def entries(self, names: Iterable[str]) -> SumOfProducts:

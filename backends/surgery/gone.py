@@ -1,7 +1,7 @@
 """Residual branches that are gone: what a network runs in place of their modules.
 
-The modules of a branch are replaced by `Gone`, which computes nothing and gives `NOTHING`. Whatever code stands between the
-modules of a branch and the sum at its end gets `NOTHING` and hands it on; added to a tensor it leaves that tensor itself. So the
+The modules of a branch are replaced by `Gone`, which computes nothing and gives `NOTHING`. Whatever code stands between them
+and the sum at the end of the branch gets `NOTHING` and hands it on; added to a tensor it leaves that tensor as it is. So the
 sum needs no change, and the user's forward pass stays as it is written.
 """
 
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from ...copies import copied
 
-ADDITIONS = frozenset(
-    {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}  # type: ignore[attr-defined]
-)
+ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
 SUBTRACTIONS = frozenset({torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
 JOINS = frozenset({torch.cat, torch.concat, torch.stack, torch.where})
 

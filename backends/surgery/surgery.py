@@ -48,7 +48,7 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
     """Refuse a plan that changes anything but sizes, parameters and missing biases: a plan is untrusted."""
     modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
     for name in plan.gone:
-        if not name or name not in modules and name not in parameters:
+        if not name or (name not in modules and name not in parameters):
             raise FreePruneError(f"the plan takes out {name!r}, which is no module or parameter; run the pruning again")
     for attribute in plan.attributes:
         module = modules.get(attribute.module)
@@ -71,8 +71,8 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
 def masked(network: nn.Module, plan: Plan) -> nn.Module:
     """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
-    A removed channel or branch then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group
-    norm and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
+    What is removed then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group norm
+    and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
     """
     check_structure(network, plan)
     network = copied(network)

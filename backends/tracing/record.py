@@ -28,7 +28,7 @@ class Leaf:
 class Product:
     """The multiplications of one convolution or matrix product: `constant` times the sizes of the given dimensions.
 
-    `weight` is the operand that is made from parameters alone, if there is one; `module` is the path of the module that runs it.
+    `weight` is the operand that is made from parameters alone, if there is one; `module` the path of the module that runs it.
     """
 
     constant: int

@@ -43,7 +43,7 @@ def score(
     network, dense = (adopted(each) for each in (network, dense))
     skeleton = Skeleton(network)
     kept = {} if plan is None else plan.kept
-    candidate = Candidate(skeleton, {}, (), kept, Skeleton(dense).tensors)
+    candidate = Candidate(skeleton, {}, (), kept, original=Skeleton(dense).tensors)
     try:
         known = reference(dense, images)
         builtin = function in METRICS.values()

@@ -71,7 +71,7 @@ def mangle(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=99), "no plan of version 1"),
+        (lambda d: d.update(version=99), "no plan of version 2 or before"),
         (lambda d: d.pop("rates"), "damaged"),
         (lambda d: d["structure"].pop("0.weight"), "does not have the hash it names"),
         (lambda d: d["kept"].update({"0.weight": {"0": [5, 3]}}), "not ascending within 0 to 7"),

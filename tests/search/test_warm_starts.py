@@ -181,7 +181,9 @@ def test_a_warm_started_search_is_resumed_by_asking_and_telling_again(names):
 
 def test_errors_are_sentences():
     space, profile = space_of(UNITS), profile_of(UNITS)
-    with pytest.raises(FreePruneError, match=r"^there is no warm start 'unifrom'; did you mean 'uniform'\? \(known: erk, "):
+    with pytest.raises(
+        FreePruneError, match=r"^there is no warm start 'unifrom'; did you mean 'uniform'\? \(known: depth, erk, "
+    ):
         warm_started(STRATEGIES["random"], space, ("unifrom",), profile, 0, 10)
     with pytest.raises(FreePruneError, match=r"^5 warm starts are more than 2 trials; "):
         warm_started(STRATEGIES["random"], space, FIXED, profile, 0, 2)
