@@ -13,7 +13,9 @@ LAYOUTS: dict[str, Mapping[str, Option]] = {
     "channel": named(
         {
             "round_to": declare(
-                1, "remove channels in steps of this number, or by layer type: conv=8,linear=4.", kind=Kind.STEPS
+                "auto",
+                "remove channels in steps of this number; auto: widths that runtimes are fast at; or conv=8,linear=4.",
+                kind=Kind.STEPS,
             ),
             "min_width": declare(1, "fewest channels to keep in a layer.", least=1),
             "depth": declare(

@@ -33,7 +33,8 @@ PLAIN = ("networks.py:plain", "weights/plain.safetensors")
 def cell(network: tuple[str, str], granularity: str, target: str, images: int = IMAGES, **options: Any) -> dict[str, Any]:
     model, weights = network
     asked = {"granularity": granularity, "target": [target], "finetune": Recipe(images=images, precision="bf16-mixed")}
-    return {"model": model, "weights": weights, **asked, **options}
+    steps = {"round_to": 1} if granularity == "channel" else {}
+    return {"model": model, "weights": weights, **asked, **steps, **options}
 
 
 # The harsh budget first. `-long` is the cell of that name with fine-tuning eight times as long.

@@ -37,6 +37,12 @@ from ..tracing.passes import trace, trace_example
 from ..tracing.record import Trace
 from ..tracing.weights import Layout, sort_out
 
+# The channels in a unit by the width of a group: from so many channels on, this many. Runtimes for CPUs keep channels in
+# blocks of 16 (of 8 without AVX-512): a layer with 20 outputs takes what one with 32 does. Where there are few blocks, steps
+# within one are worth something as inputs of the next layer, down to the 4 below which the fast layout is left
+# (`docs/latency.md`).
+AUTO = ((64, 16), (32, 8), (8, 4))
+
 
 class Channel:
     """Whole channels are removed and tensors shrink, with everything coupled to them.
@@ -47,11 +53,12 @@ class Channel:
         importance: orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
         round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
-            `conv=8,linear=4` by the kind of layer that makes the channels.
+            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at (`AUTO`).
         min_width: the fewest channels that stay of a group, if it has as many.
         depth: whether residual branches may go as a whole. Each is one more group, after those of channels, of a single unit
             that is there or not.
         repair: whether size attributes of modules are changed to fit; if not, the channels concerned stay.
+        span: what `auto` finds is a multiple of it.
 
     Raises:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
@@ -78,6 +85,7 @@ class Channel:
         min_width: int = 1,
         depth: bool | None = None,
         repair: bool = True,
+        span: int = 1,
     ) -> None:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
@@ -88,8 +96,8 @@ class Channel:
         self.options["min_width"].check(min_width)
         steps = _steps(round_to)
         parameters = dict(network.named_parameters())
-        kinds = [_kind(group, parameters) for group in self._coupling.groups]
-        self._steps = np.array([*(steps[kind] for kind in kinds), *(1 for _ in self.branches)], np.int64)
+        found = [steps[_kind(group, parameters)] or self._fast(group, span) for group in self._coupling.groups]
+        self._steps = np.array([*found, *(1 for _ in self.branches)], np.int64)
         self._widths = np.array([*np.diff(self._coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
         self._order = self._ordered(importance)
@@ -119,6 +127,13 @@ class Channel:
     @property
     def channel(self) -> Channel:
         return self
+
+    def _fast(self, group: ClassGroup, span: int) -> int:
+        """The number of channels in a unit by `AUTO`; fewer where one takes several coordinates along, as a head does."""
+        name, dim = group.members[0]
+        channels = self._traced.get_parameter(name).shape[dim] if group.members else 0
+        step = next((step for least, step in AUTO if channels >= least), 1)
+        return math.lcm(span, max(1, step * group.roots.size // max(channels, 1)))
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
         groups = zip(self._coupling.groups, self._steps, strict=False)
@@ -378,14 +393,14 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
     return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
 
 
-def _steps(round_to: int | str) -> dict[str, int]:
-    """Parse `round_to`: the number of channels in a unit, by kind of layer."""
-    steps = {"conv": 1, "linear": 1}
+def _steps(round_to: int | str) -> dict[str, int | None]:
+    """Parse `round_to`: the number of channels in a unit, by kind of layer; None for `auto`."""
+    steps: dict[str, int | None] = {"conv": 1, "linear": 1}
     for part in str(round_to).split(","):
         kind, _, number = part.rpartition("=")
-        if kind not in ("", *steps) or not number.isdecimal() or int(number) < 1:
-            raise FreePruneError(f"`round_to={round_to}` is no number of channels; write 8, or conv=8,linear=4")
-        steps.update(dict.fromkeys([kind] if kind else steps, int(number)))
+        if kind not in ("", *steps) or (number != "auto" and (not number.isdecimal() or int(number) < 1)):
+            raise FreePruneError(f"`round_to={round_to}` is no number of channels; write auto, 8, or conv=8,linear=4")
+        steps.update(dict.fromkeys([kind] if kind else steps, None if number == "auto" else int(number)))
     return steps
 
 
@@ -394,5 +409,5 @@ def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
     if not any(product.parameter for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
-    hint = f" or lower `round_to={round_to}`" if round_to != 1 else ""
+    hint = f" or lower `round_to={round_to}`" if round_to not in (1, "auto") else ""
     return f"the network has no channel that may be removed ({where}); use `granularity=weight`{hint}"

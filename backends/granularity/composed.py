@@ -30,8 +30,9 @@ class Composed:
 
     Args:
         network, inputs, importance, max_rate: as for both granularities.
-        options: of both. If a unit of the second spans several channels, `round_to` defaults to that span and must be a
-            multiple of it, so that every smaller layer divides into whole units. Layers that still would not are not masked.
+        options: of both. If a unit of the second spans several channels, `round_to` defaults to that span and must be `auto`
+            or a multiple of it, so that every smaller layer divides into whole units. Layers that still would not are not
+            masked.
 
     Attributes:
         dense: why the second granularity does not mask a layer, by the name of its weight.
@@ -67,11 +68,11 @@ class Composed:
         own = {name: options.pop(name) for name in self.second.options if name in options}
         along, span = self.second.span(**own)
         step = str(options.setdefault("round_to", span))
-        if not step.isdecimal() or int(step) % span:
+        if step != "auto" and (not step.isdecimal() or int(step) % span):
             raise FreePruneError(
                 f"`round_to={step}` leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
             )
-        self.channel = Channel(network, inputs, importance, max_rate=max_rate, **options)
+        self.channel = Channel(network, inputs, importance, max_rate=max_rate, span=span, **options)
 
         def leave(layout: Layout) -> str | None:
             if layout.in_parts:

@@ -36,6 +36,7 @@ class SpaceOptions(PlaceOptions, total=False):
     max_rate: float | None
     round_to: int | str | None
     min_width: int | None
+    depth: bool | None
     repair: bool | None
     nm: str | None
     block: str | None

@@ -25,6 +25,7 @@ from ...backends.tracing.weights import layer_of
 from ...common import Inputs
 from ...options import declared
 from ..asked.declaration import Settings
+from ..asked.layout import completed
 from ..inputs.adoption import in_float32
 from ..inputs.example import example_of
 from ..run.job import dense_network
@@ -57,7 +58,9 @@ class GroupInfo:
 
     @property
     def widths(self) -> str:
-        """The legal widths in words: `7..64`, or `8, 16, .. 64`."""
+        """The legal widths in words: `7..64`, or `8, 16, .. 64`; of a branch `all or none`."""
+        if self.least == 0:
+            return "all or none"
         if self.least == self.width:
             return f"{self.width} only"
         if self.step == 1:
@@ -150,7 +153,8 @@ def inspect(
         granularity: as for `prune`.
         weights: a file of weights, needed if the forward pass depends on them.
         graph: an `.svg` file to draw the coupling into.
-        options: `max_rate`, and the options of the granularity: `round_to`, `min_width`, `repair`, `nm`, `block`.
+        options: `max_rate`, and the options of the granularity: `round_to`, `min_width`,
+            `depth` (on unless it is False), `repair`, `nm`, `block`.
 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
@@ -164,7 +168,7 @@ def inspect(
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
-    backend: Backend = backend_class(network, inputs, equal, **options)
+    backend: Backend = backend_class(network, inputs, equal, **completed(backend_class, options, depth=True))
     units = np.array([group.units for group in backend.groups], np.int64)
     least = np.array([group.minimum for group in backend.groups], np.int64)
     sizes = np.stack([units, least, np.ones_like(units)])

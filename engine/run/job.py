@@ -26,10 +26,11 @@ from ...copies import copied
 from ...metrics import METRICS, Metric, Reference, reference
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
+from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
 from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
-from ..asked.targets import LATENCY, Target, resolve
+from ..asked.targets import Target, resolve
 from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration
@@ -151,9 +152,7 @@ def prepare(
             f"the metric {metric_name(settings.metric)!r} reads labels, and the data have none; use `metric='freeprune'`"
         )
     start = time.perf_counter()
-    options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **settings.layout}
-    if "depth" in backend_class.options and options.get("depth") is None:
-        options["depth"] = any(target.cost == LATENCY for target in settings.target)
+    options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     judged, images = on_device(network, batch)
     order = importance(settings.criterion, judged, images, settings.seed)

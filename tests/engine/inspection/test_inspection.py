@@ -19,6 +19,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def looked_at(network, granularity="channel", **options):
+    """An inspection, by default in single channels and without branches."""
+    if granularity == "channel":
+        options = {"round_to": 1, "depth": False, **options}
     return inspect(build(network) if isinstance(network, str) else network, images(1), granularity, **options)
 
 
@@ -203,7 +206,7 @@ def test_every_granularity_is_inspected_and_nothing_changes(name, granularity):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert json.loads(json.dumps(found.to_json()))["groups"][0]["name"] == found.groups[0].name
     assert all(0 < span.smallest < span.dense for span in found.costs.values())
-    assert {name for layer in found.layers for name in layer.makes} == {group.name for group in found.groups}
+    assert {name for layer in found.layers for name in layer.makes} == {group.name for group in found.groups if group.least}
     for group in found.groups:
         assert set(group.saves) == set(found.costs)
         assert all(
@@ -250,7 +253,18 @@ def test_rounding_sets_the_widths():
     found = looked_at("vgg", round_to=8)
     assert [g.widths for g in found.groups] == ["8 only", "8, 12", "8, 16, 20"]
     assert found.groups[0].saves["macs"] == 0
-    assert found.to_json()["options"] == {"round_to": 8}
+    assert found.to_json()["options"] == {"round_to": 8, "depth": False}
+
+
+def test_by_default_widths_are_fast_ones_and_branches_may_go():
+    found = looked_at("mobilenet_v2", round_to=None, depth=None)
+    assert {group.name: group.widths for group in found.groups if group.least == 0} == {"4.body branch": "all or none"}
+    branch = next(group for group in found.groups if group.least == 0)
+    assert branch.layers == ("4.body.0", "4.body.3", "4.body.6")
+    assert 0 < branch.saves["macs"] < 1
+    assert all(group.step == 4 for group in found.groups if group.width >= 8 and group.least)
+    assert "4.body branch" in repr(found)
+    assert ET.fromstring(found.to_svg()) is not None
 
 
 @pytest.mark.parametrize(
@@ -292,7 +306,7 @@ def test_an_example_is_a_tensor_tensors_a_shape_shapes_or_data():
 def test_an_inspection_prints_as_tables_and_renders_in_a_notebook(tmp_path):
     found = inspect("digits:cnn", "1x8x8", graph=tmp_path / "out.svg")
     for text in (str(found), repr(found), found._repr_html_()):
-        for words in ("block1.conv2", "4..32", "locked", "reachable", "parameters"):
+        for words in ("block1.conv2", "8, 16, 24, 32", "locked", "reachable", "parameters"):
             assert words in text
     assert found._repr_html_().startswith("<pre>")
     assert (tmp_path / "out.svg").read_text() == found.to_svg()
@@ -339,7 +353,7 @@ def test_masks_are_drawn_without_coupling():
 def test_the_command_prints_tables():
     status, output, errors = call("digits:cnn", "--input", "1x8x8")
     assert (status, errors) == (0, "")
-    for words in ("block1.conv2", "4..32", "the network's output", "reachable", "MACs", "parameters"):
+    for words in ("block1.conv2", "8, 16, 24, 32", "the network's output", "reachable", "MACs", "parameters"):
         assert words in output
     assert "traced on the CPU" not in output
 
@@ -386,7 +400,7 @@ def test_json_and_graph(tmp_path):
         (["digits:cnn", "--input", "1x8x8", "--weights", "nowhere.pt"], "nowhere.pt"),
         (["digits:cnn", "--input", "1x8x8", "--graph", "out.png"], "--graph is 'out.png'; give a file that ends in .svg"),
         (["digits:cnn", "--input", "1x8x8", "--graph", "file/out.svg"], "--graph file/out.svg cannot be written"),
-        (["digits:cnn", "--input", "1x8x8", "--round-to", "64"], "--round-to 64"),
+        (["digits:cnn", "--input", "1x8x8", "--round-to", "64", "--no-depth"], "--round-to 64"),
         (["digits", "--input", "1x8x8"], "there is no model 'digits'"),
     ],
 )
