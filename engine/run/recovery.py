@@ -20,6 +20,7 @@ from .job import Job
 from .outputs import outputs
 
 HELD_OUT = 128  # images that decide whether recovery helped
+SMALLEST = 1e-10  # variance of a channel that says something
 
 
 def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Module, Recovery | None]:
@@ -29,11 +30,11 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
         pruned: `apply(job.network, plan)`.
 
     Returns:
-        The network with plain weights, the one to go on with, both with batch norms that hold the statistics of the calibration
-        batch, and what recovery did; None where it was not asked for.
+        The network with plain weights, the one to go on with, both with `renewed` batch norms, and what recovery did; None
+        where it was not asked for.
     """
     if not job.settings.recovery:
-        plain = recalibrated(pruned, job.batch)
+        plain = renewed(job.network, pruned, plan, job.batch)
         return plain, plain, None
     others = not_fitted(job.train, job.data, job.batch, job.settings.seed, job.task)
     fast = job.dense.dense.skeleton.network
@@ -61,18 +62,39 @@ def recovered(
         scored: the batch there.
         seed: picks the samples where there are more than needed.
     """
-    plain = recalibrated(pruned, batch)
+    plain = renewed(dense, pruned, plan, batch)
     device = next(fast.parameters()).device
     try:
         found = recover(fast, copied(pruned).to(device), plan, scored.inputs, seed)
     except FreePruneError as error:
         return plain, plain, Recovery(False, str(error), 0, (), None, None)
-    better = recalibrated(found.network.cpu(), batch)
+    better = renewed(dense, found.network.cpu(), plan, batch)
     before, after = (_agreement(dense, network, others) for network in (plain, better))
     helped = bool(found.layers) and after >= before
     note = None if helped else "no layer has inputs that are known" if not found.layers else "the plain weights agree better"
     done = Recovery(helped, note, len(found.layers), found.poor, before, after)
     return plain, better if helped else plain, done
+
+
+def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn.Module:
+    """A copy of the pruned network whose batch norms hold the dense network's statistics as pruning has changed them.
+
+    Means move by the difference between both networks' means over the batch, variances by the ratio. Which images these are
+    matters little then: where nothing has changed the statistics are those of the training, not those of a few images.
+    """
+    network, before, stored = recalibrated(pruned, batch), recalibrated(dense, batch), dict(dense.named_modules())
+    known = dict(before.named_modules())
+    for name, norm in network.named_modules():
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
+            continue
+        kept = plan.kept.get(f"{name}.running_mean", {}).get(0)
+        ids = slice(None) if kept is None else torch.from_numpy(kept)
+        old: Any = stored[name]
+        then: Any = known[name]
+        norm.running_mean += (old.running_mean - then.running_mean)[ids]
+        ratio = (old.running_var / then.running_var.clamp_min(SMALLEST))[ids]
+        norm.running_var *= torch.where(then.running_var[ids] > SMALLEST, ratio, torch.ones_like(ratio))
+    return network
 
 
 def _agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:

@@ -135,7 +135,6 @@ def test_where_recovery_does_not_help_the_plain_weights_stay_and_it_is_said(unla
         made = freeprune.apply(network(), unlabelled.plan, recover=images(), calibration_images=32)
     plain = freeprune.apply(network(), unlabelled.plan)
     assert torch.equal(made[3].weight, plain[3].weight)
-    assert not torch.equal(made[1].running_mean, plain[1].running_mean)  # renewed all the same
     assert of_recovery(recovered(network(), unlabelled.plan).recovery) == (
         "weights were not recovered: the plain weights agree better"
     )

@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 from toys import network
 
-from freeprune.backends import apply
+from freeprune.backends import Plan, apply
+from freeprune.backends.plan import structure_of
 from freeprune.backends.recovery.winner import Recovered
-from freeprune.common import FreePruneError
+from freeprune.common import Batch, FreePruneError
 from freeprune.copies import copied
 from freeprune.engine.asked.settings import settings
-from freeprune.engine.inputs.calibration import draw, held_out
+from freeprune.engine.inputs.calibration import draw, held_out, recalibrated
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.run import recovery
 from freeprune.engine.run.job import prepare
+from freeprune.engine.run.recovery import renewed
 
 
 def data(images=120):
@@ -102,3 +105,31 @@ def test_the_images_that_decide_are_none_of_those_that_were_fitted():
     assert len(others.inputs[0]) == 8
     assert not set(fitted.inputs[0].ravel().tolist()) & set(others.inputs[0].ravel().tolist())
     assert held_out(loaded.train, loaded, 29, 8, 3) is None
+
+
+def test_batch_norms_move_by_what_pruning_changed():
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)]
+    dense = nn.Sequential(convs[0], nn.BatchNorm2d(8), nn.ReLU(), convs[1], nn.BatchNorm2d(4)).eval()
+    for norm in (dense[1], dense[4]):  # of another data set
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    batch = Batch((torch.randn(16, 3, 9, 9),))
+    kept = np.array([0, 2, 3, 6])
+    names = {f"1.{name}": {0: kept} for name in ("weight", "bias", "running_mean", "running_var")}
+    names |= {"0.weight": {0: kept}, "0.bias": {0: kept}, "3.weight": {1: kept}}
+    plan = Plan("channel", structure_of(dense), {}, kept=names)
+    whole = renewed(dense, dense, Plan("channel", structure_of(dense), {}), batch)
+    for name, value in whole.state_dict().items():
+        assert "num_batches" in name or torch.allclose(value, dense.state_dict()[name])
+    pruned = apply(dense, plan).eval()
+    made = renewed(dense, pruned, plan, batch)
+    assert torch.allclose(made[1].running_mean, dense[1].running_mean[kept])
+    assert torch.allclose(made[1].running_var, dense[1].running_var[kept])
+    with torch.no_grad():
+        ends = {}
+        for name, network in (("dense", recalibrated(dense, batch)), ("pruned", recalibrated(pruned, batch))):
+            ends[name] = network[4].running_mean, network[4].running_var
+    assert torch.allclose(made[4].running_mean, dense[4].running_mean + ends["pruned"][0] - ends["dense"][0], atol=1e-5)
+    assert torch.allclose(made[4].running_var, dense[4].running_var * ends["pruned"][1] / ends["dense"][1], rtol=1e-4)
+    assert not torch.allclose(made[4].running_mean, dense[4].running_mean, atol=1e-2)
