@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from ...common import FreePruneError, write_atomically
 from ...copies import copied
 from ..difference import relative_difference
 from .onnx_runtime import ONNX_RUNTIME
+from .quiet import quiet
 from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
 
 CHECKED_BATCHES = (1, 3)
@@ -93,7 +90,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) ->
     """The checked ModelProto of a network, without source paths and stack traces."""
     import onnx
 
-    with _quiet():
+    with quiet():
         program: Any = torch.onnx.export(
             network,
             inputs,
@@ -102,19 +99,19 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) ->
             dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
         )
         model = program.model_proto
-        _strip(model)
+        strip(model)
         onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _strip(message: Any) -> None:
+def strip(message: Any) -> None:
     """Remove properties and doc strings, which hold source paths and stack traces, at every depth."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)
         elif field.type == field.TYPE_MESSAGE:
             for part in [value] if hasattr(value, "ListFields") else value:
-                _strip(part)
+                strip(part)
 
 
 def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
@@ -129,17 +126,3 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: 
     difference = relative_difference(expected, given)
     if difference > CHECKED_DIFFERENCE:
         raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings, log lines and printed graphs."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        sink = io.StringIO()
-        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -108,6 +108,13 @@ class Settings:
     )
     compaction: bool = option(True, "After fine-tuning, remove channels that no longer affect the output.", kind=Kind.PAIR)
     compress: bool = option(False, "Store zero weights sparsely in the ONNX file if that makes it smaller.")
+    quantize: str | None = option(
+        None,
+        "Write an int8 version of the ONNX file as well, and of the dense network to compare: int8.",
+        shown="none",
+        holds=lambda value: value == "int8",
+        expected="'int8', or nothing for float32 alone",
+    )
     latency_batch: int = option(32, "Batch size of the latency measurement.", least=1)
     latency_threads: int = option(1, "Threads of the latency measurement.", least=1)
     rehearsal: bool = option(

@@ -61,6 +61,7 @@ class RunOptions(SearchOptions, total=False):
 
     compaction: bool
     compress: bool
+    quantize: str | None
 
 
 class StudyOptions(SpaceOptions, total=False):

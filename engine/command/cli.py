@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ class OneSentence(click.Group):
     """Errors go to stderr as one line, with exit status 2 and no traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # Idle threads that spin make a search many times slower on a busy machine; OpenMP reads this as torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:

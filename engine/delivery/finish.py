@@ -54,6 +54,7 @@ from ..store.summary import (
 )
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.trainer import tallied
+from .int8 import compared, quantised
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
 
@@ -105,7 +106,7 @@ def finish(
     onnx: Onnx | NoOnnx
     compact_vs_onnx: float | None
     try:
-        onnx, compact_vs_onnx = _export(job, final, plan, second, found, rehearsed.dense, folder)
+        onnx, compact_vs_onnx = _export(job, final, plan, second, found, rehearsed.dense, folder, progress)
     except FreePruneError as error:  # the pruned network is delivered without it
         onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
     progress("export", 1, 1, "")
@@ -176,8 +177,9 @@ def _entries(network: nn.Module) -> int:
 
 
 def _export(
-    job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path
-) -> tuple[Onnx, float]:
+    job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path,
+    progress: Progress,
+) -> tuple[Onnx, float]:  # fmt: skip
     """Write the ONNX file, time it against the dense one, and measure how far its outputs differ from the network's."""
     images = job.batch.inputs
     channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
@@ -188,11 +190,12 @@ def _export(
         "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
     }
     exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime)
+    dense = dense or DenseExport(job)
+    eight, notes = quantised(job, dense.file.path, exported.path, folder)
     compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
     agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
     timed = first_rows(images, job.settings.latency_batch)
-    dense = dense or DenseExport(job)
-    paths = {"dense": dense.file.path, "pruned": exported.path}
+    paths = {"dense": dense.file.path, "pruned": exported.path, **eight}
     latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)
     ms = LatencyMs(latency["dense"], latency["pruned"])
     sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
@@ -204,11 +207,12 @@ def _export(
         compressed=compressed,
         dynamic_batch=exported.dynamic_batch,
         batch=None if exported.dynamic_batch else len(images[0]),
-        warnings=exported.warnings,
+        warnings=(*exported.warnings, *notes),
         latency_ms=ms,
         latency_batch=job.settings.latency_batch,
         latency_threads=job.settings.latency_threads,
         verdict=verdict(job.backend, job.settings, ms, sizes[0] / sizes[1], job.runtime),
+        int8=compared(job, eight, latency, progress) if eight else None,
     )
     return onnx, agreement
 

@@ -32,6 +32,7 @@ Read = TypeVar("Read", bound=Document)
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of the channels removed after fine-tuning, applied after the first plan
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", Summary.FILE
+INT8 = "model-int8.onnx"  # the ONNX file quantised
 LATENCY = "latency.jsonl"  # the measurements for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", Study.FILE  # of a study
 COMPARISON, FINETUNED = Comparison.FILE, "finetuned.jsonl"  # of a comparison
@@ -40,7 +41,7 @@ ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 FILES = (
-    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, SUMMARY, LATENCY),
+    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, INT8, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
 )
 

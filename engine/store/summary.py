@@ -155,6 +155,30 @@ class LatencyMs(Document):
 
 
 @dataclass(frozen=True)
+class Measured(Document):
+    """The measure of the dense and the pruned network's file on the test images; an accuracy as a fraction of 1."""
+
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class Int8(Document):
+    """The int8 versions of the pruned and of the dense network's ONNX file; only the first is kept.
+
+    Attributes:
+        bytes, dense_bytes: sizes of the two.
+        accuracy: the measure, on the test images, in the runtime.
+        latency_ms: milliseconds per batch, timed in turn with the float32 files.
+    """
+
+    bytes: int
+    dense_bytes: int
+    accuracy: Measured
+    latency_ms: LatencyMs
+
+
+@dataclass(frozen=True)
 class Onnx(Document):
     """The ONNX file.
 
@@ -169,6 +193,7 @@ class Onnx(Document):
         latency_batch: images per batch.
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
+        int8: its int8 version; None, and not in the file, if not asked for or not possible.
     """
 
     bytes: int
@@ -183,6 +208,7 @@ class Onnx(Document):
     latency_batch: int
     latency_threads: int
     verdict: str
+    int8: Int8 | None = None
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,12 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         if cost is not None
     ]
     score = summary.score
+    eight = None if summary.exported is None else summary.exported.int8
     if summary.exported is not None:
         rows += _file_rows(summary.exported)
     rows += _measured_rows(f"test {summary.measure}", summary.accuracy, ".2%")
+    if eight is not None:
+        rows.append(("  int8", format(eight.accuracy.dense, ".2%"), format(eight.accuracy.pruned, ".2%"), ""))
     if summary.divergence is not None:
         rows += _measured_rows("KL divergence from it, nats", summary.divergence, ".3g")
     notes = [] if summary.exported is None else [summary.exported.verdict]
@@ -99,6 +102,11 @@ def _file_rows(onnx: Onnx) -> list[tuple[str, str, str, str]]:
             _remains(onnx.bytes, onnx.dense_bytes),
         ),
     ]  # fmt: skip
+    if onnx.int8 is not None:  # what remains is of the dense network in float32
+        eight = onnx.int8.latency_ms
+        rows.insert(1, ("  int8", f"{eight.dense:.2f} ms", f"{eight.pruned:.2f} ms", _remains(eight.pruned, ms.dense)))
+        kib = f"{onnx.int8.dense_bytes / 1024:.0f} KiB", f"{onnx.int8.bytes / 1024:.0f} KiB"
+        rows.append(("  int8", *kib, _remains(onnx.int8.bytes, onnx.dense_bytes)))
     if onnx.batch is not None:
         rows.append(("  takes batches of", "", f"{onnx.batch} only", ""))
     return rows

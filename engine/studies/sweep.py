@@ -14,7 +14,7 @@ from torch import nn
 from ...common import FreePruneError
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
-from ..asked.settings import Options, listed, placed, recorded, settings
+from ..asked.settings import SETTINGS, Options, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import load_data
@@ -189,6 +189,7 @@ def pick(
     data: Any = None,
     weights: str | Path | None = None,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    quantize: str | None = None,
     rehearsal: bool = True,
     resume: bool = False,
     force: bool = False,
@@ -205,7 +206,7 @@ def pick(
         model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
         data: like `model`.
         weights: default: the sweep's.
-        rehearsal: as for `prune`.
+        quantize, rehearsal: as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
@@ -225,7 +226,8 @@ def pick(
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
-    asked = replace(recorded(config, parse_targets(targets)), trials=PICKED, rehearsal=rehearsal)
+    SETTINGS["quantize"].check(quantize)
+    asked = replace(recorded(config, parse_targets(targets)), trials=PICKED, quantize=quantize, rehearsal=rehearsal)
     out = Path(out)
     files.check_folder(out, resume, force)
     weights = config["weights"] if weights is None else weights

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -386,3 +387,28 @@ def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_
 def test_what_stays_of_weights_is_searched_by_factors(granularity, geometric):
     job = prepare("digits:cnn", None, "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
     assert job.space.geometric == job.within(job.settings.target).space.geometric == geometric
+
+
+WATCHED = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch is loaded with", os.environ.get("OMP_WAIT_POLICY"))
+
+sys.meta_path.insert(0, Watch())
+from freeprune.engine.command.cli import main
+main(["score", "digits:cnn", "--data", "digits", "--plan", "nowhere"])
+"""
+
+
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_idle_threads_sleep_unless_told_otherwise(own, policy):
+    """OpenMP reads the variable once, when torch is loaded."""
+    around = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED], capture_output=True, text=True, check=False, env={**around, **own}
+    )  # fmt: skip
+    assert done.stdout == f"torch is loaded with {policy}\n"
+    assert done.returncode == 2, done.stderr
