@@ -11,7 +11,13 @@ from .errors import FreePruneError, nearest
 Entry = TypeVar("Entry")
 
 
-PLURALS = {"metric": "metrics", "strategy": "strategies", "granularity": "backends", "criterion": "criteria"}
+PLURALS = {
+    "metric": "metrics",
+    "strategy": "strategies",
+    "granularity": "backends",
+    "criterion": "criteria",
+    "runtime": "runtimes",
+}
 
 
 def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:

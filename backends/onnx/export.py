@@ -119,7 +119,11 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: 
     batch = len(inputs[0])
     with torch.no_grad():
         expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
-    given = run_rows(runtime.open(model.SerializeToString(), 1), as_arrays(inputs))
+    try:
+        opened = runtime.open(model.SerializeToString(), 1)
+    except Exception as error:
+        raise FreePruneError(f"{runtime.name} cannot run it: {cause(error)}") from error
+    given = run_rows(opened, as_arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
     if follows and any(shape[:1] != (batch,) for shape in shapes):
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")

@@ -60,6 +60,11 @@ class Runtime(ABC):
     def version(self) -> str:
         """The version of the library, recorded with measurements."""
 
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be used here and what to do, as it follows "since"; None if it can."""
+        return None
+
     @abstractmethod
     def open(self, model: str | bytes, threads: int) -> Opened:
         """Open a file, given by path or content, to run with this number of threads.

@@ -115,6 +115,10 @@ class Settings:
         holds=lambda value: value == "int8",
         expected="'int8', or nothing for float32 alone",
     )
+    runtime: str = option(
+        "onnxruntime",
+        "What the ONNX file is run and timed in: onnxruntime, openvino, onnxruntime-cuda, tensorrt.",
+    )
     latency_batch: int = option(32, "Batch size of the latency measurement.", least=1)
     latency_threads: int = option(1, "Threads of the latency measurement.", least=1)
     rehearsal: bool = option(

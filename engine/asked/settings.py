@@ -62,6 +62,7 @@ class RunOptions(SearchOptions, total=False):
     compaction: bool
     compress: bool
     quantize: str | None
+    runtime: str
 
 
 class StudyOptions(SpaceOptions, total=False):

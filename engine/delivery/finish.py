@@ -137,7 +137,7 @@ def finish(
         images=Images(len(job.train), len(job.data.test), job.data.labelled),  # type: ignore[arg-type]
         seed=job.settings.seed,
         threads=torch.get_num_threads(),
-        versions=files.versions(),
+        versions={**files.versions(), job.settings.runtime: job.runtime.version},
         doubt=job.doubt,
         measure=job.task.measure,
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
@@ -212,6 +212,7 @@ def _export(
         latency_batch=job.settings.latency_batch,
         latency_threads=job.settings.latency_threads,
         verdict=verdict(job.backend, job.settings, ms, sizes[0] / sizes[1], job.runtime),
+        runtime=job.runtime.name,
         int8=compared(job, eight, latency, progress) if eight else None,
     )
     return onnx, agreement

@@ -18,7 +18,7 @@ from torch import nn
 from ...backends import BACKENDS, Backend, find_backend, importance
 from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
-from ...backends.onnx import ONNX_RUNTIME, Runtime
+from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError, find
@@ -117,7 +117,7 @@ class Job:
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
     *, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
-    runtime: Runtime = ONNX_RUNTIME,
+    runtime: Runtime | None = None,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
@@ -125,7 +125,7 @@ def prepare(
         folder: of the run to resume, whose calibration batch is reused; None for a new run.
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
         task: what the network is trained for, if the data have labels.
-        runtime: runs and times ONNX files.
+        runtime: runs and times ONNX files; by default the one that the settings name.
     """
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
@@ -135,6 +135,7 @@ def prepare(
         raise FreePruneError(
             f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
         )
+    runtime = runtime or find_runtime(settings.runtime)
     check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
         few = settings.trials < FEWEST_TRIALS

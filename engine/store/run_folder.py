@@ -16,6 +16,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from ...backends import Plan, apply
+from ...backends.onnx import ONNX_RUNTIME
 from ...common import FreePruneError, brief, cause, parse_json, write_atomically
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
@@ -145,8 +146,9 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that the figures in a folder depend on."""
-    names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx", "onnxruntime")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("freeprune", "torch", "numpy", "optuna", "deap", "onnx")
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {**found, "onnxruntime": ONNX_RUNTIME.version}
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

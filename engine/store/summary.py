@@ -193,6 +193,7 @@ class Onnx(Document):
         latency_batch: images per batch.
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
+        runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU.
         int8: its int8 version; None, and not in the file, if not asked for or not possible.
     """
 
@@ -208,6 +209,7 @@ class Onnx(Document):
     latency_batch: int
     latency_threads: int
     verdict: str
+    runtime: str = "ONNX Runtime"
     int8: Int8 | None = None
 
 
@@ -343,6 +345,11 @@ class Summary(Document):
     def exported(self) -> Onnx | None:
         """The ONNX file; None if there is none."""
         return self.onnx if isinstance(self.onnx, Onnx) else None
+
+    @property
+    def runtime(self) -> str:
+        """What the ONNX file was run in, for sentences."""
+        return "the runtime" if self.exported is None else self.exported.runtime
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -190,6 +190,7 @@ def pick(
     weights: str | Path | None = None,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     quantize: str | None = None,
+    runtime: str = Settings.runtime,
     rehearsal: bool = True,
     resume: bool = False,
     force: bool = False,
@@ -206,7 +207,7 @@ def pick(
         model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
         data: like `model`.
         weights: default: the sweep's.
-        quantize, rehearsal: as for `prune`.
+        quantize, runtime, rehearsal: as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
@@ -227,7 +228,9 @@ def pick(
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
     SETTINGS["quantize"].check(quantize)
-    asked = replace(recorded(config, parse_targets(targets)), trials=PICKED, quantize=quantize, rehearsal=rehearsal)
+    asked = replace(
+        recorded(config, parse_targets(targets)), trials=PICKED, quantize=quantize, runtime=runtime, rehearsal=rehearsal
+    )
     out = Path(out)
     files.check_folder(out, resume, force)
     weights = config["weights"] if weights is None else weights

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from freeprune.backends.difference import relative_difference
-from freeprune.backends.onnx import RUNTIMES
+from freeprune.backends.onnx import RUNTIMES, find_runtime
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import Runtime, as_arrays, run_rows
 from freeprune.common import FreePruneError
@@ -33,7 +33,10 @@ def inputs(rows, seed=0):
 
 @pytest.fixture(params=sorted(RUNTIMES))
 def runtime(request):
-    return RUNTIMES[request.param]
+    found = RUNTIMES[request.param]
+    if found.missing is not None:
+        pytest.skip(found.missing)
+    return found
 
 
 @pytest.fixture
@@ -183,3 +186,55 @@ def test_one_thread_is_timed_by_the_processor():
 
     clocks = {threads: RUNTIMES["onnxruntime"].clock(threads) for threads in (1, 2)}
     assert clocks == {1: time.thread_time, 2: time.perf_counter}
+
+
+def test_a_runtime_that_there_is_not_is_one_sentence(monkeypatch):
+    with pytest.raises(FreePruneError, match="there is no runtime 'openvine'; did you mean 'openvino'"):
+        find_runtime("openvine")
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "missing", "it is not installed; pip install it")
+    with pytest.raises(
+        FreePruneError, match="the runtime 'openvino' cannot be used, since it is not installed; pip install it; or"
+    ):
+        find_runtime("openvino")
+
+
+def test_what_is_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("freeprune.backends.onnx.openvino.find_spec", lambda name: None)
+    assert RUNTIMES["onnxruntime"].missing is None
+    assert RUNTIMES["openvino"].missing == "it is not installed; pip install 'freeprune[openvino]'"
+    for name, provider in (("onnxruntime-cuda", "CUDA"), ("tensorrt", "Tensorrt")):
+        assert f"has no {provider}ExecutionProvider; install onnxruntime-gpu" in RUNTIMES[name].missing
+
+
+def test_a_provider_that_is_left_out_is_refused(path, monkeypatch):
+    """ONNX Runtime goes on with the CPU if a provider's libraries cannot be loaded."""
+    import onnxruntime
+
+    made = onnxruntime.InferenceSession
+
+    def without(model, options, providers):
+        return made(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    for name in ("onnxruntime-cuda", "tensorrt"):
+        with pytest.raises(FreePruneError, match="ExecutionProvider cannot be loaded; install the CUDA libraries"):
+            RUNTIMES[name].open(path.read_bytes(), 1)
+
+
+def test_every_runtime_is_in_the_help():
+    from freeprune.engine.asked.settings import SETTINGS
+
+    assert SETTINGS["runtime"].help.rstrip(".").partition(": ")[2].split(", ") == list(RUNTIMES)
+
+
+def test_an_operator_that_a_runtime_does_not_know_is_one_sentence(runtime, tmp_path):
+    from onnx import TensorProto, helper
+
+    here, there = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Unheard", ["x"], ["y"], domain="of")], "g", [here], [there])
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("of", 1)]
+    (tmp_path / "own.onnx").write_bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
+    with pytest.raises(FreePruneError, match=f"own.onnx cannot be run by {runtime.name}: .*Unheard") as found:
+        runtime.ready(tmp_path / "own.onnx", 1)
+    assert "\n" not in str(found.value)

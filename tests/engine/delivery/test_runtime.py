@@ -1,11 +1,16 @@
 """A run in a runtime of one's own: no other one is asked for anything."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 from toys import network
 
+import freeprune
+from freeprune.backends.onnx import RUNTIMES
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import settings
@@ -13,6 +18,7 @@ from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.timer import NetworkTimer, layer_ms
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
+from freeprune.engine.report.page import render
 from freeprune.engine.run.job import prepare, strategy_of
 from freeprune.engine.store.summary import LatencyMs
 from freeprune.engine.workers.base import Placement
@@ -55,3 +61,76 @@ def test_a_whole_run(job, tmp_path):
 def test_networks_and_layers_are_timed_in_it(job):
     assert NetworkTimer(job)(np.asarray(job.space.uniform()), 1) == (1.0, 2.0)
     assert layer_ms(Layer("MatMul", 4, 4, 1, (), (3,), 3), 4, 4, 1, job.runtime) == 5.0
+
+
+DATA = TensorDataset(torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3)
+
+
+def prune(out, **more):
+    asked = {"target": {"macs": 0.7}, "calibration_images": 20, "trials": 2, "finetune": None, **more}
+    return freeprune.prune(network(), (DATA, DATA), out=out, **asked)
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_a_run_in_every_runtime(name, tmp_path):
+    if RUNTIMES[name].missing is not None:
+        pytest.skip(RUNTIMES[name].missing)
+    result = prune(tmp_path / "out", runtime=name, quantize="int8")
+    onnx = result.summary.onnx
+    assert onnx.warnings == ()
+    assert onnx.runtime == RUNTIMES[name].name
+    assert f"in {RUNTIMES[name].place} (" in onnx.verdict
+    assert result.summary.versions[name] == RUNTIMES[name].version
+    assert result.summary.agreement.compact_vs_onnx < 1e-4
+    assert onnx.int8 is not None
+    page = render(result.folder)
+    assert f"compact against {RUNTIMES[name].name}" in page
+    assert ("--runtime" in page) == (name != "onnxruntime")
+    again = prune(tmp_path / "out", runtime=name, quantize="int8", resume=True)
+    assert again.summary == result.summary
+
+
+def test_a_target_on_latency_is_measured_in_it(monkeypatch, tmp_path):
+    asked = []
+
+    class Counted(Own):
+        name = place = "Counted"
+
+        def kernel_ms(self, model, op, threads, *, runs, seconds):
+            asked.append(op)
+            return len(model) / 1e4
+
+        def latency_ms(self, paths, inputs, *, threads, repeats=50):
+            return {name: Path(path).stat().st_size / 1e4 for name, path in paths.items()}
+
+    monkeypatch.setitem(RUNTIMES, "counted", Counted())
+    result = prune(tmp_path / "out", runtime="counted", target={"latency": 0.9}, recovery=False)
+    assert {"Conv", "MatMul"} <= set(asked)
+    assert "Latency in Counted" in render(result.folder)
+    assert json.loads((tmp_path / "out" / "latency.jsonl").read_text().splitlines()[1])["runtime"] == "Counted"
+
+
+def test_a_runtime_that_is_missing_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    class Missing(Own):
+        missing = "it is not installed; pip install it"
+
+    monkeypatch.setitem(RUNTIMES, "missing", Missing())
+    with pytest.raises(FreePruneError, match="the runtime 'missing' cannot be used, since it is not installed; pip install it"):
+        prune(tmp_path / "out", runtime="missing")
+    with pytest.raises(FreePruneError, match="there is no runtime 'nowhere'"):
+        prune(tmp_path / "out", runtime="nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_operator_that_it_refuses_is_refused_before_the_search(tmp_path, monkeypatch):
+    class Narrow(Own):
+        def open(self, model, threads):
+            raise RuntimeError("No conversion rule found for operations: Conv-20")
+
+    monkeypatch.setitem(RUNTIMES, "narrow", Narrow())
+    sentence = (
+        "cannot be exported to ONNX: Own cannot run it: No conversion rule found for operations: Conv-20; `rehearsal=False`"
+    )
+    with pytest.raises(FreePruneError, match=sentence):
+        prune(tmp_path / "out", runtime="narrow")
+    assert not (tmp_path / "out").exists()
