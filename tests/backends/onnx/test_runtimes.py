@@ -238,3 +238,14 @@ def test_an_operator_that_a_runtime_does_not_know_is_one_sentence(runtime, tmp_p
     with pytest.raises(FreePruneError, match=f"own.onnx cannot be run by {runtime.name}: .*Unheard") as found:
         runtime.ready(tmp_path / "own.onnx", 1)
     assert "\n" not in str(found.value)
+
+
+def test_another_package_adds_one(monkeypatch):
+    class Point:
+        name = "clocked"
+
+        def load(self):
+            return Clocked()
+
+    monkeypatch.setattr("freeprune.tables.entry_points", lambda group: [Point()] if group == "freeprune.runtimes" else [])
+    assert isinstance(find_runtime("clocked"), Clocked)

@@ -72,7 +72,14 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     for granularity, target in (("channel", {"macs": 0.5}), ("weight", {"nonzero": 0.3})):
         freeprune.prune(
-            network(), pair(), target=target, granularity=granularity, out=root / granularity, finetune=None, **SMALL
+            network(),
+            pair(),
+            target=target,
+            granularity=granularity,
+            out=root / granularity,
+            finetune=None,
+            quantize="int8" if granularity == "channel" else None,
+            **SMALL,
         )
     freeprune.compare(
         network(), pair(), target={"macs": 0.5}, out=root / "compare", strategies=["random", "evolution"], seeds=2, **SMALL
