@@ -30,7 +30,7 @@ from freeprune.engine.training.trainer import accuracy, train
 from freeprune.metrics import METRICS, reference
 
 RESULTS = Path(__file__).parent / "results"
-CHANNEL = {"target": {"macs": 0.5}}
+CHANNEL = {"target": {"macs": 0.5}, "round_to": 1}
 # name: (network, options of prune)
 JOBS = {
     "r56": ("resnet56", CHANNEL),
@@ -81,7 +81,7 @@ def job(name: str, data, options) -> dict:
         )  # fmt: skip
     summary = result.summary.to_json()
     summary["finetune_images"] = options.images
-    if network == "resnet56" and "round_to" not in settings:
+    if network == "resnet56" and settings.get("round_to") == 1:
         summary["trial_over_forward"] = trial_over_forward(network, weights, data, summary)
     weights_now = [m.weight for m in result.network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     summary["nonzero_weights_after_finetuning"] = sum(int(torch.count_nonzero(w)) for w in weights_now)

@@ -66,13 +66,18 @@ class Problem:
         (share,) = self.target.values()
         return share
 
+    @property
+    def steps(self) -> dict[str, int]:
+        """Single channels, since these tables are about counted costs; `freeprune-8` takes eight."""
+        return {"round_to": 1} if self.granularity == "channel" else {}
+
     def some(self, count: int) -> int:
         """So many, or fewer where less effort is asked for."""
         return max(2, round(count * self.effort))
 
     def job(self) -> Job:
         """The groups, their costs and the budget, as every search of the package sees them."""
-        options = {"granularity": self.granularity, "criterion": CRITERION, "seed": self.seed, **self.options}
+        options = {"granularity": self.granularity, "criterion": CRITERION, "seed": self.seed, **self.steps, **self.options}
         return prepare(self.network, None, self.data, settings(self.target, options), None)
 
 
@@ -124,7 +129,7 @@ def searched(problem: Problem, **options: Any) -> Answer:
         found = freeprune.prune(
             problem.network, unseen, target=problem.target, granularity=problem.granularity, seed=problem.seed,
             criterion=CRITERION, finetune=None, compaction=False, out=Path(scratch) / "run", progress=tell,
-            **{**problem.options, **trials, **options},
+            **{**problem.steps, **problem.options, **trials, **options},
         )  # fmt: skip
     notes = {"scores": found.summary.score.to_json()}
     network = apply(problem.network, found.plan)

@@ -92,7 +92,8 @@ def main() -> None:
 def run(cell: Cell, seed: int, data: Any, options: argparse.Namespace) -> dict[str, Any]:
     """One run, by what users call."""
     spec, file = (f"{HERE / 'recovery.py'}:efficientnet_lite0", None) if cell.network == LITE else NETWORKS[cell.network]
-    given = {"finetune": freeprune.Recipe(images=IMAGES, precision=options.precision), **cell.options}
+    steps = {"round_to": 1} if "granularity" not in cell.options else {}  # the targets are counted costs
+    given = {**steps, "finetune": freeprune.Recipe(images=IMAGES, precision=options.precision), **cell.options}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(

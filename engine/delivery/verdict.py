@@ -5,9 +5,8 @@ from __future__ import annotations
 from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
-from ..store.summary import LatencyMs
-
-NOISE = 0.05  # relative difference of two timings of one file on a busy machine, roughly
+from ..asked.targets import LATENCY
+from ..store.summary import NOISE, LatencyMs
 
 
 def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:
@@ -20,27 +19,23 @@ def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, run
         packed: size of the file with gzip, relative to the dense one.
         runtime: the runtime that was measured.
     """
-    ratio = ms.pruned / ms.dense
     threads = f"{asked.latency_threads} thread{'s' if asked.latency_threads > 1 else ''}"
-    measured = f"{ratio:.2f} of the dense latency, batch {asked.latency_batch}, {threads}"
-    if ratio < 1 - NOISE:
-        effect = "is faster than the dense network"
-    elif ratio > 1 + NOISE:
-        effect = "is slower than the dense network"
-    else:
-        effect = "gives no speed-up"
+    effect = "Faster" if ms.faster else "Not faster"
+    measured = f"{ms.pruned / ms.dense:.2f} of the dense latency in {runtime.place}, batch {asked.latency_batch}, {threads}"
     size = f"with gzip its file takes {packed:.0%} of the dense one's"
-    return "; ".join([f"{backend.described} {effect} in {runtime.place} ({measured})", size, *_advice(backend, asked, ratio)])
+    return "; ".join([f"{effect}: {backend.described} takes {measured}", *_advice(backend, asked, ms), size])
 
 
-def _advice(backend: Backend, asked: Settings, ratio: float) -> list[str]:
-    faster, slower = ratio < 1 - NOISE, ratio > 1 + NOISE
+def _advice(backend: Backend, asked: Settings, ms: LatencyMs) -> list[str]:
+    faster, slower = ms.faster, ms.pruned > (1 + NOISE) * ms.dense
     advice = []
     if backend.shrinks and not faster:
-        if asked.layout.get("round_to") in (None, 1, "1"):
-            advice.append("channel widths that are no multiple of 8 can cost more than they save: try `round_to=8`")
+        if not any(target.cost == LATENCY for target in asked.target):
+            advice.append("use `target=latency=70%`, which limits the latency itself")
         else:
             advice.append("a lower target may change that")
+        if str(asked.layout.get("round_to")) == "1":
+            advice.append("leave out `round_to=1`, since ragged widths cost more than they save")
     if faster and not backend.shrinks:
         advice.append("this runtime skips no zeros, so that what it gained comes from channels that compaction removed")
     if slower and not backend.shrinks and asked.compaction:

@@ -10,6 +10,8 @@ from ...backends.onnx.sparse import Compressed
 from ..asked.targets import LATENCY
 from .documents import Document, Positive, is_positive
 
+NOISE = 0.05  # relative difference of two timings of one file on a busy machine, roughly
+
 
 @dataclass(frozen=True)
 class Cost(Document):
@@ -152,6 +154,11 @@ class LatencyMs(Document):
 
     dense: Positive
     pruned: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the pruned network takes less by more than noise."""
+        return self.pruned < (1 - NOISE) * self.dense
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         notes.append(f"compaction took {params.before - params.after:,} further parameters that no longer mattered")
     notes += [f"warning: {warning}" for warning in summary.warnings]
     title = f"{granularity} pruning, {summary.trials} trials"
+    if summary.exported is not None and not summary.exported.latency_ms.faster:
+        title += ": not faster than the dense network"
     return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
 
 

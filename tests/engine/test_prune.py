@@ -104,7 +104,7 @@ def test_the_verdict_goes_by_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": 2.0, "pruned": 2.0})
     verdict = prune(tmp_path / "out", "weight", trials=0, finetune=None).summary["onnx"]["verdict"]
     assert verdict.startswith(
-        "weight gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread)"
+        "Not faster: weight takes 1.00 of the dense latency in ONNX Runtime on this CPU, batch 32, 1 thread"
     )
 
 

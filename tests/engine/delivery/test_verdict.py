@@ -7,6 +7,8 @@ import toys
 from freeprune.backends import BACKENDS, find_backend, importance
 from freeprune.backends.mask import Masked
 from freeprune.engine.asked.settings import Settings
+from freeprune.engine.asked.targets import parse_target
+from freeprune.engine.command.wording import in_options
 from freeprune.engine.delivery.verdict import verdict
 from freeprune.engine.store.summary import LatencyMs
 
@@ -17,36 +19,36 @@ def made(granularity, **layout):
     return find_backend(granularity)(network, (torch.zeros(1, 1, 8, 8),), importance("l2", network), **layout)
 
 
-def said(granularity, ratio, *, compaction=True, **layout):
-    asked = Settings((), granularity=granularity, compaction=compaction, layout=layout)
+def said(granularity, ratio, *, compaction=True, target=(), **layout):
+    asked = Settings(tuple(map(parse_target, target)), granularity=granularity, compaction=compaction, layout=layout)
     return verdict(made(granularity, **layout), asked, LatencyMs(2.0, 2.0 * ratio), 0.61)
 
 
 def test_two_of_four_in_full():
     assert said("nm", 1.0) == (
-        "2:4 gives no speed-up in ONNX Runtime on this CPU (1.00 of the dense latency, batch 32, 1 thread); with gzip its file "
-        "takes 61% of the dense one's; TensorRT and cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on"
+        "Not faster: 2:4 takes 1.00 of the dense latency in ONNX Runtime on this CPU, batch 32, 1 thread; TensorRT and "
+        "cuSPARSELt use 2:4 on NVIDIA GPUs from Ampere on; with gzip its file takes 61% of the dense one's"
     )
 
 
 @pytest.mark.parametrize(
-    ("ratio", "effect"),
-    [
-        (0.5, "is faster than"), (0.94, "is faster than"), (0.96, "gives no speed-up"),
-        (1.04, "gives no speed-up"), (1.06, "is slower than"),
-    ],
-)  # fmt: skip
+    ("ratio", "effect"), [(0.5, "Faster: "), (0.94, "Faster: "), (0.96, "Not faster: "), (1.06, "Not fas")]
+)
 @pytest.mark.parametrize("granularity", ["channel", "weight", "channel+block"])
 def test_only_what_lies_outside_the_noise_counts(granularity, ratio, effect):
-    assert f" {effect}" in said(granularity, ratio)
+    assert said(granularity, ratio).startswith(effect)
 
 
-def test_channels_that_bring_nothing_point_to_rounding():
-    assert "try `round_to=8`" in said("channel", 1.25)
-    assert "try `round_to=8`" in said("channel+nm", 1.0)
-    assert "--round-to" not in said("channel", 0.7)
-    assert "--round-to" not in said("channel", 1.25, round_to=8)
-    assert "lower target" in said("channel", 1.25, round_to="conv=8,linear=4")
+def test_channels_that_bring_nothing_point_to_a_target_on_latency():
+    for ratio in (1.0, 1.25):
+        assert "use `target=latency=70%`" in said("channel", ratio)
+        assert "use `target=latency=70%`" in said("channel+nm", ratio)
+    assert "`target=" not in said("channel", 0.7)
+    assert "lower target" in said("channel", 1.0, target=["latency=90%"])
+    assert "`round_to" not in said("channel", 1.25, round_to=8)
+    assert "leave out `round_to=1`" in said("channel", 1.25, round_to=1)
+    assert in_options(said("channel", 1.0), "prune").startswith("Not faster: channel takes 1.00")
+    assert "use --target latency=70%, which" in in_options(said("channel", 1.0), "prune")
 
 
 def test_zeros_that_seem_faster_are_put_down_to_compaction():
@@ -70,7 +72,7 @@ def test_zeros_that_are_slower_point_to_the_widths_of_compaction():
     ],
 )  # fmt: skip
 def test_the_layout_is_named(granularity, layout, name):
-    assert said(granularity, 1.0, **layout).startswith(f"{name} gives")
+    assert said(granularity, 1.0, **layout).startswith(f"Not faster: {name} takes ")
 
 
 @pytest.mark.parametrize("granularity", sorted({*BACKENDS} - {"channel"}))
