@@ -133,7 +133,7 @@ class Depth:
 
     Args:
         space: the networks to choose from.
-        shared: `(W,)`: which groups that are no switches are shared, as in `Profile`.
+        shared: `(L,)`: which groups are shared, as in `Profile`.
 
     Attributes:
         probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
@@ -154,8 +154,7 @@ class Depth:
         fits = self._space.fits(np.where(off, 0, self._space.units))
         enough = int(np.argmax(fits)) if fits.any() else len(order)
         counts = dict.fromkeys(-(-enough * part // 1) for part in self.LADDER)
-        inner = np.zeros(self._space.size)
-        inner[~self._space.switches] = ~self._shared
+        inner = np.where(self._space.switches | self._shared, 0.0, 1.0)
         return np.array(
             [np.where(off[int(count)], 1.0, widths) for count in counts for widths in (np.zeros_like(inner), inner)]
         )
@@ -267,7 +266,9 @@ def _points(names: Sequence[str], space: Space, profile: Profile) -> NDArray[np.
         widths = space.widths
     except FreePruneError:
         return space.proposal(space.uniform())[None]
+    others = np.flatnonzero(~space.switches)
+    profile = Profile(tuple(profile.importance[group] for group in others), profile.erk[others], profile.shared[others])
     kept = [space.units.copy() for _ in names]
     for row, name in zip(kept, names, strict=True):
-        row[~space.switches] = POINTS[name](widths, profile)
+        row[others] = POINTS[name](widths, profile)
     return np.array([space.proposal(row) for row in kept]).reshape(len(kept), space.size)

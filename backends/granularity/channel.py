@@ -361,7 +361,7 @@ class Channel:
         )
 
     def profile(self, importance: Importance) -> Profile:
-        """The importance of units, and a density, for each group of channels; branches have neither.
+        """The importance of units, and a density for each group. A branch has the mean density, and an importance of 1.
 
         A group's density is the square root of the mean ERK density of the layers that make its channels, since removing
         channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes.
@@ -374,10 +374,11 @@ class Channel:
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
         units = zip(self._totals(importance), self._steps, strict=False)
+        channels = [np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units]
         return Profile(
-            tuple(np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units),
-            np.array(densities),
-            np.array(shared, np.bool_),
+            (*channels, *(np.ones(1) for _ in self.branches)),
+            np.array([*densities, *(np.mean(densities) for _ in self.branches)]),
+            np.array([*shared, *(True for _ in self.branches)], np.bool_),
         )
 
 

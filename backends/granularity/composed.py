@@ -126,7 +126,7 @@ class Composed:
         return replace(channels, granularity=self.name, rates=rates, masks=there)
 
     def profile(self, importance: Importance) -> Profile:
-        """The profiles of both granularities, without branches, each with densities relative to their mean."""
+        """The profiles of both granularities, each with densities relative to their mean."""
         parts = [part.profile(importance) for part in (self.channel, self.mask)]
         return Profile(
             tuple(values for part in parts for values in part.importance),

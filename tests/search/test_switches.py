@@ -87,7 +87,7 @@ def score(kept):
 
 
 def test_depth_by_hand():
-    depth = Depth(space_of(26), np.array([True, False, False]))
+    depth = Depth(space_of(26), np.array([True, False, False, True, True, True]))
     assert depth.probes.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
     points = depth.points(np.array([-2.0, np.nan, -0.5]))
     # Without the third and the first block the dense widths fit (24). Of two blocks three quarters are two, a half is one.
@@ -96,7 +96,10 @@ def test_depth_by_hand():
     ]  # fmt: skip
 
 
-PROFILE = Profile(tuple(np.linspace(1, 0.1, 10) for _ in range(3)), np.ones(3), np.array([True, False, False]))
+PROFILE = Profile(
+    (*(np.linspace(1, 0.1, 10) for _ in range(3)), *(np.ones(1) for _ in range(3))),
+    np.ones(6), np.array([True, False, False, True, True, True]),
+)  # fmt: skip
 
 
 def run(strategy, space, trials, batch=4):
@@ -141,3 +144,10 @@ def test_where_widths_are_not_enough_only_equal_rates_are_a_warm_start():
     space = space_of(12)
     trace = run(warm_started(STRATEGIES["evolution"], space, ("uniform", "inner", "magnitude"), PROFILE, 0, 20), space, 20)
     assert trace[0][1] == space.uniform().tolist()
+
+
+def test_a_switch_that_must_stay_on_is_no_switch():
+    space = space_of(40, minimum=np.array([1, 1, 1, 0, 1, 0]))
+    trace = run(warm_started(STRATEGIES["evolution"], space, ("inner", "magnitude", "depth"), PROFILE, 0, 40), space, 40)
+    assert all(kept[4] == 1 for _, kept in trace)
+    assert [probing for probing, _ in trace[:6]] == [False, False, True, True, False, False]

@@ -34,11 +34,11 @@ def test_shapes_are_those_of_the_pruned_network(granularity):
 ONES = np.ones(9)
 
 
-def found_backend(dense, images, granularity="channel"):
-    return find_backend(granularity)(dense, (images,), importance("l2", dense, Batch((images,)), 0))
+def found_backend(dense, images, granularity="channel", **options):
+    return find_backend(granularity)(dense, (images,), importance("l2", dense, Batch((images,)), 0), **options)
 
 
-def hand_made(dense, images, network_ms, off=ONES, slow=ONES):
+def hand_made(dense, images, network_ms, off=ONES, slow=ONES, **options):
     """The backend, and a model of measurements that follow laws.
 
     Args:
@@ -46,7 +46,7 @@ def hand_made(dense, images, network_ms, off=ONES, slow=ONES):
         off: for each of nine networks the factor by which its time is off that law.
         slow: and by which the machine was slower while it and the dense network were timed.
     """
-    backend = found_backend(dense, images)
+    backend = found_backend(dense, images, **options)
     units, minimum = (np.array([getattr(g, kind) for g in backend.groups]) for kind in ("units", "minimum"))
     found = tuple(call for call in calls(dense, (images,)) if call.weight in backend.shapes(units[None]))
     grids = grids_of(found, backend, minimum, ONNX_RUNTIME)
@@ -95,3 +95,21 @@ def test_the_errors_are_those_of_networks_that_were_not_fitted():
     off = np.array([1.0] * 6 + [1.25] * 3)
     _, model = hand_made(wide_network(), torch.randn(2, 1, 8, 8), layers_ms, off=off)
     assert model.errors == pytest.approx([0.2] * 3, abs=0.01)
+
+
+def test_a_branch_that_is_gone_takes_no_time():
+    """The law: twice the layers that are there. Networks with and without branches are predicted by one fit."""
+    dense, images = networks.build("resnet_b"), torch.randn(2, *networks.SHAPE)
+    names = [name for name, parameter in dense.named_parameters() if parameter.dim() > 1]
+
+    def there_ms(rows, backend):
+        shapes, there = backend.shapes(rows), backend.there(rows)
+        return 2 * sum(milliseconds(*shapes[name][:, :2].T) * there.get(name, 1) for name in names)
+
+    backend, model = hand_made(dense, images, there_ms, depth=True)
+    assert len(backend.branches) == 2
+    units = np.array([group.units for group in backend.groups])
+    gone = np.where(np.array([group.minimum for group in backend.groups]) == 0, 0, units)
+    assert np.allclose(model(np.stack([units, gone])), there_ms(np.stack([units, gone]), backend), rtol=0.02)
+    assert model(gone)[0] < 0.5 * model(units)[0]
+    assert max(model.errors) < 0.05

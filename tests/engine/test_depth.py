@@ -1,0 +1,94 @@
+"""A run in which whole branches go: plan, files, report, loading, training."""
+
+import json
+
+import networks
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import freeprune
+
+BRANCHES = ["3.body branch", "4.body branch"]
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        TensorDataset(torch.randn(n, *networks.SHAPE, generator=generator), torch.arange(n) % networks.CLASSES)
+        for n in (120, 40)
+    )
+
+
+def shallow(candidate, dense, batch):
+    """The fewer branches the better."""
+    return float(len(candidate.gone))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return freeprune.prune(
+        networks.build("resnet_b"), data(), target={"macs": 0.5}, depth=True, round_to=1, metric=shallow, trials=20,
+        calibration_images=40, finetune=freeprune.Recipe(epochs=1, batch_size=32), out=tmp_path_factory.mktemp("run") / "out",
+    )  # fmt: skip
+
+
+def test_the_branches_went(finished):
+    assert set(finished.plan.gone) == {"3.body", "4.body"}
+    assert {name: finished.plan.rates[name] for name in BRANCHES} == dict.fromkeys(BRANCHES, 1.0)
+    kept = {group.name: group.kept for group in finished.summary.groups}
+    assert [kept[name] for name in BRANCHES] == [0, 0]
+    cost = finished.summary.cost["macs"]
+    assert 0 < cost.pruned <= cost.target
+    assert finished.summary.agreement.masked_vs_compact < 1e-4
+    assert finished.summary.recovery.layers == 3  # the stem, the projection, the head
+
+
+def test_it_is_loaded_applied_and_exported(finished):
+    again = freeprune.load(finished.folder, networks.build("resnet_b")).eval()
+    x = networks.images(4)
+    with torch.no_grad():
+        assert torch.allclose(again(x), finished.network.eval()(x), atol=1e-6)
+    assert sum(isinstance(module, nn.Conv2d) for module in again.modules()) == 2
+    names = {node.op_type for node in onnx.load(finished.folder / "model.onnx").graph.node}
+    assert "Add" not in names
+    applied = freeprune.apply(networks.build("resnet_b"), finished.plan, recover=data(), calibration_images=40)
+    assert {name for name, _ in applied.named_parameters()} == {name for name, _ in again.named_parameters()}
+
+
+def test_the_trials_hold_networks_with_and_without_branches(finished):
+    lines = (finished.folder / "trials.jsonl").read_text().splitlines()
+    switches = {tuple(kept[-2:]) for line in lines if (kept := json.loads(line).get("kept"))}
+    assert {(1, 1), (0, 0)} <= switches
+
+
+def test_the_report_shows_them(finished):
+    text = (finished.folder / "report.html").read_text()
+    assert all(name in text for name in BRANCHES)
+    assert "0 of 1" in text
+
+
+def test_a_branch_that_is_ignored_stays(tmp_path):
+    result = freeprune.prune(
+        networks.build("resnet_b"), data(), target={"macs": 0.6}, depth=True, ignore=["4.body branch"], metric=shallow,
+        trials=20, calibration_images=40, finetune=None, out=tmp_path / "out", warm_starts=("uniform", "depth"), round_to=1,
+    )  # fmt: skip
+    assert set(result.plan.gone) == {"3.body"}
+    assert np.all([group.kept == 1 for group in result.summary.groups if group.name == "4.body branch"])
+
+
+def test_by_default_only_a_target_on_latency_takes_branches_out(tmp_path):
+    result = freeprune.prune(
+        networks.build("resnet_b"),
+        data(),
+        target={"macs": 0.5},
+        trials=4,
+        finetune=None,
+        calibration_images=40,
+        out=tmp_path / "o",
+    )
+    assert not result.plan.gone
+    assert not any("branch" in group.name for group in result.summary.groups)
