@@ -171,7 +171,7 @@ class Candidate:
         attributes: what to set in modules while the candidate runs, as `(module, attribute, value)`: sizes, and the forward
             methods of those that are gone.
         kept: for each sliced tensor and dimension, the indices into the dense tensor that are kept, ascending.
-        gone: the parameters of branches that are gone; the skeleton still holds them, and nothing reads them.
+        gone: the tensors of branches that are gone; the skeleton still holds them, and nothing reads them.
         original: the dense network's tensors, if the skeleton itself is a pruned network.
     """
 
@@ -198,7 +198,8 @@ class Candidate:
         try:
             for module, name, value in self.attributes:
                 module.__dict__[name] = value
-            return functional_call(self.skeleton.network, dict(tensors), inputs)
+            there = {name: tensor for name, tensor in tensors.items() if name not in self.gone}
+            return functional_call(self.skeleton.network, there, inputs)
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
                 if value is UNSET:

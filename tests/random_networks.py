@@ -1323,7 +1323,7 @@ def pairs(before: Watch, after: Watch) -> Iterator[tuple[Operand, Operand]]:
         yield from zip(a.operands, b.operands, strict=True)
 
 
-def check_zeros(granularity: str, options: dict[str, str], before: Watch, after: Watch) -> None:
+def check_zeros(granularity: str, options: dict[str, object], before: Watch, after: Watch) -> None:
     """Zeros lie as docs/granularities.md says, along what each product sums over."""
     patterns: set[tuple[bool, ...]] = set()
     second = granularity.rpartition("+")[2]
@@ -1448,10 +1448,11 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             m._buffers["running_mean"], m._buffers["running_var"] = mean, var
 
 
-def options_of(description: Description, granularity: str) -> dict[str, str]:
+def options_of(description: Description, granularity: str) -> dict[str, object]:
     second = granularity.rpartition("+")[2]
     choices = {"nm": ["2:4", "2:4", "4", "1:2"], "block": ["1x4", "1x4", "4x1", "1x2"]}.get(second)
-    return {second: choices[description.seed % 4]} if choices else {}
+    found: dict[str, object] = {second: choices[description.seed % 4]} if choices else {}
+    return {**found, "depth": description.seed % 2 == 0} if granularity.startswith("channel") else found
 
 
 def kept_units(backend: object, seed: int, count: int) -> list[np.ndarray]:
@@ -1503,7 +1504,7 @@ def check(description: Description, granularity: str, *, onnx: bool = False, ran
             expect(difference < 1e-3, "candidate is not compact", f"relative difference {difference:.1e}")
         if not varies:
             after = watched(compact, images[:1])
-            start = watched(apply(network, replace(plan, masks={})), images[:1]) if plan.kept else dense
+            start = watched(apply(network, replace(plan, masks={})), images[:1]) if plan.kept or plan.gone else dense
             with noted(faults):
                 check_zeros(granularity, options, start, after)
             counted = count(start, after, compact)

@@ -23,7 +23,7 @@ from ...layouts import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..cost import Size, SumOfProducts, Term
-from ..coupling.branches import branches, removed
+from ..coupling.branches import Branch, branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
 from ..coupling.repair import settle
@@ -34,7 +34,7 @@ from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
 from ..tracing.labels import Layer
 from ..tracing.passes import trace, trace_example
-from ..tracing.record import Trace
+from ..tracing.record import Product, Trace
 from ..tracing.weights import Layout, sort_out
 
 # The channels in a unit by the width of a group: from so many channels on, this many. Runtimes for CPUs keep channels in
@@ -214,9 +214,10 @@ class Channel:
             if name == weight.name and name not in own:
                 there = self._there(name, product.module)
                 weights.append((weight.constant, [*(self._counts(product.dims[d]) for d in weight.dims), *there]))
+        lying = [self._lying_in(branch, dense) for branch in self.branches]
         products = []
-        for product in dense.products:
-            there = self._there(product.weight.name if product.weight is not None else "", product.module)
+        for number, product in enumerate(dense.products):
+            there = self._switched(index for index, inside in enumerate(lying) if number in inside)
             products.append((product.constant, [*(self._counts(ids) for ids in product.dims), *there]))
         return {
             "macs": SumOfProducts(products, groups),
@@ -231,8 +232,34 @@ class Channel:
 
     def _there(self, parameter: str, module: str = "") -> list[Size]:
         """For each branch that a parameter or module lies in, a size of 1 while the branch is there."""
-        holding = [index for index, branch in enumerate(self.branches) if branch.holds(parameter, module)]
+        return self._switched(index for index, branch in enumerate(self.branches) if branch.holds(parameter, module))
+
+    def _switched(self, holding: Iterable[int]) -> list[Size]:
+        """For each of these branches a size of 1 while it is there."""
         return [(0, np.eye(1, len(self._steps), self.split + index, np.int64)[0]) for index in holding]
+
+    def _lying_in(self, branch: Branch, dense: Trace) -> set[int]:
+        """The products of a trace that go with a branch, by number.
+
+        Code between the modules of a branch may multiply as well, as attention by hand does. Whether that lies in the branch,
+        only a trace without the branch tells: its products are the dense ones in the same order, without some.
+        """
+        inside = {
+            number
+            for number, product in enumerate(dense.products)
+            if branch.holds(product.weight.name if product.weight is not None else "", product.module)
+        }
+        around = {module.rpartition(".")[0] for module in branch.modules}
+        if all(product.weight is not None or product.module not in around for product in dense.products):
+            return inside
+        left = iter(trace(without(self._traced, branch.removed), self._inputs).products)
+        following, found = next(left, None), set()
+        for number, product in enumerate(dense.products):
+            if following is not None and _alike(product, following):
+                following = next(left, None)
+            else:
+                found.add(number)
+        return found
 
     def there(self, kept: Counts) -> dict[str, NDArray[np.bool_]]:
         """For each parameter in a branch whether it is there `(P,)`, for `kept` `(P, L)` units of each group."""
@@ -330,13 +357,23 @@ class Channel:
     def candidate(self, kept: Counts) -> Candidate:
         indices, gone = self.kept_indices(kept), self._gone(kept)
         there = zip(self.branches, kept[self.split :], strict=True)
-        lost = frozenset[str]().union(*(branch.parameters for branch, stays in there if not stays))
         dense = self._skeleton.tensors
+        held = {name for name in dense if any(f"{name}.".startswith(f"{module}.") for module in gone)}
+        lost = frozenset(held).union(*(branch.parameters for branch, stays in there if not stays))
         tensors = {name: sliced(dense[name], dims) for name, dims in indices.items() if name not in lost}
-        module, modules = self._skeleton.network.get_submodule, dict(self._skeleton.network.named_modules())
+        module = self._skeleton.network.get_submodule
         where: list[tuple[nn.Module, str, Any]] = [(module(s.module), s.name, s.value) for s in self._sizes_set(kept)]
-        where += [(module(name), "forward", Gone(results).forward) for name, results in gone.items() if name in modules]
+        where += [(holder, "_modules", {**holder._modules, **stand}) for holder, stand in self._stand_ins(gone)]
         return Candidate(self._skeleton, tensors, where, indices, lost)
+
+    def _stand_ins(self, gone: Mapping[str, int]) -> list[tuple[nn.Module, dict[str, nn.Module]]]:
+        """For each module of the skeleton that holds modules that are gone, what stands in their place."""
+        found: dict[str, dict[str, nn.Module]] = {}
+        for name, results in gone.items():
+            parent, _, key = name.rpartition(".")
+            if key in self._skeleton.network.get_submodule(parent)._modules:
+                found.setdefault(parent, {})[key] = Gone(self._skeleton.network.get_submodule(name), results)
+        return [(self._skeleton.network.get_submodule(parent), stand) for parent, stand in found.items()]
 
     def plan(self, kept: Counts) -> Plan:
         """The plan, after the pruned network was replayed against the trace of the dense one.
@@ -380,6 +417,12 @@ class Channel:
             np.array([*densities, *(np.mean(densities) for _ in self.branches)]),
             np.array([*shared, *(True for _ in self.branches)], np.bool_),
         )
+
+
+def _alike(one: Product, other: Product) -> bool:
+    """Whether products of two traces may be the same."""
+    names = [None if each.weight is None else each.weight.name for each in (one, other)]
+    return (one.module, one.size, names[0]) == (other.module, other.size, names[1])
 
 
 def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:

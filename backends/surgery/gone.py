@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copies import copied
+from ...copies import ATOMS, copied
 
 ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
 SUBTRACTIONS = frozenset({torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
@@ -61,14 +61,25 @@ NOTHING = Nothing()
 class Gone(nn.Module):
     """Stands where a module of a branch was that is gone. It has no parameters.
 
+    Code that asks the module for a number or a flag is answered as before, `NOTHING` stands for its tensors, and modules that
+    are gone for those in it: a `nn.TransformerEncoderLayer` looks at all of them before it chooses a kernel.
+
     Args:
-        results: how many results the module had, of which the first belonged to the branch and the others are None; 0 if it
-            gave a single tensor.
+        module: the one that was there.
+        results: how many results it had, of which the first belonged to the branch and the others are None; 0 if it gave a
+            single tensor.
     """
 
-    def __init__(self, results: int = 0) -> None:
+    def __init__(self, module: nn.Module, results: int = 0) -> None:
         super().__init__()
+        for name, value in vars(module).items():
+            if type(value) in ATOMS and name not in vars(self):
+                vars(self)[name] = value
+        vars(self).update(dict.fromkeys([*module._parameters, *module._buffers], NOTHING))
+        for name, child in module.named_children():
+            self.add_module(name, Gone(child))
         self.results = results
+        self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (NOTHING, *[None] * (self.results - 1)) if self.results else NOTHING
@@ -89,7 +100,7 @@ def without(network: nn.Module, gone: Mapping[str, int]) -> nn.Module:
         parent, _, key = name.rpartition(".")
         holder = network.get_submodule(parent)
         if key in holder._modules:
-            holder._modules[key] = Gone(results).train(holder.training)
+            holder._modules[key] = Gone(network.get_submodule(name), results)
         else:
             holder._parameters[key] = None
     return network
