@@ -36,6 +36,7 @@ class Sensitivity:
 
     Attributes:
         probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
+        trials: the number of trials that these and the solution take.
 
     Raises:
         FreePruneError: one level for each group and the solution take more than `trials`.
@@ -61,6 +62,7 @@ class Sensitivity:
                 row[group] -= removed
                 rows.append(row)
         self.probes = np.array([space.proposal(row) for row in rows])
+        self.trials = len(self.probes) + 1
         uniform = space.uniform()
         self._kept = [_counts(int(u), int(m), int(k)) for u, m, k in zip(space.units, space.minimum, uniform, strict=True)]
         self._owner = np.repeat(np.arange(space.size), [len(kept) for kept in self._kept])
@@ -109,10 +111,10 @@ class Sensitivity:
         excluded: NDArray[np.bool_] = ~known[level] & (here > 0)
         return excluded
 
-    def points(self, scores: Values) -> Values:
-        """The proposal `(1, L)` with the least sum of losses, for the scores `(K,)` of all probes."""
+    def after(self, scores: Values) -> tuple[Values, Values]:
+        """No further probes, and the proposal `(1, L)` with the least sum of losses, for the scores `(K,)` of all probes."""
         self.learn(scores)
-        return self.solve()[None]
+        return np.zeros((0, self._space.size)), self.solve()[None]
 
     def solve(self, coefficients: Values | None = None) -> Values:
         """The proposal `(L,)` with the least sum of losses.

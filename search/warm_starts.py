@@ -127,37 +127,57 @@ WARM_STARTS = (*POINTS, KNAPSACK, DEPTH)
 class Depth:
     """Networks without the branches that matter least, where there are switches (see `Space`).
 
-    Each switch is probed alone, off in the dense network. In the order of the scores, so many are off that the budget is met
-    without narrowing anything, or three quarters, half or a quarter of them; the rest is narrowed at equal rates, or only in
-    groups that are not shared.
+    Each switch is probed alone, off in the dense network; of those that matter least some go off, and the others are probed
+    again beside them, in a few rounds. In the order so found, so many are off that the budget is met without narrowing
+    anything, or three quarters, half or a quarter of them; the rest is narrowed at equal rates, or only in groups that are not
+    shared.
 
     Args:
         space: the networks to choose from.
         shared: `(L,)`: which groups are shared, as in `Profile`.
+        trials: the rounds take at most `SHARE` of them; there is one at least.
 
     Attributes:
         probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
+        trials: the number of trials that all probes and points may take.
     """
 
     LADDER = (1, 3 / 4, 1 / 2, 1 / 4)
+    ROUNDS = 3
+    SHARE = 1 / 3
 
-    def __init__(self, space: Space, shared: NDArray[np.bool_]) -> None:
+    def __init__(self, space: Space, shared: NDArray[np.bool_], trials: int) -> None:
         self._space, self._shared = space, shared
-        self._places = np.flatnonzero(space.switches & (space.units > space.minimum))
-        self.probes = np.zeros((len(self._places), space.size))
-        self.probes[np.arange(len(self._places)), self._places] = 1
+        self._rest = np.flatnonzero(space.switches & (space.units > space.minimum))
+        self._off = np.zeros(0, np.int64)
+        self._rounds = min(self.ROUNDS, max(1, int(self.SHARE * trials) // max(len(self._rest), 1)))
+        self._round = 0
+        self.probes = self._next_probes()
+        self.trials = self._rounds * len(self._rest) + 2 * len(self.LADDER)
 
-    def points(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The proposals `(P, L)` for the scores `(K,)` of the probes."""
-        order = self._places[np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")]
+    def _next_probes(self) -> NDArray[np.float64]:
+        probes = np.zeros((len(self._rest), self._space.size))
+        probes[:, self._off] = 1
+        probes[np.arange(len(self._rest)), self._rest] = 1
+        return probes
+
+    def after(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Further probes, or else the proposals `(P, L)`, for the scores `(K,)` of the last probes."""
+        best_first = self._rest[np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")]
+        order = np.concatenate([self._off, best_first])
         off = [np.isin(np.arange(self._space.size), order[:count]) for count in range(len(order) + 1)]
         fits = self._space.fits(np.where(off, 0, self._space.units))
         enough = int(np.argmax(fits)) if fits.any() else len(order)
-        counts = dict.fromkeys(-(-enough * part // 1) for part in self.LADDER)
+        self._round += 1
+        certain = -(-enough * self._round // self._rounds)
+        if self._round < self._rounds and certain < enough:
+            self._off, self._rest = order[:certain], order[certain:]
+            return self._next_probes(), np.zeros((0, self._space.size))
+        counts = dict.fromkeys(int(-(-enough * part // 1)) for part in self.LADDER)
         inner = np.where(self._space.switches | self._shared, 0.0, 1.0)
-        return np.array(
-            [np.where(off[int(count)], 1.0, widths) for count in counts for widths in (np.zeros_like(inner), inner)]
-        )
+        shapes = (np.zeros_like(inner), inner)
+        points = np.array([np.where(off[count], 1.0, widths) for count in counts for widths in shapes])
+        return np.zeros((0, self._space.size)), points
 
 
 class WarmStarted:
@@ -178,7 +198,7 @@ class WarmStarted:
         self, strategy: Make, points: NDArray[np.float64], learners: Sequence[Sensitivity | Depth], space: Space, seed: int,
         trials: int,
     ) -> None:  # fmt: skip
-        left = trials - len(points) - sum(len(each.probes) + 1 for each in learners)
+        left = trials - len(points) - sum(each.trials for each in learners)
         self._inner = strategy(space, seed, max(left, 1))
         self._points = points
         self._learners = list(learners)
@@ -210,8 +230,11 @@ class WarmStarted:
             if self._scores is None:
                 self._scores, self._probes = [], self._learners[0].probes
             else:
-                self._points = self._learners.pop(0).points(np.array(self._scores))
-                self._scores = None
+                self._probes, self._points = self._learners[0].after(np.array(self._scores))
+                self._scores = []
+                if not len(self._probes):
+                    self._learners.pop(0)
+                    self._scores = None
         self._stage = "inner"
         return self._inner.ask(n)
 
@@ -254,7 +277,7 @@ def warm_started(
     learners: list[Sensitivity | Depth] = []
     if KNAPSACK in chosen:
         learners.append(Sensitivity(space, trials - len(points), WarmStarted.PROBES))
-    depth = Depth(space, profile.shared)
+    depth = Depth(space, profile.shared, trials)
     if DEPTH in chosen and 0 < len(depth.probes) <= WarmStarted.PROBES * trials:  # of fewer trials they would take too many
         learners.append(depth)
     return WarmStarted(strategy, points, learners, space, seed, trials)

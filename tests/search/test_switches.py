@@ -86,14 +86,28 @@ def score(kept):
     return -((1 - kept[:, 3:]) @ np.array([2.0, 3.0, 0.5])) - ((1 - kept[:, :3] / 10) ** 2).sum(1)
 
 
+SHARED = np.array([True, False, False, True, True, True])
+
+
 def test_depth_by_hand():
-    depth = Depth(space_of(26), np.array([True, False, False, True, True, True]))
+    depth = Depth(space_of(26), SHARED, 12)  # a third of the trials holds one round
     assert depth.probes.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
-    points = depth.points(np.array([-2.0, np.nan, -0.5]))
+    more, points = depth.after(np.array([-2.0, np.nan, -0.5]))
     # Without the third and the first block the dense widths fit (24). Of two blocks three quarters are two, a half is one.
     assert points.tolist() == [
         [0, 0, 0, 1, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 1],
     ]  # fmt: skip
+    assert len(more) == 0
+
+
+def test_depth_probes_again_beside_what_is_off():
+    depth = Depth(space_of(26), SHARED, 18)  # two rounds
+    more, points = depth.after(np.array([-2.0, -3.0, -0.5]))
+    assert more.tolist() == [[0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 1, 1]]
+    assert len(points) == 0
+    more, points = depth.after(np.array([-9.0, -1.0]))  # without the third block the first matters more than the second
+    assert len(more) == 0
+    assert points[0].tolist() == [0, 0, 0, 0, 1, 1]
 
 
 PROFILE = Profile(
@@ -118,7 +132,7 @@ def test_every_strategy_searches_with_switches(name):
     names = ("uniform", "inner", "magnitude", "erk", "global", "depth")
     trace = run(warm_started(STRATEGIES[name], space, names, PROFILE, 0, 60), space, 60)
     assert trace == run(warm_started(STRATEGIES[name], space, names, PROFILE, 0, 60), space, 60)
-    assert [probing for probing, _ in trace[:8]] == [False] * 5 + [True] * 3
+    assert [probing for probing, _ in trace[:10]] == [False] * 5 + [True] * 5
     assert all(kept[3:] == [1, 1, 1] for _, kept in trace[:5])
     best = max((score(np.array([kept]))[0], kept) for probing, kept in trace if not probing)
     assert best[1][3:] == [1, 1, 0]
