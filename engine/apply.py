@@ -15,11 +15,11 @@ from .asked.commands import SETTINGS
 from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values
 from .inputs.batches import split
-from .inputs.calibration import draw
+from .inputs.calibration import draw, further
 from .inputs.data import load_data
 from .inputs.memory_format import on_device
 from .run.job import dense_network, on_cpu
-from .run.recovery import not_fitted, recovered
+from .run.recovery import joined, not_fitted, recovered
 from .store import run_folder as files
 from .store.summary import Recovery
 from .user_code import warn
@@ -111,9 +111,10 @@ def _recovered(
     data = load_data(source)
     training, _ = split(data, seed)
     batch = draw(training, data, count, seed)
-    others = not_fitted(training, data, batch, seed)
+    fitted = joined(batch, further(training, data, batch, seed))
+    others = not_fitted(training, data, len(fitted.inputs[0]), seed) or batch
     whole, part = in_float32(dense), in_float32(smaller)
-    _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, batch), seed)
+    _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
     return found if part is smaller else with_values(smaller, found), done
 
 

@@ -36,7 +36,7 @@ def main() -> None:
 
     study = freeprune.correlate(
         dense, datasets(), target={"macs": 0.1}, metrics=[sameclass, "freeprune", "uniformity"],
-        candidates=options.candidates, finetune=freeprune.Recipe(epochs=1), out=options.out, force=True,
+        candidates=options.candidates, finetune=freeprune.Recipe(epochs=1), out=options.out, force=True, round_to=1,
     )  # fmt: skip
     for name, found in study.metrics.items():
         print(f"{name}: Spearman {found.rho:.2f}")  # noqa: T201

@@ -41,7 +41,7 @@ from ..tracing.weights import Layout, sort_out
 # blocks of 16 (of 8 without AVX-512): a layer with 20 outputs takes what one with 32 does. Where there are few blocks, steps
 # within one are worth something as inputs of the next layer, down to the 4 below which the fast layout is left
 # (`docs/latency.md`).
-AUTO = ((64, 16), (32, 8), (8, 4))
+AUTO = ((64, 16), (32, 8), (16, 4))
 
 
 class Channel:

@@ -66,6 +66,13 @@ def held_out(
         return Batch(*stack(images, indices.tolist(), data.collate, task))
 
 
+def further(images: Dataset[object], data: Data, batch: Batch, seed: int, task: Task = CLASSIFICATION) -> Batch | None:
+    """As many images again as `draw` gave, none of them the same; None where less than half as many are left."""
+    count = len(batch.inputs[0])
+    found = held_out(images, data, count, count, seed, task)
+    return None if found is None or 2 * len(found.inputs[0]) < count else found
+
+
 def keep(batch: Batch, data: Data, folder: Path) -> None:
     """Write the batch into a run folder, for a resumed run, where another access to the data could give other items."""
     path = folder / CALIBRATION

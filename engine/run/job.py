@@ -33,10 +33,10 @@ from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
 from ..asked.targets import Target, resolve
 from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
-from ..inputs.calibration import calibration
+from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
 from ..inputs.hooks import check_hooks
-from ..inputs.memory_format import on_device
+from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
 from ..tasks import AGREEMENT, CLASSIFICATION, Task
@@ -111,7 +111,18 @@ class Job:
         """What makes candidates good; None where only the winner is, since masks ask for a system for every output, or none."""
         if not self.settings.recovery or not self.backend.shrinks or self.backend.mask is not None:
             return None
-        return Recovery(self.dense.dense.skeleton.network, self.scored.inputs, self.settings.seed)
+        return Recovery(self.dense.dense.skeleton.network, self.fitted.inputs, self.settings.seed)
+
+    @cached_property
+    def fitted(self) -> Batch:
+        """Further images, as many as are scored, that candidates are fitted to, on the scoring device.
+
+        A candidate that was fitted to the images that it is scored on looks better than it is, most of all where layers have
+        many inputs for the images that there are. Where the data has too few others, these are the scored ones all the same.
+        """
+        found = further(self.train, self.data, self.batch, self.settings.seed, self.task)
+        network = self.dense.dense.skeleton.network
+        return self.scored if found is None else fastest(network, found.to(next(network.parameters()).device))
 
 
 def prepare(

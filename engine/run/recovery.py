@@ -36,18 +36,25 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
     if not job.settings.recovery:
         plain = renewed(job.network, pruned, plan, job.batch)
         return plain, plain, None
-    others = not_fitted(job.train, job.data, job.batch, job.settings.seed, job.task)
+    images = joined(job.scored, None if job.fitted is job.scored else job.fitted)
+    others = not_fitted(job.train, job.data, len(images.inputs[0]), job.settings.seed, job.task) or job.batch
     fast = job.dense.dense.skeleton.network
-    return recovered(job.network, pruned, plan, job.batch, others, fast, job.scored, job.settings.seed)
+    return recovered(job.network, pruned, plan, job.batch, others, fast, images, job.settings.seed)
 
 
-def not_fitted(images: Any, data: Data, batch: Batch, seed: int, task: Task = CLASSIFICATION) -> Batch:
-    """Images beyond the batch, to judge on what was fitted to the batch; the batch itself where there are none."""
-    return held_out(images, data, len(batch.inputs[0]), HELD_OUT, seed, task) or batch
+def joined(batch: Batch, more: Batch | None) -> Batch:
+    """The images of both; labels are not needed."""
+    parts = [batch.inputs, *([] if more is None else [more.inputs])]
+    return Batch(tuple(torch.cat(inputs) for inputs in zip(*parts, strict=True)))
+
+
+def not_fitted(images: Any, data: Data, fitted: int, seed: int, task: Task = CLASSIFICATION) -> Batch | None:
+    """Images to judge on what was fitted to the first `fitted` that the seed draws; None where there are no others."""
+    return held_out(images, data, fitted, HELD_OUT, seed, task)
 
 
 def recovered(
-    dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch, others: Batch, fast: nn.Module, scored: Batch, seed: int
+    dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch, others: Batch, fast: nn.Module, images: Batch, seed: int
 ) -> tuple[nn.Module, nn.Module, Recovery]:
     """The pruned network with plain weights, the better one of it and the one with recovered weights, and what recovery did.
 
@@ -56,16 +63,16 @@ def recovered(
     Args:
         dense: on the CPU, in float32, as `pruned` is.
         pruned: `apply(dense, plan)`.
-        batch: the images to fit to.
+        batch: the images whose statistics batch norms are renewed with.
         others: the images to judge on.
         fast: the dense network where passes are fast.
-        scored: the batch there.
+        images: those to fit to, there.
         seed: picks the samples where there are more than needed.
     """
     plain = renewed(dense, pruned, plan, batch)
     device = next(fast.parameters()).device
     try:
-        found = recover(fast, copied(pruned).to(device), plan, scored.inputs, seed)
+        found = recover(fast, copied(pruned).to(device), plan, images.inputs, seed)
     except FreePruneError as error:
         return plain, plain, Recovery(False, str(error), 0, (), None, None)
     better = renewed(dense, found.network.cpu(), plan, batch)

@@ -191,7 +191,9 @@ def draw_candidates(space: Space, count: int, seed: int) -> Kept:
         found.setdefault(kept.tobytes(), kept)
         if len(found) == count:
             return np.stack(list(found.values()))
-    raise FreePruneError(f"only {len(found)} different networks meet the target, not {count}; ask for fewer `candidates`")
+    raise FreePruneError(
+        f"only {len(found)} different networks meet the target, not {count}; ask for fewer `candidates`, or use `round_to=1`"
+    )
 
 
 def _van_der_corput(index: int) -> float:

@@ -378,7 +378,7 @@ def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_
 
     assert begins_with("weight") == expected
     assert begins_with("weight", warm_starts=()) == ()
-    channels = ("uniform", "inner", "magnitude") if expected else ()
+    channels = ("uniform", "inner", "magnitude", "depth") if expected else ()
     for granularity in ("channel", "channel+nm"):
         assert begins_with(granularity) == channels
 

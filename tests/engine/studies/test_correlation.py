@@ -26,7 +26,7 @@ def space(target=50.0):
 def study(out, **options):
     asked = {"target": ["macs=40%"], "candidates": 4, "finetune": Recipe(images=64), "metrics": METRICS, **options}
     # Recovered, networks without training all answer as the dense one does, and there is nothing to rank.
-    return correlate("digits:cnn", "digits", out=out, calibration_images=32, recovery=False, **asked)
+    return correlate("digits:cnn", "digits", out=out, calibration_images=32, recovery=False, **{"round_to": 1, **asked})
 
 
 @pytest.fixture(scope="module")
