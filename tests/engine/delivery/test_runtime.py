@@ -54,7 +54,7 @@ def test_a_whole_run(job, tmp_path):
     onnx = result.summary.onnx
     assert onnx.warnings == ()
     assert onnx.latency_ms == LatencyMs(2.0, 1.0)
-    assert "is faster than the dense network in our own one (0.50 of" in onnx.verdict
+    assert "0.50 of the dense latency in our own one, batch" in onnx.verdict
     assert result.summary.agreement.compact_vs_onnx < 1e-5
 
 
@@ -79,7 +79,7 @@ def test_a_run_in_every_runtime(name, tmp_path):
     onnx = result.summary.onnx
     assert onnx.warnings == ()
     assert onnx.runtime == RUNTIMES[name].name
-    assert f"in {RUNTIMES[name].place} (" in onnx.verdict
+    assert f"in {RUNTIMES[name].place}, batch" in onnx.verdict
     assert result.summary.versions[name] == RUNTIMES[name].version
     assert result.summary.agreement.compact_vs_onnx < 1e-4
     assert onnx.int8 is not None
