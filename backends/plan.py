@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Plan:
 
     def is_gone(self, tensor: str) -> bool:
         """Whether a parameter or buffer of the dense network went with a branch."""
-        return any(f"{tensor}.".startswith(f"{name}.") for name in self.gone)
+        return inside(tensor, self.gone)
 
     def save(self, folder: Path, name: str = "plan.json") -> None:
         """Write `plan.json`, and `masks.safetensors` if there are masks. The same plan gives the same bytes."""
@@ -117,6 +117,11 @@ class Plan:
             return _parse(document, folder)
         except DAMAGE as error:
             raise FreePruneError(f"{path} is damaged ({type(error).__name__}: {brief(error)}); run the pruning again") from None
+
+
+def inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module, parameter or buffer is one of these or lies in one of them."""
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def _parse(document: dict[str, Any], folder: Path) -> Plan:

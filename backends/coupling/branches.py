@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ...common import Inputs
 from ...copies import copied
 from ..difference import relative_difference
+from ..plan import inside
 from ..surgery.gone import without
 from ..tracing.passes import plain_kernels, undisturbed
 
@@ -45,12 +46,11 @@ class Branch:
     @property
     def removed(self) -> dict[str, int]:
         """What `remove` takes out: the modules, and the parameters that lie in none of them."""
-        inside = tuple(f"{module}." for module in self.modules)
-        return {**self.modules, **{name: 0 for name in sorted(self.parameters) if not name.startswith(inside)}}
+        return {**self.modules, **{name: 0 for name in sorted(self.parameters) if not inside(name, self.modules)}}
 
     def holds(self, parameter: str, module: str) -> bool:
         """Whether a parameter, or what runs in a module, goes with the branch."""
-        return parameter in self.parameters or any(f"{module}.".startswith(f"{name}.") for name in self.modules)
+        return parameter in self.parameters or inside(module, self.modules)
 
 
 def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tuple[Branch, ...]:
@@ -118,7 +118,7 @@ class _Calls:
 
 def _above(name: str, other: str) -> bool:
     """Whether a module or parameter lies in the other module."""
-    return name != other and name.startswith(f"{other}.")
+    return name != other and inside(name, [other])
 
 
 def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[Branch]:

@@ -28,7 +28,7 @@ from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
 from ..coupling.repair import settle
 from ..criteria import Importance
-from ..plan import Attribute, Plan, structure_of
+from ..plan import Attribute, Plan, inside, structure_of
 from ..surgery.gone import Gone, without
 from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
@@ -53,7 +53,8 @@ class Channel:
         importance: orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
         round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
-            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at (`AUTO`).
+            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at (`AUTO`),
+            which is what a run asks for unless it is told something else.
         min_width: the fewest channels that stay of a group, if it has as many.
         depth: whether residual branches may go as a whole. Each is one more group, after those of channels, of a single unit
             that is there or not.
@@ -105,9 +106,8 @@ class Channel:
         if not any(group.units > group.minimum for group in self.groups):
             raise FreePruneError(nothing_to_prune(self._coupling.trace, round_to))
         least = np.maximum([group.minimum for group in self.groups], 1)
-        if (self.channels(least)[:, : self.split] == 1).any() and not self._runs(
-            least
-        ):  # with a single channel other operators may run
+        single = (self.channels(least)[:, : self.split] == 1).any()
+        if single and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
         self._costs = self._cost_model(dense)
 
@@ -130,10 +130,10 @@ class Channel:
 
     def _fast(self, group: ClassGroup, span: int) -> int:
         """The number of channels in a unit by `AUTO`; fewer where one takes several coordinates along, as a head does."""
-        name, dim = group.members[0]
-        channels = self._traced.get_parameter(name).shape[dim] if group.members else 0
+        parameters = dict(self._traced.named_parameters())  # a group has one at least, though a buffer may come first
+        channels = next(parameters[name].shape[dim] for name, dim in group.members if name in parameters)
         step = next((step for least, step in AUTO if channels >= least), 1)
-        return math.lcm(span, max(1, step * group.roots.size // max(channels, 1)))
+        return math.lcm(span, max(1, step * group.roots.size // channels))
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
         groups = zip(self._coupling.groups, self._steps, strict=False)
@@ -180,7 +180,7 @@ class Channel:
         classes, gone = self._kept_classes(kept), self._gone(kept)
         indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
         sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
-        return [size for size in sizes if not any(f"{size.module}.".startswith(f"{name}.") for name in gone)]
+        return [size for size in sizes if not inside(size.module, gone)]
 
     def _gone(self, kept: Counts) -> dict[str, int]:
         """The modules and parameters that go with the branches that are gone (`Plan.gone`)."""
@@ -358,7 +358,7 @@ class Channel:
         indices, gone = self.kept_indices(kept), self._gone(kept)
         there = zip(self.branches, kept[self.split :], strict=True)
         dense = self._skeleton.tensors
-        held = {name for name in dense if any(f"{name}.".startswith(f"{module}.") for module in gone)}
+        held = {name for name in dense if inside(name, gone)}
         lost = frozenset(held).union(*(branch.parameters for branch, stays in there if not stays))
         tensors = {name: sliced(dense[name], dims) for name, dims in indices.items() if name not in lost}
         module = self._skeleton.network.get_submodule

@@ -270,3 +270,22 @@ def test_a_cifar_resnet_has_a_group_for_each_stream_and_each_block(depth):
     streams = {"conv1": 16, "layer2.0.conv2": 16, "layer3.0.conv2": 32}
     inner = {f"layer{s}.{b}.conv1": 8 * 2**s for s in (1, 2, 3) for b in range(blocks)}
     assert {group.name: group.units for group in backend.groups} == {**streams, **inner}
+
+
+class Scaled(nn.Module):
+    """A buffer is read before the layer whose outputs it scales; its sizes are those of the group."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gain", torch.linspace(0.5, 1.5, 32))
+        self.conv, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 5)
+
+    def forward(self, x):
+        gain = self.gain.view(1, -1, 1, 1) * 1
+        return self.head((self.conv(x) * gain).relu().mean((2, 3)))
+
+
+def test_widths_that_runtimes_like_by_the_size_of_a_group():
+    network = Scaled().eval()
+    backend = BACKENDS["channel"](network, (networks.images(2),), importance("l2", network), round_to="auto")
+    assert [(group.name, group.units) for group in backend.groups] in ([("conv", 4)], [("gain", 4)])
