@@ -122,6 +122,7 @@ def finished_run(
     """
     rehearsed = Rehearsed()
     if not (resume and (folder / files.SUMMARY).exists()):
+        strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
         _tell_dense(job, progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
     files.open_folder(folder, job.config, resume, force)

@@ -493,3 +493,16 @@ def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_
     if change is not live_mask:
         with pytest.raises(freeprune.FreePruneError, match=r"cannot be met: .*'3\.weight_"):
             prune(tmp_path / "harsh", granularity, model=dense, target={"nonzero": 0.1}, trials=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warm_starts": ("deep",)}, "there is no warm start 'deep'"),
+        ({"strategy": "knapsack", "trials": 2}, "needs . trials, not 2"),
+    ],
+)
+def test_what_the_strategy_refuses_leaves_nothing_behind(options, message, tmp_path):
+    with pytest.raises(freeprune.FreePruneError, match=message):
+        prune(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
