@@ -24,9 +24,10 @@ from .measuring import measure, network_times, wanted_for
 from .model import LatencyModel
 from .timer import NetworkTimer, TimeLayer, TimeNetwork, layer_timer
 
-TIGHTENINGS = 3  # at most
+CORRECTIONS = 3  # of the limit, at most
 MARGIN = 0.99  # a network right at the target would miss it every second time
-BEST = 10  # trials that are projected again under a tightened target
+USED = 0.97  # of the target: with less, the limit is loosened
+BEST = 20  # trials that are projected again under a corrected limit
 ROUNDS = 3  # rounds of timing a result, so that a busy moment of the machine does not decide; the model needs only one
 
 
@@ -69,7 +70,7 @@ class Latency:
         wanted: the measurements that the prediction needs.
         measured: all of them; times of further networks are added.
         time_network: times further networks.
-        progress: is called at every tightening.
+        progress: is called at every correction of the limit.
 
     Attributes:
         target: as it was given.
@@ -114,7 +115,7 @@ class Latency:
         return before.changed(costs=self.costs, targets={**before.targets, LATENCY: limit})
 
     def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, dict[str, Any]]:
-        """Measure the result; while it is too slow, project the best trials again under a tightened limit.
+        """Measure the result; while it is too slow or faster than asked, project the best trials again under another limit.
 
         Args:
             found: the result of the search in `space(limit)`.
@@ -122,23 +123,24 @@ class Latency:
             score_all: scores networks given by their kept units.
 
         Returns:
-            The measured network that is fastest relative to the target, and a report on the target.
+            Of the measured networks that meet the target the one with the best score, or else the fastest; and a report on the
+            target.
         """
-        candidate, limit, tightened = found, self.limit, 0
-        ratio = self._over(found.kept)
-        best, over, best_limit = candidate, ratio, limit
-        while over > 1 and tightened < TIGHTENINGS:
+        candidate, limit = found, self.limit
+        measured = [(self._over(found.kept), candidate, limit)]
+        while not USED <= (ratio := measured[-1][0]) <= 1 and len(measured) <= CORRECTIONS:
             limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
             try:
                 space = self.space(limit)
             except FreePruneError:  # even the smallest network is predicted to take longer
                 break
-            tightened += 1
-            self._progress("latency", tightened, TIGHTENINGS, f"{ratio:.1%} of the target, tightened to {limit:.3g} ms")
+            self._progress("latency", len(measured), CORRECTIONS, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
             candidate = _projected_again(space, candidate, trials, score_all)
-            ratio = self._over(candidate.kept)
-            if ratio < over:
-                best, over, best_limit = candidate, ratio, limit
+            if any((candidate.kept == before.kept).all() for _, before, _ in measured):
+                break
+            measured.append((self._over(candidate.kept), candidate, limit))
+        met = [one for one in measured if one[0] <= 1]
+        over, best, best_limit = max(met, key=lambda one: one[1].score) if met else min(measured, key=lambda one: one[0])
         pruned, dense = self._times(best.kept)
         return best, {
             "target_ms": self.target.resolve(dense),
@@ -147,7 +149,7 @@ class Latency:
             "measured_ms": pruned,
             "dense_ms": dense,
             "met": over <= 1,
-            "tightened": tightened,
+            "tightened": sum(over > 1 for over, _, _ in measured[:-1]),
             "batch": self._job.settings.latency_batch,
             "threads": self._job.settings.latency_threads,
             "table": {

@@ -109,6 +109,13 @@ def test_a_winner_that_misses_is_projected_again_until_it_meets(clock, tmp_path)
     assert latency["measured_ms"] <= latency["target_ms"] == 0.7 * latency["dense_ms"]
 
 
+def test_a_winner_that_is_faster_than_asked_gets_more(clock, tmp_path):
+    clock.disturb = lambda ms: 0.85 * ms if ms < clock.ms(UNITS) else ms
+    latency = prune(tmp_path / "out").summary["latency"]
+    assert (latency["met"], latency["tightened"]) == (True, 0)
+    assert 0.95 * latency["target_ms"] <= latency["measured_ms"] <= latency["target_ms"] < latency["limit_ms"]
+
+
 def test_after_three_times_a_target_is_missed(clock, tmp_path):
     clock.disturb = lambda ms: max(ms, 0.72 * clock.ms(UNITS))
     result = prune(tmp_path / "out")
@@ -136,7 +143,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("stage", "at", "what"),
     [
-        ("latency", 50, "tables"), ("latency", 4, "whole networks"), ("search", 7, "best score"), ("latency", 1, "tightened"),
+        ("latency", 50, "tables"), ("latency", 4, "whole networks"), ("search", 7, "best score"), ("latency", 1, "limit now"),
         ("export", 0, ""),
     ],
 )  # fmt: skip
