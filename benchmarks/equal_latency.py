@@ -1,0 +1,333 @@
+"""Every method's network at the same measured latency, fine-tuned alike: what latency costs in accuracy.
+
+    python benchmarks/equal_latency.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
+
+DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`; the weights of the
+other networks are in `studies/weights`. FreePrune is asked for the latency; every other method has one number that makes its
+network smaller, and bisection over measurements finds the one that gives the latency. Latency is that of the exported file in
+ONNX Runtime, one thread, batch 32, in turn with the dense one in one process. All networks get the same recovery from the same
+images without labels, and then the same 15,000 images of fine-tuning. One JSON a cell in `results/latency/`; what is there is
+not computed again. `peers_report.py` makes the table of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_methods import quiet
+from peers import HERE, IMAGES, LATENCY_BATCH, NETWORKS
+from torch import nn
+
+import freeprune
+from freeprune.backends import Plan, apply
+from freeprune.backends.onnx import ONNX_RUNTIME
+from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.runtime import first_rows
+from freeprune.common import write_atomically
+from freeprune.engine.asked.settings import settings
+from freeprune.engine.inputs.batches import Data
+from freeprune.engine.inputs.calibration import recalibrated
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.run.job import Job, prepare
+from freeprune.engine.run.recovery import made_good
+from freeprune.engine.training.trainer import accuracy, train
+
+RESULTS = HERE / "results" / "latency"
+CALIBRATION = 128  # images that candidates are scored on, and as many that they are fitted to
+ROUNDS = 2  # of 20 runs of each network, for one latency
+STEPS = 8  # of bisection, at most
+NEAR = 0.01  # of the latency asked for
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one network at one share of the dense latency."""
+
+    network: str
+    share: float
+    method: str
+
+    def name(self, seed: int) -> str:
+        return f"{self.network}-{round(100 * self.share)}-{self.method}-{seed}"
+
+
+ROWS = [("resnet56", share) for share in (0.65, 0.5, 0.8, 0.4)] + [("resnet20", share) for share in (0.65, 0.5, 0.8)]
+ABLATED = [("resnet56", 0.65), ("resnet56", 0.5)]  # depth and width together against either alone
+
+
+def cells() -> Iterator[Cell]:
+    """All of them, in the order in which they are worth most."""
+    for method in METHODS:
+        for network, share in ABLATED if method in ("freeprune-widths", "freeprune-depth") else ROWS:
+            if share != 0.4 or method in SEARCHED:
+                yield Cell(network, share, method)
+
+
+class Bench:
+    """The data, and for a network its groups and the clock; made once a process."""
+
+    def __init__(self, data: Path, weights: Path, images: int = IMAGES, trials: int | None = None) -> None:
+        self.data: Data = replace(load_data(f"imagefolder:{data}"), source="CIFAR-10 as JPEG")
+        self.weights, self.images = weights.resolve(), images
+        self.searched = {} if trials is None else {"trials": trials}
+        self._jobs: dict[tuple[str, int, int], Job] = {}
+        self._clocks: dict[str, Clock] = {}
+
+    def network(self, name: str) -> nn.Module:
+        spec, file = NETWORKS[name]
+        return load_weights(load_model(spec), self.weights / file).eval()
+
+    def job(self, name: str, seed: int, round_to: int = 1) -> Job:
+        """The groups at widths in these steps, branches included, as a search of the package sees them."""
+        key = name, seed, round_to
+        if key not in self._jobs:
+            options = {"seed": seed, "round_to": round_to, "depth": True, "calibration_images": CALIBRATION}
+            self._jobs[key] = prepare(self.network(name), None, self.data, settings({"macs": 0.5}, options), None)
+        return self._jobs[key]
+
+    def clock(self, name: str) -> Clock:
+        if name not in self._clocks:
+            self._clocks[name] = Clock(self.network(name), self.job(name, 0))
+        return self._clocks[name]
+
+
+class Clock:
+    """Latency of a network as a share of the dense one's."""
+
+    def __init__(self, dense: nn.Module, job: Job) -> None:
+        self._images = first_rows(job.batch.inputs, LATENCY_BATCH)
+        self._scratch = tempfile.TemporaryDirectory()
+        self._dense = self._exported(dense, "dense")
+
+    def _exported(self, network: nn.Module, name: str) -> Path:
+        return export_onnx(network, self._images, Path(self._scratch.name) / f"{name}.onnx", {}).path
+
+    def share(self, network: nn.Module, rounds: int = ROUNDS) -> float:
+        paths = {"dense": self._dense, "pruned": self._exported(network, "pruned")}
+        found = [ONNX_RUNTIME.latency_ms(paths, self._images, threads=1) for _ in range(rounds)]
+        return min(ms["pruned"] for ms in found) / min(ms["dense"] for ms in found)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network of a peer, and the same widths as a plan of the package."""
+
+    network: nn.Module
+    plan: Plan
+    kept: np.ndarray
+
+
+Line = Callable[[float], Pruned]
+"""From 0, the dense network, to 1, the smallest one."""
+
+
+def spread(units: np.ndarray, minimum: np.ndarray, t: float) -> np.ndarray:
+    """Kept units at the rate `t`: rounded up in some groups and down in others, so that small steps of `t` are small steps."""
+    exact = minimum + (units - minimum) * (1 - t)
+    return np.clip(np.floor(exact + GOLDEN * np.arange(1, len(units) + 1) % 1), minimum, units).astype(np.int64)
+
+
+def planned(job: Job, kept: np.ndarray) -> Pruned:
+    plan = job.backend.plan(kept)
+    return Pruned(apply(job.network, plan), plan, kept)
+
+
+def all_widths(bench: Bench, name: str, seed: int, *, round_to: int, inner: bool = False) -> Line:
+    """Equal rates; `inner` leaves the streams that shortcuts run along as they are, as those who halve widths by hand do."""
+    job = bench.job(name, seed, round_to)
+    groups = job.backend.groups
+    units = np.array([group.units for group in groups])
+    fixed = np.array([g.name.endswith("branch") or (inner and not g.name.endswith(".conv1")) for g in groups])
+    minimum = np.where(fixed, units, 1)
+    return lambda t: planned(job, spread(units, minimum, t))
+
+
+def blocks(bench: Bench, name: str, seed: int, *, shuffled: bool) -> Line:
+    """Whole branches, from the end or in a random order; the inner width of the last one shrinks for what is left."""
+    job = bench.job(name, seed)
+    groups = job.backend.groups
+    units = np.array([group.units for group in groups])
+    branches = [i for i, group in enumerate(groups) if group.name.endswith("branch")][::-1]
+    if shuffled:
+        branches = np.random.default_rng([seed, 3]).permutation(branches).tolist()
+    first = {g.name.rsplit(".", 1)[0]: j for j, g in enumerate(groups) if g.name.endswith(".conv1")}
+    inner = {i: first[groups[i].name.split()[0]] for i in branches}
+
+    def line(t: float) -> Pruned:
+        kept, gone = units.copy(), min(int(t * len(branches)), len(branches) - 1)
+        kept[branches[:gone]] = 0
+        last, left = inner[branches[gone]], t * len(branches) - gone
+        kept[last] = max(1, round(units[last] * (1 - left)))
+        return planned(job, kept)
+
+    return line
+
+
+def torch_pruning(bench: Bench, name: str, seed: int, *, round_to: int, **kind: bool) -> Line:
+    """DepGraph, group L2. Streams with padded shortcuts it cannot follow, so that they are left whole there."""
+    import torch_pruning as peer
+
+    from freeprune.engine.inputs.networks import PadShortcut
+
+    job, dense = bench.job(name, seed), bench.network(name)
+    example = job.batch.inputs[0][:2]
+    padded = any(isinstance(m, PadShortcut) for m in dense.modules())
+    whole = [n for n, _ in dense.named_modules() if padded and (n == "conv1" or n.endswith(".conv2"))]
+    groups = job.backend.groups
+
+    def line(t: float) -> Pruned:
+        network = bench.network(name)
+        last = [m for m in network.modules() if isinstance(m, nn.Linear)]
+        ignored = [*last, *(network.get_submodule(n) for n in whole)]
+        with quiet():
+            peer.pruner.BasePruner(
+                network, example, peer.importance.GroupMagnitudeImportance(p=2), pruning_ratio=t * (1 - 1e-3),
+                ignored_layers=ignored, round_to=round_to, **kind,
+            ).step()  # fmt: skip
+        kept = [1 if g.name.endswith("branch") else min(network.get_submodule(g.name).out_channels, g.units) for g in groups]
+        return replace(planned(job, np.array(kept)), network=network.eval())
+
+    return line
+
+
+LINES: dict[str, Callable[[Bench, str, int], Line]] = {
+    "uniform": partial(all_widths, round_to=1),
+    "uniform-8": partial(all_widths, round_to=8),
+    "inner-halved": partial(all_widths, round_to=4, inner=True),
+    "blocks-from-the-end": partial(blocks, shuffled=False),
+    "blocks-at-random": partial(blocks, shuffled=True),
+}
+for steps in (1, 8):
+    LINES[f"torch-pruning-{steps}"] = partial(torch_pruning, round_to=steps)
+    LINES[f"torch-pruning-global-{steps}"] = partial(torch_pruning, round_to=steps, global_pruning=True)
+    LINES[f"torch-pruning-isomorphic-{steps}"] = partial(torch_pruning, round_to=steps, global_pruning=True, isomorphic=True)
+SEARCHED: dict[str, dict[str, Any]] = {
+    "freeprune": {},
+    "freeprune-widths": {"depth": False},
+    "freeprune-depth": {"depth": True, "only": ["*branch"]},
+}
+METHODS = ("freeprune", *LINES, "freeprune-widths", "freeprune-depth")
+
+
+def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+    """The result for each seed, an own search or one bisection for all where the seed does not change the line."""
+    start = time.perf_counter()
+    if cell.method in SEARCHED:
+        found = {seed: searched(bench, cell, seed) for seed in seeds}
+    elif cell.method == "blocks-at-random":
+        found = {seed: at_latency(bench, cell, (seed,))[seed] for seed in seeds}
+    else:
+        found = at_latency(bench, cell, seeds)
+    about = {
+        "network": cell.network, "share": cell.share, "method": cell.method, "finetune_images": bench.images,
+        "seconds": (time.perf_counter() - start) / len(seeds), "machine": machine(),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("freeprune", "torch", "onnxruntime")}},
+    }  # fmt: skip
+    return {seed: {**about, "seed": seed, **one} for seed, one in found.items()}
+
+
+def machine() -> dict[str, Any]:
+    """The processor that latency was measured on, and the card of fine-tuning."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {"processor": model, "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def recipe(bench: Bench) -> freeprune.Recipe:
+    return freeprune.Recipe(images=bench.images, precision="bf16-mixed")
+
+
+def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
+    """One run, by what users call."""
+    spec, file = NETWORKS[cell.network]
+    with tempfile.TemporaryDirectory() as folder:
+        result = freeprune.prune(
+            spec, bench.data, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"], out=Path(folder) / "run",
+            seed=seed, calibration_images=CALIBRATION, finetune=recipe(bench), progress=False,
+            **bench.searched, **SEARCHED[cell.method],
+        )  # fmt: skip
+        summary = result.summary.to_json()
+        share = bench.clock(cell.network).share(result.network, 3)
+    names = ("accuracy", "score", "trials", "threads", "latency_target", "latency")
+    return {
+        "accuracy": summary["accuracy"]["finetuned"], "latency_share": share,
+        "kept": {g["name"]: g["kept"] for g in summary["groups"]},
+        "summary": {name: summary[name] for name in names if name in summary}, "parts": summary["seconds"],
+    }  # fmt: skip
+
+
+def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+    """The network of a line that takes the latency asked for, fine-tuned with every seed."""
+    line, clock = LINES[cell.method](bench, cell.network, seeds[0]), bench.clock(cell.network)
+    low, high, best = 0.0, 1.0, None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        pruned = line(middle)
+        share = clock.share(pruned.network)
+        if best is None or abs(share - cell.share) < abs(best[0] - cell.share):
+            best = share, middle, pruned
+        if abs(share / cell.share - 1) < NEAR:
+            break
+        low, high = (middle, high) if share > cell.share else (low, middle)
+    assert best is not None
+    share, t, pruned = best
+    found = {}
+    for seed in seeds:
+        job = bench.job(cell.network, seed)
+        plain = recalibrated(pruned.network, job.batch)
+        good = made_good(job, apply(job.network, pruned.plan), pruned.plan)[1]
+        training = replace(recipe(bench), augment=bench.data.augment)
+        results = {}
+        for what, start in (("plain", plain), ("recovered", good)):
+            tuned = train(start, job.train, training, seed=seed)
+            results[what] = {
+                "before": accuracy(start, bench.data.test), "finetuned": accuracy(tuned, bench.data.test),
+                "latency_share": clock.share(tuned, 3) if what == "recovered" else share,
+            }  # fmt: skip
+        found[seed] = {
+            "accuracy": max(one["finetuned"] for one in results.values()),
+            "latency_share": results["recovered"]["latency_share"],
+            "kept": dict(zip([g.name for g in job.backend.groups], pruned.kept.tolist(), strict=True)), "at": t, **results,
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--weights", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="cells by name, without the seed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(options.data, options.weights)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for cell in cells():
+        missing = tuple(s for s in range(options.seeds) if not (RESULTS / f"{cell.name(s)}.json").exists())
+        if missing and any(fnmatch(cell.name(0).removesuffix("-0"), pattern) for pattern in options.only):
+            for seed, found in run(bench, cell, missing).items():
+                save(RESULTS, cell.name(seed), found)
+
+
+def save(folder: Path, name: str, found: dict[str, Any]) -> None:
+    write_atomically(folder / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())
+    print(f"{name}: {found['accuracy']:.2%} at {found['latency_share']:.3f}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
