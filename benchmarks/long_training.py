@@ -49,14 +49,14 @@ def trained(
         lr=factor, momentum=recipe.momentum, nesterov=True, fused=True,
     )  # fmt: skip
     draw = torch.Generator("cuda").manual_seed(seed)
-    counter = torch.zeros((), dtype=torch.int64, device="cuda")
+    counter = torch.zeros(1, dtype=torch.int64, device="cuda")
     rates = torch.tensor([rate * rate_factor(step, steps, recipe.warmup) for step in range(steps)], device="cuda")
     order, shifts, mirrored = drawn(len(images), steps, recipe.batch_size, images.shape[-1] // 8, draw)
 
     def step() -> Tensor:
-        factor.copy_(rates[counter])
-        picked = order[counter]
-        batch = shifted(images[picked], shifts[counter], mirrored[counter]).contiguous(memory_format=torch.channels_last)
+        factor.copy_(rates[counter][0])
+        picked = order[counter][0]
+        batch = shifted(images[picked], shifts[counter][0], mirrored[counter][0]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             loss = F.cross_entropy(student(batch), labels[picked])
         optimizer.zero_grad(set_to_none=True)

@@ -38,8 +38,7 @@ def _full(candidate: Candidate, name: str, own: Tensor, before: Tensor) -> Tenso
     if not restrict:
         return own
     full = torch.zeros_like(before)
-    ids = [
-        torch.from_numpy(restrict[d]).to(own.device) if d in restrict else torch.arange(n) for d, n in enumerate(before.shape)
-    ]
+    stays = [torch.from_numpy(restrict[d]) if d in restrict else torch.arange(n) for d, n in enumerate(before.shape)]
+    ids = [there.to(own.device) for there in stays]
     full[torch.meshgrid(*ids, indexing="ij")] = own
     return full

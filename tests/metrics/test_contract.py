@@ -45,6 +45,19 @@ def test_a_metric_is_deterministic_and_changes_nothing(metric, granularity):
     assert not skeleton.training
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("metric", "granularity"), CASES)
+def test_a_metric_gives_on_a_gpu_what_it_gives_on_the_cpu(metric, granularity):
+    scores = []
+    for device in ("cpu", "cuda"):
+        network = networks.build("resnet_a").to(device)
+        batch = Batch((networks.images(16).to(device),), (torch.arange(16) % 5).to(device))
+        finer = {"nm": "4"} if granularity == "nm" else {}
+        backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network), **finer)
+        scores.append(METRICS[metric](backend.candidate(kept(backend, 0.5)), reference(network, batch), batch))
+    assert scores[1] == pytest.approx(scores[0], rel=1e-2, abs=1e-3)
+
+
 # The others need not fall on random weights: what they measure is no loss.
 FALLING = [
     "calibratedkl",
