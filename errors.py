@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
+
+CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)|[\x00-\x08\x0b-\x1f\x7f]")  # colours and the like
 
 
 class FreePruneError(Exception):
@@ -38,5 +41,5 @@ def cause(error: BaseException) -> str:
 
 
 def first_line(text: object) -> str:
-    """The first line of a text, such as that of an error; "" where there is none."""
-    return str(text).strip().partition("\n")[0]
+    """The first line of a text, such as that of an error, without codes for a terminal; "" where there is none."""
+    return CODES.sub("", str(text)).strip().partition("\n")[0].strip()

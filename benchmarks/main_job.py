@@ -25,7 +25,8 @@ from freeprune.common import Batch
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.calibration import draw
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.inputs.models import load_model
+from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.training.trainer import accuracy, train
 from freeprune.metrics import METRICS, reference
 

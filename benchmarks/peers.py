@@ -37,7 +37,8 @@ from freeprune.common import Batch, write_atomically
 from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.calibration import draw, recalibrated
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.inputs.models import load_model
+from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.training.trainer import accuracy, train
 
 HERE = Path(__file__).parent

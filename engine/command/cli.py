@@ -157,7 +157,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     from ..apply import apply, read_plan
     from ..inputs.batches import split
     from ..inputs.calibration import draw
-    from ..inputs.models import load_weights
+    from ..inputs.weights import load_weights
     from ..run import scoring
     from ..run.job import dense_network
 

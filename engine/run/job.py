@@ -37,8 +37,9 @@ from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
 from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest, on_device
-from ..inputs.models import load_model, load_weights
+from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
+from ..inputs.weights import load_weights
 from ..tasks import AGREEMENT, CLASSIFICATION, Task
 from ..user_code import name_of, scored, warn
 

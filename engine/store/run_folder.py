@@ -20,7 +20,7 @@ from ...backends.onnx import ONNX_RUNTIME
 from ...common import FreePruneError, brief, cause, parse_json, write_atomically
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
-from ..inputs.models import load_weights
+from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
 from .studies import Comparison, Study, Sweep
