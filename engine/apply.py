@@ -14,9 +14,10 @@ from ..common import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values
-from .inputs.batches import split
+from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
 from .inputs.data import load_data
+from .inputs.libraries import stated_by
 from .inputs.memory_format import on_device
 from .run.job import dense_network, on_cpu
 from .run.recovery import joined, not_fitted, recovered
@@ -30,6 +31,7 @@ def apply(
     plan: Plan | str | Path,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     recover: Any = None,
     calibration_images: int = Settings.calibration_images,
     seed: int = Settings.seed,
@@ -41,7 +43,8 @@ def apply(
     Args:
         model: the dense network, left as it is, or a spec, as for `prune`.
         plan: of `Result.plan`; or a `plan.json`, or the folder that holds one.
-        weights: a file for the dense network's weights.
+        weights: a file for the dense network's weights, or `pretrained`, as for `prune`.
+        weights_key: as for `prune`.
         recover: data as for `prune`, labels or not: the batch norms are renewed on some of the training images and the weights
             made good, if that brings the outputs on other images closer to the dense network's; else a
             `FreePruneWarning` says why not.
@@ -57,8 +60,9 @@ def apply(
         FreePruneError: the plan is missing or damaged, or the network is not the one that it was made for.
     """
     found = applied(
-        model, plan, weights=weights, recover=recover, calibration_images=calibration_images, seed=seed, out=out, force=force
-    )
+        model, plan, weights=weights, weights_key=weights_key, recover=recover, calibration_images=calibration_images,
+        seed=seed, out=out, force=force,
+    )  # fmt: skip
     if found.recovery is not None and not found.recovery.kept:
         warn(f"the weights were not made good: {found.recovery.note}")
     return found.network
@@ -82,8 +86,8 @@ class Applied:
 
 
 def applied(
-    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, recover: Any, calibration_images: int,
-    seed: int, out: str | Path | None, force: bool,
+    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None, recover: Any,
+    calibration_images: int, seed: int, out: str | Path | None, force: bool,
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
     for name, value in (("calibration_images", calibration_images), ("seed", seed)):
@@ -93,10 +97,12 @@ def applied(
         if (Path(out) / files.WEIGHTS).exists() and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
-    dense = dense_network(model, weights, seed)
+    dense = dense_network(model, weights, seed, weights_key)
     smaller, recovery = pruned(dense, removed).eval(), None
     if recover is not None:
-        smaller, recovery = _recovered(on_cpu(dense), on_cpu(smaller), removed, recover, calibration_images, seed)
+        whole = on_cpu(dense)
+        data = load_data(recover, stated=stated_by(model, weights, whole), network=in_float32(whole))
+        smaller, recovery = _recovered(whole, on_cpu(smaller), removed, data, calibration_images, seed)
     if out is not None:
         files.make_folder(Path(out))
         removed.save(Path(out))
@@ -105,10 +111,9 @@ def applied(
 
 
 def _recovered(
-    dense: nn.Module, smaller: nn.Module, plan: Plan, source: Any, count: int, seed: int
+    dense: nn.Module, smaller: nn.Module, plan: Plan, data: Data, count: int, seed: int
 ) -> tuple[nn.Module, Recovery]:
     """The pruned network with its weights made good on the first images that a run would be scored on."""
-    data = load_data(source)
     training, _ = split(data, seed)
     batch = draw(training, data, count, seed)
     fitted = joined(batch, further(training, data, batch, seed))

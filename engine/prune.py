@@ -46,6 +46,7 @@ def prune(
     seed: int = Settings.seed,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -74,7 +75,9 @@ def prune(
         seed: of all random draws.
         finetune: how the best network is trained, or your own function from (network, data) to the trained network; None to
             skip it.
-        weights: a file for the dense network's weights.
+        weights: a file for the dense network's weights; or `pretrained`, for those that the library of a network by name
+            downloads.
+        weights_key: what the weights lie under in their file, such as `ema`; by default what fits the network.
         workers: number of processes that score, with one thread each. Default: this process with all its threads.
         resume: continue the run in `out`.
         force: replace the run in `out`.
@@ -101,7 +104,7 @@ def prune(
     folder = Path(out)
     files.check_folder(folder, resume, force)
     check(placement)
-    job = prepare(model, weights, data, asked, finetune, folder=folder if resume else None, timed=True)
+    job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder if resume else None, timed=True)
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
 
 

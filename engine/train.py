@@ -13,6 +13,7 @@ from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
 from .inputs.adoption import in_float32, with_values
 from .inputs.data import load_data
+from .inputs.libraries import stated_by
 from .progress import Shown, shows_progress
 from .run.job import dense_network
 from .store import run_folder as files
@@ -47,6 +48,7 @@ def train(
     *,
     recipe: Recipe = Recipe(epochs=10.0),  # noqa: B008  # frozen
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     progress: Shown = None,
@@ -57,7 +59,8 @@ def train(
         model: the network, left as it is, or a spec, as for `prune`.
         data: as for `prune`. The test images are measured once, at the end.
         recipe: how long and how. Photographs are always augmented.
-        weights: a file of weights to start from.
+        weights: a file of weights to start from, or `pretrained`, as for `prune`.
+        weights_key: as for `prune`.
         out: the `.safetensors` file to write; its folder is made where it is missing.
         seed: of all random draws.
         progress: as for `prune`.
@@ -71,8 +74,8 @@ def train(
     SETTINGS["seed"].check(seed)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
-    network = dense_network(model, weights, seed)
-    images = load_data(data)
+    network = dense_network(model, weights, seed, weights_key)
+    images = load_data(data, stated=stated_by(model, weights, network), network=in_float32(network))
     if not images.labelled:
         raise FreePruneError(
             f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"

@@ -101,11 +101,12 @@ COMMANDS: dict[str, Command] = {
             flag="--input", kind=Kind.EACH,
         ),
         SOURCE["data"].but(required=False, help="Data to take the input from instead; as for prune."), SOURCE["weights"],
+        SOURCE["weights_key"],
         SETTINGS["granularity"], SETTINGS["max_rate"], LAYOUT, JSON,
         declare(None, "Draw the coupling of the layers into this .svg file.", name="graph", kind=Kind.PATH),
     )),
     "apply": Command((
-        SOURCE["weights"].but(required=True, help="The dense network's weights."), PLAN,
+        SOURCE["weights"].but(required=True, help="The dense network's weights; as for prune."), SOURCE["weights_key"], PLAN,
         declare(
             None, "Data as for prune, labels or not: make the weights good on some of their images.", name="recover",
         ),

@@ -27,24 +27,32 @@ class Source:
         help="Training and test data, with labels or without: imagefolder:DIR, npz:FILE, digits, or package.module:callable.",
         required=True,
     )
-    weights: Path | None = option(None, "Weights to load into the network: a .safetensors, .pt or .pth file.", kind=Kind.PATH)
+    weights: Path | None = option(
+        None,
+        "Weights to load into the network: a .safetensors, .pt, .pth, .ckpt or .bin file; or pretrained, for those that "
+        "torchvision, timm or hf download.",
+        kind=Kind.PATH,
+    )
+    weights_key: str | None = option(
+        None, "What the weights lie under in their file, such as ema or state_dict.teacher.", shown="whatever fits the network"
+    )
     mean: tuple[float, ...] | None = option(
         None,
         "Mean of each image channel, such as 0.485,0.456,0.406.",
         kind=Kind.NUMBERS,
-        shown="ImageNet's for RGB, else 0.5; 0 for float arrays",
+        shown="as pretrained weights want it; else ImageNet's for RGB, 0.5 for grey, 0 for float arrays",
     )
     std: tuple[float, ...] | None = option(
         None,
         "Standard deviation of each image channel.",
         kind=Kind.NUMBERS,
-        shown="ImageNet's for RGB, else 0.5; 1 for float arrays",
+        shown="as pretrained weights want it; else ImageNet's for RGB, 0.5 for grey, 1 for float arrays",
     )
     image_size: int | None = option(
         None,
         "Height and width in pixels that the images of a folder are scaled and cropped to.",
         kind=Kind.WHOLE,
-        shown="unchanged if all have one size, else 224",
+        shown="as pretrained weights want it; else unchanged if all have one size, else 224",
     )
 
 

@@ -155,19 +155,23 @@ def correlate(model: str, **given: Any) -> None:
 def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score MODEL pruned by a plan, before fine-tuning or with the weights of --pruned."""
     from ..apply import apply, read_plan
+    from ..inputs.adoption import in_float32
     from ..inputs.batches import split
     from ..inputs.calibration import draw
+    from ..inputs.data import load_data
+    from ..inputs.libraries import stated_by
     from ..inputs.weights import load_weights
     from ..run import scoring
     from ..run.job import dense_network
 
     options.set_threads(given["threads"])
     removed = read_plan(plan)
-    network = dense_network(model, given["weights"], given["seed"])
+    network = dense_network(model, given["weights"], given["seed"], given["weights_key"])
     smaller = apply(network, removed)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
-    data = options.data_of(given)
+    stated = stated_by(model, given["weights"], network)
+    data = load_data(options.data_of(given), stated=stated, network=in_float32(network))
     training, _ = split(data, given["seed"])
     batch = draw(training, data, calibration_images, given["seed"])
     found = scoring.score(smaller, network, batch, metric, removed)

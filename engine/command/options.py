@@ -156,9 +156,10 @@ def passed_on(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_of(given: Mapping[str, Any]) -> Any:
-    from ..inputs.data import load_data
+    """The data as they were asked for; they are read once the network is there."""
+    from ..inputs.data import Asked
 
-    return load_data(given["data"], mean=given["mean"], std=given["std"], image_size=given["image_size"])
+    return Asked(given["data"], given["mean"], given["std"], given["image_size"])
 
 
 def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:

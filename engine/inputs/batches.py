@@ -19,6 +19,8 @@ from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
 from .image_files import Files
 
+WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
+
 
 @dataclass(frozen=True)
 class Data:
@@ -54,7 +56,7 @@ class Images(Dataset[Any]):
     """A dataset that normalises pixels on access, a whole batch at once where it can.
 
     Args:
-        pixels: `(N, C, H, W)`; uint8 is divided by 255, float32 taken as it is.
+        pixels: `(N, C, H, W)`; uint8 is divided by 255, uint16 by 65535, float32 taken as it is.
         labels: int64 `(N,)`; None where there are none, and items are images alone.
         mean: per channel, subtracted.
         std: per channel, divided by afterwards.
@@ -63,7 +65,7 @@ class Images(Dataset[Any]):
     def __init__(self, pixels: Tensor | Files, labels: Tensor | None, mean: Sequence[float], std: Sequence[float]) -> None:
         self.pixels = pixels
         self.labels = labels
-        top = 1.0 if isinstance(pixels, Tensor) and pixels.is_floating_point() else 255.0
+        top = WHITES.get(pixels.dtype, 1.0)
         # (x / top - mean) / std in one multiplication and one addition
         self.scale = 1 / (top * _per_channel(std))
         self.offset = -_per_channel(mean) / _per_channel(std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from ...common import FreePruneError, brief, cause
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.
 UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+REFUSED = re.compile(
+    r"GLOBAL (\S+)|<class '(\S+)'>"
+)  # of a class that may not even be stood in for, such as one of dictionaries
 MOST_CLASSES = 200  # that a file may name; more is no checkpoint
 DEEPEST = 8  # dictionaries within each other
 
@@ -55,6 +59,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = READERS[suffix](path)
     except Exception as error:
+        found = REFUSED.search(str(error))
+        if found is not None:
+            raise needs_code(path, found[1] or found[2], "") from error
         raise FreePruneError(
             f"weights {str(path)!r} cannot be read ({cause(error)}); expected a sound file that holds only tensors, such "
             "as one of network.state_dict()"
@@ -96,13 +103,11 @@ def _stand_in(name: str) -> tuple[type[Unread], str]:
 
 def _read_torch(path: Path) -> object:
     unknown: list[str] = []
-    try:
+    with suppress(Exception):  # of a file in the old format, which is no archive; one that is damaged fails below
         unknown += torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # of a file in the old format, which is no archive; or of one that is damaged, which is told below
-        pass
     while True:
         try:
-            with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):  # type: ignore[list-item]
+            with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             found = UNKNOWN.search(str(error))
@@ -127,6 +132,15 @@ def _walked(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str
         for key, part in value.items():
             if isinstance(key, str):
                 yield from _walked(part, f"{path}.{key}" if path else key, depth + 1)
+
+
+def needs_code(path: Path, wanted: str, key: str) -> FreePruneError:
+    """The error about an object that only its own code could read, under some keys; "" for the file as a whole."""
+    where = f" under {brief(repr(key))}" if key else ""
+    return FreePruneError(
+        f"{str(path)!r} holds an object of the class {brief(wanted)}{where}, which only that code can read, and no code of a "
+        "file is run; where that code is, load the file, and save network.state_dict() alone"
+    )
 
 
 def _in_words(content: object) -> str:

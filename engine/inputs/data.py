@@ -8,25 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from ...common import FreePruneError, nearest
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, described, parted, stack
+from .image_files import NOTHING_STATED, Preparation
 from .models import call
 from .sources import digits, image_folder, npz
 
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "package.module:callable", "path/to/file.py:callable"]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Data by their spec, with the options that go with it: read once it is known which network they are for."""
+
+    source: str
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    image_size: int | None = None
+
+
 def load_data(
-    source: str | Data | Sequence[Any],
+    source: str | Asked | Data | Sequence[Any],
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
     task: Task = CLASSIFICATION,
+    stated: Preparation = NOTHING_STATED,
+    network: nn.Module | None = None,
 ) -> Data:
     """Training and test images from anywhere.
 
@@ -40,12 +53,15 @@ def load_data(
             `package.module:callable` or `path/to/file.py:callable`, which returns any of the following;
             a pair (training, test) of map-style datasets or DataLoaders; of a loader, the dataset and its `collate_fn`; without
             labels their items are inputs alone, and tensors and a single one of all these will do;
-            a `Data`, returned as it is.
-        mean: per channel, on the scale where images span 0 to 1. Default: ImageNet's for RGB, 0.5 otherwise, 0 for float32.
-        std: per channel. Default: ImageNet's for RGB, 0.5 otherwise, 1 for float32.
+            a `Data`, returned as it is; an `Asked`, whose options hold in place of the following three.
+        mean: per channel, on the scale where images span 0 to 1. Default: as `stated` for image folders, else ImageNet's for
+            RGB, 0.5 otherwise, 0 for float32.
+        std: per channel. Default: as `stated`, else ImageNet's for RGB, 0.5 otherwise, 1 for float32.
         image_size: image folders only: the shorter side is scaled to this many pixels and the centre square is kept.
-            Default: as they are if all images have one size, else 224.
+            Default: as `stated`, else as they are if all images have one size, else 224.
         task: whose labels the user's own datasets give; folders, `.npz` files and digits hold classes.
+        stated: how the network's pretrained weights want the images of a folder.
+        network: which the data are for; images of a folder are grey for one that takes one channel, else RGB.
 
     Returns:
         The data; of a single set without labels a fifth is for the test, the same for every seed.
@@ -53,12 +69,14 @@ def load_data(
     Raises:
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
+    if isinstance(source, Asked):
+        mean, std, image_size, source = source.mean, source.std, source.image_size, source.source
     if image_size is not None and not (isinstance(source, str) and source.startswith("imagefolder:")):
         raise FreePruneError(f"`image_size={image_size}` was given, but it applies to imagefolder:DIR only; leave it out")
     if isinstance(source, str):
         kind, _, place = source.partition(":")
         if kind == "imagefolder":
-            return image_folder(Path(place), mean, std, image_size)
+            return image_folder(Path(place), mean, std, image_size, stated, network)
         if kind == "npz":
             return npz(Path(place), mean, std)
         if source == "digits":

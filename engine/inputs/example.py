@@ -7,21 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
 from .batches import in_float32, stack
 from .data import load_data
+from .image_files import NOTHING_STATED, Preparation
 
 SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 
 
-def example_of(given: Any) -> Inputs:
+def example_of(
+    given: Any,
+    stated: Preparation = NOTHING_STATED,
+    network: nn.Module | None = None,
+) -> Inputs:
     """What a network takes, with a batch dimension, floating tensors in float32.
 
     Args:
         given: a tensor, or a tuple of tensors for several inputs, with the batch dimension; a text such as `3x224x224`, the
             shape of an input without it, or several of them; or data as for `prune`, whose first training image is taken.
+        stated: how pretrained weights want their images, as for `load_data`.
+        network: as for `load_data`.
 
     Raises:
         FreePruneError: a text is no shape, no tensor can be so large, or the data cannot be had.
@@ -34,7 +41,7 @@ def example_of(given: Any) -> Inputs:
         return _random([given])
     if isinstance(given, tuple | list) and given and all(isinstance(one, str) for one in given):
         return _random(given)
-    images = load_data(given)
+    images = load_data(given, stated=stated, network=network)
     return stack(images.train, [0], images.collate)[0]
 
 

@@ -1,15 +1,14 @@
-"""Where a network comes from: the built-in ones, torchvision, timm, any callable."""
+"""Where a network comes from: the built-in ones, torchvision, timm, Hugging Face, any callable."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -19,34 +18,35 @@ from torch import nn
 
 from ...common import FreePruneError, cause, nearest
 from .checkpoints import kind
+from .libraries import LIBRARIES, closest, from_library
 from .networks import NETWORKS
 
-# library: (module to import, its builder by name, what the builder is told besides the name)
-LIBRARIES: dict[str, tuple[str, str, dict[str, object]]] = {
-    "torchvision": ("torchvision.models", "get_model", {"weights": None}),
-    "timm": ("timm", "create_model", {"pretrained": False}),
-}
 
-
-def load_model(spec: str) -> nn.Module:
+def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
     """Builds the network that `spec` names, with fresh (random) weights drawn from PyTorch's global generator.
 
     Args:
-        spec: a built-in name (`cifar:resnet56`, `digits:cnn`), `torchvision:NAME`, `timm:NAME`,
+        spec: a built-in name (`cifar:resnet56`, `digits:cnn`), `torchvision:NAME`, `timm:NAME`, `hf:NAME`,
             `package.module:callable` or `path/to/file.py:callable`; the callable takes no argument.
+        pretrained: with the weights that the library of a network downloads.
 
     Raises:
-        FreePruneError: there is no such network, or building it failed.
+        FreePruneError: there is no such network, building it failed, or it has no pretrained weights to be had.
     """
+    source, colon, name = spec.partition(":")
+    if pretrained and source not in LIBRARIES:
+        raise FreePruneError(
+            f"`weights='pretrained'` was given for {spec!r}, but only {', '.join(f'{one}:NAME' for one in LIBRARIES)} have "
+            "pretrained weights by name; give a file of weights"
+        )
     if spec in NETWORKS:
         return NETWORKS[spec]()
-    source, colon, name = spec.partition(":")
     if source in LIBRARIES:
-        network = _from_library(source, name)
+        network = from_library(source, name, pretrained=pretrained)
     elif not colon or any(known.startswith(f"{source}:") for known in NETWORKS):
         raise FreePruneError(
             f"there is no model {spec!r}; give package.module:callable, path/to/file.py:callable, torchvision:NAME, "
-            f"timm:NAME or a built-in one; {nearest(spec, sorted(NETWORKS))}"
+            f"timm:NAME, hf:NAME or a built-in one; {nearest(spec, sorted(NETWORKS))}"
         )
     else:
         network = call(spec, [*sorted(NETWORKS), *(f"{library}:NAME" for library in LIBRARIES)])
@@ -102,7 +102,7 @@ def resolve(spec: str, others: Sequence[str] = ()) -> Callable[..., object]:
     function: Callable[..., object] | None = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise FreePruneError(f"{place!r} has no callable {name!r}; {_closest(name, known)}")
+        raise FreePruneError(f"{place!r} has no callable {name!r}; {closest(name, known)}")
     return function
 
 
@@ -110,25 +110,6 @@ def _folders(spec: str) -> list[str]:
     """Where the modules that a spec names, and those that they import, are looked for."""
     place = spec.rpartition(":")[0]
     return [*([str(Path(place).resolve().parent)] if place.endswith(".py") else []), os.getcwd()]
-
-
-def _from_library(library: str, name: str) -> object:
-    module_name, builder, options = LIBRARIES[library]
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == library
-        advice = f"pip install 'freeprune[{library}]'" if absent else "install a build that matches this torch"
-        raise FreePruneError(
-            f"'{library}:{name}' needs {library}, which cannot be imported here ({cause(error)}); {advice}"
-        ) from error
-    try:
-        network: object = getattr(module, builder)(name, **options)
-    except Exception as error:
-        known: list[str] = module.list_models()
-        reason = f"building it failed ({cause(error)})" if name in known else _closest(name, known)
-        raise FreePruneError(f"there is no model '{library}:{name}' to be had; {reason}") from error
-    return network
 
 
 @contextmanager
@@ -175,9 +156,3 @@ def _check_no_arguments(spec: str, function: Callable[..., object]) -> None:
             f"{spec!r} needs arguments {signature} ({error}); name a callable that takes none, such as a function that "
             "fills them in"
         ) from error
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    """Suggests up to three names close to an unknown one."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else "no name there is close to it"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...common import FreePruneError, cause
+from ...copies import copied
+from ..randomness import seeded
 from .batches import Data, Images, parted
-from .image_files import Files, images_alone, list_images, read_images
+from .image_files import NOTHING_STATED, Files, Form, Preparation, first_shape, images_alone, list_images, read_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,10 +28,22 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of an .npz file
 AUGMENT_FROM = 24  # pixels of height
 
 
-def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float] | None, image_size: int | None) -> Data:
+def image_folder(
+    folder: Path,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_size: int | None,
+    stated: Preparation = NOTHING_STATED,
+    network: nn.Module | None = None,
+) -> Data:
+    """The images of a folder.
+
+    Args:
+        stated: what holds where mean, std or size are not given.
+        network: whether it takes grey images decides what they are decoded to; RGB where none is given.
+    """
     if image_size is not None and image_size < 1:
         raise FreePruneError(f"the image size is {image_size}; expected at least 1 pixel")
-    mean, std = _normalisation(3, IMAGENET_MEAN, IMAGENET_STD, mean, std)
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
     train_folder, test_folder = folder / "train", folder / "test"
@@ -39,9 +54,17 @@ def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float
     classes: tuple[str, ...] = ()
     if files is None:
         files, labels, classes = _labelled(folder, train_folder, test_folder)
-    pixels = read_images(files[0] + files[1], image_size)
+    form = Form(size=stated.size, kept=stated.kept, filter=stated.filter) if image_size is None else Form(size=image_size)
+    if network is not None and _takes_grey(network, files[0], form):
+        form = replace(form, channels=1)
+    if form.channels == 3:
+        defaults = stated.mean or IMAGENET_MEAN, stated.std or IMAGENET_STD
+    else:
+        defaults = stated.mean or (0.5,), stated.std or (0.5,)
+    mean, std = _normalisation(form.channels, *defaults, mean, std)
+    pixels = read_images(files[0] + files[1], form)
     if isinstance(pixels, Files):
-        parts: list[Tensor | Files] = [Files(paths, pixels.size) for paths in files]
+        parts: list[Tensor | Files] = [Files(paths, pixels.form) for paths in files]
     else:
         parts = [pixels[: len(files[0])], pixels[len(files[0]) :]]
     return Data(
@@ -51,10 +74,29 @@ def image_folder(folder: Path, mean: Sequence[float] | None, std: Sequence[float
         mean=mean,
         std=std,
         source=f"imagefolder:{folder}",
-        augment=True,
+        augment=form.channels == 3,
         image_size=image_size,
         labelled=labels[0] is not None,
     )
+
+
+def _takes_grey(network: nn.Module, paths: list[str], form: Form) -> bool:
+    """Whether a network takes grey images of this size, and no RGB ones."""
+    try:
+        _, height, width = first_shape(paths, form)
+    except FreePruneError:  # told when all are read
+        return False
+    network = copied(network).eval()
+
+    def takes(channels: int) -> bool:
+        try:
+            with torch.no_grad(), seeded(0):
+                network(torch.zeros(1, channels, height, width))
+        except Exception:
+            return False
+        return True
+
+    return not takes(3) and takes(1)
 
 
 def _unlabelled(folder: Path, train_folder: Path, test_folder: Path) -> list[list[str]] | None:

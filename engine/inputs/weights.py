@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common import FreePruneError, brief, nearest
-from .checkpoints import Checkpoint, read_checkpoint
+from .checkpoints import Checkpoint, needs_code, read_checkpoint
 
 # What training scripts call the weights in a checkpoint, and what wrappers put before the name of every tensor.
 USUAL = {
@@ -94,12 +94,10 @@ def _under(checkpoint: Checkpoint, key: str) -> dict[str, Tensor]:
     """The tensors under a key, or whose names begin with it, by what follows."""
     found = {name.removeprefix(f"{key}."): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(f"{key}.")}
     if key in checkpoint.strange:
-        raise _needs_code(checkpoint, key)
+        raise needs_code(checkpoint.path, checkpoint.strange[key], key)
     if not found:
         known = list(dict.fromkeys([*checkpoint.holders, *(name.partition(".")[0] for name in checkpoint.tensors)]))
-        raise FreePruneError(
-            f"{str(checkpoint.path)!r} has no weights under `weights_key={key!r}`; {nearest(key, known[:20])}"
-        )
+        raise FreePruneError(f"{str(checkpoint.path)!r} has no weights under `weights_key={key!r}`; {nearest(key, known[:20])}")
     return found
 
 
@@ -210,10 +208,9 @@ def _same(one: Fit, other: Fit) -> bool:
 
 
 def _misfit(checkpoint: Checkpoint, fit: Fit, count: int) -> FreePruneError:
-    if len(fit.missing) == count and checkpoint.strange:
-        known = next((key for key in checkpoint.strange if key in USUAL), None)
-        if known is not None:
-            return _needs_code(checkpoint, known)
+    whole = next((key for key in checkpoint.strange if key in USUAL), None)
+    if whole is not None and len(fit.unexpected) == len(fit.given):  # nothing in common, and a network beside it
+        return needs_code(checkpoint.path, checkpoint.strange[whole], whole)
     under = f" under {fit.prefix!r}" if fit.prefix else ""
     return FreePruneError(
         f"the weights in {str(checkpoint.path)!r} do not fit the network: of its {count} tensors and the file's "
@@ -223,19 +220,12 @@ def _misfit(checkpoint: Checkpoint, fit: Fit, count: int) -> FreePruneError:
 
 def _without_tensors(checkpoint: Checkpoint) -> FreePruneError:
     if checkpoint.strange:
-        return _needs_code(checkpoint, next(iter(checkpoint.strange)))
+        key, wanted = next(iter(checkpoint.strange.items()))
+        return needs_code(checkpoint.path, wanted, key)
     what = "; expected a state dict with at least one tensor"
     if " under " in checkpoint.content:
         what = "; expected a state dict: names and tensors only"
     return FreePruneError(f"{str(checkpoint.path)!r} holds {checkpoint.content}{what}")
-
-
-def _needs_code(checkpoint: Checkpoint, key: str) -> FreePruneError:
-    where = f" under {brief(repr(key))}" if key else ""
-    return FreePruneError(
-        f"{str(checkpoint.path)!r} holds an object of the class {brief(checkpoint.strange[key])}{where}, which only that code "
-        "can read, and no code of a file is run; where that code is, load the file, and save network.state_dict() alone"
-    )
 
 
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:

@@ -28,6 +28,7 @@ from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
 from ..inputs.example import example_of
+from ..inputs.libraries import stated_by
 from ..run.job import dense_network
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
@@ -141,6 +142,7 @@ def inspect(
     granularity: str = Settings.granularity,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     graph: str | Path | None = None,
     **options: Any,
 ) -> Inspection:
@@ -151,7 +153,8 @@ def inspect(
         example: an input: a tensor with a batch dimension, or a tuple of several; a shape without the batch dimension, such as
             "3x224x224", or several; or data as for `prune`, of which the first training image is used.
         granularity: as for `prune`.
-        weights: a file of weights, needed if the forward pass depends on them.
+        weights: a file of weights, or `pretrained`, needed if the forward pass depends on them.
+        weights_key: as for `prune`.
         graph: an `.svg` file to draw the coupling into.
         options: `max_rate`, and the options of the granularity: `round_to`, `min_width`,
             `depth` (on unless it is False), `repair`, `nm`, `block`.
@@ -163,8 +166,9 @@ def inspect(
     check_options(granularity, {"max_rate": declared(Settings)["max_rate"], **backend_class.options}, options)
     if graph is not None:
         check_path(Path(graph))
-    inputs = example_of(example)
-    network = in_float32(dense_network(model, weights, seed=0))
+    given = dense_network(model, weights, 0, weights_key)
+    network = in_float32(given)
+    inputs = example_of(example, stated_by(model, weights, given), network)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})

@@ -36,6 +36,7 @@ from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
 from ..inputs.hooks import check_hooks
+from ..inputs.libraries import is_pretrained, stated_by
 from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
@@ -128,12 +129,13 @@ class Job:
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
+    *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
     runtime: Runtime | None = None,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
     Args:
+        weights_key: what the weights lie under in their file; None to find them.
         folder: of the run to resume, whose calibration batch is reused; None for a new run.
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
         task: what the network is trained for, if the data have labels.
@@ -152,9 +154,9 @@ def prepare(
     if settings.warm_starts is None:
         few = settings.trials < FEWEST_TRIALS
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
-    given = on_cpu(dense_network(model, weights, settings.seed))
+    given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
     network = in_float32(given)
-    data = load_data(source, task=task)
+    data = load_data(source, task=task, stated=stated_by(model, weights, given), network=network)
     task = task if data.labelled else AGREEMENT
     training, _ = split(data, settings.seed)
     batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
@@ -185,6 +187,7 @@ def prepare(
         "freeprune": version("freeprune"),
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "weights": None if weights is None else str(weights),
+        "weights_key": weights_key,
         "data": data.source,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -236,19 +239,34 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     return warm_started(make, job.space, asked.warm_starts or (), job.backend.profile(job.importance), seed, planned)
 
 
-def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int) -> nn.Module:
-    """The network, given or named, without wrappers, in its own types, with the weights of a file if one is given."""
+def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int, weights_key: str | None = None) -> nn.Module:
+    """The network, given or named, without wrappers, in its own types.
+
+    Args:
+        weights: a file of weights, or `pretrained` for those that the library of a named network downloads; None for those
+            that the network has.
+        weights_key: what the weights lie under in their file; None to find them.
+    """
+    if weights_key is not None and (weights is None or is_pretrained(weights)):
+        raise FreePruneError(f"`weights_key={weights_key!r}` was given without a file of `weights`; give both, or neither")
+    if is_pretrained(weights):
+        if not isinstance(model, str):
+            raise FreePruneError(
+                "`weights='pretrained'` was given with a network, which has its weights already; leave it out, or give the "
+                "network by name, such as torchvision:resnet18"
+            )
+        return bare(built(model, seed, pretrained=True))
     if weights is None:
         return bare(built(model, seed) if isinstance(model, str) else model)
     empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
-    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights))
+    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights, weights_key))
 
 
-def built(spec: str, seed: int) -> nn.Module:
-    """A network built by name; the seed decides its initial weights."""
+def built(spec: str, seed: int, *, pretrained: bool = False) -> nn.Module:
+    """A network built by name; the seed decides its initial weights where they are not the pretrained ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return load_model(spec)
+        return load_model(spec, pretrained=pretrained)
 
 
 def on_cpu(network: nn.Module) -> nn.Module:

@@ -53,6 +53,7 @@ def compare(
     seeds: int = Options.seeds,
     finetune: Recipe | Finetune | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -85,7 +86,7 @@ def compare(
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     options["warm_starts"] = options.get("warm_starts") or ()
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
-    job = opening.job(model, weights, data, asked, finetune)
+    job = opening.job(model, weights, weights_key, data, asked, finetune)
     config = {**job.config, "strategies": list(names), "seeds": seeds}
     del config["strategy"]
     tested = None if finetune is None else job.data.test

@@ -72,6 +72,7 @@ def correlate(
     finetune: Recipe | Finetune | None = Recipe(images=7680),  # noqa: B008  # frozen
     metrics: Iterable[str | Metric] | Metric | None = Options.metrics,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -112,7 +113,7 @@ def correlate(
     check_all(plan)
     opening = Opening(Path(out), placed(workers, options), resume or rescore, force, progress)
     asked = settings(target, options, strategy="random", warm_starts=())
-    job = opening.job(model, weights, data, asked, finetune)
+    job = opening.job(model, weights, weights_key, data, asked, finetune)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
     structure = {"structure": fingerprint(structure_of(job.network))}
     opening.begin(job, {**config, **structure}, validation_of(job), finished=rescore)

@@ -40,8 +40,9 @@ class Opening:
     progress: Progress
 
     def job(
-        self, model: nn.Module | str, weights: str | Path | None, data: Any, asked: Settings, finetune: Recipe | Finetune | None
-    ) -> Job:
+        self, model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Any, asked: Settings,
+        finetune: Recipe | Finetune | None,
+    ) -> Job:  # fmt: skip
         """The job, with all arguments checked; nothing is written.
 
         Raises:
@@ -49,7 +50,8 @@ class Opening:
         """
         check(self.placement)
         files.check_folder(self.folder, self.resume, self.force)
-        return prepare(model, weights, data, asked, finetune, folder=self.folder if self.resume else None)
+        folder = self.folder if self.resume else None
+        return prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder)
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:
         """Rehearse the later steps, and open the folder.

@@ -17,7 +17,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, Options, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
-from ..inputs.data import load_data
+from ..inputs.data import Asked
 from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
@@ -51,6 +51,7 @@ def sweep(
     strategy: str = Settings.strategy,
     trials: int = Budgets.trials,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     workers: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -83,7 +84,7 @@ def sweep(
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
     opening = Opening(Path(out), placed(workers, options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
-    job = opening.job(model, weights, data, asked, None)
+    job = opening.job(model, weights, weights_key, data, asked, None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
     opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
     swept = read_finished(opening.folder, Sweep)
@@ -188,6 +189,7 @@ def pick(
     model: nn.Module | str | None = None,
     data: Any = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     quantize: str | None = None,
     runtime: str = Settings.runtime,
@@ -206,7 +208,7 @@ def pick(
         out: the folder for the run.
         model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
         data: like `model`.
-        weights: default: the sweep's.
+        weights: default: the sweep's, like `weights_key`.
         quantize, runtime, rehearsal: as for `prune`.
 
     Raises:
@@ -221,9 +223,7 @@ def pick(
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
-        data = load_data(
-            config["data"], mean=config["mean"] or None, std=config["std"] or None, image_size=config["image_size"]
-        )
+        data = Asked(config["data"], config["mean"] or None, config["std"] or None, config["image_size"])
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
@@ -233,8 +233,9 @@ def pick(
     )
     out = Path(out)
     files.check_folder(out, resume, force)
-    weights = config["weights"] if weights is None else weights
-    job = prepare(model, weights, data, asked, finetune, folder=out if resume else None, timed=True)
+    if weights is None:
+        weights, weights_key = config["weights"], weights_key or config["weights_key"]
+    job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=out if resume else None, timed=True)
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})

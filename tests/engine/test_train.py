@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import freeprune
-from freeprune.engine.inputs.models import load_weights
 from freeprune.engine.inputs.networks import NETWORKS
+from freeprune.engine.inputs.weights import load_weights
 
 SHORT = freeprune.Recipe(images=256)
 

@@ -17,7 +17,7 @@ import freeprune
 from freeprune import FreePruneError
 from freeprune.engine.command.cli import main
 from freeprune.engine.inputs.adoption import WRAPPERS, adopted, bare, in_float32
-from freeprune.engine.inputs.models import load_weights
+from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.inspection.groups import inspect
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -32,7 +32,7 @@ from freeprune.engine.command.dashboard import studies
 from freeprune.engine.inputs import calibration
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.models import load_weights
+from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.measurements import Measurements, Setting, Timed
 from freeprune.engine.run.loop import search
