@@ -17,9 +17,7 @@ from ...common import FreePruneError, brief, cause
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.
 UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
-REFUSED = re.compile(
-    r"GLOBAL (\S+)|<class '(\S+)'>"
-)  # of a class that may not even be stood in for, such as one of dictionaries
+REFUSED = re.compile(r"GLOBAL (\S+)|<class '(\S+)'>")  # that may not even be stood in for, such as a class of dictionaries
 MOST_CLASSES = 200  # that a file may name; more is no checkpoint
 DEEPEST = 8  # dictionaries within each other
 

@@ -86,7 +86,7 @@ def _imported(library: str, name: str) -> Any:
     try:
         return importlib.import_module(chosen.module)
     except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == chosen.module.partition(".")[0]
+        absent = isinstance(error, ModuleNotFoundError)
         advice = f"pip install 'freeprune[{chosen.package}]'" if absent else "install a build that matches this torch"
         raise FreePruneError(
             f"'{library}:{name}' needs {chosen.package}, which cannot be imported here ({cause(error)}); {advice}"
