@@ -54,8 +54,8 @@ class Space:
         self.size = self.units.size
         if self.size == 0:
             raise FreePruneError(
-                "there is nothing to search: the network has no group of units that may be removed; "
-                "choose another granularity, or freeze fewer layers"
+                "there is nothing to search: the network has no group of units that may be removed; choose another "
+                "`granularity`; freeprune inspect shows which layers are locked, and why"
             )
         if self.units.ndim != 1 or self.minimum.shape != self.units.shape:
             raise ValueError(f"units {self.units.shape} and minimum {self.minimum.shape} must be vectors of one length")
@@ -243,8 +243,28 @@ class Space:
                 raise FreePruneError(
                     f"target {name}={amount(target)} ({target / most:.1%} of dense) cannot be met: the smallest network "
                     f"allowed has {least / most:.1%} of the dense {name} ({amount(least)} of {amount(most)}); "
-                    f"raise the `target` or `max_rate`{self._fixed_layers()}"
+                    f"{self._way_out(name, target)}{self._fixed_layers()}"
                 )
+
+    def _way_out(self, name: str, target: float) -> str:
+        """What to do about a target that the smallest network allowed exceeds: it depends on what keeps that one large."""
+        single = np.minimum(self.minimum, 1)
+        whole = (self.minimum == self.units) & (self.units > 1)
+
+        def exceeds(kept: NDArray[np.int64]) -> bool:
+            return float(self.costs(kept[None])[name][0]) > target
+
+        if exceeds(single):
+            return (
+                "even one unit in every group would be too many, so raise the `target`; freeprune inspect shows which layers "
+                "are locked, and why"
+            )
+        if exceeds(np.where(whole, self.minimum, single)):
+            return (
+                f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` or "
+                "`min_width`"
+            )
+        return "raise the `target` or `max_rate`"
 
     def _fixed_layers(self) -> str:
         if not self.fixed:

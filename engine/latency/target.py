@@ -93,11 +93,15 @@ class Latency:
         self._check_reachable()
 
     def _check_reachable(self) -> None:
-        least, dense = float(self.model(self._job.space.minimum)[0]), self.model.dense
+        space = self._job.space
+        least, dense = float(self.model(space.minimum)[0]), self.model.dense
         if least > self.limit:
+            single = np.minimum(space.minimum, 1)
+            locked = float(self.model(single)[0]) > self.limit  # with one unit in every group
+            way_out = "; freeprune inspect shows which layers are locked, and why" if locked else " or `max_rate`"
             raise OutOfReach(
                 f"target {self.target} ({self.limit:.3g} ms) cannot be met: the smallest network allowed is predicted to take "
-                f"{least:.3g} ms, and the dense one takes {dense:.3g} ms; raise the target or `max_rate`"
+                f"{least:.3g} ms, and the dense one takes {dense:.3g} ms; raise the `target`{way_out}"
             )
         if self.limit > dense:
             raise OutOfReach(f"target {self.target} is more than the dense network takes ({dense:.3g} ms); lower it")

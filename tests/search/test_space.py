@@ -244,6 +244,21 @@ def test_an_unreachable_target_is_a_sentence():
     )
 
 
+@pytest.mark.parametrize(
+    ("minimum", "limit", "advice"),
+    [
+        ([5, 1], 5.0, "raise the `target` or `max_rate`"),
+        ([10, 1], 5.0, "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
+        ([5, 1], 1.0, "raise the `target`; freeprune inspect shows which layers are locked, and why"),
+        ([10, 1], 1.0, "raise the `target`; freeprune inspect shows which layers are locked, and why"),
+    ],
+)
+def test_the_advice_fits_what_keeps_the_network_large(minimum, limit, advice):
+    with pytest.raises(FreePruneError, match=r"cannot be met: the smallest network allowed has") as caught:
+        Space(np.array([10, 10]), np.array(minimum), total, {"nonzero": limit})
+    assert str(caught.value).endswith(advice)
+
+
 def test_an_unknown_cost_is_a_sentence():
     with pytest.raises(FreePruneError, match=r"no cost 'latency' .*; known: macs, params$"):
         hand([1], [1, 1], {"latency": 3})
