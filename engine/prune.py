@@ -24,6 +24,7 @@ from .report.page import read_finished
 from .run.job import Finetune, Job, prepare, strategy_of
 from .run.loop import search
 from .store import run_folder as files
+from .store.continuation import FIRST, earlier_of, goes_on, reopened
 from .store.ledger import Ledger
 from .store.summary import Summary
 from .workers.base import Placement
@@ -79,7 +80,7 @@ def prune(
             downloads.
         weights_key: what the weights lie under in their file, such as `ema`; by default what fits the network.
         workers: number of processes that score, with one thread each. Default: this process with all its threads.
-        resume: continue the run in `out`.
+        resume: continue the run in `out`; also a finished one, with more `trials`, more time or a longer `finetune`.
         force: replace the run in `out`.
         progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
             is called with the progress.
@@ -104,7 +105,10 @@ def prune(
     folder = Path(out)
     files.check_folder(folder, resume, force)
     check(placement)
-    job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder if resume else None, timed=True)
+    job = prepare(
+        model, weights, data, asked, finetune, weights_key=weights_key, folder=folder if resume else None, timed=True,
+        earlier=earlier_of(folder, asked.trials) if resume else FIRST,
+    )  # fmt: skip
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
 
 
@@ -124,10 +128,14 @@ def finished_run(
         strategy: makes the strategy for the job's space.
     """
     rehearsed = Rehearsed()
-    if not (resume and (folder / files.SUMMARY).exists()):
+    more = resume and goes_on(files.read_config(folder), job.config)
+    if more or not (resume and (folder / files.SUMMARY).exists()):
         strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
         _tell_dense(job, progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
+    if more:
+        reopened(folder)
+        files.write_json(folder / files.CONFIG, job.config)
     files.open_folder(folder, job.config, resume, force)
     keep(job.batch, job.data, folder)
     finished = read_finished(folder, Summary)
@@ -149,7 +157,7 @@ def finished_run(
     with pool(job.scorer(), placement) as workers:
         found = search(
             job.space, strategy(job), workers.each, ledger, asked.trials,
-            batch=asked.proposals, time_limit=asked.time_limit, progress=tell,
+            batch=asked.proposals, ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
         )  # fmt: skip
         if latency is not None:
             found, timed = latency.hold(found, ledger.trials, workers.each)

@@ -261,8 +261,8 @@ class Space:
             )
         if exceeds(np.where(whole, self.minimum, single)):
             return (
-                f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` or "
-                "`min_width`"
+                f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` "
+                "or `min_width`"
             )
         return "raise the `target` or `max_rate`"
 

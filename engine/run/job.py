@@ -41,6 +41,7 @@ from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
 from ..inputs.weights import load_weights
+from ..store.continuation import FIRST, Earlier
 from ..tasks import AGREEMENT, CLASSIFICATION, Task
 from ..user_code import name_of, scored, warn
 
@@ -60,6 +61,7 @@ class Job:
         dense: the reference pass of the dense network on `scored`.
         config: the content of `config.json`.
         trace_seconds: how long it took to find the groups.
+        earlier: how the search was planned, where the run goes on with more trials.
         doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
@@ -81,6 +83,7 @@ class Job:
     task: Task = CLASSIFICATION
     runtime: Runtime = ONNX_RUNTIME
     doubt: str | None = None
+    earlier: Earlier = FIRST
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -130,7 +133,7 @@ class Job:
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
     *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
-    runtime: Runtime | None = None,
+    runtime: Runtime | None = None, earlier: Earlier = FIRST,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
@@ -140,6 +143,7 @@ def prepare(
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
         task: what the network is trained for, if the data have labels.
         runtime: runs and times ONNX files; by default the one that the settings name.
+        earlier: how the search of the run to resume was planned.
     """
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
@@ -152,7 +156,7 @@ def prepare(
     runtime = runtime or find_runtime(settings.runtime)
     check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
-        few = settings.trials < FEWEST_TRIALS
+        few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
     given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
     network = in_float32(given)
@@ -203,11 +207,12 @@ def prepare(
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
+        **earlier.to_json(),
     }
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, task, runtime, doubt,
+        metric, output, config, seconds, task, runtime, doubt, earlier,
     )  # fmt: skip
 
 
@@ -233,7 +238,7 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     """
     asked = job.settings
     make = find(STRATEGIES, name, "strategy")
-    planned = asked.trials if asked.time_limit is None else PLANNED
+    planned = job.earlier.planned or (asked.trials if asked.time_limit is None else PLANNED)
     if points is not None:
         return WarmStarted(make, points, (), job.space, seed, planned)
     return warm_started(make, job.space, asked.warm_starts or (), job.backend.profile(job.importance), seed, planned)

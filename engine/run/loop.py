@@ -54,6 +54,7 @@ def search(
     trials: int,
     *,
     batch: int = BATCH,
+    ends: Sequence[int] = (),
     time_limit: float | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, best: None,
 ) -> Found:
@@ -65,6 +66,7 @@ def search(
     Args:
         score_all: scores networks given by their kept units; NaN counts as `-inf`.
         batch: number of proposals that the strategy makes before it is told their scores.
+        ends: the numbers of trials, ascending and below `trials`, at which the search had ended before it went on.
         time_limit: seconds after which no further batch is started.
         progress: called after each trial with the trials done, their total and the best score.
 
@@ -79,7 +81,8 @@ def search(
     done = 0
     limit = math.inf if time_limit is None else time_limit
     while done < trials and (done < len(ledger.trials) or clock.seconds < limit):
-        proposals = strategy.ask(min(batch, trials - done))
+        end = next(end for end in (*ends, trials) if end > done)
+        proposals = strategy.ask(min(batch, end - done))
         probing = bool(getattr(strategy, "probing", False))
         kept = space.round(proposals) if probing else space.project(proposals)
         costs = space.costs(kept)
