@@ -21,6 +21,7 @@ from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
+LOWEST_OPSET = 18  # what the exporter writes; it turns it into later ones
 LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message holds 2 GiB; 16 MiB are left for the graph
 
 
@@ -40,6 +41,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
+    opset: int | None = None,
 ) -> Exported:
     """Export a network in eval mode to one ONNX file without source paths or times: the same network gives the same file.
 
@@ -52,6 +54,7 @@ def export_onnx(
         path: the file, replaced atomically after all checks.
         metadata: the file's properties, written sorted by key.
         runtime: runs the file for the comparison.
+        opset: the version of ONNX's operators; None for the exporter's own choice.
 
     Raises:
         FreePruneError: the network cannot be exported, the export differs from it, or its weights exceed 2 GiB.
@@ -63,10 +66,11 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     if size > LARGEST_WEIGHTS:
         raise FreePruneError(f"the weights take {size / 2**30:.1f} GiB, but a single ONNX file holds less than 2 GiB")
+    check_opset(opset)
     network = copied(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
     try:
-        model = _traced(network, inputs, dynamic=True)
+        model = _traced(network, inputs, opset, dynamic=True)
         for batch in CHECKED_BATCHES:
             _check(model, network, first_rows(inputs, batch), runtime, follows=True)
         dynamic = True
@@ -74,7 +78,7 @@ def export_onnx(
     except Exception as error:
         reason = cause(error)
         try:
-            model = _traced(network, inputs, dynamic=False)
+            model = _traced(network, inputs, opset, dynamic=False)
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
@@ -86,7 +90,18 @@ def export_onnx(
     return Exported(path, len(content), dynamic, notes)
 
 
-def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> Any:
+def check_opset(opset: int | None) -> None:
+    """Refuse a version of ONNX's operators that the exporter does not write."""
+    import onnx
+
+    highest = onnx.defs.onnx_opset_version()
+    if opset is not None and not LOWEST_OPSET <= opset <= highest:
+        raise FreePruneError(
+            f"`opset` is {opset}, which the exporter does not write; give a number from {LOWEST_OPSET} to {highest}"
+        )
+
+
+def _traced(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, *, dynamic: bool) -> Any:
     """The checked ModelProto of a network, without source paths and stack traces."""
     import onnx
 
@@ -96,11 +111,17 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) ->
             inputs,
             dynamo=True,
             verbose=False,
+            opset_version=opset,
             dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
         )
         model = program.model_proto
         strip(model)
         onnx.checker.check_model(model, full_check=True)
+    written = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    if opset not in (None, written):  # the exporter keeps its own version where the conversion fails
+        raise FreePruneError(
+            f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {written}"
+        )
     return model
 
 

@@ -58,7 +58,7 @@ FOLDERS = (FOLDER["out"], SETTINGS["rehearsal"], FOLDER["resume"], FOLDER["force
 OWN_FINETUNING = declare(
     None, "Your own training: package.module:callable from (network, data) to the trained network.", name="finetune"
 )
-EXPORT = _some(SETTINGS, "compaction", "compress", "quantize", "runtime", "latency_batch", "latency_threads")
+EXPORT = _some(SETTINGS, "compaction", "compress", "quantize", "runtime", "opset", "latency_batch", "latency_threads")
 PLAN = declare(None, "A plan.json, or the folder that holds it.", name="plan", kind=Kind.PATH, required=True)
 
 COMMANDS: dict[str, Command] = {
@@ -77,7 +77,8 @@ COMMANDS: dict[str, Command] = {
         SETTINGS["strategy"], BUDGETS["trials"], *SEARCH, *PLACEMENT, *FOLDERS,
     )),
     "pick": Command(
-        (TARGET, *FINETUNING, *_some(SETTINGS, "quantize", "runtime"), *FOLDERS, THREADS, JSON), "sweep_folder", "SWEEP", True,
+        (TARGET, *FINETUNING, *_some(SETTINGS, "quantize", "runtime", "opset"), *FOLDERS, THREADS, JSON),
+        "sweep_folder", "SWEEP", True,
     ),
     "correlate": Command((
         *DATA, COUNTED, *SPACE, STUDY["candidates"],

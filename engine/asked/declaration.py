@@ -127,6 +127,13 @@ class Settings:
         "onnxruntime",
         "What the ONNX file is run and timed in: onnxruntime, openvino, onnxruntime-cuda, tensorrt.",
     )
+    opset: int | None = option(
+        None,
+        "Version of the operators in the ONNX file, such as 18.",
+        kind=Kind.WHOLE,
+        shown="the exporter's own choice",
+        least=1,
+    )
     latency_batch: int = option(32, "Batch size of the latency measurement.", least=1)
     latency_threads: int = option(1, "Threads of the latency measurement.", least=1)
     rehearsal: bool = option(

@@ -63,6 +63,7 @@ class RunOptions(SearchOptions, total=False):
     compress: bool
     quantize: str | None
     runtime: str
+    opset: int | None
 
 
 class StudyOptions(SpaceOptions, total=False):

@@ -189,7 +189,7 @@ def _export(
         "score": repr(found.score),
         "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
     }
-    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime)
+    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime, job.settings.opset)
     dense = dense or DenseExport(job)
     eight, notes = quantised(job, dense.file.path, exported.path, folder)
     compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None

@@ -37,7 +37,9 @@ class DenseExport:
     def __init__(self, job: Job) -> None:
         folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.file: Exported = export_onnx(job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime)
+        self.file: Exported = export_onnx(
+            job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime, job.settings.opset
+        )
 
 
 @dataclass(frozen=True)

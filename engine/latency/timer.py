@@ -52,7 +52,9 @@ class NetworkTimer:
 
     def _exported(self, network: nn.Module, name: str) -> Path:
         try:
-            return export_onnx(network, self._images, self._scratch / name, {}, self._job.runtime).path
+            return export_onnx(
+                network, self._images, self._scratch / name, {}, self._job.runtime, self._job.settings.opset
+            ).path
         except FreePruneError as error:
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
 

@@ -19,6 +19,7 @@ from ...backends import BACKENDS, Backend, find_backend, importance
 from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
+from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError, find
@@ -154,6 +155,7 @@ def prepare(
             f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
         )
     runtime = runtime or find_runtime(settings.runtime)
+    check_opset(settings.opset)
     check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
         few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS

@@ -193,6 +193,7 @@ def pick(
     finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
     quantize: str | None = None,
     runtime: str = Settings.runtime,
+    opset: int | None = Settings.opset,
     rehearsal: bool = True,
     resume: bool = False,
     force: bool = False,
@@ -209,7 +210,7 @@ def pick(
         model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
         data: like `model`.
         weights: default: the sweep's, like `weights_key`.
-        quantize, runtime, rehearsal: as for `prune`.
+        quantize, runtime, opset, rehearsal: as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
@@ -227,9 +228,15 @@ def pick(
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
-    SETTINGS["quantize"].check(quantize)
+    for name, value in (("quantize", quantize), ("opset", opset)):
+        SETTINGS[name].check(value)
     asked = replace(
-        recorded(config, parse_targets(targets)), trials=PICKED, quantize=quantize, runtime=runtime, rehearsal=rehearsal
+        recorded(config, parse_targets(targets)),
+        trials=PICKED,
+        quantize=quantize,
+        runtime=runtime,
+        opset=opset,
+        rehearsal=rehearsal,
     )
     out = Path(out)
     files.check_folder(out, resume, force)

@@ -98,6 +98,24 @@ def test_a_single_example_row_is_enough_for_a_dynamic_batch(network, images, tmp
     assert export_onnx(network, (images[:1],), tmp_path / "model.onnx", {}).dynamic_batch
 
 
+def test_the_version_of_the_operators(network, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    for opset in (18, 21):
+        export_onnx(network, (images,), path, {}, opset=opset)
+        assert [one.version for one in onnx.load(path).opset_import if one.domain == ""] == [opset]
+        assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(path, (images,))) < 1e-5
+    for opset in (1, 17, 999):
+        with pytest.raises(FreePruneError, match=rf"`opset` is {opset}, .*give a number from 18 to \d+$"):
+            export_onnx(network, (images,), path, {}, opset=opset)
+
+
+def test_a_version_that_the_exporter_silently_leaves_out(network, images, tmp_path, monkeypatch):
+    plain = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *given, opset_version, **more: plain(*given, opset_version=18, **more))
+    with pytest.raises(FreePruneError, match="cannot be exported to ONNX: .*those of opset 21; leave out `opset`, or give 18"):
+        export_onnx(network, (images,), tmp_path / "model.onnx", {}, opset=21)
+
+
 def test_two_inputs_and_two_outputs(tmp_path):
     torch.manual_seed(0)
     network, inputs = Two(), (torch.randn(8, 4), torch.randn(8, 6))

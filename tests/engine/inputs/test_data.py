@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs import image_files
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.image_files import Files
+from freeprune.engine.inputs.image_files import Files, Preparation
 
 
 def arrays(**changes):
@@ -170,10 +171,108 @@ def test_several_unreadable_images_are_counted(folder):
         load_data(f"imagefolder:{folder}")
 
 
-def test_sixteen_bits_are_refused_rather_than_clipped(folder):
-    Image.fromarray(np.full((6, 8), 40000, np.uint16)).save(folder / "train" / "ant" / "1.png")
-    with raises(r"ant/1.png' cannot be read .*more than 8 bits"):
-        load_data(f"imagefolder:{folder}")
+def takes(channels):
+    """A network of so many input channels."""
+    return nn.Conv2d(channels, 2, 3)
+
+
+def rewritten(folder, image, ending="png"):
+    """Every file of a folder holds this image."""
+    for path in list(folder.rglob("*.png")):
+        path.unlink()
+        image.save(path.with_suffix(f".{ending}"))
+    return f"imagefolder:{folder}"
+
+
+@pytest.mark.parametrize("name", ["0", "1"])  # the first image, or a later one
+def test_sixteen_bits_beside_eight_have_the_same_range(folder, name):
+    values = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
+    Image.fromarray(values).save(folder / "train" / "ant" / f"{name}.png")
+    data = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1))
+    image, other = data.train[int(name)][0], data.train[1 - int(name)][0]
+    np.testing.assert_allclose(image.numpy(), np.stack([values / 65535] * 3), atol=1e-6)
+    np.testing.assert_allclose(other.numpy(), pixels(1 - int(name)).transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_keep_what_eight_could_not_tell(folder, ending):
+    values = np.arange(48, dtype=np.uint16).reshape(6, 8)  # all of them black in 8 bits
+    spec = rewritten(folder, Image.fromarray(values), ending)
+    image, _ = load_data(spec, mean=(0,), std=(1,), network=takes(1)).train[0]
+    np.testing.assert_allclose(image.numpy(), values[None] / 65535, atol=1e-7)
+    small, _ = load_data(spec, mean=(0,), std=(1,), image_size=3, network=takes(1)).train[0]
+    assert small.shape == (1, 3, 3)
+    assert 0 < small.min() < small.max() < 48 / 65535
+
+
+def test_more_than_sixteen_bits_and_fractions_are_refused(folder):
+    with raises("pixels from 100000 to 100000, where 16 bits hold 0 to 65535"):
+        load_data(rewritten(folder, Image.fromarray(np.full((6, 8), 100000, np.int32)), "tif"))
+
+
+def test_fractions_are_refused(folder):
+    with raises("cannot be read .*pixels are fractions"):
+        load_data(rewritten(folder, Image.fromarray(np.full((6, 8), 0.5, np.float32)), "tif"))
+
+
+def test_grey_images_for_a_network_of_one_channel(folder):
+    data = load_data(f"imagefolder:{folder}", network=takes(1))
+    assert (data.mean, data.std, data.augment) == ((0.5,), (0.5,), False)
+    expected = np.asarray(Image.fromarray(pixels(0)).convert("L")) / 255
+    np.testing.assert_allclose(data.train[0][0].numpy(), expected[None] / 0.5 - 1, atol=1e-5)
+    with raises("expected 1 finite numbers each"):
+        load_data(f"imagefolder:{folder}", mean=(0, 0, 0), network=takes(1))
+
+
+class Refuses(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("whatever it is given")
+
+
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 1),
+        (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), 3),
+        (takes(3), 3),
+        (nn.Identity(), 3),
+        (Refuses(), 3),
+    ],
+)
+def test_what_a_network_takes_decides(folder, network, channels):
+    assert load_data(f"imagefolder:{folder}", network=network).train[0][0].shape == (channels, 6, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "ending", "options"),
+    [
+        ("RGBA", "png", {}), ("LA", "png", {}), ("1", "png", {}), ("CMYK", "tif", {}), ("P", "gif", {"transparency": 2}),
+        ("P", "png", {"transparency": bytes([0, 9, 255])}), ("P", "png", {"transparency": 3}),
+        ("L", "png", {"transparency": 3}),
+    ],
+)  # fmt: skip
+def test_every_mode_of_pillow(folder, channels, mode, ending, options):
+    shown = Image.fromarray(pixels(0)).convert(mode)
+    for path in list(folder.rglob("*.png")):
+        path.unlink()
+        shown.save(path.with_suffix(f".{ending}"), **options)
+    image, _ = load_data(f"imagefolder:{folder}", mean=(0,) * channels, std=(1,) * channels, network=takes(channels)).train[0]
+    expected = np.asarray(shown.convert("RGB").convert("L" if channels == 1 else "RGB")).reshape(6, 8, channels)
+    np.testing.assert_allclose(image.numpy(), expected.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_what_is_stated_holds_unless_something_else_is_asked_for(folder):
+    # Eight wide and six high; half of the shorter side is shown, so the inner 3x3 pixels.
+    stated = Preparation((0.0,) * 3, (1.0,) * 3, size=3, kept=0.5, filter="bicubic")
+    data = load_data(f"imagefolder:{folder}", stated=stated)
+    assert (data.mean, data.std, data.image_size) == (stated.mean, stated.std, None)
+    assert data.train[0][0].shape == (3, 3, 3)
+    Image.fromarray(np.pad(np.full((2, 2, 3), 255, np.uint8), ((2, 2), (3, 3), (0, 0)))).save(folder / "train/ant/0.png")
+    bright = load_data(f"imagefolder:{folder}", stated=stated).train[0][0].mean()
+    whole = load_data(f"imagefolder:{folder}", stated=stated, image_size=3).train[0][0].mean()
+    assert bright > 2 * whole > 0
+    assert load_data(f"imagefolder:{folder}", stated=stated, mean=(0.5,) * 3).mean == (0.5,) * 3
 
 
 def without(folder, name):

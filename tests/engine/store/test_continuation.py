@@ -1,0 +1,157 @@
+"""A run that goes on: which trials are kept, what is made again, and what is refused."""
+
+import json
+
+import pytest
+import torch
+import toys
+from torch.utils.data import TensorDataset
+
+import freeprune
+from freeprune import Recipe
+from freeprune.common import FreePruneError
+from freeprune.engine.store.continuation import FIRST, Earlier, earlier_of, goes_on
+
+CONFIG = {"trials": 20, "time_limit": None, "finetune": None, "seed": 0, "warm_starts": ["uniform"]}
+RECIPE = {"epochs": 2.0, "images": None, "learning_rate": 0.1}
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    parts = [(torch.randn(n, 1, 8, 8, generator=generator), torch.arange(n) % 3) for n in (40, 12)]
+    return tuple(TensorDataset(*part) for part in parts)
+
+
+def prune(out, trials, **options):
+    options = {"finetune": None, "rehearsal": False, "calibration_images": 12, "proposals": 4, "round_to": 1, **options}
+    return freeprune.prune(toys.network(), data(), target={"macs": 0.6}, trials=trials, out=out, progress=False, **options)
+
+
+def trials_of(out):
+    lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()[1:]]
+    return [(line["proposal"], line["kept"], line["score"]) for line in lines]
+
+
+def test_trials_are_kept_and_the_search_goes_on(tmp_path):
+    prune(tmp_path / "run", 10, strategy="random")
+    before = (tmp_path / "run" / "trials.jsonl").read_bytes()
+    result = prune(tmp_path / "run", 17, strategy="random", resume=True)
+    assert result.summary.trials == 17
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes().startswith(before)
+    prune(tmp_path / "whole", 17, strategy="random")
+    assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")  # random search does not plan
+    again = prune(tmp_path / "run", 22, strategy="random", resume=True)
+    assert again.summary.trials == 22
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["trials"], config["planned"], config["ends"]) == (22, 10, [10, 17])
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "evolution-generational"])
+@pytest.mark.parametrize("first", [13])
+def test_a_strategy_that_plans_repeats_its_trials(tmp_path, strategy, first):
+    prune(tmp_path, first, strategy=strategy)
+    before = trials_of(tmp_path)
+    result = prune(tmp_path, 20, strategy=strategy, resume=True)
+    assert trials_of(tmp_path)[:first] == before
+    assert result.summary.score.best >= max(score for _, _, score in before)
+
+
+def test_one_that_is_killed_while_it_goes_on(tmp_path):
+    prune(tmp_path / "run", 6)
+    prune(tmp_path / "whole", 6)
+    expected = prune(tmp_path / "whole", 14, resume=True).summary.score
+
+    def killed(step, done, total, note):
+        if step == "search" and done == 11:
+            raise KeyboardInterrupt
+
+    options = {"finetune": None, "rehearsal": False, "calibration_images": 12, "proposals": 4, "round_to": 1}
+    with pytest.raises(KeyboardInterrupt):
+        freeprune.prune(
+            toys.network(),
+            data(),
+            target={"macs": 0.6},
+            trials=14,
+            out=tmp_path / "run",
+            progress=killed,
+            resume=True,
+            **options,
+        )
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert prune(tmp_path / "run", 14, resume=True).summary.score == expected
+    assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")
+
+
+def test_more_training_starts_from_the_pruned_network(tmp_path):
+    short = Recipe(epochs=1, batch_size=8)
+    prune(tmp_path / "run", 3, finetune=short)
+    before = (tmp_path / "run" / "trials.jsonl").read_bytes()
+    longer = prune(tmp_path / "run", 3, finetune=Recipe(epochs=3, batch_size=8), resume=True)
+    whole = prune(tmp_path / "whole", 3, finetune=Recipe(epochs=3, batch_size=8))
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes() == before
+    assert all(map(torch.equal, longer.network.state_dict().values(), whole.network.state_dict().values()))
+    with pytest.raises(FreePruneError, match="was started with finetune = "):
+        prune(tmp_path / "run", 3, finetune=short, resume=True)
+
+
+def test_fewer_trials_than_there_are(tmp_path):
+    result = prune(tmp_path, 4)
+    with pytest.raises(FreePruneError, match=r"trials = 4, of which 4 are done; .*resume it with `trials=4` or more, or start"):
+        prune(tmp_path, 3, resume=True)
+    assert prune(tmp_path, 4, resume=True).summary == result.summary
+
+
+def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
+    prune(tmp_path / "run", 0)
+    prune(tmp_path / "run", 12, resume=True)
+    prune(tmp_path / "whole", 12)
+    assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False), ({"trials": 21, "ends": [20], "planned": 20}, True), ({"trials": 19}, False), ({"seed": 1}, False),
+        ({"trials": 21, "ends": [20], "seed": 1}, False), ({"trials": 21, "ends": [20], "warm_starts": []}, False),
+        ({"trials": 21, "warm_starts": []}, True), ({"finetune": RECIPE}, True), ({"finetune": "my:tune"}, True),
+        ({"time_limit": 5.0}, False),
+    ],
+)  # fmt: skip
+def test_what_a_run_may_be_asked_for_when_it_goes_on(changes, expected):
+    assert goes_on(CONFIG, {**CONFIG, **changes}) is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({"finetune": RECIPE}, {"finetune": {**RECIPE, "epochs": 3.0}}, True),
+        ({"finetune": RECIPE}, {"finetune": {**RECIPE, "epochs": 1.0}}, False),
+        ({"finetune": RECIPE}, {"finetune": {**RECIPE, "epochs": 3.0, "learning_rate": 0.2}}, False),
+        ({"finetune": RECIPE}, {"finetune": None}, False),
+        ({"finetune": {**RECIPE, "images": 10}}, {"finetune": {**RECIPE, "images": 20}}, True),
+        ({"finetune": RECIPE}, {"finetune": {**RECIPE, "images": 20}}, False),
+        ({"finetune": "my:tune"}, {"finetune": "my:other"}, False),
+        ({"time_limit": 5.0}, {"time_limit": 6.0}, True),
+        ({"time_limit": 5.0}, {"time_limit": None}, True),
+        ({"time_limit": 5.0}, {"time_limit": 4.0}, False),
+    ],
+)
+def test_more_of_one_thing(before, now, expected):
+    assert goes_on({**CONFIG, **before}, {**CONFIG, **now}) is expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"trials": "20"}, {"trials": None}, {"planned": "x"}, {"ends": 3}, {"ends": ["x"]}, {"ends": [20]}, {"time_limit": "x"}],
+)
+def test_a_record_that_is_damaged(tmp_path, change):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    with pytest.raises(FreePruneError, match=r"config.json is damaged; start the run again"):
+        earlier_of(tmp_path, 30)
+
+
+def test_the_plan_of_a_search_that_a_time_limit_ended(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "time_limit": 5.0}))
+    assert earlier_of(tmp_path, 30) == FIRST  # there are no trials yet
+    assert earlier_of(tmp_path, 20) == FIRST
+    assert Earlier(20, (20,)).to_json() == {"planned": 20, "ends": [20]}
