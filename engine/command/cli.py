@@ -52,7 +52,7 @@ def main() -> None:
 def prune(model: str, **given: Any) -> None:
     """Prune MODEL: search rates, remove units, fine-tune the best network, export it and verify it.
 
-    MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, package.module:callable or
+    MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, hf:NAME, package.module:callable or
     path/to/file.py:callable. Exit status 3 means that a target on latency was missed.
     """
     from ..inputs.models import resolve

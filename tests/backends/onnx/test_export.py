@@ -112,7 +112,7 @@ def test_the_version_of_the_operators(network, images, tmp_path):
 def test_a_version_that_the_exporter_silently_leaves_out(network, images, tmp_path, monkeypatch):
     plain = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *given, opset_version, **more: plain(*given, opset_version=18, **more))
-    with pytest.raises(FreePruneError, match="cannot be exported to ONNX: .*those of opset 21; leave out `opset`, or give 18"):
+    with pytest.raises(FreePruneError, match=r"cannot be exported to ONNX: .*those of opset 21; leave out `opset`, or give 18"):
         export_onnx(network, (images,), tmp_path / "model.onnx", {}, opset=21)
 
 
