@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from freeprune import common, tables
-from freeprune.common import Candidate, FreePruneError, Skeleton, find, nearest, write_atomically
+from freeprune.common import Candidate, FreePruneError, Skeleton, cause, find, nearest, write_atomically
+from freeprune.errors import first_line
 
 
 def test_a_table_comes_first_then_other_packages(monkeypatch):
@@ -53,3 +54,9 @@ def test_a_candidate_leaves_sizes_and_statistics_as_they_were_also_after_an_erro
     Candidate(skeleton, {})(torch.randn(3, 2, 4, 4))
     assert torch.equal(skeleton.network[1].running_mean, mean)
     assert network[1].training
+
+
+def test_the_first_line_of_an_error_has_no_codes_for_a_terminal():
+    assert first_line("\n\x1b[1mdo this\x1b[0m\x07 and that\r\nand more") == "do this and that"
+    assert cause(ValueError("\x1b[31mred\x1b[0m")) == "ValueError: red"
+    assert first_line("") == ""

@@ -66,6 +66,7 @@ REFUSED = {
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
+    "opset": ({"opset": 5, "finetune": None}, "`opset` is 5, which the exporter does not write; give a number from 18 to"),
     "no export": ({"model": Changed(not_exportable)}, r"cannot be exported .*; `rehearsal=False` prunes"),
 }  # fmt: skip
 

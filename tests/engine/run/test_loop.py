@@ -50,6 +50,21 @@ def test_a_search_cut_anywhere_ends_as_if_it_was_not(name, cut, tmp_path):
     assert resumed.score == expected.score
 
 
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"gp"}))  # which takes long
+@pytest.mark.parametrize("first", [20, 23])
+def test_a_search_goes_on_past_its_end(name, first, tmp_path):
+    path, whole = tmp_path / "trials.jsonl", tmp_path / "whole.jsonl"
+    before = found_by(path, first, name)
+    kept = path.read_bytes()
+    after = found_by(path, 35, name, ends=(first,))
+    assert (after.trials, path.read_bytes()[: len(kept)]) == (35, kept)
+    assert after.score >= before.score
+    found_by(path, 40, name, ends=(first, 35))
+    if first % 10 == 0:  # the same portions of proposals
+        found_by(whole, 35, name)
+        assert lines(path)[:36] == lines(whole)
+
+
 def test_recorded_trials_are_not_scored_again(tmp_path):
     path = tmp_path / "trials.jsonl"
     found_by(path, 20)
