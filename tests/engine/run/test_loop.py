@@ -65,6 +65,28 @@ def test_a_search_goes_on_past_its_end(name, first, tmp_path):
         assert lines(path)[:36] == lines(whole)
 
 
+class Portions:
+    """Proposes other points for another number of them, as strategies may."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def ask(self, n):
+        self.asked += n
+        return np.random.default_rng([self.asked, n]).random((n, 4))
+
+    def tell(self, rates, scores):
+        pass
+
+
+def test_a_search_that_goes_on_asks_for_the_same_portions(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    for trials, ends in ((13, ()), (25, (13,)), (31, (13, 25))):
+        assert search(space(), Portions(), in_turn(score), Ledger(path), trials, ends=ends).trials == trials
+    with pytest.raises(FreePruneError, match=r"trial 10 in .* is not what this search proposes"):
+        search(space(), Portions(), in_turn(score), Ledger(path), 40)
+
+
 def test_recorded_trials_are_not_scored_again(tmp_path):
     path = tmp_path / "trials.jsonl"
     found_by(path, 20)
