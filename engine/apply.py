@@ -86,7 +86,7 @@ class Applied:
 
 
 def applied(
-    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None, recover: Any,
+    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None = None, recover: Any,
     calibration_images: int, seed: int, out: str | Path | None, force: bool,
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
