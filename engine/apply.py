@@ -86,8 +86,8 @@ class Applied:
 
 
 def applied(
-    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None = None, recover: Any,
-    calibration_images: int, seed: int, out: str | Path | None, force: bool,
+    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None = None,
+    recover: Any, calibration_images: int, seed: int, out: str | Path | None, force: bool,
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
     for name, value in (("calibration_images", calibration_images), ("seed", seed)):
