@@ -41,7 +41,8 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data
 from freeprune.engine.inputs.calibration import recalibrated
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.models import load_model, load_weights
+from freeprune.engine.inputs.models import load_model
+from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.run.job import Job, prepare
 from freeprune.engine.run.recovery import made_good
 from freeprune.engine.training.trainer import accuracy, train
