@@ -21,7 +21,7 @@ from .inputs.calibration import keep
 from .latency.target import OutOfReach, measured_latency
 from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
-from .run.job import Finetune, Job, prepare, strategy_of
+from .run.job import STANDARD, Finetune, Job, prepare, strategy_of
 from .run.loop import search
 from .store import run_folder as files
 from .store.ledger import Ledger
@@ -40,11 +40,12 @@ def prune(
     out: str | Path,
     granularity: str = Settings.granularity,
     strategy: str = Settings.strategy,
+    task: Any = Settings.task,
     metric: str | Metric = Settings.metric,
     trials: int = Settings.trials,
     time_limit: float | None = None,
     seed: int = Settings.seed,
-    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    finetune: Recipe | Finetune | None = STANDARD,
     weights: str | Path | None = None,
     workers: int | None = None,
     resume: bool = False,
@@ -67,6 +68,8 @@ def prune(
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
         strategy: how rate vectors are searched: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
+        task: what the network is for, such as `segmentation` (`freeprune list tasks`), a task of your own (`freeprune.OwnTask`) or
+            `path/to/file.py:object`; by default it is told by labels and outputs. See `docs/tasks.md`.
         metric: how they are scored (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
             (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
         trials: number of rate vectors to score; 0 prunes every group at the same rate.
@@ -93,6 +96,7 @@ def prune(
         options,
         granularity=granularity,
         strategy=strategy,
+        task=task,
         metric=metric,
         trials=trials,
         time_limit=time_limit,
@@ -158,9 +162,9 @@ def finished_run(
 
 def _tell_dense(job: Job, progress: Progress) -> None:
     """Reports how well the dense network does before the search; wrong weights or data show here first."""
-    labels, output = job.scored.labels, job.dense.output
+    labels = job.scored.labels
     if labels is None:
         return
-    told = job.task.first_look(output, labels)
+    told = job.task.first_look(job.task.output(job.dense.given, labels, training=False), labels)
     if told is not None:
         progress("dense", *told)

@@ -155,11 +155,13 @@ def correlate(model: str, **given: Any) -> None:
 def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score MODEL pruned by a plan, before fine-tuning or with the weights of --pruned."""
     from ..apply import apply, read_plan
+    from ..inputs.adoption import in_float32
     from ..inputs.batches import split
     from ..inputs.calibration import draw
+    from ..inputs.data import load_data
     from ..inputs.models import load_weights
     from ..run import scoring
-    from ..run.job import dense_network
+    from ..run.job import dense_network, read_by, task_of
 
     options.set_threads(given["threads"])
     removed = read_plan(plan)
@@ -167,9 +169,10 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     smaller = apply(network, removed)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
-    data = options.data_of(given)
+    data = load_data(options.data_of(given), network=network)
     training, _ = split(data, given["seed"])
-    batch = draw(training, data, calibration_images, given["seed"])
+    drawn = draw(training, data, calibration_images, given["seed"], None)
+    batch = read_by(task_of(given["task"], in_float32(network), drawn), drawn)
     found = scoring.score(smaller, network, batch, metric, removed)
     if given["json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
@@ -188,9 +191,10 @@ def train(model: str, **given: Any) -> None:
     recipe = options.recipe_of(given) or Recipe(epochs=0)
     trained = train(model, data, recipe=recipe, **options.passed_on(given))
     if given["json"]:
-        click.echo(json.dumps({"accuracy": trained.accuracy, "weights": str(trained.weights)}))
+        click.echo(json.dumps({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)}))
     else:
-        click.echo(f"test accuracy {trained.accuracy:.2%}; weights are in {trained.weights}")
+        measured = f"test {trained.task.measure} {trained.task.shown(trained.accuracy)}"
+        click.echo(f"{measured}; weights are in {trained.weights}")
 
 
 @main.command(cls=options.Declared)

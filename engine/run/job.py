@@ -23,7 +23,9 @@ from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError, find
 from ...copies import copied
+from ...errors import first_line
 from ...metrics import METRICS, Metric, Reference, reference
+from ...reading import leaves, main_output
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.layout import layout_of
@@ -39,10 +41,14 @@ from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
-from ..tasks import AGREEMENT, CLASSIFICATION, Task
+from ..randomness import seeded
+from ..tasks import CLASSIFICATION, TASKS, Case, Task, own_task
+from ..tasks.choice import AUTO, Choice, chosen
 from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
+
+FEW = 8  # images in the pass that tells which task fits
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Job:
         dense: the reference pass of the dense network on `scored`.
         config: the content of `config.json`.
         trace_seconds: how long it took to find the groups.
+        task: what the network is trained for; the calibration batches are read by it.
+        choice: that task with its name, and how it came to be.
         doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
@@ -76,9 +84,13 @@ class Job:
     dense: Reference
     config: dict[str, Any]
     trace_seconds: float
-    task: Task = CLASSIFICATION
+    choice: Choice = Choice(CLASSIFICATION, "classification")
     runtime: Runtime = ONNX_RUNTIME
     doubt: str | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.choice.task
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -127,15 +139,13 @@ class Job:
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
-    runtime: Runtime | None = None,
+    *, folder: Path | None = None, timed: bool = False, runtime: Runtime | None = None,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
     Args:
         folder: of the run to resume, whose calibration batch is reused; None for a new run.
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
-        task: what the network is trained for, if the data have labels.
         runtime: runs and times ONNX files; by default the one that the settings name.
     """
     backend_class = find_backend(settings.granularity)
@@ -153,16 +163,18 @@ def prepare(
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
     given = on_cpu(dense_network(model, weights, settings.seed))
     network = in_float32(given)
-    data = load_data(source, task=task)
-    task = task if data.labelled else AGREEMENT
+    data = load_data(source, network=network)
     training, _ = split(data, settings.seed)
-    batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
+    drawn = calibration(training, data, settings.calibration_images, settings.seed, folder, None)
+    choice = task_of(settings.task, network, drawn)
+    batch, finetune = read_by(choice, drawn), trained_by(choice, finetune)
+    task = choice.task
     if not isinstance(model, str):  # a network built from a text registers its hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
-    if batch.labels is None and getattr(metric, "needs_labels", False):
-        raise FreePruneError(
-            f"the metric {metric_name(settings.metric)!r} reads labels, and the data have none; use `metric='freeprune'`"
-        )
+    if getattr(metric, "needs_labels", False):
+        _check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
+    if settings.criterion in ("taylor", "fisher"):
+        _check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
@@ -171,8 +183,11 @@ def prepare(
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
     output = reference(judged, images)
-    task.check(output.output, batch.labels, len(data.classes))
-    doubt = None if images.labels is None else task.doubt(output.output, images.labels)
+    doubt = None
+    if task.labelled:
+        read = output.given if images.labels is None else task.output(output.given, images.labels, training=False)
+        task.check(read, batch.labels, len(data.classes))
+        doubt = None if images.labels is None else task.doubt(read, images.labels)
     if doubt is not None:
         warn(doubt)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
@@ -196,6 +211,7 @@ def prepare(
         **dict.fromkeys(name for backend in BACKENDS.values() for name in backend.options),
         **settings.layout,
         "metric": metric_name(settings.metric),
+        "task": settings.task if isinstance(settings.task, str) else choice.name,
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
@@ -203,8 +219,74 @@ def prepare(
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, task, runtime, doubt,
+        metric, output, config, seconds, choice, runtime, doubt,
     )  # fmt: skip
+
+
+STANDARD = Recipe()  # the training that a run has if nothing else is said
+
+
+def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
+    """The task that was asked for, by name, as an object, or as `path/to/file.py:object`; or told by labels and outputs.
+
+    Args:
+        network: the dense one, on the CPU.
+        batch: calibration images with their labels as the data set gives them.
+
+    Raises:
+        FreePruneError: there is no such task, or it does not fit labels and outputs.
+    """
+    output = None
+    with torch.no_grad(), seeded(0):
+        try:
+            output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
+        except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
+            if asked == AUTO or isinstance(asked, str) and asked in TASKS:
+                shapes = " and ".join("x".join(map(str, x.shape)) for x in batch.inputs)
+                raise FreePruneError(
+                    f"the network rejects an input of shape {shapes}: {first_line(error) or type(error).__name__}; "
+                    "give data of the shape that the network was trained on"
+                ) from error
+    case = Case(batch.labels, output, batch.inputs)
+    if not isinstance(asked, str):
+        return chosen(own_task(asked), case, f"own:{getattr(asked, '__name__', type(asked).__name__)}")
+    if ":" in asked:
+        return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
+    return chosen(asked, case)
+
+
+def read_by(choice: Choice, drawn: Batch) -> Batch:
+    """The calibration batch as the task takes its labels and reads outputs; None for labels that are not by row."""
+    task, labels = choice.task, None
+    if task.labelled and drawn.labels is not None:
+        labels = task.as_labels(drawn.labels)
+        found, count = leaves(labels), len(drawn.inputs[0])
+        if not found or any(x.ndim == 0 or len(x) != count for x in found) or isinstance(labels, list) and len(labels) == count:
+            labels = None
+    return Batch(drawn.inputs, labels, task)
+
+
+def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | Finetune | None:
+    """The fine-tuning that the task allows: none by default where it has no loss.
+
+    Raises:
+        FreePruneError: a recipe was asked for, and the task has no loss.
+    """
+    if choice.task.trains or not isinstance(finetune, Recipe):
+        return finetune
+    if finetune is STANDARD:
+        return None
+    raise FreePruneError(
+        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train with "
+        "a function of your own (`finetune`), or skip training with 0 epochs"
+    )
+
+
+def _check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
+    if batch.labels is None:
+        raise FreePruneError(f"{what} reads labels, and the data have none; use {instead}")
+    if not choice.task.trains:
+        raise FreePruneError(f"{what} reads the loss of labels, and the task {choice.name!r} has none; use {instead}")
 
 
 def metric_of(given: str | Metric) -> Metric:
