@@ -49,7 +49,7 @@ def chosen(asked: str | Task, case: Case, name: str | None = None) -> Choice:
             f"the task {named!r} reads labels, and the data have none; give labels, or leave out `task`, for agreement with the "
             "dense network"
         )
-    if not task.fits(case):
+    if task.labelled and not task.fits(case):
         others = [other for other, one in TASKS.items() if one.labelled and one.fits(case)]
         instead = f"use `task={others[0]!r}`" if others else "give a task of your own, or use `task='agreement'`"
         raise FreePruneError(

@@ -210,14 +210,16 @@ def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     inner = [children(part) for part in parts]
     if inner[0] is None:
         return first
-    listed = isinstance(first, list) and not all(
-        len(part) and all(isinstance(x, Tensor) and x.ndim and len(x) == count for x in leaves(part))
-        for part, count in zip(parts, counts, strict=True)
-    )
-    if listed:
+    if isinstance(first, list) and not all(_by_row(part, count) for part, count in zip(parts, counts, strict=True)):
         return [one for part in parts for one in part]
     columns = zip(*([value for _, value in one or ()] for one in inner), strict=True)
     return _made(first, [_joined(column, counts) for column in columns])
+
+
+def _by_row(part: Any, count: int) -> bool:
+    """Whether a list holds tensors that have a row for each image, and is no list of one thing for each image."""
+    tensors = leaves(part)
+    return bool(tensors) and all(x.ndim and len(x) == count for x in tensors)
 
 
 def _made(like: Any, parts: list[Any]) -> Any:
