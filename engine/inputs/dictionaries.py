@@ -58,7 +58,7 @@ def by_name(
         FreePruneError: the network wants what the dictionary does not hold.
     """
     make = collate or default_collate
-    with telling_items(dataset, "an item"):
+    with telling_items(dataset, "1 items"):
         batch = make([dataset[0]])
     if not isinstance(batch, Mapping):
         return collate
@@ -68,6 +68,12 @@ def by_name(
     label = next((name for name in LABELS if name in batch and name not in taken), None)
     arguments = None if arguments is None else {name: one for name, one in arguments.items() if name != label}
     values = [name for name in keys if name != label]
+    if not values:
+        held = f" ({', '.join(map(str, batch))})" if batch else ""
+        raise FreePruneError(
+            f"the items of {described(_whole(dataset))} are dictionaries that hold no tensor besides the label{held}; give inputs "
+            "under the names of the network's arguments"
+        )
     if arguments is None:
         return ByName(make, tuple(values), label)
     inputs = [name for name in arguments if name in values]
@@ -78,14 +84,17 @@ def by_name(
     before = list(arguments)[: len(inputs)]
     if missing or before != inputs:
         missing = missing or [name for name in before if name not in inputs] or [next(iter(arguments), "nothing")]
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
         raise FreePruneError(
-            f"the items of {described(dataset)} are dictionaries with {', '.join(map(str, batch))}, and the network's forward "
+            f"the items of {described(_whole(dataset))} are dictionaries with {', '.join(map(str, batch))}, and the network's forward "
             f"pass takes ({', '.join(arguments)}); they hold no {missing[0]!r}: name the values as the arguments, or wrap the "
             "network in a module that takes them in this order"
         )
     return ByName(make, tuple(inputs), label)
+
+
+def _whole(dataset: Any) -> Any:
+    """The data set itself, without the subsets of it that a split makes."""
+    return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
 def _arguments(network: nn.Module | None) -> dict[str, inspect.Parameter] | None:
