@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .errors import FreePruneError, FreePruneWarning
 
 __all__ = [
-    "FreePruneError", "FreePruneWarning", "OwnTask", "Recipe", "Result", "apply", "compare", "correlate", "inspect", "load", "pick",
-    "prune", "report", "score", "sweep", "train",
+    "FreePruneError", "FreePruneWarning", "OwnTask", "Recipe", "Result", "apply", "compare", "correlate", "inspect", "load",
+    "pick", "prune", "report", "score", "sweep", "train",
 ]  # fmt: skip
 
 # Imported on first use, so that `freeprune --help` does not import torch.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -109,22 +110,26 @@ class Batch:
     def parts(self, count: int) -> list[Batch]:
         """Split the batch into `count` parts of nearly equal size."""
         inputs = zip(*(x.tensor_split(count) for x in self.inputs), strict=True)
-        sizes = [len(x) for x in self.inputs[0].tensor_split(count)]
-        starts = [sum(sizes[:i]) for i in range(count)]
-        labels = [
-            tree_map_only(Tensor, lambda y, a=start, b=start + size: y[a:b], self.labels)
-            for start, size in zip(starts, sizes, strict=True)
-        ]
+        ends = np.cumsum([0, *(len(x) for x in self.inputs[0].tensor_split(count))])
+        labels = [_rows(self.labels, slice(*pair)) for pair in itertools.pairwise(ends)]
         return [replace(self, inputs=x, labels=y) for x, y in zip(inputs, labels, strict=True)]
 
     def first(self, count: int) -> Batch:
         """The batch of the first `count` images."""
-        labels = tree_map_only(Tensor, lambda y: y[:count], self.labels)
-        return replace(self, inputs=tuple(x[:count] for x in self.inputs), labels=labels)
+        return replace(self, inputs=tuple(x[:count] for x in self.inputs), labels=_rows(self.labels, slice(count)))
 
     def to(self, device: torch.device) -> Batch:
         labels = tree_map_only(Tensor, lambda y: y.to(device), self.labels)
         return replace(self, inputs=tuple(x.to(device) for x in self.inputs), labels=labels)
+
+
+def _rows(labels: Any, some: slice) -> Any:
+    """Some rows of labels, which may be any nest of tensors."""
+
+    def taken(tensor: Tensor) -> Tensor:
+        return tensor[some]
+
+    return tree_map_only(Tensor, taken, labels)
 
 
 UNSET = object()  # of an attribute that a module itself does not have

@@ -41,7 +41,7 @@ def rows(given: Any) -> list[Tensor]:
 
 
 def main_output(given: Any) -> Tensor | None:
-    """The output that a task is about: of a dictionary the `logits`, `out` and the like, else the first; None if there is none."""
+    """The output that a task is about: of a dictionary `logits`, `out` and the like, else the first; None if there is none."""
     if isinstance(given, Tensor):
         return given if given.is_floating_point() and given.ndim else None
     parts = dict(children(given) or ())

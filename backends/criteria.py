@@ -99,7 +99,7 @@ def fisher(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     sums = {name: np.zeros_like(w) for name, w in weights.items()}
     images = inputs[0].shape[0]
     for part in np.array_split(np.arange(images), min(16, images)):
-        some = Batch(tuple(x[part] for x in inputs), tree_map_only(Tensor, lambda y, part=part: y[part], labels), reading)
+        some = Batch(tuple(x[part] for x in inputs), _rows(labels, part), reading)
         gradients = _gradients(network, some, "fisher")
         for name, weight in weights.items():
             sums[name] += np.square(gradients[name] * weight)
@@ -163,6 +163,15 @@ def _lamp(weight: Values) -> Values:
     result = np.empty_like(squares)
     result[order] = squares[order] / np.maximum(at_least, np.finfo(float).tiny)
     return result.reshape(weight.shape)
+
+
+def _rows(labels: Any, part: NDArray[np.int64]) -> Any:
+    """Some rows of labels, which may be any nest of tensors."""
+
+    def taken(tensor: Tensor) -> Tensor:
+        return tensor[part]
+
+    return tree_map_only(Tensor, taken, labels)
 
 
 def _labelled(batch: Batch | None, criterion: str) -> tuple[Inputs, Any]:

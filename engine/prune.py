@@ -40,7 +40,6 @@ def prune(
     out: str | Path,
     granularity: str = Settings.granularity,
     strategy: str = Settings.strategy,
-    task: Any = Settings.task,
     metric: str | Metric = Settings.metric,
     trials: int = Settings.trials,
     time_limit: float | None = None,
@@ -68,8 +67,6 @@ def prune(
         granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
             or channels and one of the others, as in `channel+nm`.
         strategy: how rate vectors are searched: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
-        task: what the network is for, such as `segmentation` (`freeprune list tasks`), a task of your own (`freeprune.OwnTask`) or
-            `path/to/file.py:object`; by default it is told by labels and outputs. See `docs/tasks.md`.
         metric: how they are scored (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
             (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
         trials: number of rate vectors to score; 0 prunes every group at the same rate.
@@ -83,7 +80,8 @@ def prune(
         force: replace the run in `out`.
         progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
             is called with the progress.
-        options: all other options in the table of `docs/options.md`: the criterion, layers to leave out, options of a
+        options: all other options in the table of `docs/options.md`: the `task`, by name or one of your own (by default it is
+            told by labels and outputs, see `docs/tasks.md`), the criterion, layers to leave out, options of a
             granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
 
     Raises:
@@ -96,7 +94,6 @@ def prune(
         options,
         granularity=granularity,
         strategy=strategy,
-        task=task,
         metric=metric,
         trials=trials,
         time_limit=time_limit,

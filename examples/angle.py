@@ -2,8 +2,8 @@ r"""Regression of an angle: which way a bar is turned, pruned by a search and at
 
     python examples/angle.py [--out runs/angle] [--seeds 1] [--macs 0.5]
 
-The network gives the sine and the cosine of twice the angle, since a bar looks the same after half a turn. For training that is plain
-regression; the measure is a function of one's own, in degrees, where less is better.
+The network gives the sine and the cosine of twice the angle, since a bar looks the same after half a turn. For training that is
+plain regression; the measure is a function of one's own, in degrees, where less is better.
 """
 
 import argparse

@@ -2,8 +2,9 @@ r"""A detector of one's own: its loss, its average precision and the outputs tha
 
     python examples/detector.py [--out runs/detector] [--seeds 3] [--macs 0.5]
 
-The network gives a dictionary of raw heads, a score for each class and a box for each cell of a grid. What these mean is said by
-three functions, and `freeprune.OwnTask` hands them to the run. On the command line the same is `--task examples/detector.py:task`.
+The network gives a dictionary of raw heads, a score for each class and a box for each cell of a grid. What these mean is said
+by three functions, and `freeprune.OwnTask` hands them to the run. On the command line the same is
+`--task examples/detector.py:task`.
 """
 
 import argparse

@@ -2,8 +2,8 @@ r"""A U-Net that finds shapes: pruned by a search and at equal rates, trained al
 
     python examples/unet.py [--out runs/unet] [--seeds 3] [--macs 0.5]
 
-Draws discs and squares in noise, trains a small U-Net on them, and prunes it to half of its MACs with `freeprune.prune`. That the
-labels are masks is told by their shape: `task="auto"` takes segmentation.
+Draws discs, squares and rings in noise, trains a small U-Net on them, and prunes it to half of its MACs with `freeprune.prune`.
+That the labels are masks is told by their shape: `task="auto"` takes segmentation.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def block(before: int, after: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Three scales with skip connections; `(N, 1, H, W)` to logits `(N, classes, H, W)`."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.first, self.second, self.bottom = block(1, width), block(width, 2 * width), block(2 * width, 4 * width)
         self.up_second, self.up_first = block(6 * width, 2 * width), block(3 * width, width)

@@ -43,8 +43,8 @@ def _built_in(path: Path, table: str) -> dict[str, str]:
         alias.asname or alias.name: path.parent / f"{(node.module or '').replace('.', '/')}.py"
         for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1 for alias in node.names
     }  # fmt: skip
-    values = zip(map(ast.literal_eval, filter(None, entries.keys)), map(ast.unparse, entries.values), strict=True)
-    values = ((name, value.removesuffix("()")) for name, value in values)
+    made = (ast.unparse(value).removesuffix("()") for value in entries.values)  # a class, or an instance of one
+    values = zip(map(ast.literal_eval, filter(None, entries.keys)), made, strict=True)
     return {name: _documented(homes.get(value, path), value) for name, value in values}
 
 

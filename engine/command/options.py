@@ -63,7 +63,8 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 TYPES: dict[Kind, Any] = {
-    Kind.TEXT: str, Kind.OBJECT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: Seconds(), Kind.PATH: click.Path(path_type=Path),
+    Kind.TEXT: str, Kind.OBJECT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: Seconds(),
+    Kind.PATH: click.Path(path_type=Path),
     Kind.FLAG: bool, Kind.PAIR: bool, Kind.EACH: str, Kind.NAMES: Names(), Kind.NUMBERS: Numbers(), Kind.STEPS: str,
 }  # fmt: skip
 

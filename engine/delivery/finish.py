@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.difference import relative_difference
@@ -267,11 +267,11 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
     }
 
 
-def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Tensor | None:
+def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Any:
     progress("test", 0, 1, f"{job.task.judge.measure} of the {which} network")
     return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
 
 
-def _each(measured: Callable[[Tensor], float | None], tallies: Sequence[Tensor | None]) -> list[Any]:
+def _each(measured: Callable[[Any], float | None], tallies: Sequence[Any]) -> list[Any]:
     """What is measured by tallies; None where there is none."""
     return [None if tally is None else measured(tally) for tally in tallies]

@@ -1,4 +1,4 @@
-"""Items that are dictionaries: which of their values are inputs, in the order of the network's arguments, and which the label."""
+"""Items that are dictionaries: which of their values are inputs, in which order, and which is the label."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class ByName:
         missing = [name for name in (*self.inputs, self.label) if name is not None and name not in batch]
         if missing:
             raise FreePruneError(
-                f"an item has no {missing[0]!r} (it has {', '.join(map(str, batch))}), which the first one has; give all the same"
+                f"an item has no {missing[0]!r} (it has {', '.join(map(str, batch))}), which the first one has; give all "
+                "items the same keys"
             )
         inputs = tuple(batch[name] for name in self.inputs)
         return (inputs,) if self.label is None else (inputs, batch[self.label])
@@ -71,8 +72,8 @@ def by_name(
     if not values:
         held = f" ({', '.join(map(str, batch))})" if batch else ""
         raise FreePruneError(
-            f"the items of {described(_whole(dataset))} are dictionaries that hold no tensor besides the label{held}; give inputs "
-            "under the names of the network's arguments"
+            f"the items of {described(_whole(dataset))} are dictionaries that hold no tensor besides the label{held}; give "
+            "inputs under the names of the network's arguments"
         )
     if arguments is None:
         return ByName(make, tuple(values), label)
@@ -85,9 +86,9 @@ def by_name(
     if missing or before != inputs:
         missing = missing or [name for name in before if name not in inputs] or [next(iter(arguments), "nothing")]
         raise FreePruneError(
-            f"the items of {described(_whole(dataset))} are dictionaries with {', '.join(map(str, batch))}, and the network's forward "
-            f"pass takes ({', '.join(arguments)}); they hold no {missing[0]!r}: name the values as the arguments, or wrap the "
-            "network in a module that takes them in this order"
+            f"the items of {described(_whole(dataset))} are dictionaries with {', '.join(map(str, batch))}, and the network's "
+            f"forward pass takes ({', '.join(arguments)}); they hold no {missing[0]!r}: name the values as the "
+            "arguments, or wrap the network in a module that takes them in this order"
         )
     return ByName(make, tuple(inputs), label)
 

@@ -18,13 +18,13 @@ from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
 from ..asked.targets import LATENCY, label
+from ..shown import with_unit
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial, curve
 from ..store.records import Records
 from ..store.run_folder import Read
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
-from ..shown import with_unit
 from ..store.tables import factor, heading, in_direction, interval, number, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far

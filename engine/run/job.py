@@ -42,8 +42,8 @@ from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model, load_weights
 from ..inputs.models import resolve as resolve_callable
 from ..randomness import seeded
-from ..tasks import CLASSIFICATION, TASKS, Case, Task, own_task
-from ..tasks.choice import AUTO, Choice, chosen
+from ..tasks import TASKS, Case, Task, own_task
+from ..tasks.choice import AUTO, CLASSIFIED, Choice, chosen
 from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
@@ -84,7 +84,7 @@ class Job:
     dense: Reference
     config: dict[str, Any]
     trace_seconds: float
-    choice: Choice = Choice(CLASSIFICATION, "classification")
+    choice: Choice = CLASSIFIED
     runtime: Runtime = ONNX_RUNTIME
     doubt: str | None = None
 
@@ -241,7 +241,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
         try:
             output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
-            if asked == AUTO or isinstance(asked, str) and asked in TASKS:
+            if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 shapes = " and ".join("x".join(map(str, x.shape)) for x in batch.inputs)
                 raise FreePruneError(
                     f"the network rejects an input of shape {shapes}: {first_line(error) or type(error).__name__}; "
@@ -261,7 +261,8 @@ def read_by(choice: Choice, drawn: Batch) -> Batch:
     if task.labelled and drawn.labels is not None:
         labels = task.as_labels(drawn.labels)
         found, count = leaves(labels), len(drawn.inputs[0])
-        if not found or any(x.ndim == 0 or len(x) != count for x in found) or isinstance(labels, list) and len(labels) == count:
+        listed = isinstance(labels, list) and len(labels) == count
+        if not found or listed or any(x.ndim == 0 or len(x) != count for x in found):
             labels = None
     return Batch(drawn.inputs, labels, task)
 
@@ -277,8 +278,8 @@ def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | F
     if finetune is STANDARD:
         return None
     raise FreePruneError(
-        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train with "
-        "a function of your own (`finetune`), or skip training with 0 epochs"
+        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train "
+        "with a function of your own (`finetune`), or skip training with 0 epochs"
     )
 
 

@@ -146,7 +146,9 @@ def of_comparison(comparison: Comparison) -> Shown:
         f"equal rates {number(comparison.uniform)}; ±: 95% intervals over seeds; p: paired t-test against random; own share: "
         "the part of the seconds that the strategy and the ledger took"
     ]
-    return Shown(title, [*columns, heading(comparison.measure, comparison.unit, comparison.larger)] if tuned else columns, rows, notes)
+    return Shown(
+        title, [*columns, heading(comparison.measure, comparison.unit, comparison.larger)] if tuned else columns, rows, notes
+    )
 
 
 def factor(unit: str) -> float:

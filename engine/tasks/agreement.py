@@ -80,7 +80,7 @@ class Agreement(Task):
 
 
 class Embedding(Agreement):
-    """Vectors that are ranked by their cosine, such as of a retrieval network: held against the dense network's, without labels.
+    """Vectors that are ranked by their cosine, as in retrieval: held against the dense network's, without labels.
 
     Outputs are vectors `(N, D)`, or are flattened to such. Labels, if there are any, are not read.
     """

@@ -143,7 +143,7 @@ class Task(Reading, ABC):
         """The names of the classes, of all labels of a data set that names none; empty where there are no classes."""
         return ()
 
-    def check(self, output: Any, labels: Any, classes: int) -> None:  # noqa: B027  # by default it does
+    def check(self, output: Any, labels: Any, classes: int) -> None:  # by default it does
         """Refuse a network that does not fit the data.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...common import FreePruneError, find
-from . import AGREEMENT, TASKS, Case, Task
+from . import AGREEMENT, CLASSIFICATION, TASKS, Case, Task, own_task
 from .base import described
 
 AUTO = "auto"
@@ -29,6 +29,9 @@ class Choice:
     told: str | None = None
 
 
+CLASSIFIED = Choice(CLASSIFICATION, "classification")
+
+
 def chosen(asked: str | Task, case: Case, name: str | None = None) -> Choice:
     """The task for these labels and outputs.
 
@@ -42,19 +45,19 @@ def chosen(asked: str | Task, case: Case, name: str | None = None) -> Choice:
     """
     if asked == AUTO:
         return _guessed(case)
-    task = find(TASKS, asked, "task") if isinstance(asked, str) else asked
+    task = own_task(find(TASKS, asked, "task")) if isinstance(asked, str) else asked
     named = asked if isinstance(asked, str) else name or type(task).__name__
     if task.labelled and case.labels is None:
         raise FreePruneError(
-            f"the task {named!r} reads labels, and the data have none; give labels, or leave out `task`, for agreement with the "
-            "dense network"
+            f"the task {named!r} reads labels, and the data have none; give labels, or leave out `task`, for agreement with "
+            "the dense network"
         )
     if task.labelled and not task.fits(case):
         others = [other for other, one in TASKS.items() if one.labelled and one.fits(case)]
         instead = f"use `task={others[0]!r}`" if others else "give a task of your own, or use `task='agreement'`"
         raise FreePruneError(
-            f"the labels are {_shape(case.labels)} and the network's output is {_shape(case.output)}, which do not fit the task "
-            f"{named!r} ({task.batch_of_labels}, {task.outputs}); {instead}"
+            f"the labels are {_shape(case.labels)} and the network's output is {_shape(case.output)}, which do not fit the "
+            f"task {named!r} ({task.batch_of_labels}, {task.outputs}); {instead}"
         )
     return Choice(task, named)
 
@@ -78,4 +81,6 @@ def _shape(given: Any) -> str:
     """Type and shape, with N for the images."""
     if not isinstance(given, Tensor) or not given.ndim:
         return "no tensor" if given is None else described(given)
-    return f"{str(given.dtype).removeprefix('torch.')} ({', '.join(['N', *map(str, given.shape[1:])])}{',' * (given.ndim == 1)})"
+    return (
+        f"{str(given.dtype).removeprefix('torch.')} ({', '.join(['N', *map(str, given.shape[1:])])}{',' * (given.ndim == 1)})"
+    )

@@ -88,13 +88,14 @@ class Language(Tokens):
 
     def fits(self, case: Case) -> bool:
         """As for tokens, if the labels are one of the inputs wherever they count."""
-        if not super().fits(case):
-            return False
         labels = self.as_labels(case.labels)
-        return any(
-            is_whole(x) and x.shape == labels.shape and bool(((x == labels) | (labels == IGNORED)).all()) for x in case.inputs
-        )
+        return labels is not None and super().fits(case) and any(_holds(x, labels) for x in case.inputs)
 
     def pairs(self, output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Each position's logits with the next position's label."""
         return super().pairs(output[:, :-1], labels[:, 1:])
+
+
+def _holds(tokens: Tensor, labels: Tensor) -> bool:
+    """Whether the labels are these tokens wherever they count."""
+    return tokens.shape == labels.shape and bool(((tokens == labels) | (labels == IGNORED)).all())

@@ -21,10 +21,6 @@ from .base import Case, Task, described
 PARTS = ("loss", "measure", "outputs")
 
 
-class NotFinite(FreePruneError):
-    """A measure of the user's own that is no finite number."""
-
-
 class OwnTask(Task):
     """A task made of plain functions; what is not given, the task does not have.
 
@@ -126,9 +122,9 @@ class OwnTask(Task):
         except (RuntimeError, TypeError, ValueError):
             raise FreePruneError(f"the task's measure returned {described(found)}; return one number") from None
         if not math.isfinite(value):
-            raise NotFinite(
-                f"the task's measure, {self.measure}, is {value} on {sum(counts)} images; return a finite number for any outputs, "
-                "also for those of a network that gets everything wrong"
+            raise FreePruneError(
+                f"the task's measure, {self.measure}, is {value} on {sum(counts)} images; return a finite number for any "
+                "outputs, also for those of a network that gets everything wrong"
             )
         return value
 
@@ -161,14 +157,14 @@ def own_task(given: Any, name: str = "the task") -> Task:
     if isinstance(given, Task):
         return given
     held = given if isinstance(given, Mapping) else {part: getattr(given, part, None) for part in PARTS}
-    functions = {part: held[part] for part in PARTS if callable(held.get(part))}
+    functions: dict[str, Any] = {part: held[part] for part in PARTS if callable(held.get(part))}
     if not functions or isinstance(given, str | Tensor):
         raise FreePruneError(
             f"{name} is {described(given)}; expected a name, a freeprune.OwnTask, or an object with functions "
             f"{', '.join(PARTS)}, of which one is enough"
         )
     more = {name: getattr(given, name) for name in ("name", "unit", "larger", "logits") if hasattr(given, name)}
-    return OwnTask(**functions, **more)
+    return OwnTask(**{**functions, **more})
 
 
 def _check_signature(part: str, function: Any, taken: str) -> None:
@@ -234,5 +230,3 @@ def _made(like: Any, parts: list[Any]) -> Any:
         except Exception:
             return made
     return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
-
-

@@ -99,4 +99,3 @@ class Segmentation(Task):
         union = told + true - both
         there = union > 0
         return float((both[there] / union[there]).mean()) if there.any() else 1.0
-

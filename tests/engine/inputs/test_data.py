@@ -11,11 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from freeprune.common import FreePruneError
-from freeprune.engine.tasks import CLASSIFICATION
 from freeprune.engine.inputs import image_files
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.image_files import Files
+from freeprune.engine.tasks import CLASSIFICATION
 
 
 def arrays(**changes):
@@ -162,21 +162,6 @@ def test_unreadable_image_is_named(folder, name, content):
     with raises(f"image '.*{name}' cannot be read") as caught:
         load_data(f"imagefolder:{folder}")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("label", "sentence"),
-    [
-        ("cat", "a batch of a Plain has a tuple as label"),
-        (0.5, r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
-        (torch.zeros(2, 2), "expected one integer"),
-    ],
-)
-def test_labels_of_another_task_than_the_one_that_is_asked_for(label, sentence):
-    items = Plain([(torch.zeros(1), label)] * 3)
-    with raises(sentence):
-        load_data((items, items), task=CLASSIFICATION)
-    assert load_data((items, items)).labelled  # which task they are of is told later
 
 
 def test_several_unreadable_images_are_counted(folder):
@@ -373,21 +358,6 @@ def test_arrays_that_will_not_do(tmp_path, changes, sentence):
     with raises(sentence) as caught:
         load_data(spec)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("label", "sentence"),
-    [
-        ("cat", "a batch of a Plain has a tuple as label"),
-        (0.5, r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
-        (torch.zeros(2, 2), "expected one integer"),
-    ],
-)
-def test_labels_of_another_task_than_the_one_that_is_asked_for(label, sentence):
-    items = Plain([(torch.zeros(1), label)] * 3)
-    with raises(sentence):
-        load_data((items, items), task=CLASSIFICATION)
-    assert load_data((items, items)).labelled  # which task they are of is told later
 
 
 def test_npz_without_labels(tmp_path):

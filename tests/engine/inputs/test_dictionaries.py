@@ -82,8 +82,16 @@ def test_values_go_to_the_arguments_of_their_names(network, items, places):
 @pytest.mark.parametrize(
     ("network", "items", "sentence"),
     [
-        (Net(), Items("image", "other"), r"dictionaries with image, other, labels, id, .* takes \(pixels, mask\); .* no 'pixels'"),
-        (Two(), Items("a"), r"dictionaries with a, labels, id, and the network's forward pass takes \(a, b\); they hold no 'b'"),
+        (
+            Net(),
+            Items("image", "other"),
+            r"dictionaries with image, other, labels, id, .* takes \(pixels, mask\); .* no 'pixels'",
+        ),
+        (
+            Two(),
+            Items("a"),
+            r"dictionaries with a, labels, id, and the network's forward pass takes \(a, b\); they hold no 'b'",
+        ),
         (Gap(), Items("pixels", "mask"), "they hold no 'cache': name the values as the arguments, or wrap the network"),
         (Net(), Items(), "hold no tensor besides the label .labels, id."),
     ],
@@ -96,7 +104,7 @@ def test_what_the_network_wants_and_the_items_do_not_hold(network, items, senten
 def test_an_item_that_lacks_what_the_first_one_has():
     items = Items("pixels", without=range(5, 9))
     data = load_data((items, items), network=Net())
-    with pytest.raises(FreePruneError, match="an item has no 'pixels' .it has id., which the first one has"):
+    with pytest.raises(FreePruneError, match=r"an item has no 'pixels' \(it has id\), which the first one has"):
         stack(data.train, [6, 7], data.collate, None)
 
 

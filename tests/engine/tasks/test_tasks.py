@@ -274,7 +274,9 @@ def test_segmentation_by_hand():
     assert task.measured(task.tally(output, labels * 0 + 255)) == 1
     with pytest.raises(FreePruneError, match="there is a label 4, but the network has 4 classes"):
         task.output(output, labels * 0 + 4, training=False)
-    with pytest.raises(FreePruneError, match=r"float32 tensor of shape \(1, 4, 2, 3\) for labels of shape \(1, 4, 6\); expected"):
+    with pytest.raises(
+        FreePruneError, match=r"float32 tensor of shape \(1, 4, 2, 3\) for labels of shape \(1, 4, 6\); expected"
+    ):
         task.output(output, torch.zeros(1, 4, 6).long(), training=False)
     other = Segmentation(ignore=0)
     assert other.tally(output, labels.clamp(0, 1)).tolist()[0] == [0, 2, 0, 0]  # 1 counts alone: two of three right
