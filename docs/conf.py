@@ -19,8 +19,8 @@ from sphinx.application import Sphinx
 from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.engine.asked.commands import COMMANDS, options_of
 from freeprune.engine.asked.recipe import Recipe
-from freeprune.metrics import METRICS
 from freeprune.engine.tasks import TASKS
+from freeprune.metrics import METRICS
 from freeprune.options import Kind, Option, declared
 from freeprune.search import STRATEGIES
 
