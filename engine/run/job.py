@@ -48,6 +48,7 @@ from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
+OWN = "own:"  # before the name of a task that was given as an object, in records
 FEW = 8  # images in the pass that tells which task fits
 
 
@@ -249,7 +250,12 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
                 ) from error
     case = Case(batch.labels, output, batch.inputs)
     if not isinstance(asked, str):
-        return chosen(own_task(asked), case, f"own:{getattr(asked, '__name__', type(asked).__name__)}")
+        return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
+    if asked.startswith(OWN):
+        raise FreePruneError(
+            f"the task {asked!r} was given in Python, and cannot be found again by its name; give it as "
+            "`task=path/to/file.py:object`, or prune with the task itself"
+        )
     if ":" in asked:
         return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
     return chosen(asked, case)

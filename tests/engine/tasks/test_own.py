@@ -249,3 +249,45 @@ def test_a_measure_that_is_not_finite_is_refused_before_the_search(tmp_path):
 def test_a_measure_is_tried_on_all_test_images(tmp_path):
     task = OwnTask(measure=lambda output, labels: 0.5 if len(labels) > 10 else float("nan"))
     assert freeprune.prune(TwoHeads(), pair(), task=task, out=tmp_path / "out", **FEW).summary.accuracy.final == 0.5
+
+
+def test_a_study_ranks_by_a_measure_of_either_direction(tmp_path):
+    """The same study by a measure and by its negative, of which less is better."""
+
+    def near(output, labels):
+        return -(output["place"] - labels).abs().mean()
+
+    def far(output, labels):
+        return (output["place"] - labels).abs().mean()
+
+    def loss(output, labels):
+        return (output["place"] - labels).square().mean()
+
+    network = TwoHeads()
+    studies = [
+        freeprune.correlate(
+            network, pair(), task=task, target={"macs": 0.6}, candidates=5, seeds=1, metrics=["freeprune"], round_to=1,
+            finetune=freeprune.Recipe(images=64, batch_size=16), calibration_images=20, out=tmp_path / name,
+        )
+        for name, task in {"near": OwnTask(loss, near), "far": OwnTask(loss, far, unit="px", larger=False)}.items()
+    ]  # fmt: skip
+    one, other = (study.metrics["freeprune"] for study in studies)
+    assert one.spearman == other.spearman
+    assert one.regret.value == pytest.approx(other.regret.value)
+    assert "far (less is better) after fine-tuning" in str(studies[1])
+    assert "regret, px" in str(studies[1])
+    assert "far (less is better)" in (tmp_path / "far" / "report.html").read_text()
+
+
+def test_a_comparison_has_the_unit_at_the_head_of_its_column(tmp_path):
+    def loss(output, labels):
+        return (output["place"] - labels).square().mean()
+
+    task = OwnTask(loss, lambda output, labels: 2.5, name="distance", unit="px", larger=False)
+    found = freeprune.compare(
+        TwoHeads(), pair(), task=task, target={"macs": 0.6}, strategies="random", trials=2, seeds=1, calibration_images=20,
+        finetune=freeprune.Recipe(images=32, batch_size=16), out=tmp_path / "out",
+    )  # fmt: skip
+    assert "distance (less is better), px" in " ".join(str(found).split())
+    assert "2.50" in str(found)
+    assert "distance (less is better), px" in (tmp_path / "out" / "report.html").read_text()
