@@ -123,7 +123,7 @@ def test_the_public_surface():
     functions = [
         "apply", "compare", "correlate", "inspect", "load", "pick", "prune", "report", "score", "sweep", "train",
     ]  # fmt: skip
-    assert sorted(freeprune.__all__) == ["FreePruneError", "FreePruneWarning", "Recipe", "Result", *functions]
+    assert sorted(freeprune.__all__) == ["FreePruneError", "FreePruneWarning", "OwnTask", "Recipe", "Result", *functions]
     assert all(getattr(freeprune, name) for name in freeprune.__all__)
 
 
