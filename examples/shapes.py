@@ -73,10 +73,10 @@ def fitted(
     return network.eval()
 
 
-def compared(network: nn.Module, data: tuple[TensorDataset, TensorDataset], asked: Namespace, seed: int, **more: Any) -> None:
+def compared(network: nn.Module, data: Any, asked: Namespace, seed: int, *, learning_rate: float = 0.02, **more: Any) -> None:
     """Prune by a search and at equal rates, train both alike, and print what came of it."""
     told = []
-    recipe = freeprune.Recipe(epochs=asked.finetune_epochs, batch_size=32, learning_rate=0.02)
+    recipe = freeprune.Recipe(epochs=asked.finetune_epochs, batch_size=32, learning_rate=learning_rate)
     for name, trials in (("searched", asked.trials), ("equal rates", 0)):
         result = freeprune.prune(
             network, data, target={"macs": asked.macs}, trials=trials, seed=seed, finetune=recipe,

@@ -30,7 +30,7 @@ class TwoHeads(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.body(x)
-        return {"kind": self.kind(features), "size": self.size(features).flatten()}
+        return {"kind": self.kind(features), "size": 6 + 2 * self.size(features).flatten()}
 
 
 class Shapes(Dataset[tuple[Tensor, Labels]]):
@@ -44,7 +44,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
         x, y = (one - 10 * (torch.rand(count, 1, 1, generator=generator) - 0.5) for one in (x, y))
         far = torch.stack([(x**2 + y**2).sqrt(), torch.maximum(x.abs(), y.abs()), x.abs() + y.abs()])
         inside = far[self.kind, torch.arange(count)] < self.size[:, None, None]
-        self.images = (inside + 0.9 * torch.randn(inside.shape, generator=generator))[:, None]
+        self.images = (inside + 0.5 * torch.randn(inside.shape, generator=generator))[:, None]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +54,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
 
 
 def loss(output: dict[str, Tensor], labels: Labels) -> Tensor:
-    return F.cross_entropy(output["kind"], labels["kind"]) + F.mse_loss(output["size"], labels["size"]) / 4
+    return F.cross_entropy(output["kind"], labels["kind"]) + F.mse_loss(output["size"], labels["size"]) / 2
 
 
 def both_right(output: dict[str, Tensor], labels: Labels) -> float:
@@ -86,7 +86,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss(network(images), labels).backward()
                 optimizer.step()
-        compared(network.eval(), pair, asked, seed, task=task)
+        compared(network.eval(), pair, asked, seed, learning_rate=0.005, task=task)
 
 
 if __name__ == "__main__":
