@@ -86,7 +86,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss(network(images), labels).backward()
                 optimizer.step()
-        compared(network.eval(), pair, asked, seed, learning_rate=0.005, task=task)
+        compared(network.eval(), pair, asked, seed, learning_rate=0.0005, task=task)
 
 
 if __name__ == "__main__":
