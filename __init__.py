@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from .engine.studies.comparison import compare
     from .engine.studies.correlation import correlate
     from .engine.studies.sweep import pick, sweep
+    from .engine.tasks.own import OwnTask
     from .engine.train import train
     from .errors import FreePruneError, FreePruneWarning
 
 __all__ = [
-    "FreePruneError", "FreePruneWarning", "Recipe", "Result", "apply", "compare", "correlate", "inspect", "load", "pick",
-    "prune", "report", "score", "sweep", "train",
+    "FreePruneError", "FreePruneWarning", "OwnTask", "Recipe", "Result", "apply", "compare", "correlate", "inspect", "load",
+    "pick", "prune", "report", "score", "sweep", "train",
 ]  # fmt: skip
 
 # Imported on first use, so that `freeprune --help` does not import torch.
 _PLACES = {
     "FreePruneError": "errors",
     "FreePruneWarning": "errors",
+    "OwnTask": "engine.tasks.own",
     "Recipe": "engine.asked.recipe",
     "Result": "engine.delivery.finish",
     "apply": "engine.apply",

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from .copies import copied
 from .errors import FreePruneError as FreePruneError
 from .errors import brief as brief
 from .errors import cause as cause
 from .errors import nearest as nearest
+from .reading import PLAIN, Reading
 from .tables import entries as entries
 from .tables import find as find
 
@@ -96,20 +99,37 @@ class Batch:
 
     Attributes:
         inputs: usually one tensor `(N, C, H, W)`.
-        labels: `(N,)` class indices, or None where the data has none.
+        labels: as the task takes them, usually `(N,)` class indices; None where the data has none.
+        reading: which outputs are scored, and the loss of the labels.
     """
 
     inputs: Inputs
-    labels: Tensor | None = None
+    labels: Any = None
+    reading: Reading = PLAIN
 
     def parts(self, count: int) -> list[Batch]:
         """Split the batch into `count` parts of nearly equal size."""
         inputs = zip(*(x.tensor_split(count) for x in self.inputs), strict=True)
-        labels = [None] * count if self.labels is None else self.labels.tensor_split(count)
-        return [Batch(x, y) for x, y in zip(inputs, labels, strict=True)]
+        ends = np.cumsum([0, *(len(x) for x in self.inputs[0].tensor_split(count))])
+        labels = [_rows(self.labels, slice(*pair)) for pair in itertools.pairwise(ends)]
+        return [replace(self, inputs=x, labels=y) for x, y in zip(inputs, labels, strict=True)]
+
+    def first(self, count: int) -> Batch:
+        """The batch of the first `count` images."""
+        return replace(self, inputs=tuple(x[:count] for x in self.inputs), labels=_rows(self.labels, slice(count)))
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(tuple(x.to(device) for x in self.inputs), None if self.labels is None else self.labels.to(device))
+        labels = tree_map_only(Tensor, lambda y: y.to(device), self.labels)
+        return replace(self, inputs=tuple(x.to(device) for x in self.inputs), labels=labels)
+
+
+def _rows(labels: Any, some: slice) -> Any:
+    """Some rows of labels, which may be any nest of tensors."""
+
+    def taken(tensor: Tensor) -> Tensor:
+        return tensor[some]
+
+    return tree_map_only(Tensor, taken, labels)
 
 
 UNSET = object()  # of an attribute that a module itself does not have

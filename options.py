@@ -21,6 +21,7 @@ class Kind(Enum):
     """The type of an option's value, and so how it is written on the command line."""
 
     TEXT = auto()
+    OBJECT = auto()  # text on the command line, anything in Python
     WHOLE = auto()  # an integer
     NUMBER = auto()
     SECONDS = auto()  # 60s, 5m, 1h on the command line
@@ -40,6 +41,7 @@ def _texts(value: Any) -> bool:
 # For each kind: whether a Python value is of it, and what to give instead.
 VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
     Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # some options also take a function
+    Kind.OBJECT: (lambda value: True, "anything"),
     Kind.WHOLE: (lambda value: isinstance(value, Integral), "a whole number"),
     Kind.NUMBER: (lambda value: isinstance(value, Real), "a number"),
     Kind.SECONDS: (lambda value: isinstance(value, Real), "a number of seconds"),

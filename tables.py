@@ -17,6 +17,7 @@ PLURALS = {
     "granularity": "backends",
     "criterion": "criteria",
     "runtime": "runtimes",
+    "task": "tasks",
 }
 
 

@@ -6,6 +6,7 @@ build checks the links and anchors of the other Markdown files as well.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from sphinx.application import Sphinx
 from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.engine.asked.commands import COMMANDS, options_of
 from freeprune.engine.asked.recipe import Recipe
+from freeprune.engine.tasks import TASKS
 from freeprune.metrics import METRICS
 from freeprune.options import Kind, Option, declared
 from freeprune.search import STRATEGIES
@@ -29,7 +31,7 @@ REPOSITORY = os.environ.get("REPOSITORY", "").rstrip("/")
 
 def table(entries: Mapping[str, Any]) -> str:
     """What `freeprune list` prints, as a table of Markdown."""
-    lines = {name: (entry.__doc__ or "").strip().splitlines()[0].replace("|", r"\|") for name, entry in entries.items()}
+    lines = {name: (inspect.getdoc(entry) or "").strip().splitlines()[0].replace("|", r"\|") for name, entry in entries.items()}
     return "\n".join(["| name | what it is |", "|---|---|", *(f"| `{name}` | {line} |" for name, line in lines.items())])
 
 
@@ -77,6 +79,7 @@ myst_substitutions = {
     "strategies": table(STRATEGIES),
     "granularities": table(BACKENDS),
     "criteria": table(CRITERIA),
+    "tasks": table(TASKS),
     "options": table_of_options(),
 }
 

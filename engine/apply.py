@@ -23,6 +23,7 @@ from .run.job import dense_network, on_cpu
 from .run.recovery import joined, not_fitted, recovered
 from .store import run_folder as files
 from .store.summary import Recovery
+from .tasks import AGREEMENT
 from .user_code import warn
 
 
@@ -115,9 +116,9 @@ def _recovered(
 ) -> tuple[nn.Module, Recovery]:
     """The pruned network with its weights made good on the first images that a run would be scored on."""
     training, _ = split(data, seed)
-    batch = draw(training, data, count, seed)
-    fitted = joined(batch, further(training, data, batch, seed))
-    others = not_fitted(training, data, len(fitted.inputs[0]), seed) or batch
+    batch = draw(training, data, count, seed, AGREEMENT)  # labels are not read
+    fitted = joined(batch, further(training, data, batch, seed, AGREEMENT))
+    others = not_fitted(training, data, len(fitted.inputs[0]), seed, AGREEMENT) or batch
     whole, part = in_float32(dense), in_float32(smaller)
     _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
     return found if part is smaller else with_values(smaller, found), done

@@ -21,7 +21,7 @@ from .inputs.calibration import keep
 from .latency.target import OutOfReach, measured_latency
 from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
-from .run.job import Finetune, Job, prepare, strategy_of
+from .run.job import STANDARD, Finetune, Job, prepare, strategy_of
 from .run.loop import search
 from .store import run_folder as files
 from .store.continuation import FIRST, earlier_of, goes_on, reopened
@@ -45,7 +45,7 @@ def prune(
     trials: int = Settings.trials,
     time_limit: float | None = None,
     seed: int = Settings.seed,
-    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    finetune: Recipe | Finetune | None = STANDARD,
     weights: str | Path | None = None,
     weights_key: str | None = None,
     workers: int | None = None,
@@ -84,7 +84,8 @@ def prune(
         force: replace the run in `out`.
         progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
             is called with the progress.
-        options: all other options in the table of `docs/options.md`: the criterion, layers to leave out, options of a
+        options: all other options in the table of `docs/options.md`: the `task`, by name or one of your own (by default it is
+            told by labels and outputs, see `docs/tasks.md`), the criterion, layers to leave out, options of a
             granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
 
     Raises:
@@ -169,9 +170,9 @@ def finished_run(
 
 def _tell_dense(job: Job, progress: Progress) -> None:
     """Reports how well the dense network does before the search; wrong weights or data show here first."""
-    labels, output = job.scored.labels, job.dense.output
+    labels = job.scored.labels
     if labels is None:
         return
-    told = job.task.first_look(output, labels)
+    told = job.task.first_look(job.task.output(job.dense.given, labels, training=False), labels)
     if told is not None:
         progress("dense", *told)

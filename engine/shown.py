@@ -12,6 +12,12 @@ from rich.table import Table
 
 WIDTH = 116  # a printed table is at least this many columns wide
 NONE = "–"  # stands for a missing number
+PERCENT = "%"  # the unit of a fraction that is shown in percent
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A measure as people read it: `91.30%` of a fraction 0.913, `12.4 px`, `3.17`."""
+    return f"{value:.2%}" if unit == PERCENT else f"{value:.4g} {unit}".rstrip()
 
 
 @dataclass(frozen=True)

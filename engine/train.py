@@ -11,15 +11,19 @@ from torch import nn
 from ..common import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
+from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values
+from .inputs.calibration import draw
 from .inputs.data import load_data
 from .inputs.libraries import stated_by
 from .progress import Shown, shows_progress
-from .run.job import dense_network
+from .run.job import dense_network, task_of, trained_by
 from .store import run_folder as files
+from .tasks import CLASSIFICATION, Task
 from .training import trainer
 
 SUFFIX = ".safetensors"
+FIRST = 256  # images whose labels tell which task they are of
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,11 @@ class Trained:
 
     Attributes:
         network: in eval mode, in the types of the network that was given.
-        accuracy: on the test images, from 0 to 1.
+        accuracy: what the task measures, on the test images; an accuracy from 0 to 1.
         recipe: how it was trained, including augmentation if the data need it.
         seed: of all random draws, including the initial weights of a network given by name.
         weights: the file that the weights were written to; None without `out`.
+        task: what it was trained for; `task.measure` names what was measured.
     """
 
     network: nn.Module = field(repr=False)
@@ -39,6 +44,7 @@ class Trained:
     recipe: Recipe
     seed: int
     weights: Path | None
+    task: Task = CLASSIFICATION
 
 
 @shows_progress
@@ -50,6 +56,7 @@ def train(
     weights: str | Path | None = None,
     weights_key: str | None = None,
     out: str | Path | None = None,
+    task: Any = Settings.task,
     seed: int = 0,
     progress: Shown = None,
 ) -> Trained:
@@ -62,6 +69,7 @@ def train(
         weights: a file of weights to start from, or `pretrained`, as for `prune`.
         weights_key: as for `prune`.
         out: the `.safetensors` file to write; its folder is made where it is missing.
+        task: what the network is for, as for `prune`.
         seed: of all random draws.
         progress: as for `prune`.
 
@@ -82,6 +90,8 @@ def train(
         )
     if out is not None:
         files.make_folder(Path(out).parent)
+    choice = task_of(task, in_float32(network), draw(images.train, images, FIRST, seed, None))
+    trained_by(choice, recipe)
     recipe = replace(recipe, augment=recipe.augment or images.augment)
     trained = trainer.train(
         in_float32(network),
@@ -89,10 +99,14 @@ def train(
         recipe,
         seed=seed,
         collate=images.collate,
+        task=choice.task,
+        teacher=in_float32(network),
         progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
     )
     trained = with_values(network, trained)
-    accuracy = trainer.accuracy(in_float32(trained), images.test, collate=images.collate)
+    accuracy = trainer.measured(
+        in_float32(trained), images.test, choice.task, collate=images.collate, dense=in_float32(network)
+    )
     if out is not None:
         files.save_weights(trained, Path(out))
-    return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out))
+    return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)

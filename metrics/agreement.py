@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..common import Batch, Candidate
-from .base import Reference, run
-from .outputs import centred
+from .base import Outputs, Reference, finite, runs
+from .outputs import aligned
 
 
 def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -23,17 +22,21 @@ def agreement(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         1 if the outputs are the dense network's up to a common factor and shift. `-inf` where they are not finite.
 
     Raises:
-        MetricError: fewer than two images, or outputs that are not one tensor.
+        MetricError: fewer than two images, or no outputs.
 
     Source: defined here. Renormalising before comparing is EagleEye's idea (Li et al. 2020, arXiv:2007.02491).
     """
-    return cosine(dense.output, run(candidate, batch))
+    return cosine(dense.outputs, runs(candidate, batch), batch.reading.logits)
 
 
-def cosine(dense: Tensor, pruned: Tensor) -> float:
-    """The cosine of two tensors of outputs `(N, K, ...)`, centred over classes and images; `-inf` if `pruned` is not finite."""
-    if not torch.isfinite(pruned).all():
+def cosine(dense: Outputs, pruned: Outputs, logits: bool = True) -> float:
+    """The cosine of outputs `(N, K, ...)`, mean over them, centred as they are compared; `-inf` if `pruned` is not finite."""
+    if not finite(pruned):
         return float("-inf")
-    a, b = centred(dense), centred(pruned)
+    each = [_of_one(*aligned(before, after, logits)) for before, after in zip(dense, pruned, strict=True)]
+    return sum(each) / len(each)
+
+
+def _of_one(a: Tensor, b: Tensor) -> float:
     scale = float(a.norm() * b.norm())
     return float((a * b).sum()) / scale if scale > 0 else 0.0

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,19 +32,29 @@ class Reference:
         self.batch = batch
 
     @cached_property
-    def output(self) -> Tensor:
-        """The outputs `(N, K, ...)` under batch statistics, as candidates are run."""
-        return run(self.dense, self.batch)
+    def given(self) -> Any:
+        """All that the network returned under batch statistics, as candidates are run."""
+        return forward(self.dense, self.batch)
 
     @cached_property
-    def stored_output(self) -> Tensor:
-        """The outputs `(N, K, ...)` under the stored statistics, as in plain eval mode."""
+    def outputs(self) -> Outputs:
+        """The scored outputs, `(N, K, ...)` each, under batch statistics."""
+        return scored_of(self.given, self.batch)
+
+    @property
+    def output(self) -> Tensor:
+        """The scored output, where there is one."""
+        return the_one(self.outputs)
+
+    @cached_property
+    def stored_outputs(self) -> Outputs:
+        """The scored outputs under the stored statistics, as in plain eval mode."""
         with torch.no_grad():
-            return output_of(self.dense.run({}, *self.batch.inputs))
+            return scored_of(self.dense.run({}, *self.batch.inputs), self.batch)
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
-        """The gradient of the mean cross entropy by every parameter, under batch statistics."""
+        """The gradient of the mean loss by every parameter, under batch statistics."""
         return gradients(self.dense, self.batch)
 
     @cached_property
@@ -64,6 +73,8 @@ class Reference:
 
 LayerCall = Callable[[Tensor], Tensor]
 
+Outputs = tuple[Tensor, ...]
+
 Metric = Callable[[Candidate, Reference, Batch], float]
 """Larger is better. A metric does not change the candidate and is deterministic."""
 
@@ -78,36 +89,62 @@ def reference(network: nn.Module, batch: Batch) -> Reference:
     """The reference pass of the dense network, checked by one forward pass. The network is left as it is.
 
     Raises:
-        MetricError: the batch is too small or all its images are the same, or the output is not one tensor of finite numbers.
+        MetricError: the batch is too small or all its images are the same, or the outputs are no finite numbers.
     """
     dense = Reference(network, batch)
     if batch.inputs[0].shape[0] > 1 and all(bool((x == x[:1]).all()) for x in batch.inputs):
         raise MetricError("all calibration images are the same, so no score can tell networks apart; give images that differ")
-    if not torch.isfinite(dense.output).all():
+    if not all(torch.isfinite(output).all() for output in dense.outputs):
         raise MetricError("the dense network gives numbers that are not finite on the calibration images; check its weights")
     return dense
 
 
-def run(candidate: Candidate, batch: Batch) -> Tensor:
-    """The candidate's output on the calibration images under batch statistics, without gradients."""
+def forward(candidate: Candidate, batch: Batch) -> Any:
+    """All that the candidate returns for the calibration images under batch statistics, without gradients."""
     images = batch.inputs[0].shape[0]
     if images < 2:
         raise MetricError(f"{images} calibration image is too few for batch statistics; give 2 or more")
     with torch.no_grad():
-        return output_of(candidate(*batch.inputs))
+        return candidate(*batch.inputs)
 
 
-def output_of(given: Any) -> Tensor:
-    """The output, if it is one tensor; raises MetricError if not."""
-    if not isinstance(given, Tensor):
+def runs(candidate: Candidate, batch: Batch) -> Outputs:
+    """The candidate's scored outputs on the calibration images under batch statistics, without gradients."""
+    return scored_of(forward(candidate, batch), batch)
+
+
+def run(candidate: Candidate, batch: Batch) -> Tensor:
+    """The candidate's scored output, where there is one; otherwise as `runs`."""
+    return the_one(runs(candidate, batch))
+
+
+def scored_of(given: Any, batch: Batch) -> Outputs:
+    """The scored outputs among all that a network returned; raises MetricError if there are none."""
+    outputs = batch.reading.scored(given)
+    if not outputs:
         raise MetricError(
-            f"the network gives {type(given).__name__} where the metric expects one tensor of outputs; "
-            "wrap it in a module that returns the tensor to be kept"
+            f"the network gives {type(given).__name__}, in which there is no tensor of floating numbers with a row for each "
+            "image; say with a `task` of your own which outputs are scored"
         )
-    return given
+    return outputs
 
 
-def labels_of(batch: Batch) -> Tensor:
+def the_one(outputs: Outputs) -> Tensor:
+    """The only one of the scored outputs; raises MetricError if there are several."""
+    if len(outputs) > 1:
+        raise MetricError(
+            f"{len(outputs)} outputs are scored, and the metric expects one; use `metric='freeprune'`, or a `task` of your own "
+            "that says which one is scored"
+        )
+    return outputs[0]
+
+
+def finite(outputs: Outputs) -> bool:
+    """Whether all outputs are finite numbers."""
+    return all(bool(torch.isfinite(output).all()) for output in outputs)
+
+
+def labels_of(batch: Batch) -> Any:
     """The labels of the batch; raises MetricError if it has none."""
     if batch.labels is None:
         raise MetricError("this metric reads labels, and the calibration data has none; use `metric='freeprune'`")
@@ -160,7 +197,7 @@ def restricted(candidate: Candidate, name: str, tensor: Tensor) -> Tensor:
 
 
 def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
-    """The gradient of the mean cross entropy by every parameter, under batch statistics; 0 where a mask removes the weight.
+    """The gradient of the mean loss by every parameter, under batch statistics; 0 where a mask removes the weight.
 
     Raises:
         MetricError: the batch has no labels.
@@ -174,14 +211,14 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
 
 
 def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """The candidate's parameters with gradients enabled, and the mean cross entropy under batch statistics."""
+    """The candidate's parameters with gradients enabled, and the mean loss under batch statistics."""
     labels, skeleton = labels_of(batch), candidate.skeleton
     tensors = {n: t for n, t in candidate.tensors.items() if n not in skeleton.statistics}
     names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
     leaves = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
     with torch.enable_grad(), skeleton.batch_statistics():
-        output = output_of(candidate.run({**tensors, **leaves}, *batch.inputs))
-        return leaves, F.cross_entropy(output, labels)
+        given = candidate.run({**tensors, **leaves}, *batch.inputs)
+        return leaves, batch.reading.loss_of(given, labels)
 
 
 class _Layers(TorchDispatchMode):

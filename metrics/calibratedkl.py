@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..common import Batch, Candidate
-from .base import Reference, run
-from .outputs import centred, two_sided
+from .base import Outputs, Reference, finite, runs
+from .outputs import aligned, two_sided
 
 STEPS = 30  # of Newton's method at most, on a convex function of one number
 FACTOR = 4.0  # the most that one step changes the scale by
@@ -24,25 +24,36 @@ def calibratedkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
     Both networks use the batch norm statistics of the calibration batch, which fine-tuning corrects as quickly. One forward
     pass; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as further images; K = 1 is the logit of one
-    class against another.
+    class against another. Outputs that are no logits are compared column by column, each at its own best scale: half of the
+    variance that is left unexplained, `(1 - r²) / 2`, which is that divergence of unit Gaussians. Of several outputs the mean.
 
     Returns:
         At most 0, and 0 if the outputs are the dense network's up to a common factor and shift. `-inf` if they are not finite.
 
     Raises:
-        MetricError: fewer than two images, or outputs that are not one tensor.
+        MetricError: fewer than two images, or no outputs.
 
     Source: defined here. The scale is the temperature of Guo et al. 2017, arXiv:1706.04599; renormalising before comparing is
     EagleEye's idea (Li et al. 2020, arXiv:2007.02491).
     """
-    return divergence(dense.output, run(candidate, batch))
+    return divergence(dense.outputs, runs(candidate, batch), batch.reading.logits)
 
 
-def divergence(dense: Tensor, pruned: Tensor) -> float:
-    """Minus the least KL divergence over all scales, for outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
-    if not torch.isfinite(pruned).all():
+def divergence(dense: Outputs, pruned: Outputs, logits: bool = True) -> float:
+    """Minus the least divergence over all scales, mean over outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
+    if not finite(pruned):
         return float("-inf")
-    whole, rows = two_sided(centred(dense)), two_sided(centred(pruned))
+    each = [_of_one(*aligned(before, after, logits), logits) for before, after in zip(dense, pruned, strict=True)]
+    return sum(each) / len(each)
+
+
+def _of_one(whole: Tensor, rows: Tensor, logits: bool) -> float:
+    """Minus the divergence between two networks' rows `(rows, K)`."""
+    if not logits:
+        shared = (whole * rows).sum(dim=0).clamp_min(0)
+        explained = shared.square() / (whole.square().sum(dim=0) * rows.square().sum(dim=0)).clamp_min(1e-30)
+        return -float((1 - explained).clamp_min(0).mean()) / 2 if explained.numel() else 0.0
+    whole, rows = two_sided(whole), two_sided(rows)
     expected = torch.log_softmax(whole, dim=1)
     probabilities = expected.exp()
     rows = rows * (whole.norm() / rows.norm().clamp_min(1e-30))  # so that the search can start at scale 1

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..common import Batch, Candidate
-from .base import Reference, labels_of, needs_labels, output_of
+from .base import Reference, labels_of, needs_labels
 
 LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split())
 
@@ -27,7 +26,7 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """
     with torch.enable_grad(), _Outputs() as layers:
         inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
-        loss = F.cross_entropy(output_of(candidate(*inputs)), labels_of(batch), reduction="sum")
+        loss = batch.reading.loss_of(candidate(*inputs), labels_of(batch)) * len(inputs[0])
         found = torch.autograd.grad(loss, layers.outputs, allow_unused=True)
     total = 0.0
     for output, gradient in zip(layers.outputs, found, strict=True):

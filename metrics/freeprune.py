@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..common import Batch, Candidate
-from .base import Reference, run, weights
+from .base import Reference, runs, weights
 from .calibratedkl import divergence
 from .volume import log_volume
 
@@ -22,7 +22,7 @@ def freeprune(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     networks that still work. If pruning has destroyed the function it is the same for all, and the second part tells which
     can still be trained: those whose outputs have not collapsed onto a few directions. The third measures the capacity left
     for fine-tuning, and keeps a search from emptying layers that do not matter on these images. One forward pass; no
-    gradients, no labels; of the weights only which are zero.
+    gradients, no labels; of the weights only which are zero. Of several scored outputs the first two parts are means.
 
     Args:
         candidate: the pruned network; left bit for bit unchanged.
@@ -34,12 +34,13 @@ def freeprune(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         have more. `-inf` if the outputs are not finite.
 
     Raises:
-        MetricError: fewer than two images, outputs that are not one tensor, or weights that the dense network does not have.
+        MetricError: fewer than two images, no outputs, or weights that the dense network does not have.
 
     Source: defined here and validated in `docs/score.md`. The paper's formula (FreePrune, TCAD 2024) is not public.
     """
-    output = run(candidate, batch)
-    return divergence(dense.output, output) + WEIGHT * (log_volume(dense.output, output) + log_kept(candidate))
+    outputs, logits = runs(candidate, batch), batch.reading.logits
+    alike = divergence(dense.outputs, outputs, logits)
+    return alike + WEIGHT * (log_volume(dense.outputs, outputs, logits) + log_kept(candidate))
 
 
 def log_kept(candidate: Candidate) -> float:

@@ -20,7 +20,8 @@ def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: Wang et al. 2020 (arXiv:2002.07376), eq. 8, with the sign of the score in Abdelfattah et al. 2021
     (arXiv:2101.08134). Differs: they use untrained weights.
     """
-    few = Batch(tuple(x[:IMAGES] for x in batch.inputs), labels_of(batch)[:IMAGES])
+    labels_of(batch)
+    few = batch.first(IMAGES)
     leaves, loss = leaves_and_loss(candidate, few)
     used = {name: leaves[name] for name in weights(candidate)}
     with torch.enable_grad():

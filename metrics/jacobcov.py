@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common import Batch, Candidate
-from .base import Reference, output_of
+from .base import Reference, scored_of
 
 K = 1e-5
 
@@ -21,7 +21,7 @@ def jacobcov(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
     with torch.enable_grad():
-        total = output_of(candidate(*inputs)).sum()
+        total = torch.stack([output.sum() for output in scored_of(candidate(*inputs), batch)]).sum()
         found = torch.autograd.grad(total, [x for x in inputs if x.requires_grad])
     rows = torch.cat([g.flatten(1) for g in found], dim=1).double()
     rows = rows - rows.mean(dim=1, keepdim=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..common import Batch, Candidate
-from .base import Reference, run
-from .outputs import centred
+from .base import Outputs, Reference, finite, runs
+from .outputs import aligned
 
 FLOOR = 0.01  # added to every variance, relative to their mean: a direction with less counts as lost
 
@@ -27,24 +27,25 @@ def volume(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         0 for the dense network, and usually less for others; `-inf` if the outputs are not finite.
 
     Raises:
-        MetricError: fewer than two images, or outputs that are not one tensor.
+        MetricError: fewer than two images, or no outputs.
 
     Source: defined here. NASWOT (Mellor et al. 2021, arXiv:2006.04647) and jacobcov use log determinants too, of how alike the
     activation patterns and the gradients of images are.
     """
-    return log_volume(dense.output, run(candidate, batch))
+    return log_volume(dense.outputs, runs(candidate, batch), batch.reading.logits)
 
 
-def log_volume(dense: Tensor, pruned: Tensor) -> float:
-    """The mean log ratio of spreads, of outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
-    if not torch.isfinite(pruned).all():
+def log_volume(dense: Outputs, pruned: Outputs, logits: bool = True) -> float:
+    """The mean log ratio of spreads, mean over outputs `(N, K, ...)`; `-inf` if `pruned` is not finite."""
+    if not finite(pruned):
         return float("-inf")
-    return float((_log_spreads(pruned) - _log_spreads(dense)).mean())
+    pairs = [aligned(before, after, logits) for before, after in zip(dense, pruned, strict=True)]
+    each = [float((_log_spreads(rows) - _log_spreads(whole)).mean()) for whole, rows in pairs if whole.numel()]
+    return sum(each) / max(len(each), 1)
 
 
-def _log_spreads(outputs: Tensor) -> Tensor:
+def _log_spreads(rows: Tensor) -> Tensor:
     """Logs of the standard deviations along the principal directions, largest first, at a mean variance of 1."""
-    rows = centred(outputs)
     rows = rows.T if rows.shape[0] < rows.shape[1] else rows
     directions = max(min(rows.shape) - 1, 1)
     variances = torch.linalg.eigvalsh(rows.T @ rows).flip(0)[:directions].clamp_min(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate
-from .base import Reference, output_of, restricted
+from .base import Reference, restricted, scored_of
 
 STEP = 0.01  # size of the perturbation
 NORMS = frozenset("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_with_update".split())
@@ -36,9 +36,11 @@ def zen(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     with torch.no_grad(), candidate.skeleton.batch_statistics():
         tensors = {n: t for n, t in candidate.tensors.items() if n not in candidate.skeleton.statistics}
         with _Deviations() as norms:
-            before = output_of(candidate.run({**tensors, **drawn}, *x))
+            before = scored_of(candidate.run({**tensors, **drawn}, *x), batch)
         moved = (a + STEP * b for a, b in zip(x, step, strict=True))
-        change = float((before - output_of(candidate.run({**tensors, **drawn}, *moved))).abs().double().mean())
+        after = scored_of(candidate.run({**tensors, **drawn}, *moved), batch)
+        changes = [(a - b).abs().double().mean() for a, b in zip(before, after, strict=True)]
+        change = float(torch.stack(changes).mean())
     if not change > 0 or not math.isfinite(change) or min(norms.deviations, default=1) <= 0:
         return float("-inf")
     return math.log(change) + sum(map(math.log, norms.deviations))

@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = "prune_in_a_notebook"
-SHARED = {"digits_data", "small_vit"}  # what examples import
+SHARED = {"digits_data", "shapes", "small_vit"}  # what examples import
 
 
 def run(name, *arguments):
@@ -68,6 +68,28 @@ def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
+SHORT = ("--images", 150, "--epochs", 2, "--finetune-epochs", 1, "--trials", 12, "--seeds", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "sensible"),
+    [
+        ("unet", "mean IoU", lambda value: 0.2 < value <= 1),
+        ("detector", "average precision", lambda value: 0 <= value <= 1),
+        ("angle", "error of the angle", lambda value: 0 < value <= 60),
+        ("two_heads", "both right", lambda value: 0 <= value <= 1),
+    ],
+)
+def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path):
+    printed = run(name, "--out", tmp_path, *SHORT)
+    found = re.search(r"seed 0: (.*): dense (\S+), searched (\S+), equal rates (\S+); latency (\S+) ms -> (\S+) ms", printed)
+    assert found[1] == measure
+    assert all(sensible(float(value)) for value in found.groups()[1:4])
+    summary = json.loads((tmp_path / "searched-0" / "summary.json").read_text())
+    assert summary["cost"]["macs"]["pruned"] <= 0.5 * summary["cost"]["macs"]["dense"]
+    assert summary.get("measure", "accuracy") == measure
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     words = ["--execute", "--to", "notebook", "--output-dir", tmp_path, EXAMPLES / f"{NOTEBOOK}.ipynb"]
     done = subprocess.run(
@@ -90,7 +112,7 @@ def test_the_notebook_is_kept_without_what_it_shows():
 
 
 def test_no_example_is_left_out():
-    tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
+    tested = set(re.findall(r'(?:run\(|^        \()"(\w+)"', Path(__file__).read_text(), re.MULTILINE))
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")} - SHARED
 
 

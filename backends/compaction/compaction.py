@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ...common import FreePruneError, Inputs
 from ...copies import copied
+from ...reading import leaves
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
 from ..coupling.repair import settle
@@ -172,8 +172,7 @@ def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = tuple(x.to(device) for x in inputs)
     with torch.no_grad():
-        outputs = (tree_leaves(net(*example)) for net in (copied(network).eval(), smaller))
-        before, after = ([x for x in leaves if isinstance(x, Tensor)] for leaves in outputs)
+        before, after = (leaves(net(*example)) for net in (copied(network).eval(), smaller))
     return relative_difference(before, after)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ...common import FreePruneError, write_atomically
 from ...copies import copied
+from ...reading import children, leaves
 from ..difference import relative_difference
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
@@ -69,8 +69,9 @@ def export_onnx(
     check_opset(opset)
     network = copied(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
+    names = _named_outputs(network, inputs)
     try:
-        model = _traced(network, inputs, opset, dynamic=True)
+        model = _traced(network, inputs, names, opset, dynamic=True)
         for batch in CHECKED_BATCHES:
             _check(model, network, first_rows(inputs, batch), runtime, follows=True)
         dynamic = True
@@ -78,7 +79,7 @@ def export_onnx(
     except Exception as error:
         reason = cause(error)
         try:
-            model = _traced(network, inputs, opset, dynamic=False)
+            model = _traced(network, inputs, names, opset, dynamic=False)
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
@@ -101,7 +102,26 @@ def check_opset(opset: int | None) -> None:
         )
 
 
-def _traced(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, *, dynamic: bool) -> Any:
+def _named_outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str] | None:
+    """The names of the outputs of a network that returns a dictionary or a dataclass; None, and nothing is done, for others.
+
+    Files hold tensors alone, so that the network, a copy, is made to return those.
+    """
+    try:
+        with torch.no_grad():
+            given = network(*inputs)
+    except Exception:  # reported below, where it is exported
+        return None
+    if children(given) is None or isinstance(given, tuple | list):
+        return None
+    network.register_forward_hook(lambda module, args, output: tuple(leaves(output)))
+    parts = [(name, len(leaves(part))) for name, part in children(given) or ()]
+    return [name if count == 1 else f"{name}.{i}" for name, count in parts for i in range(count)]
+
+
+def _traced(
+    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, *, dynamic: bool
+) -> Any:
     """The checked ModelProto of a network, without source paths and stack traces."""
     import onnx
 
@@ -112,6 +132,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, *
             dynamo=True,
             verbose=False,
             opset_version=opset,
+            output_names=names,
             dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
         )
         model = program.model_proto
@@ -139,7 +160,7 @@ def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: 
     """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
     batch = len(inputs[0])
     with torch.no_grad():
-        expected = [x for x in pytree.tree_leaves(network(*inputs)) if isinstance(x, Tensor)]
+        expected = leaves(network(*inputs))
     try:
         opened = runtime.open(model.SerializeToString(), 1)
     except Exception as error:

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from ...common import FreePruneError, Inputs
 from ...copies import copied
 from ...errors import first_line
+from ...reading import leaves
 from .meta import on_meta
 from .record import Trace
 from .tracer import Tracer
@@ -96,7 +96,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
             "give data of the shape that the network was trained on"
         ) from error
     finally:
-        for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+        for tensor in leaves(output):
             tracer._where = "the network's output"
             for layer in tracer.labels(tensor):
                 tracer.freeze(layer)

@@ -43,7 +43,7 @@ def _some(table: Mapping[str, Option], *names: str) -> tuple[Option, ...]:
 
 
 THREADS, JSON = declared(Terminal).values()
-DATA = (*SOURCE.values(), SETTINGS["seed"], THREADS, JSON)
+DATA = (*SOURCE.values(), SETTINGS["task"], SETTINGS["seed"], THREADS, JSON)
 TARGET = SETTINGS["target"]
 COUNTED = TARGET.but(help="Largest cost of the pruned networks: macs=50%, params=300k or nonzero=40%; repeatable.")
 SPACE: tuple[Option | str, ...] = (
@@ -119,7 +119,7 @@ COMMANDS: dict[str, Command] = {
         declare("127.0.0.1", "Address to serve at.", name="host"), declare(8080, "Port to serve at.", name="port"),
     ), "folder", "RUN", True),
     "report": Command((), "folder", "RUN", True),
-    "list": Command((), "what", "metrics|strategies|granularities|criteria"),
+    "list": Command((), "what", "metrics|strategies|granularities|criteria|tasks"),
 }  # fmt: skip
 
 

@@ -69,6 +69,11 @@ class Settings:
         kind=Kind.EACH,
         required=True,
     )
+    task: Any = option(
+        "auto",
+        "What the network is for: auto tells by labels and outputs; see freeprune list tasks, or give path/to/file.py:object.",
+        kind=Kind.OBJECT,
+    )
     granularity: str = option("channel", "What is pruned as one unit; see freeprune list granularities.")
     strategy: str = option("evolution", "How rates are searched; see freeprune list strategies.")
     metric: str | Metric = option(

@@ -32,6 +32,7 @@ class PlaceOptions(TypedDict, total=False):
 class SpaceOptions(PlaceOptions, total=False):
     """Options of the search space; granularities of other packages add more."""
 
+    task: Any
     criterion: str
     max_rate: float | None
     round_to: int | str | None
@@ -118,7 +119,9 @@ def placed(workers: int | None, options: PlaceOptions) -> Placement:
 def recorded(config: Mapping[str, Any], target: tuple[Target, ...]) -> Settings:
     """The settings of a recorded run, from its `config.json`, with other targets."""
     given: dict[str, Any] = {
-        name: tuple(v) if isinstance(v := config[name], list) else v for name in SETTINGS if name != "target"
+        name: tuple(v) if isinstance(v := config.get(name, SETTINGS[name].default), list) else v
+        for name in SETTINGS
+        if name != "target"
     }
     layout = {name: config[name] for name in find_backend(config["granularity"]).options if name not in SETTINGS}
     return Settings(target, **given, layout={name: v for name, v in layout.items() if v is not None})

@@ -162,7 +162,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     from ..inputs.libraries import stated_by
     from ..inputs.weights import load_weights
     from ..run import scoring
-    from ..run.job import dense_network
+    from ..run.job import dense_network, read_by, task_of
 
     options.set_threads(given["threads"])
     removed = read_plan(plan)
@@ -173,7 +173,8 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     stated = stated_by(model, given["weights"], network)
     data = load_data(options.data_of(given), stated=stated, network=in_float32(network))
     training, _ = split(data, given["seed"])
-    batch = draw(training, data, calibration_images, given["seed"])
+    drawn = draw(training, data, calibration_images, given["seed"], None)
+    batch = read_by(task_of(given["task"], in_float32(network), drawn), drawn)
     found = scoring.score(smaller, network, batch, metric, removed)
     if given["json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
@@ -192,9 +193,10 @@ def train(model: str, **given: Any) -> None:
     recipe = options.recipe_of(given) or Recipe(epochs=0)
     trained = train(model, data, recipe=recipe, **options.passed_on(given))
     if given["json"]:
-        click.echo(json.dumps({"accuracy": trained.accuracy, "weights": str(trained.weights)}))
+        click.echo(json.dumps({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)}))
     else:
-        click.echo(f"test accuracy {trained.accuracy:.2%}; weights are in {trained.weights}")
+        measured = f"test {trained.task.measure} {trained.task.shown(trained.accuracy)}"
+        click.echo(f"{measured}; weights are in {trained.weights}")
 
 
 @main.command(cls=options.Declared)

@@ -14,6 +14,7 @@ TABLES = {
     "metrics": ("metrics/__init__.py", "METRICS", "metric"),
     "strategies": ("search/__init__.py", "STRATEGIES", "strategy"),
     "granularities": ("backends/__init__.py", "BACKENDS", "granularity"),
+    "tasks": ("engine/tasks/__init__.py", "TASKS", "task"),
     "criteria": ("backends/criteria.py", "CRITERIA", "criterion"),
 }
 
@@ -42,7 +43,8 @@ def _built_in(path: Path, table: str) -> dict[str, str]:
         alias.asname or alias.name: path.parent / f"{(node.module or '').replace('.', '/')}.py"
         for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1 for alias in node.names
     }  # fmt: skip
-    values = zip(map(ast.literal_eval, filter(None, entries.keys)), map(ast.unparse, entries.values), strict=True)
+    made = (ast.unparse(value).removesuffix("()") for value in entries.values)  # a class, or an instance of one
+    values = zip(map(ast.literal_eval, filter(None, entries.keys)), made, strict=True)
     return {name: _documented(homes.get(value, path), value) for name, value in values}
 
 

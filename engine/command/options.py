@@ -63,7 +63,8 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 TYPES: dict[Kind, Any] = {
-    Kind.TEXT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: Seconds(), Kind.PATH: click.Path(path_type=Path),
+    Kind.TEXT: str, Kind.OBJECT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: Seconds(),
+    Kind.PATH: click.Path(path_type=Path),
     Kind.FLAG: bool, Kind.PAIR: bool, Kind.EACH: str, Kind.NAMES: Names(), Kind.NUMBERS: Numbers(), Kind.STEPS: str,
 }  # fmt: skip
 
@@ -171,7 +172,12 @@ def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
         raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
     if 0 in (told["epochs"], told["images"]):
         return None
-    return Recipe(**{name: value for name, value in told.items() if value is not None}, **more)
+    given_ones = {name: value for name, value in told.items() if value is not None}
+    if not given_ones and not more:
+        from ..run.job import STANDARD  # by which a run knows that nobody asked for it
+
+        return STANDARD
+    return Recipe(**given_ones, **more)
 
 
 def set_threads(threads: int | None) -> None:

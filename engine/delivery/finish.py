@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.difference import relative_difference
@@ -52,6 +52,7 @@ from ..store.summary import (
     Summary,
     TimedTarget,
 )
+from ..tasks.choice import AUTO
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.trainer import tallied
 from .int8 import compared, quantised
@@ -110,13 +111,14 @@ def finish(
     except FreePruneError as error:  # the pruned network is delivered without it
         onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
     progress("export", 1, 1, "")
-    divergences = _each(job.task.divergence, tallies)
+    judge = job.task.judge
+    divergences = _each(judge.divergence, tallies)
     latency = None if timed is None else _timed_target(timed, job, onnx)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
         targets=_targets(job, found, latency),
-        accuracy=Accuracy(*_each(job.task.measured, tallies)),
+        accuracy=Accuracy(*_each(judge.measured, tallies)),
         score=Scores(finite(found.score), finite(found.uniform)),
         agreement=Agreement(masked_vs_compact, compact_vs_onnx),
         onnx=onnx,
@@ -139,7 +141,11 @@ def finish(
         threads=torch.get_num_threads(),
         versions={**files.versions(), job.settings.runtime: job.runtime.version},
         doubt=job.doubt,
-        measure=job.task.measure,
+        measure=judge.measure,
+        unit=judge.unit,
+        larger=judge.larger,
+        task=job.choice.name,
+        told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)
@@ -261,11 +267,11 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
     }
 
 
-def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Tensor | None:
-    progress("test", 0, 1, f"{job.task.measure} of the {which} network")
+def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Any:
+    progress("test", 0, 1, f"{job.task.judge.measure} of the {which} network")
     return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
 
 
-def _each(measured: Callable[[Tensor], float | None], tallies: Sequence[Tensor | None]) -> list[Any]:
+def _each(measured: Callable[[Any], float | None], tallies: Sequence[Any]) -> list[Any]:
     """What is measured by tallies; None where there is none."""
     return [None if tally is None else measured(tally) for tally in tallies]

@@ -55,7 +55,7 @@ def compared(job: Job, found: Mapping[str, Path], ms: Mapping[str, float], progr
     """
     measures = {}
     for name, path in found.items():
-        progress("test", 0, 1, f"{job.task.measure} of the {name} network")
+        progress("test", 0, 1, f"{job.task.judge.measure} of the {name} network")
         network = _Ran(job, path)
         measures[name] = measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
     return Int8(

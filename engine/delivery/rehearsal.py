@@ -22,6 +22,7 @@ from ..progress import Progress
 from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
+from ..tasks import OwnTask
 from ..training.finetuning import recipe_of
 from ..training.trainer import measured, train
 
@@ -69,7 +70,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     if isinstance(job.finetune, Recipe):
         _train(job, job.finetune)
     if tested is not None:
-        measured(job.network, _few(tested, IMAGES), job.task, collate=job.data.collate, dense=job.network)
+        _measure(job, tested)
     progress("rehearse", 1, 3, "surgery")
     pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
@@ -118,6 +119,12 @@ def _train(job: Job, recipe: Recipe) -> None:
         collate=job.data.collate,
         task=job.task,
     )
+
+
+def _measure(job: Job, tested: Dataset[object]) -> None:
+    """Measure the dense network on a few images; on all where the measure is the user's own, which may need many."""
+    some = tested if isinstance(job.task.judge, OwnTask) else _few(tested, IMAGES)
+    measured(job.network, some, job.task, collate=job.data.collate, dense=job.network)
 
 
 def _few(dataset: Dataset[object], count: int) -> Subset[object]:

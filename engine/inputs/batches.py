@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, cause
-from ..tasks import CLASSIFICATION, Task
+from ..tasks import CLASSIFICATION, OwnTask, Task
 from ..user_code import UserError, place_of
 from .image_files import Files
 
@@ -116,15 +116,15 @@ def stack(
     dataset: Dataset[Any],
     indices: Sequence[int],
     collate: Callable[[list[Any]], Any] | None = None,
-    task: Task = CLASSIFICATION,
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    task: Task | None = CLASSIFICATION,
+) -> tuple[tuple[Tensor, ...], Any]:
     """Some items of a dataset as one batch.
 
     Args:
         dataset: map-style.
         indices: which items, in this order; at least one.
         collate: what makes a batch of a list of items; PyTorch's default if None.
-        task: whose labels they are.
+        task: whose labels they are; None for labels as the data set gives them.
 
     Returns:
         The network's inputs, normally one tensor `(N, C, H, W)`, floating ones in float32, and the labels as the task takes
@@ -145,12 +145,15 @@ def stack(
         )
     inputs, labels = parts(batch)
     named = [("input", value) for value in inputs]
-    for name, value in named if labels is None else [*named, ("label", labels)]:
+    tensors = labels is not None and task is not None and not isinstance(task, OwnTask)
+    for name, value in [*named, ("label", labels)] if tensors else named:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
             raise FreePruneError(
                 f"a batch of {described(dataset)} has {described(value)} as {name}; expected tensors of {len(indices)} rows"
             )
-    if labels is None:
+    if labels is None or task is None:
+        return inputs, labels
+    if not task.labelled:
         return inputs, None
     taken = task.as_labels(labels)
     if taken is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -14,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ...common import Batch, FreePruneError, brief, write_atomically
 from ...copies import copied
+from ...reading import PLAIN
 from ..randomness import seeded
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, Images, stack
@@ -23,9 +26,11 @@ LABELS = "labels"
 
 
 def calibration(
-    images: Dataset[object], data: Data, count: int, seed: int, folder: Path | None, task: Task = CLASSIFICATION
+    images: Dataset[object], data: Data, count: int, seed: int, folder: Path | None, task: Task | None = CLASSIFICATION
 ) -> Batch:
     """The images that a run scores on: those kept in the folder of a run to resume, or else drawn.
+
+    Without a task their labels are as the data set gives them.
 
     Raises:
         FreePruneError: fewer than two were asked for, or the file in the folder is damaged or of other data.
@@ -34,10 +39,13 @@ def calibration(
         return draw(images, data, count, seed, task)
     with seeded(seed):
         example, label = stack(images, [0], data.collate, task)
-    return _read(folder / CALIBRATION, example, label, min(count, len(images)))  # type: ignore[arg-type]
+    found = _read(folder / CALIBRATION, example, label, min(count, len(images)))  # type: ignore[arg-type]
+    if label is not None and found.labels is None:  # they are no tensor, and were not kept
+        found = replace(found, labels=draw(images, data, count, seed, task).labels)
+    return found
 
 
-def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task = CLASSIFICATION) -> Batch:
+def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task | None = CLASSIFICATION) -> Batch:
     """Images for calibration: drawn once by the seed from the training images, without augmentation; all if there are fewer.
 
     The seed also decides what a data set draws that changes its items at random.
@@ -51,7 +59,7 @@ def draw(images: Dataset[object], data: Data, count: int, seed: int, task: Task 
     indices = np.random.default_rng([seed, 1]).permutation(available)[:count]
     with seeded(seed):
         inputs, labels = stack(images, indices.tolist(), data.collate, task)
-    return Batch(inputs, labels)
+    return Batch(inputs, labels, task or PLAIN)
 
 
 def held_out(
@@ -63,7 +71,7 @@ def held_out(
     if len(indices) < 2:
         return None
     with seeded(seed):
-        return Batch(*stack(images, indices.tolist(), data.collate, task))
+        return Batch(*stack(images, indices.tolist(), data.collate, task), task or PLAIN)
 
 
 def further(images: Dataset[object], data: Data, batch: Batch, seed: int, task: Task = CLASSIFICATION) -> Batch | None:
@@ -79,12 +87,12 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     if isinstance(data.train, Images) or path.exists():
         return
     tensors = {f"input{i}": x.contiguous() for i, x in enumerate(batch.inputs)}
-    if batch.labels is not None:
-        tensors[LABELS] = batch.labels
+    if isinstance(batch.labels, Tensor):
+        tensors[LABELS] = batch.labels.contiguous()
     write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], label: Tensor | None, count: int) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int) -> Batch:
     """A batch that was kept.
 
     Args:
@@ -103,7 +111,7 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Tensor | None, count: 
     if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
         raise _damaged(path, "its content is not what was written")
     shapes = [(count, *x.shape[1:], x.dtype) for x in example]
-    misfit = labels is not None and (label is None or labels.shape != (count, *label.shape[1:]))
+    misfit = labels is not None and (label is None or len(labels) != count)
     if [(*x.shape, x.dtype) for x in inputs] != shapes or misfit:
         raise FreePruneError(
             f"{path} holds images that are not of these data; resume with the same data, or start the run again with "

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from ...common import FreePruneError, nearest
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, described, parted, stack
+from .dictionaries import ByName, by_name
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
 from .sources import digits, image_folder, npz
@@ -37,7 +38,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
-    task: Task = CLASSIFICATION,
+    task: Task | None = None,
     stated: Preparation = NOTHING_STATED,
     network: nn.Module | None = None,
 ) -> Data:
@@ -59,9 +60,10 @@ def load_data(
         std: per channel. Default: as `stated`, else ImageNet's for RGB, 0.5 otherwise, 1 for float32.
         image_size: image folders only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as `stated`, else as they are if all images have one size, else 224.
-        task: whose labels the user's own datasets give; folders, `.npz` files and digits hold classes.
+        task: whose labels the user's own datasets give, to check the first item; folders, `.npz` files and digits hold classes.
         stated: how the network's pretrained weights want the images of a folder.
-        network: which the data are for; images of a folder are grey for one that takes one channel, else RGB.
+        network: which the data are for; images of a folder are grey for one that takes one channel, else RGB, and items that
+            are dictionaries go to it by the names of its arguments.
 
     Returns:
         The data; of a single set without labels a fifth is for the test, the same for every seed.
@@ -88,22 +90,24 @@ def load_data(
             "`mean` or `std` was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
         )
     if isinstance(source, str):
-        return replace(_given(call(source, FORMS), task), source=source)
-    return _given(source, task)
+        return replace(_given(call(source, FORMS), task, network), source=source)
+    return _given(source, task, network)
 
 
-def _given(source: object, task: Task) -> Data:
+def _given(source: object, task: Task | None, network: nn.Module | None) -> Data:
     """What the user, or the user's callable, gave in Python."""
     if isinstance(source, Data):
-        return source
+        if not isinstance(source.collate, ByName):
+            return source
+        return replace(source, collate=by_name(source.train, source.collate.collate, network))
     if isinstance(source, Tensor | Dataset | DataLoader):
-        return _single(_read("training", source, task))
+        return _single(_read("training", source, task, network))
     if not isinstance(source, tuple | list) or len(source) != 2:
         raise FreePruneError(
             f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
-    train, test = (_read(name, given, task) for name, given in zip(("training", "test"), source, strict=True))
+    train, test = (_read(name, given, task, network) for name, given in zip(("training", "test"), source, strict=True))
     if train.collate != test.collate:
         raise FreePruneError("the two loaders have different collate_fn; give both the same, for one network reads from both")
     labelled = [one.labels is not None for one in (train, test)]
@@ -119,7 +123,7 @@ def _given(source: object, task: Task) -> Data:
             f"the training data are {described(source[0])} and the test data {described(source[1])}; expected inputs of one "
             "type and shape; if the second are labels, give a pair of `TensorDataset(inputs, labels)`, training and test"
         )
-    return _own(train, train.dataset, test.dataset, task)
+    return _own(train, train.dataset, test.dataset)
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,10 @@ class _Read:
     dataset: Any
     collate: Callable[[list[Any]], Any] | None
     inputs: tuple[Tensor, ...]
-    labels: Tensor | None
+    labels: Any
 
 
-def _read(name: str, given: Any, task: Task) -> _Read:
+def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -> _Read:
     """A data set of the user's; the first item is read, to see that it will do."""
     dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
     if isinstance(given, DataLoader):
@@ -148,6 +152,7 @@ def _read(name: str, given: Any, task: Task) -> _Read:
         )
     if len(dataset) == 0:
         raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
+    collate = by_name(dataset, collate, network)
     return _Read(dataset, collate, *stack(dataset, [0], collate, task))
 
 
@@ -158,14 +163,14 @@ def _single(read: _Read) -> Data:
             f"the data are one data set with labels, {described(read.dataset)}; expected a pair (training, test) of data sets"
         )
     train, test = (Subset(read.dataset, part.tolist()) for part in parted(len(read.dataset)))
-    return _own(read, train, test, CLASSIFICATION)
+    return _own(read, train, test)
 
 
-def _own(read: _Read, train: Any, test: Any, task: Task) -> Data:
+def _own(read: _Read, train: Any, test: Any) -> Data:
     return Data(
         train=train,
         test=test,
-        classes=() if read.labels is None else _classes(train, task),
+        classes=() if read.labels is None else _classes(train),
         mean=(),
         std=(),
         source=f"own:{type(read.dataset).__name__}",
@@ -175,7 +180,7 @@ def _own(read: _Read, train: Any, test: Any, task: Task) -> Data:
     )
 
 
-def _classes(dataset: Any, task: Task) -> tuple[str, ...]:
+def _classes(dataset: Any) -> tuple[str, ...]:
     """The class names that a dataset knows, by torchvision's conventions; empty if none: reading all items is not worth it."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -183,4 +188,4 @@ def _classes(dataset: Any, task: Task) -> tuple[str, ...]:
     if names is not None:
         return tuple(str(name) for name in names)
     targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", ())
-    return task.classes(np.asarray(targets))
+    return CLASSIFICATION.classes(np.asarray(targets))

@@ -42,7 +42,7 @@ def example_of(
     if isinstance(given, tuple | list) and given and all(isinstance(one, str) for one in given):
         return _random(given)
     images = load_data(given, stated=stated, network=network)
-    return stack(images.train, [0], images.collate)[0]
+    return stack(images.train, [0], images.collate, None)[0]
 
 
 def _random(shapes: Sequence[str]) -> Inputs:

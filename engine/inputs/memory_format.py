@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,4 +38,4 @@ def fastest(network: nn.Module, batch: Batch) -> Batch:
     """The batch in the format that the network runs fastest in: channels last on a CPU, if the network takes it."""
     if len(batch.inputs) > 1 or batch.inputs[0].is_cuda or not takes_channels_last(network, batch.inputs[0]):
         return batch
-    return Batch((batch.inputs[0].contiguous(memory_format=torch.channels_last),), batch.labels)
+    return replace(batch, inputs=(batch.inputs[0].contiguous(memory_format=torch.channels_last),))

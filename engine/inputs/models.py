@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -72,13 +73,14 @@ def call(spec: str, others: Sequence[str] = ()) -> object:
             raise FreePruneError(f"{spec!r} failed when called ({cause(error)}); mend it or name another") from error
 
 
-def resolve(spec: str, others: Sequence[str] = ()) -> Callable[..., object]:
-    """The callable that `spec` names.
+def resolve(spec: str, others: Sequence[str] = (), *, kind: str = "callable") -> Any:
+    """The callable, or any object, that `spec` names.
 
     The working directory, and the folder of a file, can be imported from meanwhile; `sys.path` is put back.
 
     Args:
         spec: `package.module:callable` or `path/to/file.py:callable`.
+        kind: "callable", or "object" for anything.
         others: what else may stand where `spec` does, for the sentence about a module that does not exist.
 
     Raises:
@@ -86,7 +88,7 @@ def resolve(spec: str, others: Sequence[str] = ()) -> Callable[..., object]:
     """
     place, colon, name = spec.rpartition(":")
     if not (place and colon and name):
-        raise FreePruneError(f"{spec!r} names no callable; expected package.module:callable or path/to/file.py:callable")
+        raise FreePruneError(f"{spec!r} names no {kind}; expected package.module:{kind} or path/to/file.py:{kind}")
     with _importable(_folders(spec)):
         try:
             module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
@@ -99,11 +101,13 @@ def resolve(spec: str, others: Sequence[str] = ()) -> Callable[..., object]:
                 f"{spec!r} cannot be used, since importing {place!r} failed ({cause(error)}); name an importable module "
                 f"or an existing file.py{hint}"
             ) from error
-    function: Callable[..., object] | None = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise FreePruneError(f"{place!r} has no callable {name!r}; {closest(name, known)}")
-    return function
+    found = getattr(module, name, None)
+    if found is None or (kind == "callable" and not callable(found)):
+        known = [
+            key for key, value in vars(module).items() if (kind == "object" or callable(value)) and not key.startswith("_")
+        ]
+        raise FreePruneError(f"{place!r} has no {kind} {name!r}; {closest(name, known)}")
+    return found
 
 
 def _folders(spec: str) -> list[str]:

@@ -18,13 +18,14 @@ from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
 from ..asked.targets import LATENCY, label
+from ..shown import with_unit
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial, curve
 from ..store.records import Records
 from ..store.run_folder import Read
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
-from ..store.tables import interval, number
+from ..store.tables import factor, heading, in_direction, interval, number, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
 
@@ -81,8 +82,10 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals |= {"heading": heading, "in_direction": in_direction}
     environment.filters |= {
         "amount": amount, "percent": _percent, "score": number, "interval": interval, "label": label, "pyrepr": repr,
+        "measured": with_unit, "factor": factor, "points": points, "regret_in": regret_in,
     }  # fmt: skip
     return environment
 
@@ -337,8 +340,9 @@ def _study(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _scatter(name: str, study: Study, accuracies: Sequence[float]) -> Chart | None:
     """Score against accuracy after fine-tuning."""
     scored = zip((one.scores[name] for one in study.candidates), accuracies, strict=True)
-    points = [(score, 100 * accuracy) for score, accuracy in scored if score is not None]
-    titles = [f"score {score:.4g}, {study.measure} {accuracy:.2f}%" for score, accuracy in points]
+    there = [(score, accuracy) for score, accuracy in scored if score is not None]
+    titles = [f"score {score:.4g}, {study.measure} {with_unit(accuracy, study.unit)}" for score, accuracy in there]
+    points = [(score, factor(study.unit) * accuracy) for score, accuracy in there]
     series = [Series("", *_columns(points), style="front", titles=titles)]
     described = f"{study.measure.capitalize()} against the score of {name}"
-    return chart(described, series, Axis("score, untrained"), Axis(f"{study.measure}, %"))
+    return chart(described, series, Axis("score, untrained"), Axis(heading(study.measure, study.unit, study.larger)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import FreePruneError, FreePruneWarning
 from ..store.studies import Comparison, Run, Study, Sweep
+from ..store.tables import factor, heading
 
 Given = ParamSpec("Given")
 
@@ -42,7 +43,7 @@ def save_scatter(study: Study, folder: Path) -> list[Path]:
     Raises:
         FreePruneError: matplotlib is not installed.
     """
-    accuracies = [100 * accuracy for accuracy in study.accuracies()]
+    accuracies = [factor(study.unit) * accuracy for accuracy in study.accuracies()]
     ranked = study.ranked()
     rows = math.ceil(len(ranked) / COLUMNS)
     figure = _figure(3.2 * COLUMNS, 2.6 * rows)
@@ -55,7 +56,7 @@ def save_scatter(study: Study, folder: Path) -> list[Path]:
     for axis in list(axes.flat)[len(ranked) :]:
         axis.set_visible(False)
     figure.supxlabel("score, untrained")
-    figure.supylabel(f"{study.measure} after fine-tuning, %")
+    figure.supylabel(heading(f"{study.measure} after fine-tuning", study.unit, study.larger))
     return _save(figure, folder, "scatter")
 
 

@@ -24,7 +24,9 @@ from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError, find
 from ...copies import copied
+from ...errors import first_line
 from ...metrics import METRICS, Metric, Reference, reference
+from ...reading import leaves, main_output
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ..asked.layout import layout_of
@@ -42,11 +44,16 @@ from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
 from ..inputs.weights import load_weights
+from ..randomness import seeded
 from ..store.continuation import FIRST, Earlier
-from ..tasks import AGREEMENT, CLASSIFICATION, Task
+from ..tasks import TASKS, Case, Task, own_task
+from ..tasks.choice import AUTO, CLASSIFIED, Choice, chosen
 from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
+
+OWN = "own:"  # before the name of a task that was given as an object, in records
+FEW = 8  # images in the pass that tells which task fits
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Job:
         config: the content of `config.json`.
         trace_seconds: how long it took to find the groups.
         earlier: how the search was planned, where the run goes on with more trials.
+        task: what the network is trained for; the calibration batches are read by it.
+        choice: that task with its name, and how it came to be.
         doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
@@ -81,10 +90,14 @@ class Job:
     dense: Reference
     config: dict[str, Any]
     trace_seconds: float
-    task: Task = CLASSIFICATION
+    choice: Choice = CLASSIFIED
     runtime: Runtime = ONNX_RUNTIME
     doubt: str | None = None
     earlier: Earlier = FIRST
+
+    @property
+    def task(self) -> Task:
+        return self.choice.task
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -133,8 +146,8 @@ class Job:
 
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, task: Task = CLASSIFICATION,
-    runtime: Runtime | None = None, earlier: Earlier = FIRST,
+    *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, runtime: Runtime | None = None,
+    earlier: Earlier = FIRST,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
@@ -142,7 +155,6 @@ def prepare(
         weights_key: what the weights lie under in their file; None to find them.
         folder: of the run to resume, whose calibration batch is reused; None for a new run.
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
-        task: what the network is trained for, if the data have labels.
         runtime: runs and times ONNX files; by default the one that the settings name.
         earlier: how the search of the run to resume was planned.
     """
@@ -162,16 +174,18 @@ def prepare(
         settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
     given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
     network = in_float32(given)
-    data = load_data(source, task=task, stated=stated_by(model, weights, given), network=network)
-    task = task if data.labelled else AGREEMENT
+    data = load_data(source, stated=stated_by(model, weights, given), network=network)
     training, _ = split(data, settings.seed)
-    batch = calibration(training, data, settings.calibration_images, settings.seed, folder, task)
+    drawn = calibration(training, data, settings.calibration_images, settings.seed, folder, None)
+    choice = task_of(settings.task, network, drawn)
+    batch, finetune = read_by(choice, drawn), trained_by(choice, finetune)
+    task = choice.task
     if not isinstance(model, str):  # a network built from a text registers its hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
-    if batch.labels is None and getattr(metric, "needs_labels", False):
-        raise FreePruneError(
-            f"the metric {metric_name(settings.metric)!r} reads labels, and the data have none; use `metric='freeprune'`"
-        )
+    if getattr(metric, "needs_labels", False):
+        _check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
+    if settings.criterion in ("taylor", "fisher"):
+        _check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
@@ -180,8 +194,11 @@ def prepare(
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
     output = reference(judged, images)
-    task.check(output.output, batch.labels, len(data.classes))
-    doubt = None if images.labels is None else task.doubt(output.output, images.labels)
+    doubt = None
+    if task.labelled:
+        read = output.given if images.labels is None else task.output(output.given, images.labels, training=False)
+        task.check(read, batch.labels, len(data.classes))
+        doubt = None if images.labels is None else task.doubt(read, images.labels)
     if doubt is not None:
         warn(doubt)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
@@ -206,6 +223,7 @@ def prepare(
         **dict.fromkeys(name for backend in BACKENDS.values() for name in backend.options),
         **settings.layout,
         "metric": metric_name(settings.metric),
+        "task": settings.task if isinstance(settings.task, str) else choice.name,
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
         "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
@@ -214,8 +232,80 @@ def prepare(
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, task, runtime, doubt, earlier,
+        metric, output, config, seconds, choice, runtime, doubt, earlier,
     )  # fmt: skip
+
+
+STANDARD = Recipe()  # the training that a run has if nothing else is said
+
+
+def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
+    """The task that was asked for, by name, as an object, or as `path/to/file.py:object`; or told by labels and outputs.
+
+    Args:
+        network: the dense one, on the CPU.
+        batch: calibration images with their labels as the data set gives them.
+
+    Raises:
+        FreePruneError: there is no such task, or it does not fit labels and outputs.
+    """
+    output = None
+    with torch.no_grad(), seeded(0):
+        try:
+            output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
+        except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
+            if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
+                shapes = " and ".join("x".join(map(str, x.shape)) for x in batch.inputs)
+                raise FreePruneError(
+                    f"the network rejects an input of shape {shapes}: {first_line(error) or type(error).__name__}; "
+                    "give data of the shape that the network was trained on"
+                ) from error
+    case = Case(batch.labels, output, batch.inputs)
+    if not isinstance(asked, str):
+        return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
+    if asked.startswith(OWN):
+        raise FreePruneError(
+            f"the task {asked!r} was given in Python, and cannot be found again by its name; give it as "
+            "`task=path/to/file.py:object`, or prune with the task itself"
+        )
+    if ":" in asked:
+        return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
+    return chosen(asked, case)
+
+
+def read_by(choice: Choice, drawn: Batch) -> Batch:
+    """The calibration batch as the task takes its labels and reads outputs; None for labels that are not by row."""
+    task, labels = choice.task, None
+    if task.labelled and drawn.labels is not None:
+        labels = task.as_labels(drawn.labels)
+        found, count = leaves(labels), len(drawn.inputs[0])
+        listed = isinstance(labels, list) and len(labels) == count
+        if not found or listed or any(x.ndim == 0 or len(x) != count for x in found):
+            labels = None
+    return Batch(drawn.inputs, labels, task)
+
+
+def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | Finetune | None:
+    """The fine-tuning that the task allows: none by default where it has no loss.
+
+    Raises:
+        FreePruneError: a recipe was asked for, and the task has no loss.
+    """
+    if choice.task.trains or not isinstance(finetune, Recipe):
+        return finetune
+    if finetune is STANDARD:
+        return None
+    raise FreePruneError(
+        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train "
+        "with a function of your own (`finetune`), or skip training with 0 epochs"
+    )
+
+
+def _check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
+    if batch.labels is None:
+        raise FreePruneError(f"{what} reads labels, and the data have none; use {instead}")
+    if not choice.task.trains:
+        raise FreePruneError(f"{what} reads the loss of labels, and the task {choice.name!r} has none; use {instead}")
 
 
 def metric_of(given: str | Metric) -> Metric:

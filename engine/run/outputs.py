@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...common import Inputs
+from ...reading import leaves
 
 
 def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
@@ -20,5 +21,4 @@ def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
             output = network(*inputs)
     finally:
         network.train(training)
-    tensors = output if isinstance(output, tuple | list) else (output,)
-    return tuple(t.cpu().numpy() for t in tensors)
+    return tuple(t.cpu().numpy() for t in leaves(output))

@@ -17,7 +17,6 @@ from ..inputs.calibration import held_out, recalibrated
 from ..store.summary import Recovery
 from ..tasks import CLASSIFICATION, Task
 from .job import Job
-from .outputs import outputs
 
 HELD_OUT = 128  # images that decide whether recovery helped
 SMALLEST = 1e-10  # variance of a channel that says something
@@ -106,5 +105,6 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
 
 def _agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
     """How well the outputs agree, in nats: 0 is best; see the metric `calibratedkl`."""
-    one, other = (torch.from_numpy(outputs(each, images.inputs)[0]) for each in (dense, network))
-    return divergence(one, other)
+    with torch.no_grad():
+        one, other = (images.reading.scored(each.eval()(*images.inputs)) for each in (dense, network))
+    return divergence(one, other, images.reading.logits)

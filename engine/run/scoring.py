@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def score(
 
 def _batch(given: Calibration) -> Batch:
     if isinstance(given, Batch):
-        return Batch(in_float32(given.inputs), given.labels)
+        return replace(given, inputs=in_float32(given.inputs))
     if isinstance(given, Tensor):
         return Batch(in_float32((given,)))
     if len(given) == 2 and all(isinstance(x, Tensor) for x in given) and not torch.is_floating_point(given[1]):

@@ -23,6 +23,7 @@ from ..inputs.calibration import CALIBRATION
 from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
+from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
 
@@ -136,7 +137,7 @@ def _remove_parts(folder: Path) -> None:
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     for name in now:
-        if before.get(name) != now[name]:
+        if before.get(name, ADDED.get(name)) != now[name]:
             raise FreePruneError(
                 f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
                 f"{brief(repr(now[name]))}; "

@@ -115,7 +115,7 @@ def _is_default(one: Any, value: Any) -> bool:
 
 
 KINDS: dict[Kind, Shape] = {
-    Kind.TEXT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: float, Kind.PATH: str, Kind.FLAG: bool,
+    Kind.TEXT: str, Kind.OBJECT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: float, Kind.PATH: str, Kind.FLAG: bool,
     Kind.PAIR: bool, Kind.EACH: [str], Kind.NAMES: [str], Kind.NUMBERS: [float], Kind.STEPS: (int, str),
 }  # fmt: skip
 
@@ -128,11 +128,13 @@ def asked_shape(options: Mapping[str, Option]) -> Shape:
     }
 
 
+ADDED = {"task": "auto"}  # options that older records do not have, and what they stand for there
+
 # What `pick` reads from a sweep's config; mean and std are always recorded, as those of the data if not given.
 ASKED: Shape = {
     "model": str,
     **asked_shape(declared(Source)), "mean": [float], "std": [float],
-    **asked_shape(declared(Settings)),
+    **asked_shape({name: one for name, one in declared(Settings).items() if name not in ADDED}),
 }  # fmt: skip
 
 

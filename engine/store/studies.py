@@ -112,6 +112,8 @@ class Comparison(Showable, Document):
         strategies: results of each strategy over its seeds, by name.
         runs: every search.
         measure: what the accuracies are; not in the file where they are accuracies.
+        unit: of them, as in `summary.json`; not in the file where it is "%".
+        larger: whether larger is better; not in the file where it is.
     """
 
     FILE: ClassVar[str] = "comparison.json"
@@ -124,6 +126,8 @@ class Comparison(Showable, Document):
     strategies: Mapping[str, Judged]
     runs: tuple[Run, ...]
     measure: str = "accuracy"
+    unit: str = "%"
+    larger: bool = True
 
     def __post_init__(self) -> None:
         if self.strategies.keys() != {run.strategy for run in self.runs}:
@@ -306,6 +310,8 @@ class Study(Showable, Document):
         images: numbers of images.
         threads: number of torch threads.
         measure: what the accuracies are; not in the file where they are accuracies.
+        unit: of them, as in `summary.json`; not in the file where it is "%".
+        larger: whether larger is better; not in the file where it is.
     """
 
     FILE: ClassVar[str] = "study.json"
@@ -320,6 +326,8 @@ class Study(Showable, Document):
     images: StudyImages
     threads: int
     measure: str = "accuracy"
+    unit: str = "%"
+    larger: bool = True
 
     def __post_init__(self) -> None:
         if any(one.scores.keys() != self.metrics.keys() for one in self.candidates):

@@ -317,6 +317,10 @@ class Summary(Document):
         versions: of the libraries that the figures depend on.
         doubt: why the dense network may not have been trained on these data; None, and not in the file, if nothing suggests so.
         measure: what `accuracy` holds; not in the file where it is the accuracy.
+        unit: of it: "%" for a fraction that is shown in percent, "" for a plain number; not in the file where it is "%".
+        larger: whether a larger measure is better; not in the file where it is.
+        task: what the network is for; not in the file where it is classification.
+        told: how the task came to be, if it was not asked for; None, and not in the file, if there is nothing to tell.
         divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
             data have no labels; None, and not in the file, elsewhere.
     """
@@ -342,6 +346,10 @@ class Summary(Document):
     versions: Mapping[str, str]
     doubt: str | None = None
     measure: str = "accuracy"
+    unit: str = "%"
+    larger: bool = True
+    task: str = "classification"
+    told: str | None = None
     divergence: Accuracy | None = None
 
     def __post_init__(self) -> None:

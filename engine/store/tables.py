@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...search.space import amount
 from ..asked.targets import LATENCY, label
-from ..shown import NONE, Shown
+from ..shown import NONE, PERCENT, Shown, with_unit
 
 if TYPE_CHECKING:
     from .documents import Interval
@@ -38,11 +38,12 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     eight = None if summary.exported is None else summary.exported.int8
     if summary.exported is not None:
         rows += _file_rows(summary.exported)
-    rows += _measured_rows(f"test {summary.measure}", summary.accuracy, ".2%")
+    unit = summary.unit
+    rows += _measured_rows(in_direction(f"test {summary.measure}", summary.larger), summary.accuracy, unit)
     if eight is not None:
-        rows.append(("  int8", format(eight.accuracy.dense, ".2%"), format(eight.accuracy.pruned, ".2%"), ""))
+        rows.append(("  int8", with_unit(eight.accuracy.dense, unit), with_unit(eight.accuracy.pruned, unit), ""))
     if summary.divergence is not None:
-        rows += _measured_rows("KL divergence from it, nats", summary.divergence, ".3g")
+        rows += _measured_rows("KL divergence from it, nats", summary.divergence, "")
     notes = [] if summary.exported is None else [summary.exported.verdict]
     notes.append("; ".join(_target(target, summary.latency) for target in summary.targets.values()))
     difference = summary.agreement.compact_vs_onnx
@@ -53,6 +54,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     )
     if summary.recovery is not None and not summary.recovery.kept:
         notes.append(of_recovery(summary.recovery))
+    if summary.told is not None:
+        notes.append(summary.told)
     seconds, params = summary.seconds, summary.compaction.params
     trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
@@ -81,13 +84,18 @@ def _remains(pruned: float, dense: float, target: float | None = None) -> str:
     return f"{pruned / dense:.1%}" + ("" if target is None else f" (target {target / dense:.1%})")
 
 
-def _measured_rows(name: str, found: Accuracy, shape: str) -> list[tuple[str, str, str, str]]:
+def in_direction(measure: str, larger: bool) -> str:
+    """The name of a measure, with a word on its direction where smaller is better."""
+    return measure if larger else f"{measure} (less is better)"
+
+
+def _measured_rows(name: str, found: Accuracy, unit: str) -> list[tuple[str, str, str, str]]:
     """What was measured of the dense network, and of the pruned one step by step."""
-    rows = [(name, format(found.dense, shape), format(found.pruned, shape), "")]
+    rows = [(name, with_unit(found.dense, unit), with_unit(found.pruned, unit), "")]
     if found.recovered is not None:
-        rows.append(("  weights recovered", "", format(found.recovered, shape), ""))
+        rows.append(("  weights recovered", "", with_unit(found.recovered, unit), ""))
     if found.finetuned is not None:
-        rows.append(("  after fine-tuning", "", format(found.finetuned, shape), ""))
+        rows.append(("  after fine-tuning", "", with_unit(found.finetuned, unit), ""))
     return rows
 
 
@@ -133,12 +141,34 @@ def of_comparison(comparison: Comparison) -> Shown:
     for name, one in comparison.ranked():
         row = [name, _plus_minus(one.best, 3), *_against_random(one, config["seeds"])]
         row += [f"{one.seconds:.1f}", f"{one.overhead:.1%}"]
-        rows.append([*row, _plus_minus(one.accuracy, 2, 100)] if tuned else row)
+        rows.append([*row, _plus_minus(one.accuracy, 2, factor(comparison.unit))] if tuned else row)
     notes = [
         f"equal rates {number(comparison.uniform)}; ±: 95% intervals over seeds; p: paired t-test against random; own share: "
         "the part of the seconds that the strategy and the ledger took"
     ]
-    return Shown(title, [*columns, f"{comparison.measure}, %"] if tuned else columns, rows, notes)
+    return Shown(
+        title, [*columns, heading(comparison.measure, comparison.unit, comparison.larger)] if tuned else columns, rows, notes
+    )
+
+
+def factor(unit: str) -> float:
+    """What a measure is multiplied with where its unit stands at the head of a column."""
+    return 100 if unit == PERCENT else 1
+
+
+def heading(measure: str, unit: str, larger: bool) -> str:
+    """A measure as the head of a column or an axis: `accuracy, %`."""
+    return ", ".join(filter(None, (in_direction(measure, larger), unit)))
+
+
+def points(difference: float, unit: str) -> str:
+    """A difference of measures as people read it: points of percent, or in the unit of the measure."""
+    return f"{100 * difference:.2f} points" if unit == PERCENT else with_unit(difference, unit)
+
+
+def regret_in(unit: str) -> str:
+    """The head of the column of regret."""
+    return "regret, points" if unit == PERCENT else ", ".join(filter(None, ("regret", unit)))
 
 
 def _against_random(one: Judged, seeds: int) -> tuple[str, str, str]:
@@ -175,17 +205,18 @@ def of_study(study: Study) -> Shown:
     title = f"{study.config['granularity']} pruning at {', '.join(study.config['target'])}, {len(study.candidates)} candidates"
     rows = []
     for name, found in study.ranked():
-        statistics_of = (found.spearman, found.kendall, found.partial, found.regret)
-        cells = ["constant", "", "", ""] if found.constant else [interval(one) for one in statistics_of]
+        cells = [interval(one) for one in (found.spearman, found.kendall, found.partial)]
+        cells.append(interval(found.regret, factor=factor(study.unit) / 100))  # which is stored in hundredths of the measure
+        cells = ["constant", "", "", ""] if found.constant else cells
         rows.append([name, *cells, f"{found.ms:.0f}"])
     notes = [f"{name} could not score every candidate: {found.error}" for name, found in study.metrics.items() if found.error]
     accuracies, noise = study.accuracies(), study.noise
-    reached = f"{min(accuracies):.2%} to {max(accuracies):.2%}"
-    notes.append(f"{study.measure} after fine-tuning {reached}, dense {study.dense_accuracy:.2%}")
+    low, high, dense = (with_unit(x, study.unit) for x in (min(accuracies), max(accuracies), study.dense_accuracy))
+    notes.append(f"{in_direction(study.measure, study.larger)} after fine-tuning {low} to {high}, dense {dense}")
     if noise.ceiling is not None and noise.deviation is not None:
         notes.append(
-            f"from seed to seed it varies by {100 * noise.deviation:.2f} points (standard deviation), so that a "
+            f"from seed to seed it varies by {points(noise.deviation, study.unit)} (standard deviation), so that a "
             f"perfect score would reach a correlation of {noise.ceiling:.2f}"
         )
     notes.append("brackets: 95% intervals over candidates; partial: given Σ log(kept fraction)")
-    return Shown(title, ("metric", "Spearman", "Kendall", "partial", "regret, points", "ms"), rows, notes)
+    return Shown(title, ("metric", "Spearman", "Kendall", "partial", regret_in(study.unit), "ms"), rows, notes)

@@ -118,7 +118,9 @@ def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, A
         dense=job.dense_costs(),
         strategies={name: judged(name, runs) for name in names},
         runs=tuple(runs),
-        measure=job.task.measure,
+        measure=job.task.judge.measure,
+        unit=job.task.judge.unit,
+        larger=job.task.judge.larger,
     )
 
 
@@ -177,7 +179,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
                 run = left[position]
                 done[run.strategy, run.seed] = found
                 records.add({"strategy": run.strategy, "seed": run.seed, "accuracy": found})
-                note = f"{run.strategy}: {job.task.measure} {job.task.shown(found)}"
+                note = f"{run.strategy}: {job.task.judge.measure} {job.task.judge.shown(found)}"
                 opening.progress("fine-tune", len(done), len(runs), note)
     return [done[run.strategy, run.seed] for run in runs]
 

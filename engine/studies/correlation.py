@@ -133,6 +133,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
         records.drop(lambda entry: entry.get("metric") in again)
         recorded = {entry.get("metric") for entry in records.entries}
         table = {**table, **{name: metric for name, metric in entries(METRICS, "metric").items() if name in recorded}}
+    judge = job.task.judge
     kept = draw_candidates(job.space.changed(geometric=False), plan.candidates, job.settings.seed)
     runs = _finetuned(job, kept, plan, opening)
     scores = _scored(job, kept, table, records, opening)
@@ -152,10 +153,12 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
         ),
         groups=tuple(GroupSize(group.name, group.units) for group in job.backend.groups),
         noise=NoiseFound(**{name: finite(value) for name, value in asdict(noise(runs)).items()}),
-        metrics=_correlated(runs, scores, job.settings.seed),
+        metrics=_correlated(runs if judge.larger else [[-x for x in run] for run in runs], scores, job.settings.seed),
         images=StudyImages(len(job.train), len(job.data.train) - len(job.train)),  # type: ignore[arg-type]
         threads=torch.get_num_threads(),
-        measure=job.task.measure,
+        measure=judge.measure,
+        unit=judge.unit,
+        larger=judge.larger,
     )
 
 
@@ -227,7 +230,7 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
             done[key] = found
             row = {"candidate": key[0], "seed": key[1], "kept": kept[key[0]].tolist(), "accuracy": found}
             records.add({**row, "seconds": round(seconds, 3)})
-            note = f"{job.task.measure} {job.task.shown(found)}"
+            note = f"{job.task.judge.measure} {job.task.judge.shown(found)}"
             opening.progress("fine-tune", len(wanted) - len(left) + number, len(wanted), note)
     return [[a for (i, _), a in sorted(done.items()) if i == candidate] for candidate in range(len(kept))]
 
@@ -303,7 +306,7 @@ def _score(metric: Metric, candidate: Pruned, dense: Reference, batch: Batch) ->
 
 
 def _correlated(runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Correlated]:
-    """How well each metric ranks the candidates by their mean accuracies."""
+    """How well each metric ranks the candidates by their mean accuracies, larger being better."""
     means = np.array([np.mean(run) for run in runs])
     values = {name: np.array([one.score for one in found]) for name, found in scores.items()}
     statistics = {

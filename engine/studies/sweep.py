@@ -22,7 +22,7 @@ from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import Finetune, Job, prepare, single, strategy_of
+from ..run.job import STANDARD, Finetune, Job, prepare, single, strategy_of
 from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
 from ..store.documents import finite
@@ -190,7 +190,7 @@ def pick(
     data: Any = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    finetune: Recipe | Finetune | None = Recipe(),  # noqa: B008  # frozen
+    finetune: Recipe | Finetune | None = STANDARD,
     quantize: str | None = None,
     runtime: str = Settings.runtime,
     opset: int | None = Settings.opset,

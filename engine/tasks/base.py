@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from ...common import FreePruneError
+from ...common import FreePruneError, Inputs
+from ...reading import Reading, main_output
+from ..shown import PERCENT, with_unit
 
 
-class Task(ABC):
+@dataclass(frozen=True)
+class Case:
+    """Some images of a data set with what belongs to them, by which it is told which tasks fit.
+
+    Attributes:
+        labels: as the data set gave them, of all calibration images; None where there are none.
+        output: what the network is about, see `main_output`, for the first of these images; None if there is no such tensor.
+        inputs: of all calibration images.
+    """
+
+    labels: Any
+    output: Tensor | None
+    inputs: Inputs
+
+
+class Task(Reading, ABC):
     """What a network is trained for. Nothing else in `engine` knows what a label or an output means.
 
     A task holds no state that changes, and is sent to workers with the job.
@@ -19,26 +38,38 @@ class Task(ABC):
     Attributes:
         label: what belongs to one image, as it follows "expected": "one integer for each image".
         batch_of_labels: the same of a batch: "integers of shape (N,)".
+        outputs: what the network returns, as it follows "expected": "logits of shape (N, classes)".
         measure: what is measured, as it follows "measure the": "accuracy".
-        labelled: whether the data have labels; else the dense network's outputs are taken for them.
+        unit: of the measure: "%" for a fraction that is shown in percent, "" for a plain number, or such as "px".
+        larger: whether a larger measure is better.
+        labelled: whether the labels of the data are read; else the dense network's outputs are taken for them.
+        trains: whether there is a loss, so that the built-in training can be used.
     """
 
-    labelled: bool = True
     label: str
     batch_of_labels: str
+    outputs: str = "one tensor"
     measure: str
+    unit: str = ""
+    larger: bool = True
+    labelled: bool = True
+    trains: bool = True
+
+    def fits(self, case: Case) -> bool:
+        """Whether these labels and outputs are of this task. `--task auto` takes the first task of the table that says so."""
+        return case.output is not None and case.labels is not None and self.as_labels(case.labels) is not None
 
     @abstractmethod
-    def as_labels(self, given: Tensor) -> Tensor | None:
+    def as_labels(self, given: Any) -> Any:
         """The labels of a batch in the type that the loss takes; None where they are not of this task.
 
         Args:
-            given: as the data set gave them, one row for each image; the dense network's outputs if the data have no labels.
+            given: as the data set gave them, one row for each image; the dense network's outputs if `labelled` is False.
         """
 
     @abstractmethod
-    def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
-        """The one tensor, of everything that the network returned, that is trained on and measured.
+    def output(self, given: Any, labels: Any, *, training: bool) -> Any:
+        """What is trained on and measured, of everything that the network returned; normally one tensor.
 
         Args:
             given: what the network returned.
@@ -50,10 +81,10 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Any, labels: Any) -> Tensor:
         """What training makes small, a scalar; both are on one device."""
 
-    def distillation(self, output: Tensor, target: Tensor) -> Tensor:
+    def distillation(self, output: Any, target: Any) -> Tensor:
         """How far an output is from the teacher's, a scalar.
 
         Raises:
@@ -62,8 +93,8 @@ class Task(ABC):
         raise FreePruneError("this task has no distillation; use the distillation weight 0")
 
     @abstractmethod
-    def tally(self, output: Tensor, labels: Tensor) -> Tensor:
-        """What a batch adds to the measure: float64 numbers, which are summed over all batches.
+    def tally(self, output: Any, labels: Any) -> Any:
+        """What a batch adds to the measure: normally float64 numbers, which are summed over all batches.
 
         Args:
             output: of `output`, on any device.
@@ -73,23 +104,46 @@ class Task(ABC):
             On the CPU, of the same shape for every batch.
         """
 
-    @abstractmethod
-    def measured(self, tally: Tensor) -> float:
-        """The measure, of the summed tally. Larger is better."""
+    def added(self, tally: Any, more: Any) -> Any:
+        """The tally of all batches so far and of one more."""
+        return tally + more
 
-    def divergence(self, tally: Tensor) -> float | None:
+    @abstractmethod
+    def measured(self, tally: Any) -> float:
+        """The measure, of the tally of all batches."""
+
+    def divergence(self, tally: Any) -> float | None:
         """How far the outputs are from the dense network's, in nats; None where that is not tallied."""
         return None
 
+    @property
+    def judge(self) -> Task:
+        """The task whose measure is reported; another one where this one has none."""
+        return self
+
+    def scored(self, given: Any) -> tuple[Tensor, ...]:
+        """The output that the task is about, alone; positions past its second dimension count as further images."""
+        found = main_output(given)
+        return () if found is None else (found,)
+
+    def loss_of(self, given: Any, labels: Any) -> Tensor:
+        return self.loss(self.output(given, labels, training=False), labels)
+
+    def quality(self, given: Any, labels: Any) -> float:
+        """The measure, larger being better: negated where it is not."""
+        output = self.output(given, labels, training=False)
+        found = self.measured(self.tally(output, tree_map_only(Tensor, Tensor.cpu, labels)))
+        return found if self.larger else -found
+
     def shown(self, value: float) -> str:
         """A measure as people read it."""
-        return f"{value:.4g}"
+        return with_unit(value, self.unit)
 
     def classes(self, labels: npt.NDArray[Any]) -> tuple[str, ...]:
         """The names of the classes, of all labels of a data set that names none; empty where there are no classes."""
         return ()
 
-    def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:  # noqa: B027  # by default it does
+    def check(self, output: Any, labels: Any, classes: int) -> None:  # by default it does
         """Refuse a network that does not fit the data.
 
         Args:
@@ -101,7 +155,7 @@ class Task(ABC):
             FreePruneError: it does not fit.
         """
 
-    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+    def doubt(self, output: Any, labels: Any) -> str | None:
         """Why the dense network may not be the one that was trained on these data, as a sentence; None where nothing says so.
 
         Args:
@@ -110,14 +164,15 @@ class Task(ABC):
         """
         return None
 
-    def first_look(self, output: Tensor, labels: Tensor) -> tuple[int, int, str] | None:
+    def first_look(self, output: Any, labels: Any) -> tuple[int, int, str] | None:
         """How the dense network does on the calibration images, told before the search.
 
         Returns:
             A count, out of how many, and a note; None where nothing can be said.
         """
-        tally = self.tally(output, labels.cpu())
-        return len(labels), len(labels), f"{self.measure} on the calibration images {self.shown(self.measured(tally))}"
+        count = len(labels) if isinstance(labels, Tensor) else 1
+        measured = self.measured(self.tally(output, tree_map_only(Tensor, Tensor.cpu, labels)))
+        return count, count, f"{self.measure} on the calibration images {self.shown(measured)}"
 
 
 def described(value: Any) -> str:
@@ -127,3 +182,33 @@ def described(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def one_output(given: Any, expected: str) -> Tensor:
+    """The output that a network is about, of whatever it returned.
+
+    Raises:
+        FreePruneError: there is no such tensor.
+    """
+    found = main_output(given)
+    if found is None:
+        raise FreePruneError(f"the network returned {described(given)}; expected {expected}")
+    return found
+
+
+def is_whole(given: Any) -> bool:
+    """Whether labels are whole numbers in an integer or bool type."""
+    return isinstance(given, Tensor) and not given.is_floating_point() and not given.is_complex()
+
+
+def are_zeros_and_ones(given: Tensor) -> bool:
+    """Whether all labels are 0 or 1, in any type of real numbers."""
+    return not given.is_complex() and bool(((given == 0) | (given == 1)).all())
+
+
+def squeezed(given: Tensor) -> Tensor:
+    """`(N, 1)` as `(N,)`; others as they are."""
+    return given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
+
+
+__all__ = ["PERCENT", "Case", "Task", "are_zeros_and_ones", "described", "is_whole", "one_output", "squeezed"]

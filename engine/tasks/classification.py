@@ -10,37 +10,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common import FreePruneError
-from .base import Task, described
+from .base import PERCENT, Case, Task, described, is_whole, one_output, squeezed
 
 TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
 
 
 class Classification(Task):
-    """One class of several for each image: labels are int64 `(N,)`, outputs logits `(N, classes)`."""
+    """One class of several for each image: labels are int64 `(N,)`, outputs logits `(N, classes)`.
+
+    Labels `(N, 1)`, truth values and whole numbers in a floating type are taken as well.
+    """
 
     label = "one integer for each image"
     batch_of_labels = "integers of shape (N,)"
+    outputs = "logits of shape (N, classes)"
     measure = "accuracy"
+    unit = PERCENT
 
-    def as_labels(self, given: Tensor) -> Tensor | None:
+    def fits(self, case: Case) -> bool:
+        """Labels `(N,)` of whole numbers and outputs `(N, classes)`."""
+        if case.output is None or case.output.ndim != 2 or self.as_labels(case.labels) is None:
+            return False
+        return case.output.shape[1] > 1 or is_whole(case.labels)  # of whole numbers and one output, `check` tells
+
+    def as_labels(self, given: Any) -> Tensor | None:
         """int64 `(N,)`."""
-        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        if not isinstance(given, Tensor) or given.is_complex():
+            return None
+        given = squeezed(given)
+        whole = is_whole(given) or bool((given == given.floor()).all())
         return given.long() if whole and given.ndim == 1 else None
 
     def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
-        """Logits `(N, classes)`: in training mode the first of several outputs, else the only one."""
-        logits = given[0] if training and isinstance(given, (tuple, list)) and given else given
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        """Logits `(N, classes)`: the first of several outputs."""
+        logits = one_output(given, f"logits, one tensor of shape ({len(labels)}, classes)")
+        if logits.ndim != 2 or len(logits) != len(labels):
             raise FreePruneError(
                 f"the network returned {described(logits)}; expected logits, one tensor of shape ({len(labels)}, classes)"
             )
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= logits.shape[1]:
-            wrong = lowest if lowest < 0 else highest
-            raise FreePruneError(
-                f"there is a label {wrong}, but the network has {logits.shape[1]} classes; "
-                f"labels must be from 0 to {logits.shape[1] - 1}"
-            )
+        check_classes(labels, logits.shape[1])
         return logits
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -60,9 +68,6 @@ class Classification(Task):
         right, total = tally.tolist()
         return float(right / total)
 
-    def shown(self, value: float) -> str:
-        return f"{value:.2%}"
-
     def classes(self, labels: npt.NDArray[Any]) -> tuple[str, ...]:
         """ "0", "1", ... up to the largest label."""
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -74,8 +79,10 @@ class Classification(Task):
         outputs = output.shape[1] if output.dim() > 1 else 1
         classes = max(classes, 0 if labels is None else int(labels.max()) + 1)
         if outputs < classes:
+            numbers = "" if outputs > 1 else ", or `task='regression'` if the labels are numbers"
             raise FreePruneError(
-                f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these classes"
+                f"the network has {outputs} outputs and the data {classes} classes; give a network trained on these "
+                f"classes{numbers}"
             )
 
     def first_look(self, output: Tensor, labels: Tensor) -> tuple[int, int, str] | None:
@@ -86,13 +93,28 @@ class Classification(Task):
         """Weights or data that are not the network's own show here first: it does hardly better than by guessing."""
         if output.ndim != 2:
             return None
-        right, guessing = _right(output, labels), 1 / output.shape[1]
-        # Less than twice as often right as by guessing, than 0.6 with two classes, than 0.1 with very many.
-        if right / len(labels) >= max(min(2 * guessing, 0.6), 0.1):
-            return None
-        return (
-            f"the dense network has {right} of the {len(labels)} calibration images right, hardly more than by guessing; check "
-            "that the `weights`, the classes and the normalisation of the images (`mean`, `std`) are its own"
+        return hardly_right(_right(output, labels), len(labels), output.shape[1])
+
+
+def hardly_right(right: int, images: int, classes: int) -> str | None:
+    """A sentence if so few images are right that the network may not have been trained on them; else None."""
+    guessing = 1 / classes
+    # Less than twice as often right as by guessing, than 0.6 with two classes, than 0.1 with very many.
+    if right / images >= max(min(2 * guessing, 0.6), 0.1):
+        return None
+    return (
+        f"the dense network has {right} of the {images} calibration images right, hardly more than by guessing; check "
+        "that the `weights`, the classes and the normalisation of the images (`mean`, `std`) are its own"
+    )
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Refuse labels, at least one, that are no classes 0 to `classes` - 1."""
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= classes:
+        raise FreePruneError(
+            f"there is a label {lowest if lowest < 0 else highest}, but the network has {classes} classes; "
+            f"labels must be from 0 to {classes - 1}"
         )
 
 
@@ -100,6 +122,11 @@ def divergence_softened(output: Tensor, target: Tensor) -> Tensor:
     """KL divergence of the softened outputs `(N, classes)`, mean over images, times T² (arXiv:1503.02531)."""
     student, teacher = F.log_softmax(output / TEMPERATURE, 1), F.log_softmax(target / TEMPERATURE, 1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+
+
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
+    """The squared difference of outputs that are no logits, relative to the squared target."""
+    return (output - target).square().mean() / target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)
 
 
 def _right(output: Tensor, labels: Tensor) -> int:

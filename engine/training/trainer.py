@@ -6,11 +6,13 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
@@ -21,7 +23,7 @@ from ..inputs.adoption import check_still_finite
 from ..inputs.batches import is_batch, parts, telling_items
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
-from ..tasks import CLASSIFICATION, Task
+from ..tasks import CLASSIFICATION, OwnTask, Task
 from ..tasks.base import described
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class _Training:
         self._descend(loss)
         return value
 
-    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Tensor | None]:
+    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Any]:
         """The inputs on the device, augmented where that is asked for, and the labels if there are any."""
         images, labels = _inputs_and_labels(batch, self._task)
         images = self._fabric.to_device(images)
@@ -137,18 +139,19 @@ class _Training:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
 
-    def _loss(self, images: Any, labels: Tensor | None) -> Tensor:
+    def _loss(self, images: Any, labels: Any) -> Tensor:
         """The task's loss, with the distillation that is asked for."""
         if labels is None:
             with torch.no_grad(), self._fabric.autocast():
                 labels = _dense_labels(self._guide, images, self._task)
             return self._task.loss(self._task.output(_run(self._model, images), labels, training=True), labels)
+        labels = self._fabric.to_device(labels)
         output = self._task.output(_run(self._model, images), labels, training=True)
-        loss = self._task.loss(output, self._fabric.to_device(labels))
+        loss = self._task.loss(output, labels)
         if self._guide is None:
             return loss
         with torch.no_grad(), self._fabric.autocast():
-            target = self._task.output(_run(self._guide, images), labels, training=False).float()
+            target = tree_map_only(Tensor, Tensor.float, self._task.output(_run(self._guide, images), labels, training=False))
         share = self._recipe.distill
         return (1 - share) * loss + share * self._task.distillation(output, target)
 
@@ -190,8 +193,8 @@ def measured(
     seed: int = 0,
     dense: nn.Module | None = None,
 ) -> float:
-    """The task's measure of a network on a data set, larger being better; otherwise as `tallied`."""
-    return task.measured(tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense))
+    """The task's measure of a network on a data set; otherwise as `tallied`."""
+    return task.judge.measured(tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense))
 
 
 def tallied(
@@ -203,8 +206,8 @@ def tallied(
     collate: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
     dense: nn.Module | None = None,
-) -> Tensor:
-    """What the task measures a network by on a data set; in eval mode, the network left as it was.
+) -> Any:
+    """What the task, or its judge, measures a network by on a data set; in eval mode, the network left as it was.
 
     Args:
         seed: decides what a data set draws that changes its items at random.
@@ -213,10 +216,11 @@ def tallied(
     Raises:
         FreePruneError: an empty data set; outputs or labels that are not the task's.
     """
+    task = task.judge
     fabric = _fabric()
     judged = fabric.to_device(copied(network).eval())
     guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
-    tally: Tensor | None = None
+    tally: Any = None
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
     with torch.no_grad(), seeded(seed):
         for batch in _batches(loader):
@@ -228,8 +232,8 @@ def tallied(
                 images = images.contiguous(memory_format=torch.channels_last)
             if labels is None:
                 labels = _dense_labels(guide, images, task)
-            found = task.tally(task.output(_run(judged, images), labels, training=False), labels.cpu())
-            tally = found if tally is None else tally + found
+            found = task.tally(task.output(_run(judged, images), labels, training=False), _on_cpu(labels))
+            tally = found if tally is None else task.added(tally, found)
     if tally is None:
         raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
     return tally
@@ -329,25 +333,31 @@ def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
         parameter.masked_fill_(dropped, 0)
 
 
-def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Tensor | None]:
+def _on_cpu(labels: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.cpu, labels)
+
+
+def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Any]:
     """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU.
 
     The labels are None if the task has none.
     """
     inputs, labels = parts(batch) if is_batch(batch) else ((), None)
-    if not inputs or (labels is None) is task.labelled:
+    if not inputs or (labels is None and task.labelled):
         expected = "the two parts (inputs, labels)" if task.labelled else "inputs alone"
         raise FreePruneError(f"a batch is {described(batch)}; expected {expected}")
-    if labels is None:
+    if not task.labelled:
         return (inputs[0] if len(inputs) == 1 else inputs), None
-    labels = torch.as_tensor(labels, device="cpu")
+    if not isinstance(task, OwnTask):
+        with suppress(RuntimeError, TypeError, ValueError):  # what is no tensor is not taken below
+            labels = torch.as_tensor(labels, device="cpu")
     taken = task.as_labels(labels)
     if taken is None:
         raise FreePruneError(f"the labels of a batch are {described(labels)}; expected {task.batch_of_labels}")
     return (inputs[0] if len(inputs) == 1 else inputs), taken
 
 
-def _dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Tensor:
+def _dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Any:
     """The dense network's outputs, which stand for the labels."""
     if dense is None:
         raise FreePruneError("there is no dense network to compare with on data without labels; give it")

@@ -173,10 +173,10 @@ def test_images_that_are_all_the_same_are_refused():
         reference(network, Batch((networks.images(1).expand(8, -1, -1, -1),)))
 
 
-def test_outputs_must_be_one_tensor():
-    class Two(nn.Module):
+def test_outputs_must_be_floating_numbers():
+    class Counts(nn.Module):
         def forward(self, x):
-            return x, x
+            return {"count": x.flatten(1).argmax(1), "nothing": None}
 
-    with pytest.raises(MetricError, match="gives tuple where the metric expects one tensor"):
-        reference(Two(), Batch((networks.images(2),)))
+    with pytest.raises(MetricError, match="gives dict, in which there is no tensor of floating numbers with a row for each"):
+        reference(Counts(), Batch((networks.images(2),)))

@@ -61,8 +61,8 @@ REFUSED = {
     "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives different outputs .*no random numbers"),
     "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
     "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
-    "side output first": ({"model": Changed(lambda y, t: (y.sum(), y) if t else y)}, "expected logits, one tensor"),
-    "dictionary in training": ({"model": Changed(lambda y, t: {"y": y} if t else y)}, "returned a dict; expected logits"),
+    "side output first": ({"model": Changed(lambda y, t: (y[:, 0], y) if t else y)}, "expected logits, one tensor"),
+    "dictionary in training": ({"model": Changed(lambda y, t: {"n": len(y)} if t else y)}, "returned a dict; expected logits"),
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
@@ -112,9 +112,9 @@ def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
 def test_the_dense_network_is_exported_once_and_nothing_else_changes(tmp_path, monkeypatch):
     exported, real = [], export._traced
 
-    def traced(net, inputs, *, dynamic):
+    def traced(net, inputs, names, *, dynamic):
         exported.append(net)
-        return real(net, inputs, dynamic=dynamic)
+        return real(net, inputs, names, dynamic=dynamic)
 
     monkeypatch.setattr(export, "_traced", traced)
     summaries = []

@@ -16,6 +16,7 @@ from freeprune.engine.inputs import image_files
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.image_files import Files, Preparation
+from freeprune.engine.tasks import CLASSIFICATION
 
 
 def arrays(**changes):
@@ -594,7 +595,8 @@ def test_classes_of_own_datasets(dataset, classes):
         ((own(), Plain([])), "the test dataset is empty"),
         ((DataLoader(own(), batch_size=None), own()), "the training loader has batch_size=None"),
         ((DataLoader(own(), collate_fn=doubled), DataLoader(own())), "different collate_fn"),
-        ((Plain([{}]), own()), "a batch of a Plain is a dict; expected .inputs, labels"),
+        ((Plain([{}]), own()), "items of a Plain are dictionaries that hold no tensor besides the label"),
+        ((Plain([{"labels": 1, "name": "a"}]), own()), "dictionaries that hold no tensor besides the label .labels, name."),
         (
             (Plain([torch.zeros(1)]), own()),
             "items of the test data have labels and those of the training data none; give labels",
@@ -606,9 +608,6 @@ def test_classes_of_own_datasets(dataset, classes):
         (torch.zeros(0, 1), "the training dataset is empty"),
         (own(), "the data are one data set with labels, a TensorDataset; expected a pair"),
         (Stream(), "the training data are a Stream, which cannot be indexed"),
-        ((Plain([(torch.zeros(1), "cat")]), own()), "a batch of a Plain has a tuple as label"),
-        ((Plain([(torch.zeros(1), 0.5)]), own()), r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
-        ((Plain([(torch.zeros(1), True)]), own()), "expected one integer"),
         ((Plain([({}, 1)]), own()), "has a dict as input"),
         ((Plain([(object(), 1)]), own()), "1 items of a Plain cannot be read into a batch .TypeError"),
     ],
@@ -617,6 +616,21 @@ def test_own_datasets_that_will_not_do(source, sentence):
     with raises(sentence) as caught:
         load_data(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        ("cat", "a batch of a Plain has a tuple as label"),
+        (0.5, r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
+        (torch.zeros(2, 2), "expected one integer"),
+    ],
+)
+def test_labels_of_another_task_than_the_one_that_is_asked_for(label, sentence):
+    items = Plain([(torch.zeros(1), label)] * 3)
+    with raises(sentence):
+        load_data((items, items), task=CLASSIFICATION)
+    assert load_data((items, items)).labelled  # which task they are of is told later
 
 
 def alone(count=12):

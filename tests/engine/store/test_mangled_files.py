@@ -38,7 +38,7 @@ from freeprune.engine.latency.measurements import Measurements, Setting, Timed
 from freeprune.engine.run.loop import search
 from freeprune.engine.store import run_folder as folder
 from freeprune.engine.store.ledger import Ledger
-from freeprune.engine.store.shapes import ASKED
+from freeprune.engine.store.shapes import ADDED, ASKED
 from freeprune.engine.store.studies import Comparison, Study, Sweep
 from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
@@ -374,4 +374,4 @@ def test_an_unmangled_file_is_read(name, runs, tmp_path):
 
 def test_every_setting_has_a_shape():
     """Of a sweep's config, from which `pick` makes its settings."""
-    assert ASKED.keys() >= {field.name for field in fields(Settings)} - {"layout"}
+    assert ASKED.keys() >= {field.name for field in fields(Settings)} - {"layout", *ADDED}

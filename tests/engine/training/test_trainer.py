@@ -303,7 +303,6 @@ def test_sentences_where_labels_and_dense_network_do_not_fit_together():
     recipe = Recipe(images=8, batch_size=8)
     for dataset, task, sentence in (
         (Alone(), CLASSIFICATION, "a batch is a float32 tensor of shape .*; expected the two parts .inputs, labels"),
-        (Images(), AGREEMENT, "a batch is a list of 2; expected inputs alone"),
     ):
         for work in (
             lambda: train(make(), dataset, recipe, seed=0, task=task, teacher=make()),  # noqa: B023
@@ -316,7 +315,11 @@ def test_sentences_where_labels_and_dense_network_do_not_fit_together():
     with pytest.raises(FreePruneError, match="no dense network to compare with"):
         measured(make(), Alone(), AGREEMENT)
     with pytest.raises(FreePruneError, match=r"the dense network returned a dict; expected the dense network's outputs"):
-        measured(make(), Alone(), AGREEMENT, dense=Wrap(lambda output, _: {"logits": output}))
+        measured(make(), Alone(), AGREEMENT, dense=Wrap(lambda output, _: {"logits": None}))
+
+
+def test_agreement_leaves_labels_aside(dataset):
+    assert measured(make(), dataset, AGREEMENT, dense=make()) == 1
 
 
 def test_augmentation_is_a_shifted_and_perhaps_mirrored_copy():
@@ -428,7 +431,7 @@ def test_sentences_for_arguments(dataset):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda network, images: {"logits": network(images)}, "the network returned a dict; expected logits"),
+        (lambda network, images: {"count": images.shape[0]}, "the network returned a dict; expected logits"),
         (lambda network, images: (images, network(images)), r"shape \(8, 3, 8, 8\); expected logits, one tensor"),
         (lambda network, images: images, r"shape \(8, 3, 8, 8\); expected logits, one tensor of shape \(8, classes\)"),
         (lambda network, images: network(images)[:1], r"shape \(1, 4\)"),
@@ -446,7 +449,7 @@ def test_sentences_for_networks(dataset, change, sentence):
     ("collate", "sentence"),
     [
         (lambda items: torch.stack([image for image, _ in items]), "a batch is a float32 tensor"),
-        (lambda items: (torch.zeros(8, 3, 8, 8), torch.zeros(8)), r"labels of a batch are a float32 tensor of shape"),
+        (lambda items: (torch.zeros(8, 3, 8, 8), torch.full((8,), 0.5)), r"labels of a batch are a float32 tensor of shape"),
         (lambda items: (torch.zeros(8, 3, 8, 8), torch.zeros(8, 2).long()), "expected integers of shape"),
         (lambda items: (torch.zeros(8, 3, 8, 8), -torch.ones(8).long()), "there is a label -1"),
     ],
@@ -473,12 +476,11 @@ class Side(nn.Module):
         return (logits, images) if self.training or self.always else logits
 
 
-def test_of_several_outputs_in_training_mode_the_first_is_trained_on(dataset):
+def test_of_several_outputs_the_first_is_trained_on_and_measured(dataset):
     trained, plain = (train(network, dataset, SHORT, seed=0) for network in (Side(), make()))
     assert same(trained.inner.state_dict(), plain.state_dict())
     assert 0 <= accuracy(trained, dataset) <= 1
-    with pytest.raises(FreePruneError, match="returned a tuple of 2; expected logits"):
-        accuracy(Side(always=True), dataset)
+    assert accuracy(Side(always=True), dataset) == accuracy(make(), dataset)
 
 
 def test_items_may_be_flat_and_of_any_floating_type(dataset):

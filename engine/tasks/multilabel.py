@@ -1,0 +1,63 @@
+"""Several labels for each image: any number of classes at once, a logit for each, binary cross entropy, F1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...common import FreePruneError
+from .base import PERCENT, Case, Task, are_zeros_and_ones, described, one_output
+from .binary import binary_divergence
+
+
+class Multilabel(Task):
+    """Any number of classes for each image: labels are zeros and ones `(N, classes)`, outputs logits of the same shape."""
+
+    label = "a zero or one for each class of an image"
+    batch_of_labels = "zeros and ones of shape (N, classes)"
+    outputs = "logits of shape (N, classes)"
+    measure = "F1"
+    unit = PERCENT
+    logits = False  # each column is a question of its own
+
+    def fits(self, case: Case) -> bool:
+        """Zeros and ones, and outputs of the same shape `(N, classes)`."""
+        return case.output is not None and self.as_labels(case.labels) is not None and _same(case.output, case.labels)
+
+    def as_labels(self, given: Any) -> Tensor | None:
+        """float32 `(N, classes)`, of zeros and ones."""
+        if not isinstance(given, Tensor) or given.ndim != 2 or not are_zeros_and_ones(given):
+            return None
+        return given.float()
+
+    def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
+        """The logits `(N, classes)`."""
+        logits = one_output(given, self.outputs)
+        if logits.shape != labels.shape:
+            raise FreePruneError(f"the network returned {described(logits)}; expected logits of shape {tuple(labels.shape)}")
+        return logits
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The binary cross entropy, mean over images and classes."""
+        return F.binary_cross_entropy_with_logits(output, labels)
+
+    def distillation(self, output: Tensor, target: Tensor) -> Tensor:
+        return binary_divergence(output, target)
+
+    def tally(self, output: Tensor, labels: Tensor) -> Tensor:
+        """How many labels are found, wrongly given, and missed."""
+        told, true = output.detach().cpu() > 0, labels > 0.5
+        return torch.stack([(told & true).sum(), (told & ~true).sum(), (~told & true).sum()]).double()
+
+    def measured(self, tally: Tensor) -> float:
+        """F1 over all images and classes: twice the labels found, over those given and those that are true; 1 if none are."""
+        found, wrong, missed = tally.tolist()
+        total = 2 * found + wrong + missed
+        return 2 * found / total if total else 1.0
+
+
+def _same(output: Tensor, labels: Tensor) -> bool:
+    return output.ndim == 2 and output.shape[1:] == labels.shape[1:]

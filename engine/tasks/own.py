@@ -1,0 +1,232 @@
+"""A task of the user's own: plain functions for the loss, the measure and the outputs that are scored."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common import FreePruneError
+from ...reading import children, leaves, rows
+from ..shown import PERCENT
+from ..user_code import called
+from .agreement import Agreement
+from .base import Case, Task, described
+
+PARTS = ("loss", "measure", "outputs")
+
+
+class OwnTask(Task):
+    """A task made of plain functions; what is not given, the task does not have.
+
+    Args:
+        loss: from (what the network returned, labels) to a scalar tensor with a gradient, for the built-in training; in
+            training mode it gets side outputs as well. Without it there is none.
+        measure: from (what the network returned, labels) to a number; called once, with the outputs and labels of all test
+            images, on the CPU. Without it networks are measured by how far they agree with the dense one.
+        outputs: from what the network returned in eval mode to the outputs that networks are scored by: a tensor `(N, K, ...)`,
+            or several in a tuple. Default: all floating tensors with a row for each image.
+        name: what is measured, such as "average precision". Default: the name of `measure`.
+        unit: "%" for a fraction that is shown in percent, or such as "px".
+        larger: whether a larger measure is better.
+        logits: whether the scored outputs are logits over their second dimension, whose softmax is compared; else they are
+            numbers, compared column by column.
+
+    Labels are what the data set's items hold, stacked by its `collate_fn`: tensors, or any nest of them.
+
+    Raises:
+        FreePruneError: none of the three is given, or one takes other arguments.
+    """
+
+    label = "what the task takes"
+    batch_of_labels = "what the task takes"
+    outputs = "what the task takes"
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        measure: Callable[[Any, Any], float] | None = None,
+        outputs: Callable[[Any], Any] | None = None,
+        *,
+        name: str | None = None,
+        unit: str = "",
+        larger: bool = True,
+        logits: bool = False,
+    ) -> None:
+        if loss is None and measure is None and outputs is None:
+            raise FreePruneError(f"the task has none of {', '.join(PARTS)}; give at least one function")
+        for part, function, taken in zip(
+            PARTS, (loss, measure, outputs), ("output, labels", "output, labels", "output"), strict=True
+        ):
+            _check_signature(part, function, taken)
+        self._loss, self._measure, self._outputs = loss, measure, outputs
+        self.logits, self.trains, self.labelled = logits, loss is not None, loss is not None or measure is not None
+        if measure is None:
+            self.measure, self.unit, self.larger = Agreement.measure, PERCENT, True
+        else:
+            self.measure = name or str(getattr(measure, "__name__", "measure")).strip("_").replace("_", " ")
+            self.unit, self.larger = unit, larger
+
+    @property
+    def judge(self) -> Task:
+        return self if self._measure is not None else _Alike(self)
+
+    def fits(self, case: Case) -> bool:
+        return not self.labelled or case.labels is not None
+
+    def as_labels(self, given: Any) -> Any:
+        return given
+
+    def output(self, given: Any, labels: Any, *, training: bool) -> Any:
+        return given
+
+    def scored(self, given: Any) -> tuple[Tensor, ...]:
+        if self._outputs is None:
+            return tuple(rows(given))
+        found = called("the function for the task's outputs", self._outputs, given)
+        tensors = tuple(leaves(found))
+        if not tensors or any(not x.is_floating_point() or x.ndim == 0 for x in tensors):
+            raise FreePruneError(
+                f"the task's function for the outputs returned {described(found)}; return a tensor of floating numbers with a "
+                "row for each image, or several in a tuple"
+            )
+        return tensors
+
+    def loss(self, output: Any, labels: Any) -> Tensor:
+        if self._loss is None:
+            raise FreePruneError("the task has no loss; give it one, or train with a function of your own (`finetune`)")
+        found = called("the task's loss", self._loss, output, labels)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise FreePruneError(f"the task's loss returned {described(found)}; return one number, as a tensor with a gradient")
+        return found.reshape(())
+
+    def tally(self, output: Any, labels: Any) -> list[tuple[Any, Any]]:
+        """The outputs and labels themselves: the measure is of all of them at once."""
+        return [tuple(_on_cpu(part) for part in (output, labels))]
+
+    def added(self, tally: Any, more: Any) -> Any:
+        return [*tally, *more]
+
+    def measured(self, tally: Any) -> float:
+        assert self._measure is not None  # `judge` is another task otherwise
+        counts = [len(found[0]) if (found := rows(output)) else 0 for output, _ in tally]
+        output, labels = (_joined([batch[i] for batch in tally], counts) for i in (0, 1))
+        found = called("the task's measure", self._measure, output, labels)
+        try:
+            value = float(found)
+        except (RuntimeError, TypeError, ValueError):
+            raise FreePruneError(f"the task's measure returned {described(found)}; return one number") from None
+        if not math.isfinite(value):
+            raise FreePruneError(
+                f"the task's measure, {self.measure}, is {value} on {sum(counts)} images; return a finite number for any "
+                "outputs, also for those of a network that gets everything wrong"
+            )
+        return value
+
+    def doubt(self, output: Any, labels: Any) -> str | None:
+        return None
+
+    def first_look(self, output: Any, labels: Any) -> tuple[int, int, str] | None:
+        """Nothing: the measure is only promised to work in eval mode, on test images."""
+        return None
+
+
+class _Alike(Agreement):
+    """Agreement in the outputs that a task scores."""
+
+    def __init__(self, task: OwnTask) -> None:
+        self._task = task
+
+    def scored(self, given: Any) -> tuple[Tensor, ...]:
+        return self._task.scored(given)
+
+
+def own_task(given: Any, name: str = "the task") -> Task:
+    """A task as the user gave it: a task, or anything that has functions `loss`, `measure` or `outputs`.
+
+    Raises:
+        FreePruneError: it is neither.
+    """
+    if isinstance(given, type) and issubclass(given, Task):
+        return given()
+    if isinstance(given, Task):
+        return given
+    held = given if isinstance(given, Mapping) else {part: getattr(given, part, None) for part in PARTS}
+    functions: dict[str, Any] = {part: held[part] for part in PARTS if callable(held.get(part))}
+    if not functions or isinstance(given, str | Tensor):
+        raise FreePruneError(
+            f"{name} is {described(given)}; expected a name, a freeprune.OwnTask, or an object with functions "
+            f"{', '.join(PARTS)}, of which one is enough"
+        )
+    more = {name: getattr(given, name) for name in ("name", "unit", "larger", "logits") if hasattr(given, name)}
+    return OwnTask(**{**functions, **more})
+
+
+def _check_signature(part: str, function: Any, taken: str) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise FreePruneError(f"the task's {part} is {described(function)}; give a function of ({taken})")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables do not tell theirs
+        return
+    try:
+        signature.bind(*taken.split(", "))
+    except TypeError:
+        raise FreePruneError(
+            f"the task's {part} takes {signature}; give a function of ({taken}): what the network returned"
+            f"{' and the labels of the batch' if 'labels' in taken else ''}"
+        ) from None
+
+
+def _on_cpu(given: Any) -> Any:
+    """A nest of outputs or labels with its tensors on the CPU and without gradients, of the same types."""
+    if isinstance(given, Tensor):
+        return given.detach().cpu()
+    parts = children(given)
+    return given if parts is None else _made(given, [_on_cpu(part) for _, part in parts])
+
+
+def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
+    """Batches as one: tensors are concatenated, nests part by part, and lists of one thing for each image one after the other.
+
+    Args:
+        parts: outputs or labels, one for each batch.
+        counts: the images of each batch.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts)).float().mean()
+    inner = [children(part) for part in parts]
+    if inner[0] is None:
+        return first
+    if isinstance(first, list) and not all(_by_row(part, count) for part, count in zip(parts, counts, strict=True)):
+        return [one for part in parts for one in part]
+    columns = zip(*([value for _, value in one or ()] for one in inner), strict=True)
+    return _made(first, [_joined(column, counts) for column in columns])
+
+
+def _by_row(part: Any, count: int) -> bool:
+    """Whether a list holds tensors that have a row for each image, and is no list of one thing for each image."""
+    tensors = leaves(part)
+    return bool(tensors) and all(x.ndim and len(x) == count for x in tensors)
+
+
+def _made(like: Any, parts: list[Any]) -> Any:
+    """A nest of the same type with other parts; a plain dictionary where its type cannot be made of one."""
+    names = [name for name, _ in children(like) or ()]
+    if is_dataclass(like) and not isinstance(like, type | Mapping):
+        return replace(like, **dict(zip(names, parts, strict=True)))
+    if isinstance(like, Mapping):
+        made = dict(zip(like, parts, strict=True))
+        try:
+            return type(like)(made)  # type: ignore[call-arg]
+        except Exception:
+            return made
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)

@@ -1,0 +1,61 @@
+"""Regression: numbers for each image, squared error, mean absolute error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common import FreePruneError
+from .base import Case, Task, described, one_output
+from .classification import relative_error
+
+
+class Regression(Task):
+    """Numbers for each image: labels of any shape `(N, ...)`, outputs of the same, sizes of 1 past the first aside."""
+
+    label = "numbers for each image"
+    batch_of_labels = "numbers of shape (N, ...)"
+    outputs = "numbers of the shape of the labels"
+    measure = "mean absolute error"
+    larger = False
+    logits = False
+
+    def fits(self, case: Case) -> bool:
+        """Numbers, and outputs of the same shape."""
+        labels = self.as_labels(case.labels)
+        return labels is not None and case.output is not None and _sizes(case.output) == _sizes(labels)
+
+    def as_labels(self, given: Any) -> Tensor | None:
+        """float32, of the same shape."""
+        return given.float() if isinstance(given, Tensor) and given.ndim and not given.is_complex() else None
+
+    def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
+        """The numbers, in the shape of the labels."""
+        found = one_output(given, f"numbers of shape {tuple(labels.shape)}")
+        if len(found) != len(labels) or _sizes(found) != _sizes(labels):
+            raise FreePruneError(f"the network returned {described(found)}; expected numbers of shape {tuple(labels.shape)}")
+        return found.reshape(labels.shape)
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The mean squared error."""
+        return (output - labels).square().mean()
+
+    def distillation(self, output: Tensor, target: Tensor) -> Tensor:
+        """The squared difference, relative to the squared target."""
+        return relative_error(output, target)
+
+    def tally(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the absolute errors, of how many numbers."""
+        error = (output.detach().cpu().double() - labels.double()).abs().sum()
+        return torch.tensor([error, labels.numel()], dtype=torch.float64)
+
+    def measured(self, tally: Tensor) -> float:
+        """The mean of |output - label|, in the unit of the labels. Smaller is better."""
+        return float(tally[0] / tally[1])
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    """The sizes past the first that are not 1."""
+    return [size for size in tensor.shape[1:] if size != 1]

@@ -1,0 +1,97 @@
+"""How the outputs of a network are read: its tensors, which of them are scored, and the loss of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import FreePruneError
+
+# Where a dictionary of outputs keeps the one that it is about: Hugging Face, torchvision, and what people write.
+MAIN = ("logits", "out", "output", "outputs", "prediction", "predictions", "pred", "y")
+LOSS = "loss"  # of the labels that a network was given; no output
+
+
+def children(given: Any) -> list[tuple[str, Any]] | None:
+    """The parts of a tuple, list, dictionary or dataclass of outputs, with their names; None for anything else."""
+    if isinstance(given, Mapping):
+        return [(str(name), value) for name, value in given.items()]
+    if isinstance(given, tuple | list):
+        return [(str(i), value) for i, value in enumerate(given)]
+    if is_dataclass(given) and not isinstance(given, type):
+        return [(one.name, getattr(given, one.name)) for one in fields(given)]
+    return None
+
+
+def leaves(given: Any) -> list[Tensor]:
+    """All tensors of a network's outputs, in order, from any nest of tuples, lists, dictionaries and dataclasses."""
+    if isinstance(given, Tensor):
+        return [given]
+    return [tensor for _, part in children(given) or () for tensor in leaves(part)]
+
+
+def rows(given: Any) -> list[Tensor]:
+    """The outputs that can be compared: floating tensors with a row for each image, the first of them saying how many."""
+    found = [x for x in leaves(given) if x.is_floating_point() and x.ndim > 0]
+    return [x for x in found if len(x) == len(found[0])]
+
+
+def main_output(given: Any) -> Tensor | None:
+    """The output that a task is about: of a dictionary `logits`, `out` and the like, else the first; None if there is none."""
+    if isinstance(given, Tensor):
+        return given if given.is_floating_point() and given.ndim else None
+    parts = dict(children(given) or ())
+    named = [parts[name] for name in MAIN if name in parts] if not isinstance(given, tuple | list) else []
+    for part in [*named, *(value for name, value in parts.items() if name != LOSS)]:
+        found = main_output(part)
+        if found is not None:
+            return found
+    return None
+
+
+class Reading:
+    """Reads outputs as metrics and criteria need them. This one reads those of a plain network; tasks are others.
+
+    Attributes:
+        logits: whether scored outputs are logits over their second dimension, of which the softmax is compared; else they are
+            plain numbers, compared column by column.
+    """
+
+    logits: bool = True
+
+    def scored(self, given: Any) -> tuple[Tensor, ...]:
+        """The outputs that networks are scored by, `(N, K, ...)` each; positions past K count as further images.
+
+        Args:
+            given: what the network returned.
+        """
+        return tuple(rows(given))
+
+    def loss_of(self, given: Any, labels: Any) -> Tensor:
+        """The mean loss, a scalar, of what the network returned in eval mode.
+
+        Raises:
+            FreePruneError: outputs and labels do not fit, or there is no loss.
+        """
+        output = main_output(given)
+        if output is None:
+            raise FreePruneError(f"the network gives {type(given).__name__}, which holds no output to compute a loss of")
+        return F.cross_entropy(output, labels)
+
+    def quality(self, given: Any, labels: Any) -> float:
+        """How well what the network returned fits the labels, larger being better: here the fraction that is right.
+
+        Raises:
+            FreePruneError: outputs and labels do not fit.
+        """
+        output = main_output(given)
+        if output is None:
+            raise FreePruneError(f"the network gives {type(given).__name__}, which holds no output to compare with labels")
+        return float((output.argmax(dim=1) == labels).double().mean())
+
+
+PLAIN = Reading()

@@ -1,0 +1,118 @@
+"""Items that are dictionaries: which values are inputs, in which order, and which is the label."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import freeprune
+from freeprune.common import FreePruneError
+from freeprune.engine.inputs.batches import stack
+from freeprune.engine.inputs.data import load_data
+
+
+class Items(Dataset):
+    def __init__(self, *names, label="labels", without=(), count=30):
+        self.names, self.label, self.without, self.count = names, label, without, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        item = {name: torch.full((3,), float(place + 1)) for place, name in enumerate(self.names)}
+        if self.label is not None:
+            item[self.label] = i % 2
+        return {**item, "id": f"item {i}"} if i not in self.without else {"id": "odd"}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, pixels, mask=None, labels=None):
+        return {"logits": self.body(pixels)}
+
+
+class Two(Net):
+    def forward(self, a, b):
+        return self.body(a - b)
+
+
+class Alone(Net):
+    def forward(self, x):
+        return self.body(x)
+
+
+class Gap(Net):
+    def forward(self, pixels, cache=None, mask=None):
+        return self.body(pixels)
+
+
+class Anything(Net):
+    def forward(self, *inputs):
+        return self.body(inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("network", "items", "places"),
+    [
+        (Net(), Items("pixels"), [1]),
+        (Net(), Items("mask", "pixels"), [2, 1]),
+        (Net(), Items("pixels", "other"), [1]),
+        (Net(), Items("pixels", label=None), [1]),
+        (Net(), Items("pixels", label="target"), [1]),
+        (Two(), Items("b", "a"), [2, 1]),
+        (Two(), Items("b", "a", label="y"), [2, 1]),
+        (Alone(), Items("image"), [1]),
+        (Alone(), Items("image", label="mask"), [1]),
+        (Anything(), Items("b", "a"), [1, 2]),
+        (None, Items("b", "a"), [1, 2]),
+    ],
+)
+def test_values_go_to_the_arguments_of_their_names(network, items, places):
+    data = load_data((items, items), network=network)
+    inputs, labels = stack(data.train, [0, 1, 2], data.collate, None)
+    assert [int(x[0, 0]) for x in inputs] == places
+    assert data.labelled is (items.label is not None)
+    assert labels is None or labels.tolist() == [0, 1, 0]
+    assert load_data(load_data((items, items)), network=network).collate == data.collate  # once the network is known
+
+
+@pytest.mark.parametrize(
+    ("network", "items", "sentence"),
+    [
+        (
+            Net(),
+            Items("image", "other"),
+            r"dictionaries with image, other, labels, id, .* takes \(pixels, mask\); .* no 'pixels'",
+        ),
+        (
+            Two(),
+            Items("a"),
+            r"dictionaries with a, labels, id, and the network's forward pass takes \(a, b\); they hold no 'b'",
+        ),
+        (Gap(), Items("pixels", "mask"), "they hold no 'cache': name the values as the arguments, or wrap the network"),
+        (Net(), Items(), "hold no tensor besides the label .labels, id."),
+    ],
+)
+def test_what_the_network_wants_and_the_items_do_not_hold(network, items, sentence):
+    with pytest.raises(FreePruneError, match=sentence):
+        load_data((items, items), network=network)
+
+
+def test_an_item_that_lacks_what_the_first_one_has():
+    items = Items("pixels", without=range(5, 9))
+    data = load_data((items, items), network=Net())
+    with pytest.raises(FreePruneError, match=r"an item has no 'pixels' \(it has id\), which the first one has"):
+        stack(data.train, [6, 7], data.collate, None)
+
+
+def test_a_run_on_dictionaries_without_labels(tmp_path):
+    class Random(Items):
+        def __getitem__(self, i):
+            return {"pixels": torch.randn(3, generator=torch.Generator().manual_seed(i))}
+
+    found = freeprune.prune(Net(), (Random(), Random()), target={"macs": 0.7}, trials=2, calibration_images=20, finetune=None,
+                            out=tmp_path / "out")  # fmt: skip
+    assert found.summary.measure == "agreement with the dense network"

@@ -1,0 +1,103 @@
+"""The task that labels and outputs tell, and sentences where the one that was asked for does not fit."""
+
+import pytest
+import torch
+
+from freeprune.common import FreePruneError
+from freeprune.engine.tasks import TASKS, Case, OwnTask
+from freeprune.engine.tasks.choice import AUTO, chosen
+
+N = 6
+ZERO_ONE = torch.tensor([0, 1, 1, 0, 1, 0])
+TOKENS = torch.arange(30).view(N, 5) % 7
+
+
+def numbers(*shape):
+    return torch.randn(N, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def whole(*shape, most=3):
+    return torch.randint(most, (N, *shape), generator=torch.Generator().manual_seed(1))
+
+
+# By name of the task, labels and outputs that tell it.
+TOLD = [
+    ("classification", whole(), numbers(4)),
+    ("classification", whole(1), numbers(4)),
+    ("classification", whole().double(), numbers(4)),
+    ("classification", whole().int(), numbers(2 + 1)),
+    ("classification", ZERO_ONE, numbers(2)),
+    ("classification", ZERO_ONE.bool(), numbers(2)),
+    ("binary", ZERO_ONE, numbers(1)),
+    ("binary", ZERO_ONE.bool(), numbers()),
+    ("binary", ZERO_ONE[:, None].double(), numbers()),
+    ("binary", ZERO_ONE.float(), numbers(1)),
+    ("multilabel", whole(4, most=2), numbers(4)),
+    ("multilabel", whole(4, most=2).double(), numbers(4)),
+    ("regression", numbers(), numbers(1)),
+    ("regression", numbers(1).double(), numbers()),
+    ("regression", numbers(3), numbers(3)),
+    ("regression", whole().float(), numbers(1)),
+    ("regression", numbers(1, 8, 8), numbers(1, 8, 8)),
+    ("segmentation", whole(8, 8), numbers(3, 8, 8)),
+    ("segmentation", whole(1, 8, 8).to(torch.uint8), numbers(3, 8, 8)),
+    ("segmentation", whole(8, 8, 8), numbers(3, 8, 8, 8)),
+    ("segmentation", whole(1, 8, 8, most=2).float(), numbers(1, 8, 8)),
+    ("segmentation", whole(8, 8, most=2).where(whole(8, 8) > 0, 255), numbers(1, 8, 8)),
+    ("language", TOKENS.where(TOKENS < 5, -100), numbers(5, 7)),
+    ("tokens", whole(5), numbers(5, 3)),
+    ("agreement", None, numbers(4)),
+    ("agreement", {"boxes": numbers(4)}, numbers(4)),
+    ("agreement", numbers(3), numbers(4)),
+    ("agreement", whole(4, 4), numbers(3, 8, 8)),  # masks of another size
+]
+
+
+@pytest.mark.parametrize(("name", "labels", "output"), TOLD)
+def test_labels_and_outputs_tell_the_task(name, labels, output):
+    found = chosen(AUTO, Case(labels, output, (TOKENS,)))
+    assert found.name == name
+    assert found.task is TASKS[name]
+    assert (found.told is None) == (labels is None)
+    if name != "agreement":
+        task = found.task
+        task.loss(task.output(output, task.as_labels(labels), training=True), task.as_labels(labels))
+        asked = chosen(name, Case(labels, output, (TOKENS,)))
+        assert (asked.task, asked.told) == (task, None)
+
+
+def test_labels_that_tell_nothing_are_told():
+    found = chosen(AUTO, Case(whole(4, 4), numbers(3, 8, 8), ()))
+    assert "the labels, int64 (N, 4, 4), and the output, float32 (N, 3, 8, 8), fit no task of the table" in found.told
+
+
+def test_a_task_that_does_not_fit_names_both_shapes_and_the_one_that_would():
+    with pytest.raises(FreePruneError) as caught:
+        chosen("classification", Case(whole(8, 8), numbers(3, 8, 8), ()))
+    assert str(caught.value) == (
+        "the labels are int64 (N, 8, 8) and the network's output is float32 (N, 3, 8, 8), which do not fit the task "
+        "'classification' (integers of shape (N,), logits of shape (N, classes)); use `task='segmentation'`"
+    )
+    with pytest.raises(FreePruneError, match=r"give a task of your own, or use `task='agreement'`"):
+        chosen("segmentation", Case(whole(4, 4), numbers(3, 8, 8), ()))
+    with pytest.raises(FreePruneError, match=r"float32 \(N,\) and the network's output is no tensor, which do not fit"):
+        chosen("regression", Case(numbers(), None, ()))
+
+
+def test_unknown_names_and_missing_labels():
+    with pytest.raises(FreePruneError, match="there is no task 'segmentatoin'; did you mean 'segmentation'"):
+        chosen("segmentatoin", Case(None, numbers(4), ()))
+    with pytest.raises(FreePruneError, match="the task 'regression' reads labels, and the data have none"):
+        chosen("regression", Case(None, numbers(4), ()))
+
+
+def test_tasks_that_read_no_labels_take_any():
+    for name in ("agreement", "embedding"):
+        for labels in (None, whole(), {"a": 1}):
+            assert chosen(name, Case(labels, numbers(4), ())).name == name
+
+
+def test_a_task_of_ones_own_takes_whatever_the_data_hold():
+    own = OwnTask(loss=lambda output, labels: output.sum())
+    found = chosen(own, Case({"boxes": 3}, None, ()), "own:boxes")
+    assert (found.task, found.name, found.told) == (own, "own:boxes", None)

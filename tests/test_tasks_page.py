@@ -1,0 +1,94 @@
+"""The page on tasks does what it says: a task is added by one file and one line, and three functions make one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import freeprune
+
+ROOT = Path(freeprune.__file__).parent
+PAGE = (ROOT / "docs" / "tasks.md").read_text()
+FUNCTIONS, FILE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+USE = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+import freeprune
+
+generator = torch.Generator().manual_seed(0)
+images = torch.rand(60, 1, 8, 8, generator=generator)
+{data}
+network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), {last})
+result = freeprune.prune(
+    network, (data, data), target={{"macs": 0.6}}, trials=3, calibration_images=20, out="out", force=True, progress=False,
+    finetune=freeprune.Recipe(images=32, batch_size=16, learning_rate=1e-3), {task},
+)
+print(result)
+print(result.summary.task, result.summary.measure, result.summary.unit)
+"""
+COUNTS = USE.format(
+    data="data = TensorDataset(images, (9 * images.mean((1, 2, 3))).long())", last="nn.Linear(256, 1)", task="task='counts'"
+)
+OWN = FUNCTIONS + USE.format(
+    data="""
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 60
+    def __getitem__(self, i):
+        return images[i], {"kind": i % 3, "size": images[i].sum()}
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kind, self.size = nn.Linear(256, 3), nn.Linear(256, 1)
+    def forward(self, x):
+        return {"kind": self.kind(x), "size": self.size(x).flatten()}
+data = Data()
+""",
+    last="Heads()",
+    task="task=task",
+)
+
+
+def run(source, folder, home):
+    path = folder / "use.py"
+    path.write_text(source)
+    environment = {**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, path], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A copy of the package with the task of the page: one new file, one line and its import."""
+    copy = tmp_path / "home" / "freeprune"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "tests", "docs", "runs", "__pycache__", "build"))
+    (copy / "engine" / "tasks" / "counts.py").write_text(FILE)
+    table = copy / "engine" / "tasks" / "__init__.py"
+    text = table.read_text()
+    before = "TASKS: dict[str, Task] = {\n"
+    assert before in text
+    table.write_text(text.replace(before, f"from .counts import Counts\n\n{before}{LINE}"))
+    return copy.parent
+
+
+def test_a_task_is_added_by_one_file_and_one_line(home, tmp_path):
+    printed = run(COUNTS, tmp_path, home)
+    assert printed.splitlines()[-1].strip() == "counts mean absolute error"
+    assert "test mean absolute error (less is better)" in printed
+    listed = subprocess.run(
+        [sys.executable, "-m", "freeprune", "list", "tasks"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(home)},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert re.search(r"^counts +How many there are", listed, re.MULTILINE)
+
+
+def test_three_functions_are_a_task(tmp_path):
+    printed = run(OWN, tmp_path, ROOT.parent)
+    assert printed.splitlines()[-1] == "own:OwnTask error of size px"
