@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .sums import Ends, Summed
+
 
 @dataclass(frozen=True)
 class Site:
@@ -100,19 +102,22 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         largest: columns of a convolution that are solved for together; where there are more, its kernel positions share their
             coefficients.
         ran: told of every operator, by name, arguments and result.
+        summed: told of sums that end a branch, as in `Ends`.
 
     Attributes:
+        ends: what products give, followed to where it is read; None without `summed`.
         calls: how many products each parameter had.
         elsewhere: the parameters that other operators read as well, or products in which they lie differently.
     """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor], largest: int,
-        ran: Callable[[str, Any, Any], None] | None = None,
+        ran: Callable[[str, Any, Any], None] | None = None, summed: Summed | None = None,
     ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
         self._visit, self._largest, self._ran = visit, largest, ran
         self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
+        self.ends = None if summed is None else Ends(summed, self._whole)
         self._last: tuple[str, Tensor] | None = None
         self._sites: dict[str, Site] = {}
         self._normalised: Counter[str] = Counter()
@@ -131,17 +136,23 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call is None:
             if not func.is_view:
                 self.elsewhere.update(name for a in args if isinstance(a, Tensor) and (name := self._name(a)) is not None)
-            return self._told(kind, args, func(*args, **(kwargs or {})))
+            given = args if self.ends is None or kwargs else self.ends.operands(kind, args)
+            return self._told(kind, args, func(*given, **(kwargs or {})))
         if self._sites.setdefault(call.site.name, call.site) != call.site:
             self.elsewhere.add(call.site.name)
         self.calls[call.site.name] += 1
         made = self._visit(call)
         self._last = call.site.name, made
-        return self._told(kind, args, made)
+        self._told(kind, args, made)
+        if self.ends is not None:
+            self.ends.begin((call.site.name, call.number), made)
+        return made
 
     def _told(self, kind: str, args: Any, result: Any) -> Any:
         if self._ran is not None:
             self._ran(kind, args, result)
+        if self.ends is not None:
+            self.ends.ran(kind, args, result)
         return result
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ..tracing.passes import plain_kernels, undisturbed
 from .attention import Scores, folded
 from .products import Call, Watched
 from .solve import RIDGE, least_squares
+from .sums import End, Key, Norm
 
 SAMPLES = 24  # rows of inputs for each column
 LARGEST = 2304  # columns that are solved for together: the time grows with the cube
@@ -47,11 +49,13 @@ class _Wanted:
         samples: how many there are.
         picked: the numbers of some of them `(R,)`.
         rows: what comes of these `(R, outputs)`; what goes in `(R, inputs)` where positions share coefficients.
+        sums: of the same samples what it ends in, `(R, outputs)`, if it goes into a sum and nowhere else.
     """
 
     samples: int
     picked: Tensor
     rows: Tensor
+    sums: Tensor | None = None
 
 
 def recover(
@@ -60,7 +64,9 @@ def recover(
     """Let the weights that stayed do the work of those that went, by least squares on unlabelled images.
 
     Each layer in turn is fitted to the dense network's outputs of that layer, on the inputs that it gets in the pruned network,
-    the layers before it made good already. Batch norms use the statistics of the images meanwhile.
+    the layers before it made good already. A layer at the end of a branch is fitted to what the sum should be instead, less
+    what the pruned network's stream already holds there: so the branches that stay do the work of those that went, and errors
+    of the stream do not add up. Batch norms use the statistics of the images meanwhile.
 
     Args:
         dense: the network that was given.
@@ -75,8 +81,8 @@ def recover(
 
     Source: the closed form for channels is that of GRAIL (arXiv:2602.23795). Differs: the kernel positions of a convolution
     are solved for together; the pruned network's own inputs are used, not the dense network's; layers that lost nothing are
-    fitted as well, since their inputs have changed; queries and keys that lost widths are fitted to what keeps their
-    products (`Scores.maps`).
+    fitted as well, since their inputs have changed; sums are kept and not the branches; queries and keys that lost widths are
+    fitted to what keeps their products (`Scores.maps`).
     """
     scores = Scores(plan)
     wanted, watched = _seen(dense, inputs, seed, scores)
@@ -84,12 +90,14 @@ def recover(
     maps = scores.maps(names)
     if maps:
         pruned = folded(dense, pruned, plan, maps)
-    fit = _Fit(dense, plan, wanted, watched.normalised, names, {name: made for name, (_, made) in maps.items()}, ridge)
     skeleton = Skeleton(pruned)
+    made = {name: made for name, (_, made) in maps.items()}
+    fit = _Fit(dense, plan, skeleton.tensors, wanted, watched.normalised, names, made, ridge)
     repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
-    for _ in range(2 if repeated else 1):  # a layer that runs often is fitted after the pass, and the others follow it
-        run(skeleton, Watched(skeleton.tensors, fit, LARGEST), inputs)
-        fit.finish()
+    passes = 2 if repeated else 1  # a layer that runs often is fitted after the pass, and the others follow it
+    while passes:
+        run(skeleton, Watched(skeleton.tensors, fit, LARGEST, summed=fit.summed), inputs)
+        passes = max(passes - 1, fit.finish())
     network = copied(pruned)
     parameters = dict(network.named_parameters())
     with torch.no_grad():
@@ -105,9 +113,11 @@ def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
         network(*inputs)
 
 
-def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[dict[tuple[str, int], _Wanted], Watched]:
+def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[dict[Key, _Wanted], Watched]:
     """What each product of the dense network gives, for a sample of its rows."""
-    wanted: dict[tuple[str, int], _Wanted] = {}
+    wanted: dict[Key, _Wanted] = {}
+    results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
+    together: list[list[Key]] = []  # the ends that meet in a sum, of which one is fitted to it
     skeleton = Skeleton(dense)
     generator = torch.Generator().manual_seed(seed)
 
@@ -119,12 +129,25 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
         picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
         wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
+        if not call.site.shared and call.site.groups == 1:
+            results[call.site.name, call.number] = made.shape, call.results
         scores.made(call, made)
         return made
 
-    watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran)
+    def summed(ends: list[tuple[End, Tensor, Tensor]]) -> None:
+        together.append([end.key for end, _, _ in ends])
+        for end, own, other in ends:
+            if end.key in results:
+                shape, rows = results[end.key]
+                here = wanted[end.key]
+                wanted[end.key] = replace(here, sums=rows((own + other).reshape(shape), here.picked))
+
+    watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
     run(skeleton, watched, inputs)
-    return wanted, watched
+    assert watched.ends is not None
+    uses = watched.ends.uses
+    chosen = {next((key for key in keys if uses[key] == 1 and key in results), None) for keys in together}
+    return {key: one if key in chosen else replace(one, sums=None) for key, one in wanted.items()}, watched
 
 
 def finite(call: Call) -> Tensor:
@@ -143,6 +166,15 @@ def sample(samples: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(samples, generator=generator)[:count] if count < samples else torch.arange(samples)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A product at the end of a branch whose sum has not come yet, its inputs of some samples, and its result's shape."""
+
+    call: Call
+    rows: Tensor
+    shape: torch.Size
+
+
 class _Fit:
     """Computes the products of the pruned network, each with weights that were fitted to what the dense network gives there."""
 
@@ -150,17 +182,21 @@ class _Fit:
         self,
         dense: nn.Module,
         plan: Plan,
-        wanted: Mapping[tuple[str, int], _Wanted],
+        tensors: Mapping[str, Tensor],
+        wanted: Mapping[Key, _Wanted],
         normalised: set[str],
         names: set[str],
         maps: Mapping[str, Tensor],
         ridge: float,
     ) -> None:
         self._dense = dict(dense.named_parameters())
-        self._plan, self._wanted, self._normalised = plan, wanted, normalised
+        self._plan, self._tensors, self._wanted, self._normalised = plan, tensors, wanted, normalised
         self._names, self._maps, self._ridge = names, maps, ridge
         self._often = {name for name, number in wanted if number}
         self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
+        ends = (name for (name, _), one in wanted.items() if one.sums is not None)
+        self._ends = {name for name in ends if name in names and name not in self._often and name not in maps}
+        self._waiting: dict[str, _Waiting] = {}
         self.found: dict[str, Tensor] = {}
         self.poor: dict[str, None] = {}
 
@@ -168,6 +204,10 @@ class _Fit:
         name, bias = call.site.name, call.site.bias
         here = self._wanted.get((name, call.number))
         if here is not None and here.samples == call.samples > 0 and name in self._names:
+            if name in self._ends:
+                made = call.run(call.weight, call.bias)
+                self._waiting[name] = _Waiting(call, call.rows(here.picked), made.shape)
+                return made
             pair = self._targets(call, here), call.rows(here.picked)
             if name in self._often:
                 self._sums.setdefault(name, (call, []))[1].append(pair)
@@ -176,12 +216,65 @@ class _Fit:
         weight = self.found.get(name, call.weight)
         return call.run(weight, call.bias if bias is None else self.found.get(bias, call.bias))
 
-    def finish(self) -> None:
-        """Fit the layers that ran more than once, on all their inputs together."""
+    def summed(self, ends: list[tuple[End, Tensor, Tensor]]) -> tuple[int, Tensor] | None:
+        """Fit the end of a branch to what the sum should be; its number, and what it then gives."""
+        for number, (end, own, other) in enumerate(ends):
+            waiting = self._waiting.pop(end.key[0], None)
+            if waiting is not None:
+                return number, self._fitted(waiting, end, other).reshape(own.shape)
+        return None
+
+    def _fitted(self, waiting: _Waiting, end: End, other: Tensor) -> Tensor:
+        call, here = waiting.call, self._wanted[end.key]
+        assert here.sums is not None
+        kept = self._kept(call.site.name, call.site.outputs)
+        sums = here.sums if kept is None else here.sums[:, kept.to(here.sums.device)]
+        targets = (sums - call.results(other.reshape(waiting.shape), here.picked))[None]
+        if end.norm is None:
+            self._solve(call, [(targets, waiting.rows)])
+            bias = call.bias if call.site.bias is None else self.found.get(call.site.bias, call.bias)
+            return call.run(self.found[call.site.name], bias)
+        return self._normed(waiting, targets, end.norm, here.picked)
+
+    def _normed(self, waiting: _Waiting, targets: Tensor, norm: Norm, picked: Tensor) -> Tensor:
+        """Fit a product and the batch norm behind it together; what the norm then gives.
+
+        The norm's scale takes the size that is needed, so that the weights keep theirs, which training depends on.
+        """
+        call, site = waiting.call, waiting.call.site
+        self._judge(site.name, waiting.rows)
+        others = tuple(dim for dim in range(len(waiting.shape)) if dim != 1)
+        scale, shift = (self._tensors[name] for name in (norm.scale, norm.shift))
+        plain = call.run(call.weight, call.bias)
+        factor = scale / torch.sqrt(plain.var(others, unbiased=False) + norm.eps)
+        upright = factor.reshape(-1, *[1] * (call.weight.dim() - 1)) if site.outputs == 0 else factor
+        weight = self._weight(call, call.weight * upright, targets, waiting.rows)
+        own, new = (site.matrices(w).double().square().sum(-1).sqrt().flatten() for w in (call.weight, weight))
+        rescaled = (own / new.clamp_min(1e-30)).to(weight.dtype)
+        weight = weight * (rescaled.reshape(-1, *[1] * (weight.dim() - 1)) if site.outputs == 0 else rescaled)
+        made = call.run(weight, call.bias)
+        size = torch.sqrt(made.var(others, unbiased=False) + norm.eps)
+        seen = call.results(made, picked).mean(0) - made.mean(others)  # the samples' mean is not that of all
+        scale = size / rescaled
+        shift = targets[0].mean(0) - seen / rescaled
+        self.found |= {site.name: weight, norm.scale: scale, norm.shift: shift}
+        return F.batch_norm(made, None, None, scale, shift, True, 0.0, norm.eps)
+
+    def finish(self) -> bool:
+        """Fit the layers that ran more than once, on all their inputs together.
+
+        Returns:
+            Whether another pass is needed: ends of branches whose sums did not come, what they were added to being gone, are
+            then fitted to their own outputs.
+        """
         for call, pairs in self._sums.values():
             self._solve(call, pairs)
         self._names -= self._sums.keys()
         self._sums.clear()
+        left = bool(self._waiting)
+        self._ends -= self._waiting.keys()
+        self._waiting.clear()
+        return left
 
     def _targets(self, call: Call, here: _Wanted) -> Tensor:
         """What should come out `(groups, R, outputs)`; where positions share coefficients, what should go in."""
@@ -197,11 +290,25 @@ class _Fit:
         ids: NDArray[np.int64] | None = self._plan.kept.get(name, {}).get(dim)
         return None if ids is None else torch.from_numpy(ids)
 
+    def _weight(self, call: Call, plain: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """The weight that comes closest, a constant being free; `plain` is what it is drawn to."""
+        rows, targets = (x - x.double().mean(1, keepdim=True).to(x.dtype) for x in (rows, targets))
+        moments, cross = rows.mT @ rows / rows.shape[1], targets.mT @ rows / rows.shape[1]
+        solved = least_squares(call.site.matrices(plain), cross, moments, self._masked(call), self._ridge)
+        return call.site.restored(solved, plain.shape).to(plain.dtype)
+
+    def _judge(self, name: str, rows: Tensor) -> None:
+        if rows.shape[1] < POOR * rows.shape[2]:
+            self.poor[name] = None
+
+    def _masked(self, call: Call) -> Tensor | None:
+        mask = self._plan.masks.get(call.site.name)
+        return None if mask is None else call.site.matrices(mask.to(call.weight.device))
+
     def _solve(self, call: Call, pairs: list[tuple[Tensor, Tensor]]) -> None:
         site = call.site
         targets, rows = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
-        if rows.shape[1] < POOR * rows.shape[2]:
-            self.poor[site.name] = None
+        self._judge(site.name, rows)
         free = site.bias is not None or site.name in self._normalised  # whether a constant costs nothing
         middle, aim = (x.double().mean(1, keepdim=True) if free else x.new_zeros(1) for x in (rows, targets))
         rows, targets = rows - middle.to(rows.dtype), targets - aim.to(rows.dtype)
@@ -212,9 +319,7 @@ class _Fit:
             kept = self._kept(site.name, site.outputs)
             outer = outer if kept is None else outer.index_select(site.outputs, kept.to(outer.device))
             cross = site.matrices(outer) @ cross
-        mask = self._plan.masks.get(site.name)
-        masked = None if mask is None else site.matrices(mask.to(weight.device))
-        solved = least_squares(site.matrices(weight), cross, moments, masked, self._ridge)
+        solved = least_squares(site.matrices(weight), cross, moments, self._masked(call), self._ridge)
         self.found[site.name] = site.restored(solved, weight.shape).to(weight.dtype)
         if site.bias is not None and call.bias is not None:
             if site.shared:
