@@ -167,6 +167,18 @@ def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
 # Size attributes of torch's own layers
 
 
+REMEMBERED = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.MultiheadAttention,
+    nn.Embedding,
+)
+"""The layers whose sizes `remembered_sizes` knows."""
+
+
 def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> Iterator[tuple[str, Size]]:
     """The size attributes of torch's own layers, from the shapes of their tensors after shrinking.
 
@@ -177,7 +189,11 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
     if isinstance(module, nn.modules.conv._ConvNd):
         first, second = shape("weight")[:2]
         if module.transposed:
-            yield from (("in_channels", first), ("out_channels", second * module.groups))
+            groups = module.groups
+            if groups > 1 and module.in_channels == groups:
+                groups = first  # depthwise, as below
+                yield "groups", groups
+            yield from (("in_channels", first), ("out_channels", second * groups))
         else:
             groups = module.groups
             if groups > 1 and module.in_channels == groups:
