@@ -126,6 +126,7 @@ def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point())
         names[id(parameter)] = name
+    inputs = tuple(x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs)
     calls = _Calls()
     with undisturbed(network), torch.enable_grad(), plain_kernels(), calls.watching(network):
         outputs = [x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor) and x.grad_fn is not None]
@@ -147,9 +148,9 @@ def _branch(
 ) -> Branch | None:
     """What reaches the outputs through one operand of a sum alone; None if that is no branch."""
     (first, slot), (other, other_slot) = node.next_functions[side], node.next_functions[1 - side]
-    if first is None:
-        return None
-    if other is not None and _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
+    if first is None or other is None:
+        return None  # a constant beside the branch may be of any shape
+    if _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
         return None
     around = _reached(ends, without=(node, side))
     nodes = {each for each in _reached([first]) if each not in around}
