@@ -70,9 +70,14 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         found = _found(twin, example, frozenset(weights))
     except Exception:  # one without a backward pass, say, has no branch that is known
         return ()
-    if not found or _proved(twin, example, found):
-        return tuple(found)
-    return tuple(branch for branch in found if _proved(twin, example, [branch]))
+    levels: dict[int, list[Branch]] = {}  # by the number of branches that each lies in, which hide it when they are gone
+    for branch in found:
+        levels.setdefault(sum(branch.parameters < other.parameters for other in found), []).append(branch)
+    able: set[str] = set()
+    for level in levels.values():
+        good = _proved(twin, example, level)
+        able.update(branch.name for branch in level if good or _proved(twin, example, [branch]))
+    return tuple(branch for branch in found if branch.name in able)
 
 
 def removed(some: Iterable[Branch]) -> dict[str, int]:

@@ -420,8 +420,10 @@ class Channel:
 
 
 def _alike(one: Product, other: Product) -> bool:
-    """Whether products of two traces may be the same."""
+    """Whether a product may be that of another trace, in which less depends on the network's input."""
     names = [None if each.weight is None else each.weight.name for each in (one, other)]
+    if one.weight is None and other.weight is not None and other.weight.mixed_by:
+        names[1] = None
     return (one.module, one.size, names[0]) == (other.module, other.size, names[1])
 
 

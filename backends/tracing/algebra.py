@@ -98,27 +98,27 @@ def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], n
     if sum(map(bool, left)) == 1:
         return next(layers for layers in left if layers)
     joined: dict[tuple[int, ...], Labels] = {}  # by support, the layers of the first operand, united with those of the others
-    for layers in left:
-        mine: dict[tuple[int, ...], Labels] = {}
-        for layer in layers:
-            mine.setdefault(support(layer), []).append(layer)
-        for along, here in mine.items():
-            there = joined.setdefault(along, here)
-            for k, layer in enumerate(here):
+    for given in left:
+        here: dict[tuple[int, ...], Labels] = {}
+        for layer in given:
+            here.setdefault(support(layer), []).append(layer)
+        for along, some in here.items():
+            there = joined.setdefault(along, some)
+            for k, layer in enumerate(some):
                 tracer.unite(there[min(k, len(there) - 1)], layer)
-            there.extend(here[len(there) :])
+            there.extend(some[len(there) :])
     different = list(joined.items())
-    for k, (one, here) in enumerate(different):
-        for others, there in different[:k]:
-            if not set(one).isdisjoint(others):
-                for layer in here:
+    for k, (one, some) in enumerate(different):
+        for dims, there in different[:k]:
+            if not set(one).isdisjoint(dims):
+                for layer in some:
                     tracer.unite(layer, there[0])
     taken: set[int] = set()
     narrowest: Labels = []
-    for one, here in sorted(different, key=lambda item: len(item[0])):
+    for one, there in sorted(different, key=lambda item: len(item[0])):
         if not taken & set(one):
             taken |= set(one)
-            narrowest += here
+            narrowest += there
     return narrowest
 
 
