@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .copies import copied
+from .copies import copied, live
 from .errors import FreePruneError as FreePruneError
 from .errors import brief as brief
 from .errors import cause as cause
@@ -125,7 +125,7 @@ class Skeleton:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = copied(network).eval().requires_grad_(False)
+        self.network = live(copied(network)).eval().requires_grad_(False)
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self._norms = list(norms.values())

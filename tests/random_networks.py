@@ -737,6 +737,22 @@ def gru(c, w, size):
     return Block(lambda m, x: m.layer(x)[0], layer=nn.GRU(c, w, batch_first=True))
 
 
+def lstm(c, w, size, **options):
+    both = 2 if options.get("bidirectional") else 1
+    layer, norm = nn.LSTM(c, w, batch_first=True, **options), nn.LayerNorm(both * w)
+    return Block(lambda m, x: m.last(m.norm(m.layer(x)[0])), layer=layer, norm=norm, last=nn.Linear(both * w, w))
+
+
+def lstm_cell(c, w, size):
+    def run(m, x):
+        state = None
+        for token in x.unbind(1):
+            state = m.cell(token, state)
+        return x + m.last(state[0])[:, None]
+
+    return Block(run, cell=nn.LSTMCell(c, w), last=nn.Linear(w, c))
+
+
 def encoder_layer(c, w, size, norm_first=False):
     layer = nn.TransformerEncoderLayer(w, 2, 2 * w, batch_first=True, norm_first=norm_first)
     return nn.Sequential(nn.Linear(c, w), layer)
@@ -1164,6 +1180,9 @@ BLOCKS: dict[str, dict[str, Callable[[int, int, tuple[int, ...]], nn.Module]]] =
         "block_diagonal": block_diagonal,
         "recurrent": recurrent,
         "gru": gru,
+        "lstm": lstm,
+        "lstm_both_ways": functools.partial(lstm, bidirectional=True, num_layers=2),
+        "lstm_cell": lstm_cell,
         "encoder_layer": encoder_layer,
         "encoder_layer_norm_first": functools.partial(encoder_layer, norm_first=True),
         "permuted_weight": permuted_weight,
@@ -1399,9 +1418,11 @@ def open_attention() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch._C._set_mkldnn_enabled(False)  # which has an operator of its own for LSTM
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch._C._set_mkldnn_enabled(True)
         torch.backends.mha.set_fastpath_enabled(before)
 
 

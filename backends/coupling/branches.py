@@ -133,7 +133,7 @@ def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[
         names[id(parameter)] = name
     inputs = tuple(x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs)
     calls = _Calls()
-    with undisturbed(network), torch.enable_grad(), plain_kernels(), calls.watching(network):
+    with undisturbed(network), torch.enable_grad(), plain_kernels(network), calls.watching(network):
         outputs = [x for x in tree_leaves(network(*inputs)) if isinstance(x, Tensor) and x.grad_fn is not None]
     ends = [x.grad_fn for x in outputs]
     made = []
@@ -212,7 +212,7 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
     zeroed = copied(network)
     parameters = dict(zeroed.named_parameters())
     try:
-        with torch.no_grad(), plain_kernels():
+        with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
                 parameters[name].zero_()
             one, other = (tree_leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))

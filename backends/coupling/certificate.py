@@ -297,7 +297,7 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
     """
     tracer = Replay(network, dense, kept)
     try:
-        with torch.no_grad(), plain_kernels(), tracer:
+        with torch.no_grad(), plain_kernels(network), tracer:
             network(*inputs)
             if dense.branches:
                 with training_branches(network):

@@ -33,7 +33,7 @@ def watch(network: nn.Module, kept: Kept) -> None:
 
     def enter(module: nn.Module, inputs: Any) -> None:
         running.append(ExitStack())
-        running[-1].enter_context(plain_kernels())
+        running[-1].enter_context(plain_kernels(module))
         tracer = KeptStatistics(module, kept)
         tracer.count_from(tuple(x for x in inputs if isinstance(x, Tensor)))
         running[-1].enter_context(tracer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied
+from ...copies import copied, live
 from ...errors import first_line
 from .meta import on_meta
 from .record import Trace
@@ -22,14 +22,17 @@ OUTPUT = "the network's output"  # the reason why its channels stay
 
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Disables fused fast paths that hide several operators in one."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Disables fused fast paths that hide several operators of a network in one."""
+    before, library = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.LSTM) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)  # the flags of torch.backends warn of other hardware
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        torch._C._set_mkldnn_enabled(library)
 
 
 @contextmanager
@@ -94,7 +97,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
     tracer.count_from(inputs)
     output: list[Any] = []
     try:
-        with undisturbed(network), torch.no_grad(), plain_kernels():
+        with undisturbed(network), torch.no_grad(), plain_kernels(network):
             network.eval()
             with tracer:
                 output.append(network(*inputs))
@@ -140,11 +143,11 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
     """
     try:
         example = tuple(x[:1].to("meta") for x in inputs)
-        twin = on_meta(network)
+        twin = live(on_meta(network))
         return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that needs values fails here; a wrong shape fails again below, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        twin = copied(network).eval().cpu()
+        twin = live(copied(network)).eval().cpu()
         return twin, example, trace(twin, example)
 
 

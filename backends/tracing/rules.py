@@ -118,7 +118,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (take_slice, MOVES, "slice"),
     (select, MOVES, "select"),
     (unbind, MOVES, "unbind"),
-    (split, MOVES, "split split_with_sizes chunk"),
+    (split, MOVES, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
     (roll, MOVES, "roll"),
     (flip, MOVES, "flip"),
     (restride, NONE, "as_strided"),
@@ -186,8 +186,8 @@ ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
 def kind_of(func: Any) -> Kind | None:
     """The kind of an operator; None if it has no rule."""
     base = base_name(name_of(func))
-    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided"}:
-        return None  # changes the dimensions of its operand in place, where the rule would look at the old ones
+    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided", "transpose", "t"}:
+        return None  # changes the number of dimensions of its operand in place, where the rule would look at the old ones
     kind = KINDS.get(base)
     if kind is None and torch.Tag.pointwise in func.tags:
         kind = ELEMENTWISE

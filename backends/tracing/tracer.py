@@ -30,7 +30,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...common import Inputs
 from .algebra import merge
 from .arithmetic import multihead_attention
-from .labels import Labels, Layer, on_dim, support
+from .labels import Labels, Layer, along, on_dim, support
 from .meta import flat, name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
@@ -111,6 +111,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules.append(path)
         if isinstance(module, nn.MultiheadAttention):
             multihead_attention(self, module)
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            self._where = f"torch's LSTM in {path!r}, which cannot run with a state as wide as its projection"
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight_hr"):
+                    for layer in along(self.labels(parameter), 1):
+                        self.freeze(layer)
 
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if id(module) in self._paths:

@@ -357,7 +357,7 @@ def test_kinds_of_networks_are_pruned_as_planned(kind):
         with torch.no_grad():
             a, b = masked(network, plan)(images), compact(images)
         assert float((a - b).abs().max() / a.abs().max()) < 1e-4
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels(network):
             meta.on_meta(compact)(networks.images(1).to("meta"))
         assert 2 * backend.costs(kept[None])["macs"][0] == counter.get_total_flops()
 
@@ -446,8 +446,8 @@ def test_what_a_forward_pass_caches_does_not_last():
     assert network.cache == {}
 
 
-def test_recurrent_layers_are_left_alone_with_a_reason():
+def test_recurrent_layers_lose_what_they_read_and_what_they_make():
     network, backend = made("recurrent")
-    assert [group.name for group in backend.groups] == ["conv", "head"]  # what it reads may shrink, what it makes may not
-    assert any("'rows'" in why for _, why in backend._coupling.trace.frozen)
-    assert apply(network, backend.plan(np.array([8, 3]))).rows.input_size == 3
+    assert [group.name for group in backend.groups] == ["conv", "head", "rows"]
+    rows = apply(network, backend.plan(np.array([8, 3, 2]))).rows
+    assert (rows.input_size, rows.hidden_size) == (3, 2)
