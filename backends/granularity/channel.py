@@ -388,11 +388,12 @@ class Channel:
             raise FreePruneError(
                 f"the pruned network is not what was planned: {where}{error}; keep more of each layer with a lower `max_rate`"
             ) from error
+        indices = self.kept_indices(kept)
         return Plan(
             granularity=self.name,
-            structure=structure_of(self._network),
+            structure=structure_of(self._network, indices),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
-            kept=self.kept_indices(kept),
+            kept=indices,
             attributes=tuple(sizes),
             gone=self._gone(kept),
         )

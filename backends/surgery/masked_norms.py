@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...common import Inputs
 from ..tracing.arithmetic import reduced
-from ..tracing.labels import Layer, keep_masks
+from ..tracing.labels import Labels, Layer, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
 from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
-PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
 STATISTICS = set("mean sum amax amin var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
@@ -51,6 +52,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, kept: Kept) -> None:
         super().__init__(network)
         self._kept = kept
+        self._images = 0
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
 
     def _hook(self) -> None:
@@ -68,6 +70,14 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def fresh(self, count: int) -> Layer:
         self._stays.append(np.ones(count, bool))
         return super().fresh(count)
+
+    def count_from(self, inputs: Inputs) -> None:
+        super().count_from(inputs)
+        self._images = len(inputs[0]) if inputs else 0
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """As of one image, which the plan was made for: along the batch there is nothing to tell apart."""
+        return [layer for layer in super().spread(x, made) if layer.size != self._images]
 
     def _staying(self) -> NDArray[np.bool_]:
         """`(nodes,)`: which nodes stay, as far as it is known."""

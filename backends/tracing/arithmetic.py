@@ -125,6 +125,21 @@ def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
     return [result]
 
 
+def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
+    """Rows with a matrix of `(experts, in, out)` for each run of them, as in mixtures of experts, which stay."""
+    a, b = call.tensors[:2]
+    if (a.dim(), b.dim()) != (2, 3):
+        raise UnknownOperator(call.name)
+    operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("each", "in", "out"), (None, 1, 2))]
+    tracer.count(1, [(a, 0), (a, 1), (b, 2)], operands)
+    left, right = all_without(tracer, tracer.labels(a), {0}), all_without(tracer, tracer.labels(b), {0})
+    contract(tracer, along(left, 1), along(right, 1))
+    result = [on_dim(x, 1, 2) for x in along(right, 2)[:1]]
+    if isinstance(call["bias"], Tensor):
+        result = merge(tracer, [(call.outputs[0].shape, result), (call["bias"].shape, tracer.labels(call["bias"]))], 2)
+    return [result]
+
+
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
     """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last."""
     layers = []

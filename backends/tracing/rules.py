@@ -22,6 +22,7 @@ from .arithmetic import (
     convolution,
     elementwise,
     group_norm,
+    grouped_matmul,
     layer_norm,
     matmul,
     reduction,
@@ -159,6 +160,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (convolution, COMMUTES, "convolution"),
     (matmul, COMMUTES, "mm addmm"),
     (batched_matmul, NONE, "bmm baddbmm"),
+    (grouped_matmul, NONE, "_grouped_mm"),
     # norms
     (batch_norm, COMMUTES, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"),
     (batch_norm, COMMUTES, "cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),

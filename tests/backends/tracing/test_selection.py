@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from freeprune.backends import importance
+from freeprune.backends import apply, importance
 from freeprune.backends.granularity.channel import Channel
+from freeprune.backends.plan import Plan
 
 UNITS = {"pixel_shuffle_of_two": 2, "glu_channels": 4, "native_shuffle": 4}  # of eight channels; pairs go together
 
@@ -168,3 +169,38 @@ def test_a_row_of_zeros_stands_before_the_others():
     for width in (None, 16):
         backend = promises.kept(Padded(width), torch.randn(2, 4, 6))
         assert promises.widths(backend) == {"first": 16}
+
+
+class Experts(nn.Module):
+    """Rows of tokens, a run of them for each expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(12, 3)
+        self.experts = nn.Parameter(torch.randn(2, 8, 12) / 4)
+
+    def forward(self, x):
+        rows = self.first(x).flatten(0, 1)
+        ends = torch.tensor([rows.shape[0] // 2, rows.shape[0]], dtype=torch.int32, device=x.device)
+        return self.last(torch._grouped_mm(rows, self.experts, offs=ends)).unflatten(0, x.shape[:2])
+
+
+def test_experts_in_one_product_are_counted_and_stay_with_a_reason():
+    """Torch's operator takes widths that are multiples of 16 bytes only."""
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Experts()).eval()
+    backend = Channel(network, (torch.randn(2, 4, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"0": 6}
+    assert backend.costs(torch.tensor([[6]]).numpy())["macs"][0] == 4 * (6 * 6 + 6 * 8 + 8 * 12 + 12 * 3)
+    assert all("16 bytes" in why or "_grouped_mm" in why for why in promises.locked(backend).values())
+
+
+def test_a_buffer_that_the_state_does_not_hold_is_cut_too(tmp_path):
+    network = Positions(9, 16).eval()
+    del network.where
+    network.register_buffer("where", torch.randn(9, 16), persistent=False)
+    x = torch.randn(2, 7, 6)
+    backend = promises.kept(network, x)
+    plan = backend.plan(backend.channels(torch.tensor([5]).numpy())[0])
+    plan.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(apply(network, Plan.load(tmp_path))(x), apply(network, plan)(x))
