@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import copied
+from .copies import copied, live
 from .errors import FreePruneError as FreePruneError
 from .errors import brief as brief
 from .errors import cause as cause
@@ -145,7 +145,7 @@ class Skeleton:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = copied(network).eval().requires_grad_(False)
+        self.network = live(copied(network)).eval().requires_grad_(False)
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self._norms = list(norms.values())

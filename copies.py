@@ -41,6 +41,30 @@ def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network
         return _twin(network, {**_detached(network), **instead})
 
 
+def live(network: Network) -> Network:
+    """Make recurrent layers look their parameters up in every pass, so that they see those that stand in for them.
+
+    Torch's own keep a list of them that only `setattr` renews. Returns the network itself, which is changed.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            kind: Any = type(module)
+            module.__class__ = _live(kind)
+    return network
+
+
+@functools.cache
+def _live(kind: Any) -> Any:
+    """A class of recurrent layers whose list of weights is made anew whenever it is asked for."""
+    if isinstance(vars(kind).get("_flat_weights"), property):
+        return kind
+
+    def weights(module: Any) -> list[Any]:
+        return [module._parameters.get(name) for name in module._flat_weights_names]
+
+    return type(kind.__name__, (kind,), {"_flat_weights": property(weights, lambda module, weights: None)})
+
+
 def held_tensors(network: nn.Module) -> list[Tensor]:
     """The tensors that are neither parameters nor buffers but plain attributes of modules, also in containers."""
     places = ("_parameters", "_buffers", "_modules")

@@ -222,9 +222,11 @@ def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path)
     return masks
 
 
-def structure_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a network's parameters and buffers."""
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+def structure_of(network: nn.Module, more: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the parameters and buffers that a network saves, and of these further buffers."""
+    buffers = dict(network.named_buffers())
+    saved = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return saved | {name: tuple(buffers[name].shape) for name in more if name in buffers and name not in saved}
 
 
 def fingerprint(structure: Mapping[str, tuple[int, ...]]) -> str:
@@ -238,7 +240,7 @@ def check_structure(network: nn.Module, plan: Plan) -> None:
     Raises:
         FreePruneError: it is not; the first difference is named.
     """
-    actual = structure_of(network)
+    actual = structure_of(network, plan.structure)
     for name, shape in plan.structure.items():
         if name not in actual:
             raise FreePruneError(f"the plan was made for another network: this one has no {name!r}; give the dense network")

@@ -574,6 +574,71 @@ def mixed_branches(c, w, size):
 # Blocks on tokens (N, T, C)
 
 
+def between(run, change, c, w, size):
+    """Two convolutions with an operator between them, which makes `change(w)` channels of `w`."""
+
+    def sized(y):
+        return y if y.shape[2:] == size else F.interpolate(y, size)
+
+    return Block(lambda m, x: m.second(sized(run(m.first(x)))), first=nn.Conv2d(c, w, 1), second=nn.Conv2d(change(w), w, 1))
+
+
+def same_grid(x):
+    place = torch.linspace(-0.9, 0.9, 4, device=x.device)
+    grid = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)
+    return F.grid_sample(x, grid[None].expand(len(x), -1, -1, -1), align_corners=False)
+
+
+def gathered(x):
+    places = torch.arange(3, device=x.device)[None, None].expand(*x.shape[:2], -1)
+    return x.flatten(2).gather(2, places)[..., None]
+
+
+def added_at_places(x):
+    rows = torch.arange(2, device=x.device)
+    return torch.zeros_like(x).index_add(2, rows, x[:, :, :2]) + x
+
+
+BETWEEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[int], int]]] = {
+    "pixel_unshuffle_and_shuffle": (lambda x: F.pixel_shuffle(F.pixel_unshuffle(F.interpolate(x, (4, 4)), 2), 2), int),
+    "pixel_shuffle_of_two": (lambda x: F.pixel_shuffle(torch.cat([x, x], 1), 2), lambda w: w // 2),
+    "glu_channels": (lambda x: F.glu(x, 1), lambda w: w // 2),
+    "normalized_channels": (lambda x: F.normalize(x + 0.1, dim=1), int),
+    "norm_by_hand": (lambda x: (x - x.mean(1, keepdim=True)) * (x.var(1, keepdim=True) + 1e-3).rsqrt(), int),
+    "sum_of_channels": (lambda x: x.sigmoid() / x.sigmoid().sum(1, keepdim=True), int),
+    "resampled": (same_grid, int),
+    "index_select": (lambda x: x.index_select(2, torch.arange(min(2, x.shape[2]), device=x.device)), int),
+    "gathered": (gathered, int),
+    "added_at_places": (added_at_places, int),
+    "unfolded_channels": (lambda x: F.unfold(x, 1)[..., None], int),
+    "folded": (lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1), int),
+    "windows": (lambda x: x.unfold(2, 2, 1).mean(-1), int),
+    "fourier": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=x.shape[2:]), int),
+    "circular": (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), int),
+    "native_shuffle": (lambda x: F.channel_shuffle(x, 2), int),
+    "zeros_added": (lambda x: torch.cat([x.new_zeros(len(x), x.shape[1], 1, x.shape[3]), x[:, :, 1:]], 2), int),
+}  # fmt: skip
+
+
+def channel_norm(c, w, size):
+    """Layer norm over channels, by hand."""
+
+    def run(m, x):
+        x = m.first(x)
+        x = x - x.mean(1, keepdim=True)
+        return m.second(m.scale[:, None, None] * x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt())
+
+    return Block(run, first=nn.Conv2d(c, w, 1), second=nn.Conv2d(w, w, 1), scale=torch.rand(w) + 0.5)
+
+
+def position_image(c, w, size):
+    """A fixed position for each pixel and channel, in a buffer."""
+    return Block(
+        lambda m, x: m.second(m.first(x) + m.where[:, :, : x.shape[2], : x.shape[3]]),
+        {"where": torch.randn(1, w, *size)}, first=nn.Conv2d(c, w, 1), second=nn.Conv2d(w, w, 1),
+    )  # fmt: skip
+
+
 def linear(c, w, size):
     return nn.Sequential(nn.Linear(c, w), nn.GELU())
 
@@ -670,6 +735,22 @@ def recurrent(c, w, size):
 
 def gru(c, w, size):
     return Block(lambda m, x: m.layer(x)[0], layer=nn.GRU(c, w, batch_first=True))
+
+
+def lstm(c, w, size, **options):
+    both = 2 if options.get("bidirectional") else 1
+    layer, norm = nn.LSTM(c, w, batch_first=True, **options), nn.LayerNorm(both * w)
+    return Block(lambda m, x: m.last(m.norm(m.layer(x)[0])), layer=layer, norm=norm, last=nn.Linear(both * w, w))
+
+
+def lstm_cell(c, w, size):
+    def run(m, x):
+        state = None
+        for token in x.unbind(1):
+            state = m.cell(token, state)
+        return x + m.last(state[0])[:, None]
+
+    return Block(run, cell=nn.LSTMCell(c, w), last=nn.Linear(w, c))
 
 
 def encoder_layer(c, w, size, norm_first=False):
@@ -790,6 +871,63 @@ def attention_of_matrices(c, w, size):
 
     weights = {name: matrix(c, w, inputs=c) for name in "qkv"}
     return Block(run, **weights, out=matrix(w, c, inputs=w))
+
+
+def turned(x, width):
+    """Rotary positions."""
+    angle = torch.arange(x.shape[2], device=x.device)[:, None] * 0.1 ** torch.arange(width // 2, device=x.device)
+    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def rotary_attention(c, w, size, repeated=None):
+    """Rotary positions, queries that share keys, and the norm of each head."""
+
+    def run(m, x):
+        q, k, v = (layer(x).view(*x.shape[:2], -1, m.width).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        q, k = (turned(t * t.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * m.gain, m.width) for t in (q, k))
+        k, v = ((repeated or repeats)(t, m.shared) for t in (k, v))
+        return x + m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    q, k, v = (nn.Linear(c, heads * 4) for heads in (4, 2, 2))
+    return Block(run, q=q, k=k, v=v, out=nn.Linear(16, c), width=4, shared=2, gain=torch.rand(4) + 0.5)
+
+
+def repeats(x, times):
+    return x.repeat_interleave(times, 1)
+
+
+def expands(x, times):
+    n, heads, tokens, width = x.shape
+    return x[:, :, None].expand(n, heads, times, tokens, width).reshape(n, heads * times, tokens, width)
+
+
+def attention_with_mask(c, w, size):
+    """A mask of each pair of tokens, spread over the heads."""
+
+    def run(m, x):
+        q, k, v = (layer(x).unflatten(2, (-1, m.width)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        mask = torch.full((x.shape[1], x.shape[1]), -1e9, device=x.device).triu(1)[None, None]
+        scores = q @ k.transpose(-2, -1) * m.width**-0.5 + mask.expand(len(x), q.shape[1], -1, -1)
+        return x + m.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    return Block(run, **{name: nn.Linear(c, 16) for name in "qkv"}, out=nn.Linear(16, c), width=4)
+
+
+def position_buffer(c, w, size):
+    return Block(
+        lambda m, x: m.second(m.first(x) + m.where[:, : x.shape[1]]),
+        {"where": torch.randn(1, 8, w)}, first=nn.Linear(c, w), second=nn.Linear(w, w),
+    )  # fmt: skip
+
+
+def embedded(c, w, size):
+    """The largest of some features chooses a row of a table, which is added to the stream."""
+    return Block(
+        lambda m, x: m.second(m.first(x) + m.table(m.choice(x).argmax(-1))),
+        first=nn.Linear(c, w), choice=nn.Linear(c, 4), table=nn.Embedding(4, w), second=nn.Linear(w, w), varies=True,
+    )  # fmt: skip
 
 
 def swiglu(c, w, size):
@@ -1020,6 +1158,9 @@ BLOCKS: dict[str, dict[str, Callable[[int, int, tuple[int, ...]], nn.Module]]] =
         "spatial_attention": spatial_attention,
         "channel_attention": channel_attention,
         "mixed_branches": mixed_branches,
+        **{name: functools.partial(between, *parts) for name, parts in BETWEEN.items()},
+        "channel_norm": channel_norm,
+        "position_image": position_image,
     },
     "tokens": {
         "linear": linear,
@@ -1039,6 +1180,9 @@ BLOCKS: dict[str, dict[str, Callable[[int, int, tuple[int, ...]], nn.Module]]] =
         "block_diagonal": block_diagonal,
         "recurrent": recurrent,
         "gru": gru,
+        "lstm": lstm,
+        "lstm_both_ways": functools.partial(lstm, bidirectional=True, num_layers=2),
+        "lstm_cell": lstm_cell,
         "encoder_layer": encoder_layer,
         "encoder_layer_norm_first": functools.partial(encoder_layer, norm_first=True),
         "permuted_weight": permuted_weight,
@@ -1058,6 +1202,11 @@ BLOCKS: dict[str, dict[str, Callable[[int, int, tuple[int, ...]], nn.Module]]] =
         "grouped_query_attention": grouped_query_attention,
         "attention_by_hand": attention_by_hand,
         "attention_of_matrices": attention_of_matrices,
+        "rotary_attention": rotary_attention,
+        "rotary_attention_expanded": functools.partial(rotary_attention, repeated=expands),
+        "attention_with_mask": attention_with_mask,
+        "position_buffer": position_buffer,
+        "embedded": embedded,
         "swiglu": swiglu,
         "glu_by_hand": glu_by_hand,
         "glu": glu,
@@ -1269,9 +1418,11 @@ def open_attention() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch._C._set_mkldnn_enabled(False)  # which has an operator of its own for LSTM
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch._C._set_mkldnn_enabled(True)
         torch.backends.mha.set_fastpath_enabled(before)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied
+from ...copies import copied, live
 from ...reading import leaves
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
@@ -67,7 +67,7 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     """
     _, example, dense = trace_example(network, inputs)
     # A fresh copy for every forward pass, which may leave state behind, such as a cache.
-    traced = on_meta(network) if example[0].is_meta else copied(network).eval().cpu()
+    traced = live(on_meta(network) if example[0].is_meta else copied(network).eval().cpu())
     flow = flow_of(network, copied(traced), example, dense)
     coupling, repairs = Coupling(dense, traced), list[Repair]()
     if not _needed(coupling, flow).all():
@@ -76,7 +76,7 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     indices = coupling.kept_indices(classes)
     plan = Plan(
         granularity="compaction",
-        structure=structure_of(network),
+        structure=structure_of(network, indices),
         rates={
             group.name: float(1 - classes[start : start + group.roots.size].mean())
             for group, start in zip(coupling.groups, coupling.offsets, strict=False)

@@ -81,7 +81,7 @@ def flow_of(network: nn.Module, traced: nn.Module, example: Inputs, dense: Trace
     for x in example:
         tracer.learn(x, None)
     try:
-        with torch.no_grad(), plain_kernels(), tracer:
+        with torch.no_grad(), plain_kernels(network), tracer:
             traced(*example)
     finally:
         tracer.close()

@@ -70,9 +70,14 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         found = _found(twin, example, frozenset(weights))
     except Exception:  # one without a backward pass, say, has no branch that is known
         return ()
-    if not found or _proved(twin, example, found):
-        return tuple(found)
-    return tuple(branch for branch in found if _proved(twin, example, [branch]))
+    levels: dict[int, list[Branch]] = {}  # by the number of branches that each lies in, which hide it when they are gone
+    for branch in found:
+        levels.setdefault(sum(branch.parameters < other.parameters for other in found), []).append(branch)
+    able: set[str] = set()
+    for level in levels.values():
+        good = _proved(twin, example, level)
+        able.update(branch.name for branch in level if good or _proved(twin, example, [branch]))
+    return tuple(branch for branch in found if branch.name in able)
 
 
 def removed(some: Iterable[Branch]) -> dict[str, int]:
@@ -126,8 +131,9 @@ def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point())
         names[id(parameter)] = name
+    inputs = tuple(x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs)
     calls = _Calls()
-    with undisturbed(network), torch.enable_grad(), plain_kernels(), calls.watching(network):
+    with undisturbed(network), torch.enable_grad(), plain_kernels(network), calls.watching(network):
         outputs = [x for x in leaves(network(*inputs)) if x.grad_fn is not None]
     ends = [x.grad_fn for x in outputs]
     made = []
@@ -147,9 +153,9 @@ def _branch(
 ) -> Branch | None:
     """What reaches the outputs through one operand of a sum alone; None if that is no branch."""
     (first, slot), (other, other_slot) = node.next_functions[side], node.next_functions[1 - side]
-    if first is None:
-        return None
-    if other is not None and _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
+    if first is None or other is None:
+        return None  # a constant beside the branch may be of any shape
+    if _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
         return None
     around = _reached(ends, without=(node, side))
     nodes = {each for each in _reached([first]) if each not in around}
@@ -206,7 +212,7 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
     zeroed = copied(network)
     parameters = dict(zeroed.named_parameters())
     try:
-        with torch.no_grad(), plain_kernels():
+        with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
                 parameters[name].zero_()
             left, right = (leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))

@@ -6,11 +6,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..tracing.passes import OUTPUT
 from ..tracing.record import Leaf, Trace
 
 
 class Reasons:
-    """Why channels are frozen: the first reason recorded for any channel tied to them."""
+    """Why channels are frozen: the first reason recorded for any channel tied to them; the output before all others."""
 
     def __init__(self, trace: Trace) -> None:
         left = np.concatenate([np.zeros(0, np.int64), *trace._left])
@@ -19,9 +20,10 @@ class Reasons:
         graph = coo_array((np.ones(live.sum(), np.int8), (left[live], right[live])), shape=(trace.nodes, trace.nodes))
         _, self._part = connected_components(graph, directed=False)
         self._first: dict[int, int] = {}
-        for number, (nodes, _) in enumerate(trace.frozen):
+        for number, (nodes, why) in enumerate(trace.frozen):
             for part in np.unique(self._part[nodes[nodes > 0]]).tolist():
-                self._first.setdefault(part, number)
+                if part not in self._first or why == OUTPUT:
+                    self._first[part] = number
         self._trace = trace
 
     def of(self, leaf: Leaf) -> str:

@@ -12,15 +12,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import CodeType
+from pathlib import Path
+from types import CellType, CodeType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
-from ..surgery.surgery import shared_tensors
+from ..surgery.surgery import REMEMBERED, shared_tensors
 from ..surgery.trial import Key, Repair, attributes, slimmed
 from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.record import Op, Trace
@@ -29,8 +30,11 @@ from .classes import Coupling
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
+MAX_TAKEN_BACK = 8  # times that the hypothesis at one place is replaced for a mismatch at another
 MAX_TIES = 4  # pairs of widths tied at one line of the code
 MAX_ROUNDS = 300
+
+INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
 
 Place = tuple[str, str]
 
@@ -84,9 +88,10 @@ def settle(
 class _Fixes:
     """The repairs found so far, and what is still to be tried at each place of the code.
 
-    At the place of a mismatch (a module and a line) hypotheses about the module's attributes are tried one after the other.
-    Then equal pieces of a split are tied, then widths that the code takes for one; as the last resort everything that the
-    line touches stays.
+    At the place of a mismatch (a module and a line) hypotheses about the attributes of the module, then of those that it lies
+    in, are tried one after the other. Then equal pieces of a split are tied, then widths that the code takes for one; then an
+    earlier repair of the same modules is taken back, for its next hypothesis. As the last resort what the operator touches
+    stays, and if that does not help, all that the line touches.
     """
 
     def __init__(self, network: nn.Module, trace: Trace, hypotheses: int) -> None:
@@ -94,6 +99,8 @@ class _Fixes:
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
+        self._taken_back: Counter[Place] = Counter()
+        self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
         self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
         for op in trace.ops:
@@ -105,28 +112,70 @@ class _Fixes:
 
     def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
         """Apply the next fix for a mismatch."""
+        last = self._last
+        if last is not None and mismatch.index < last[0].index and np.array_equal(kept, last[1]):
+            mismatch = last[0]  # what was tried for it broke what ran before it
+        self._last = None
         op = self._trace.ops[mismatch.index]
         place = (op.module, op.line)
-        modules = self._at[op.line]
         if place not in self._untried:
-            hypotheses = _hypotheses(self._network, op.module, self._sizes(place, kept), kept)
-            self._untried[place] = itertools.islice(hypotheses, self._most)
-        found = next(self._untried[place], None)
-        if found is not None:
-            self._accepted[place] = found
-            for module in modules:
-                sister = (module, op.line)
-                if sister not in self._untried:  # it was not the cause
-                    self._accepted[sister] = self._likewise(found, module, self._sizes(sister, kept))
+            self._untried[place] = itertools.islice(self._explanations(place, kept), self._most)
+        if self._next(place, kept):
+            self._last = mismatch, kept
             return
         ties = self._ties.setdefault(op.line, self._tied(op.line))
         if next(ties, "none") != "none":
-            for module in modules:  # the attributes may follow other sizes now
+            for module in self._at[op.line]:  # the attributes may follow other sizes now
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
             return
+        if self._take_back(place, kept):
+            return
         self._accepted.pop(place, None)
-        self._give_up(mismatch, op.line, kept)
+        self._give_up(mismatch, op, kept)
+
+    def _explanations(self, place: Place, kept: NDArray[np.bool_]) -> Iterator[tuple[Repair, ...]]:
+        """Hypotheses about the attributes of the module that ran, then of each that it lies in."""
+        sizes = self._sizes(place, kept)
+        for module in _outwards(place[0]):
+            yield from _hypotheses(self._network, module, place[1], sizes, kept)
+
+    def _next(self, place: Place, kept: NDArray[np.bool_]) -> bool:
+        """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
+        found = next(self._untried[place], None)
+        if found is None:
+            return False
+        self._accepted[place] = found
+        decided = {(r.module, r.name) for there in self._untried for r in self._accepted.get(there, ())}
+        kind = type(self._network.get_submodule(place[0]))
+        for module in self._at[place[1]]:
+            sister = (module, place[1])
+            if sister not in self._untried and type(self._network.get_submodule(module)) is kind:  # it was not the cause
+                likewise = self._likewise(found, place[0], module, self._sizes(sister, kept))
+                self._accepted[sister] = tuple(r for r in likewise if (r.module, r.name) not in decided)
+        return True
+
+    def _take_back(self, place: Place, kept: NDArray[np.bool_]) -> bool:
+        """Replace the last repair elsewhere of an attribute that may be read here; False if there is none.
+
+        A wrong hypothesis may show at another line than its own: heads four times as wide as their number are explained by
+        either.
+        """
+        around = set(_outwards(place[0]))
+        for other in reversed(list(self._accepted)):
+            repairs = self._accepted[other]
+            if other == place or other not in self._untried or not any(repair.module in around for repair in repairs):
+                continue
+            if self._taken_back[other] >= MAX_TAKEN_BACK:
+                continue
+            self._taken_back[other] += 1
+            if not self._next(other, kept):
+                for module in self._at[other[1]]:
+                    self._accepted.pop((module, other[1]), None)
+            self._accepted.pop(place, None)
+            self._untried.pop(place, None)
+            return True
+        return False
 
     def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
         """The nodes of every size that changed at a place: made by the operator, then of results, then of inputs."""
@@ -144,15 +193,17 @@ class _Fixes:
                                 found[kind, number, position, index] = nodes.ravel()
         return found
 
-    def _likewise(self, repairs: Sequence[Repair], module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
+    def _likewise(self, repairs: Sequence[Repair], first: str, module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
         """The same repairs in another module that runs the same line, as far as its attributes hold the sizes found there."""
         result = []
-        values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(module))}
+        outer = dict(zip(_outwards(first), _outwards(module), strict=False))
         for repair in repairs:
-            nodes = sizes.get(repair.key)
-            value = values.get((repair.name, repair.position), 0)
-            if nodes is not None and value * repair.divisor == nodes.size * repair.factor:
-                result.append(replace(repair, module=module, nodes=nodes))
+            owner, nodes = outer.get(repair.module), sizes.get(repair.key)
+            if owner is None or nodes is None:
+                continue
+            values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(owner))}
+            if values.get((repair.name, repair.position), 0) * repair.divisor == nodes.size * repair.factor:
+                result.append(replace(repair, module=owner, nodes=nodes))
         return tuple(result)
 
     def _tied(self, line: str) -> Iterator[None]:
@@ -204,10 +255,18 @@ class _Fixes:
                     if width.size in whole and (roots[made.reshape(-1, width.size)] != roots[width]).any():
                         yield made.reshape(-1, width.size), width[None]
 
-    def _give_up(self, mismatch: Mismatch, line: str, kept: NDArray[np.bool_]) -> None:
-        """Freeze what the operators of a line touch, in all modules without a better fix."""
-        trace = self._trace
-        here = [op for module, ops in self._at[line].items() if not self._accepted.get((module, line)) for op in ops]
+    def _give_up(self, mismatch: Mismatch, op: Op, kept: NDArray[np.bool_]) -> None:
+        """Freeze what an operator touches, in all modules without a better fix; the next time all at its line."""
+        trace, modules = self._trace, self._at[op.line]
+        free = {module: ops for module, ops in modules.items() if not self._accepted.get((module, op.line))}
+        kind = type(self._network.get_submodule(op.module))
+        place = next(k for k, other in enumerate(modules[op.module]) if other is op)
+        alike = {module: ops for module, ops in free.items() if type(self._network.get_submodule(module)) is kind}
+        here = [ops[place] for ops in alike.values() if len(ops) > place and ops[place].name == op.name]
+        for wider in (here, itertools.chain(*alike.values()), itertools.chain(*free.values())):
+            here = list(wider)
+            if _live(here, kept):
+                break
         touched, culprit = _live(here, kept), mismatch.index
         while not touched and culprit >= 0:  # the operator that made the size may lie further up
             touched = _live([trace.ops[culprit]], kept)
@@ -245,33 +304,67 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
 
 
 def _hypotheses(
-    network: nn.Module, module: str, sizes: dict[Key, Layer], kept: NDArray[np.bool_]
+    network: nn.Module, module: str, line: str, sizes: dict[Key, Layer], kept: NDArray[np.bool_]
 ) -> Iterator[tuple[Repair, ...]]:
-    """Assignments of explained sizes to the integer attributes of a module, likelier ones first."""
+    """Assignments of explained sizes to the integer attributes of a module, likelier ones first.
+
+    Attributes that the code around the line reads come before the others; one that is a size before multiples and parts of
+    one; all of them together, each alone, and two of them before everything else.
+    """
     distinct: dict[bytes, tuple[Key, Layer]] = {}
     for key, nodes in sizes.items():
         distinct.setdefault(nodes.tobytes(), (key, nodes))
-    choices: list[list[Repair | None]] = []
-    for name, position, value in _integers(network.get_submodule(module)):
-        options: list[Repair | None] = []
+    owner = network.get_submodule(module)
+    around = _names_around(owner, line)
+    choices: dict[bool, list[list[Repair]]] = {True: [], False: []}  # by whether the code around the line reads it
+    for name, position, value in _integers(owner):
+        options = []
         for factor, (key, nodes) in itertools.product((1, 2, 3, 4), distinct.values()):
             if value * factor == nodes.size and kept[nodes].sum() % factor == 0:
                 options.append(Repair(module, name, position, nodes, 1, factor, key))
             elif factor > 1 and value == nodes.size * factor:
                 options.append(Repair(module, name, position, nodes, factor, 1, key))
         if options:
-            choices.append([*options, None])
-    # First every attribute by its likeliest size, then the last ones varied first; the empty assignment proves nothing.
-    for assignment in itertools.product(*choices):
-        found = tuple(repair for repair in assignment if repair is not None)
-        if found:
-            yield found
+            choices[name in around].append(options)
+    tried = set()
+    for near in (choices[True], choices[True] + choices[False]):
+        for found in _assignments(near):
+            key_of = tuple(map(id, found))
+            if found and key_of not in tried:
+                tried.add(key_of)
+                yield found
+
+
+def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, ...]]:
+    plain = [[repair for repair in options if repair.factor == repair.divisor] for options in choices]
+    plain = [options for options in plain if options]
+    yield tuple(options[0] for options in plain)
+    for some in (plain, choices):
+        yield from ((repair,) for options in some for repair in options)
+        for one, other in itertools.combinations(some, 2):
+            yield from itertools.product(one, other)
+    for assignment in itertools.product(*([*options, None] for options in choices)):
+        yield tuple(repair for repair in assignment if repair is not None)
+
+
+def _outwards(module: str) -> Iterator[str]:
+    """The path of a module, then those of the modules that it lies in, the network's own last."""
+    yield module
+    while module:
+        module = module.rpartition(".")[0]
+        yield module
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The integers above 1 that a module holds, alone or in a tuple, and reads after construction."""
+    """The integers above 1 that a module holds, alone or in a tuple, and reads after construction.
+
+    The sizes of torch's own layers follow their tensors, and are no choice.
+    """
     kind: Any = type(module)
-    read = _read(kind)
+    if isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
+        return
+    own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
+    read = _read(kind).union(*(_names_in(value) for value in own.values()))
     for name, value in vars(module).items():
         if name.startswith("_") or name not in read:
             continue
@@ -286,8 +379,49 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
 @functools.cache
 def _read(kind: Any) -> set[str]:
     """The names in the methods of a class, without its constructor."""
-    methods = [m for c in kind.__mro__ for name, m in vars(c).items() if name != "__init__" and c is not nn.Module]
-    return {name for method in methods if hasattr(method, "__code__") for name in _names(method.__code__)}
+    classes = [c for c in kind.__mro__ if c not in (nn.Module, object)]
+    return set().union(*(_names_in(m) for c in classes for name, m in vars(c).items() if name != "__init__"))
+
+
+def _names_in(function: Any) -> set[str]:
+    """The names in the code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
+    return {name for code in _codes(function) for name in _names(code)}
+
+
+def _names_around(module: nn.Module, line: str) -> set[str]:
+    """The names in the methods of a module that a line of code lies in."""
+    file, _, number = line.rpartition(":")
+    functions = [m for c in type(module).__mro__ if c not in (nn.Module, object) for m in vars(c).values()]
+    found: set[str] = set()
+    for code in itertools.chain(*map(_codes, [*functions, *vars(module).values()])):
+        lines = [n for _, _, n in code.co_lines() if n is not None]
+        if Path(code.co_filename).name == file and lines and min(lines) <= int(number) <= max(lines):
+            found.update(_names(code))
+    return found
+
+
+def _codes(function: Any) -> Iterator[CodeType]:
+    """The code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
+    seen: set[int] = set()
+    waiting = [function]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type | nn.Module | Tensor):
+            continue
+        seen.add(id(one))
+        waiting += [inner for name in INNER if (inner := getattr(one, name, None)) is not None]
+        code = getattr(one, "__code__", None)
+        if isinstance(code, CodeType):
+            yield code
+            cells = getattr(one, "__closure__", None) or ()
+            waiting += [inner for cell in cells if callable(inner := _content(cell))]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -388,11 +388,12 @@ class Channel:
             raise FreePruneError(
                 f"the pruned network is not what was planned: {where}{error}; keep more of each layer with a lower `max_rate`"
             ) from error
+        indices = self.kept_indices(kept)
         return Plan(
             granularity=self.name,
-            structure=structure_of(self._network),
+            structure=structure_of(self._network, indices),
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
-            kept=self.kept_indices(kept),
+            kept=indices,
             attributes=tuple(sizes),
             gone=self._gone(kept),
         )
@@ -420,8 +421,10 @@ class Channel:
 
 
 def _alike(one: Product, other: Product) -> bool:
-    """Whether products of two traces may be the same."""
+    """Whether a product may be that of another trace, in which less depends on the network's input."""
     names = [None if each.weight is None else each.weight.name for each in (one, other)]
+    if one.weight is None and other.weight is not None and other.weight.mixed_by:
+        names[1] = None
     return (one.module, one.size, names[0]) == (other.module, other.size, names[1])
 
 

@@ -109,7 +109,7 @@ def recover(
 def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
     """One pass under the statistics of the images, watched."""
     network = skeleton.network
-    with undisturbed(network), torch.no_grad(), plain_kernels(), skeleton.batch_statistics(), watched:
+    with undisturbed(network), torch.no_grad(), plain_kernels(network), skeleton.batch_statistics(), watched:
         network(*inputs)
 
 

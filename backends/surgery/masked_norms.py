@@ -16,12 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..tracing.labels import Layer
+from ...common import Inputs
+from ..tracing.arithmetic import reduced
+from ..tracing.labels import Labels, Layer, keep_masks
+from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
 from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
-PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+STATISTICS = set("mean sum amax amin var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
 def watch(network: nn.Module, kept: Kept) -> None:
@@ -30,7 +34,7 @@ def watch(network: nn.Module, kept: Kept) -> None:
 
     def enter(module: nn.Module, inputs: Any) -> None:
         running.append(ExitStack())
-        running[-1].enter_context(plain_kernels())
+        running[-1].enter_context(plain_kernels(module))
         tracer = KeptStatistics(module, kept)
         tracer.count_from(tuple(x for x in inputs if isinstance(x, Tensor)))
         running[-1].enter_context(tracer)
@@ -48,6 +52,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, kept: Kept) -> None:
         super().__init__(network)
         self._kept = kept
+        self._images = 0
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
 
     def _hook(self) -> None:
@@ -66,8 +71,27 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         self._stays.append(np.ones(count, bool))
         return super().fresh(count)
 
+    def count_from(self, inputs: Inputs) -> None:
+        super().count_from(inputs)
+        self._images = len(inputs[0]) if inputs else 0
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """As of one image, which the plan was made for: along the batch there is nothing to tell apart."""
+        return [layer for layer in super().spread(x, made) if layer.size != self._images]
+
+    def _staying(self) -> NDArray[np.bool_]:
+        """`(nodes,)`: which nodes stay, as far as it is known."""
+        if len(self._stays) > 1:
+            self._stays = [np.concatenate(self._stays)]
+        return self._stays[0]
+
     def unite(self, a: Layer, b: Layer) -> None:
-        """Decided when the plan was made."""
+        """What goes together was decided when the plan was made; what operators made themselves goes with what it meets."""
+        stays = self._staying()
+        one, other = np.broadcast_arrays(a, b)
+        apart = stays[one] != stays[other]
+        if apart.any():
+            stays[one[apart]] = stays[other[apart]] = False
 
     def freeze(self, layer: Layer) -> None:
         """Decided when the plan was made."""
@@ -76,6 +100,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         return False
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if name in STATISTICS:
+            return func(self._kept_part(args, kwargs, func), *args[1:], **kwargs)
         norm = NORMS.get(name)
         if norm is not None and (mask := self._mask(args[0])) is not None:
             return norm(mask, *args)
@@ -86,14 +112,24 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def _without_removed(self, weight: Tensor) -> Tensor:
         """Zero the removed entries of a computed weight, which need not be zero where its parameters are."""
         mask = self._mask(weight) if self.origins is not None and self.origins.computed(weight) else None
-        return weight if mask is None else weight * mask
+        return weight if mask is None else torch.where(mask != 0, weight, torch.zeros_like(weight))
+
+    def _kept_part(self, args: Any, kwargs: Any, func: Any) -> Tensor:
+        """What a statistic is taken of, without the coordinates along its dimensions that are not kept."""
+        x: Tensor = args[0]
+        layers = self.labels(x)
+        masks = (keep_masks(layers, self._staying()) if layers else None) or {}
+        for d in reduced(Call("", func, args, kwargs, [x], [])):
+            if d in masks:
+                x = x.index_select(d, torch.from_numpy(np.flatnonzero(masks[d])).to(x.device))
+        return x
 
     def _mask(self, x: Tensor) -> Tensor | None:
         """Ones where a coordinate is kept, broadcast to the tensor; None where all are."""
         layers = self.labels(x)
         if not layers:
             return None
-        stays = np.concatenate(self._stays)
+        stays = self._staying()
         masks = [stays[layer] for layer in layers]
         if all(mask.all() for mask in masks):
             return None
@@ -147,8 +183,16 @@ def _batch_norm(
     return (_scaled(y, weight, bias, shape) * mask).contiguous(), mean.flatten(), variance.flatten()
 
 
+def _rms_norm(mask: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Any:
+    dims = [*range(x.dim() - len(shape), x.dim())]
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    factor = torch.rsqrt((x.square() * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp_min(1) + eps)
+    return (_scaled(x * factor, weight, None, shape) * mask).contiguous(), factor
+
+
 NORMS: dict[str, Callable[..., Any]] = {
     "native_layer_norm": _layer_norm,
+    "_fused_rms_norm": _rms_norm,
     "native_group_norm": _group_norm,
     "native_batch_norm": _batch_norm,
 }

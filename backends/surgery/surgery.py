@@ -167,6 +167,21 @@ def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
 # Size attributes of torch's own layers
 
 
+REMEMBERED = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.MultiheadAttention,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+"""The layers whose sizes `remembered_sizes` knows."""
+
+
 def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> Iterator[tuple[str, Size]]:
     """The size attributes of torch's own layers, from the shapes of their tensors after shrinking.
 
@@ -177,7 +192,11 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
     if isinstance(module, nn.modules.conv._ConvNd):
         first, second = shape("weight")[:2]
         if module.transposed:
-            yield from (("in_channels", first), ("out_channels", second * module.groups))
+            groups = module.groups
+            if groups > 1 and module.in_channels == groups:
+                groups = first  # depthwise, as below
+                yield "groups", groups
+            yield from (("in_channels", first), ("out_channels", second * groups))
         else:
             groups = module.groups
             if groups > 1 and module.in_channels == groups:
@@ -198,8 +217,17 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
         width = shape("in_proj_weight" if module._qkv_same_embed_dim else "q_proj_weight")[1]
         keys, values = (width if module._qkv_same_embed_dim else shape(f"{n}_proj_weight")[1] for n in "kv")
         yield from (("embed_dim", width), ("kdim", keys), ("vdim", values), ("num_heads", width // module.head_dim))
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         yield "embedding_dim", shape("weight")[1]
+    elif isinstance(module, nn.RNNBase):
+        if module.proj_size:
+            yield "proj_size", shape("weight_hr_l0")[0]
+        yield from (
+            ("input_size", shape("weight_ih_l0")[1]),
+            ("hidden_size", shape("weight_hr_l0" if module.proj_size else "weight_hh_l0")[1]),
+        )
+    elif isinstance(module, nn.RNNCellBase):
+        yield from (("input_size", shape("weight_ih")[1]), ("hidden_size", shape("weight_hh")[1]))
 
 
 def layer_attributes(owners: Owners, kept: Mapping[str, Mapping[int, Any]]) -> list[Attribute]:

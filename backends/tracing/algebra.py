@@ -73,8 +73,8 @@ def contract(tracer: Labelling, a: Labels, b: Labels) -> None:
 def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], ndim: int) -> Labels:
     """The labels of an element-wise combination with broadcasting; labels on the same dimensions are united.
 
-    A layer that meets a constant of its full width is frozen and not passed on. Of united layers only the one with the fewest
-    dimensions is passed on.
+    Where a layer meets a constant, it may not shrink along the dimensions that the constant has in full, and goes on without
+    them. Of united layers only the one with the fewest dimensions is passed on.
     """
     padded = [([1] * (ndim - len(shape)) + list(shape), [left_padded(x, ndim) for x in layers]) for shape, layers in operands]
     labelled = [layers for _, layers in padded if layers]
@@ -86,42 +86,52 @@ def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], n
             for other in others:
                 tracer.unite(first, other)
             return [first]
-    # Each layer's support, and which layers were already united with the first of their support.
-    supports = [[support(layer) for layer in layers] for _, layers in padded]
-    joined: set[tuple[int, int]] = set()
-    result: dict[tuple[int, ...], Layer] = {}
-    for i, (_, layers) in enumerate(padded):
-        for k, layer in enumerate(layers):
-            varying = supports[i][k]
-            constant = False
-            for j, (shape, others) in enumerate(padded):
-                if i == j or all(shape[d] == 1 for d in varying):
-                    continue  # broadcast along what this layer varies along: any width fits
-                alone = True
-                for m, partner in enumerate(others):
-                    if set(supports[j][m]).isdisjoint(varying):
-                        continue
-                    alone = False
-                    if j < i or (supports[j][m] == varying and (i, k) in joined and (j, m) in joined):
-                        continue
-                    tracer.unite(layer, partner)
-                    if supports[j][m] == varying:
-                        joined.add((j, m))
-                        joined.add((i, k))
-                constant |= alone
-            if constant:
-                tracer.freeze(layer)
-            else:
-                result.setdefault(varying, layer)
-    if len(result) < 2:
-        return list(result.values())
+    padded = [(shape, _settled(tracer, layers, padded)) for shape, layers in padded]
+    # What each operand has in full without a label there is a constant to the others.
+    known = [{d for layer in layers for d in support(layer)} for _, layers in padded]
+    constant = [{d for d in range(ndim) if shape[d] > 1} - dims for (shape, _), dims in zip(padded, known, strict=True)]
+    met = [set().union(*(dims for k, dims in enumerate(constant) if k != i)) for i in range(len(padded))]
+    left = [
+        [y for x in layers if (y := without(tracer, x, dims)) is not None]
+        for (_, layers), dims in zip(padded, met, strict=True)
+    ]
+    if sum(map(bool, left)) == 1:
+        return next(layers for layers in left if layers)
+    joined: dict[tuple[int, ...], Labels] = {}  # by support, the layers of the first operand, united with those of the others
+    for given in left:
+        here: dict[tuple[int, ...], Labels] = {}
+        for layer in given:
+            here.setdefault(support(layer), []).append(layer)
+        for along, some in here.items():
+            there = joined.setdefault(along, some)
+            for k, layer in enumerate(some):
+                tracer.unite(there[min(k, len(there) - 1)], layer)
+            there.extend(some[len(there) :])
+    different = list(joined.items())
+    for k, (one, some) in enumerate(different):
+        for dims, there in different[:k]:
+            if not set(one).isdisjoint(dims):
+                for layer in some:
+                    tracer.unite(layer, there[0])
     taken: set[int] = set()
-    narrowest = []
-    for varying in sorted(result, key=len):
-        if not taken & set(varying):
-            taken |= set(varying)
-            narrowest.append(result[varying])
+    narrowest: Labels = []
+    for one, there in sorted(different, key=lambda item: len(item[0])):
+        if not taken & set(one):
+            taken |= set(one)
+            narrowest += there
     return narrowest
+
+
+def _settled(tracer: Labelling, layers: Labels, operands: Sequence[tuple[Sequence[int], Labels]]) -> Labels:
+    """The labels of an operand without those that would keep the heads of another from going one by one.
+
+    A layer of heads and widths keeps its widths rather than its heads where it meets widths that no parameter makes, such as
+    angles of positions.
+    """
+    wide = {d for _, others in operands for other in others for d in support(other)[1:]}
+    weak = [x for x in layers if len(support(x)) == 1 and support(x)[0] in wide and tracer.is_weak(x)]
+    freeze_all(tracer, weak)
+    return [x for x in layers if all(x is not other for other in weak)] if weak else layers
 
 
 def along_free(tracer: Labelling, x: Tensor, dims: set[int]) -> Labels:

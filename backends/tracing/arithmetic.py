@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .algebra import all_without, along_free, contract, freeze_all, merge, others_empty, without
 from .labelling import Labelling
 from .labels import Labels, along, on_dim, support
-from .operator import Call, Operand, UnknownOperator
+from .operator import Call, Operand, Undefined, UnknownOperator
 
 
 def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
@@ -27,7 +27,7 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     group, and the number of groups stays.
     """
     x, weight, bias = call["input"], call["weight"], call["bias"]
-    transposed, groups = call["transposed"], call["groups"]
+    transposed, groups = bool(call["transposed"]), int(call["groups"])
     out = call.outputs[0]
     places = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
     kernel = weight.dim() - 2
@@ -40,11 +40,11 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     kernels = all_without(tracer, tracer.labels(weight), range(2, weight.dim()))
     rows, columns = along(kernels, 0), along(kernels, 1)
     if transposed:
-        if groups != 1:
-            raise UnknownOperator(call.name)
         rows, columns = columns, rows
     if groups == 1:
         contract(tracer, channels, columns)
+    elif transposed:
+        rows = _grouped_transposed(tracer, channels, columns, rows, groups, out.shape[1])
     else:
         rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
     if bias is not None:
@@ -69,6 +69,25 @@ def _grouped(
             positions = row.reshape(groups, width_out // groups)
             tracer.unite(positions, positions[:1])
     return rows
+
+
+def _grouped_transposed(
+    tracer: Labelling, channels: Labels, columns: Labels, rows: Labels, groups: int, width_out: int
+) -> Labels:
+    """The output channels of a transposed convolution in groups, whose weight holds the outputs of one group only.
+
+    Depthwise: each channel goes with all that it makes, and the number of groups shrinks. Otherwise the same positions go in
+    every group.
+    """
+    each = width_out // groups
+    contract(tracer, channels, columns)
+    if any(channel.size == groups for channel in channels):
+        freeze_all(tracer, rows)
+        return [np.repeat(channel, each) for channel in channels]
+    for channel in channels:
+        positions = channel.reshape(groups, -1)
+        tracer.unite(positions, positions[:1])
+    return [np.tile(row, groups) for row in rows]
 
 
 def matmul(tracer: Labelling, call: Call) -> list[Labels]:
@@ -103,6 +122,21 @@ def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
     result = [x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]
     if len(call.tensors) == 3:
         result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 3)
+    return [result]
+
+
+def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
+    """Rows with a matrix of `(experts, in, out)` for each run of them, as in mixtures of experts, which stay."""
+    a, b = call.tensors[:2]
+    if (a.dim(), b.dim()) != (2, 3):
+        raise UnknownOperator(call.name)
+    operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("each", "in", "out"), (None, 1, 2))]
+    tracer.count(1, [(a, 0), (a, 1), (b, 2)], operands)
+    left, right = all_without(tracer, tracer.labels(a), {0}), all_without(tracer, tracer.labels(b), {0})
+    contract(tracer, along(left, 1), along(right, 1))
+    result = [on_dim(x, 1, 2) for x in along(right, 2)[:1]]
+    if isinstance(call["bias"], Tensor):
+        result = merge(tracer, [(call.outputs[0].shape, result), (call["bias"].shape, tracer.labels(call["bias"]))], 2)
     return [result]
 
 
@@ -185,15 +219,43 @@ def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def reduction(tracer: Labelling, call: Call) -> list[Labels]:
+    """A reduction that needs all the coordinates that it reduces."""
+    return _reduced(call, along_free(tracer, call.first, reduced(call)))
+
+
+def statistic(tracer: Labelling, call: Call) -> list[Labels]:
+    """A sum, a mean or a norm of what is kept, as of layer norm; what also varies along other dimensions goes whole."""
+    dims = reduced(call)
+    if call.name.startswith(("var", "std")) and any(tracer.varies(call.first, d) for d in dims):
+        lost = call["correction"] if call["correction"] is not None else int(call["unbiased"] is not False)
+        if math.prod(call.first.shape[d] for d in dims) <= lost:
+            raise Undefined(f"{call.name} of a single number")
+    layers = [y for y in tracer.labels(call.first) if not set(support(y)) <= dims]
+    return _reduced(call, all_without(tracer, layers, dims))
+
+
+def reduced(call: Call) -> set[int]:
+    """The dimensions that a reduction sums up."""
     x, given = call.first, call["dim"]
     if given is None or given == []:
-        dims = set(range(x.dim()))
-    else:
-        dims = {d % x.dim() for d in ([given] if isinstance(given, int) else given)}
-    layers = along_free(tracer, x, dims)
+        return set(range(x.dim()))
+    return {d % max(x.dim(), 1) for d in ([given] if isinstance(given, int) else given)}
+
+
+def _reduced(call: Call, layers: Labels) -> list[Labels]:
     if not call["keepdim"]:
-        layers = [layer.squeeze(tuple(dims)) for layer in layers]
+        layers = [layer.squeeze(tuple(reduced(call))) for layer in layers]
     return [layers for _ in call.outputs]
+
+
+def weight_norm(tracer: Labelling, call: Call) -> list[Labels]:
+    """Directions of norm 1, over what is kept, times lengths; rows go with their lengths."""
+    directions, lengths = call["v"], call["g"]
+    d = int(call["dim"] or 0) % directions.dim()
+    merged = merge(
+        tracer, [(directions.shape, tracer.labels(directions)), (lengths.shape, tracer.labels(lengths))], directions.dim()
+    )
+    return [merged, [y for y in merged if support(y) == (d,)]]
 
 
 def along_one_dim(tracer: Labelling, call: Call) -> list[Labels]:

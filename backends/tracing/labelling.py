@@ -35,6 +35,15 @@ class Labelling(Protocol):
     def varies(self, tensor: Tensor, dim: int) -> bool:
         """Whether the labels of the current operator's first tensor vary along a dimension."""
 
+    def merged(self, layers: Labels, before: Sequence[tuple[int, ...]]) -> Labels:
+        """What is left of labels after a reshape has merged dimensions on which several lay; `before` it they varied there."""
+
+    def is_weak(self, layer: Layer) -> bool:
+        """Whether these nodes belong to no parameter: to a buffer, or to a tensor that is alike along a dimension."""
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """Nodes for the dimensions along which the operator repeats `x`, or all where there is none: any width fits them."""
+
     def fresh(self, count: int) -> Layer:
         """Nodes for coordinates that the operator itself makes, such as padding."""
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from .algebra import along_free, boxed, freeze_all, merge, others_empty
+from .algebra import all_without, along_free, boxed, freeze_all, merge, others_empty
 from .labelling import Labelling
 from .labels import Labels, left_padded, on_dim, reshaped, support
 from .operator import Call, UnknownOperator
@@ -22,24 +21,17 @@ def restride(tracer: Labelling, call: Call) -> list[Labels]:
     return same(tracer, call)
 
 
-def nothing(tracer: Labelling, call: Call) -> list[Labels]:
-    """The output takes only a size or a type from its input."""
-    return [[] for _ in call.outputs]
-
-
 def view(tracer: Labelling, call: Call) -> list[Labels]:
     old, new = tuple(call.first.shape), tuple(call.outputs[0].shape)
     if old == new:
         return [tracer.labels(call.first)]
     result = []
-    for layer in tracer.labels(call.first):
+    before = tracer.labels(call.first)
+    for layer in before:
         moved, split = reshaped(layer, old, new)
         result.append(boxed(tracer, moved) if split or len(support(moved)) > 1 else moved)
     dims = [d for layer in result for d in support(layer)]
-    if len(set(dims)) < len(dims):
-        # Dimensions were merged: a frozen layer constrains nothing there, and would freeze its live neighbour later on.
-        result = [layer for layer in result if not tracer.is_frozen(layer)]
-    return [result]
+    return [tracer.merged(result, list(map(support, before))) if len(set(dims)) < len(dims) else result]
 
 
 def permute(tracer: Labelling, call: Call) -> list[Labels]:
@@ -67,7 +59,13 @@ def squeeze(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def expand(tracer: Labelling, call: Call) -> list[Labels]:
-    return [[left_padded(layer, call.outputs[0].dim()) for layer in tracer.labels(call.first)]]
+    made = call.outputs[0]
+    return [[left_padded(layer, made.dim()) for layer in tracer.labels(call.first)] + tracer.spread(call.first, made)]
+
+
+def filled(tracer: Labelling, call: Call) -> list[Labels]:
+    """A tensor that is alike everywhere: it fits any width."""
+    return [tracer.spread(None, made) for made in call.outputs]
 
 
 def repeat(tracer: Labelling, call: Call) -> list[Labels]:
@@ -107,13 +105,18 @@ def split(tracer: Labelling, call: Call) -> list[Labels]:
 def cat(tracer: Labelling, call: Call) -> list[Labels]:
     """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
     d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
-    pieces = [t for t in call["tensors"] if not (t.dim() == 1 and t.numel() == 0)]
+    pieces = [t for t in call["tensors"] if t.numel()]
+    if not pieces:
+        raise UnknownOperator(call.name)
     labels = [tracer.labels(t) for t in pieces]
     shapes = [list(t.shape) for t in pieces]
     if call.name == "stack":
         labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
         shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
     ndim = len(shapes[0])
+    if not all(any(x.shape[d] > 1 for x in layers) for layers in labels):
+        # Beside a piece that stays as wide as it is, heads go as a whole.
+        labels = [[x for x in layers if len(support(x)) < 2] + _whole(tracer, layers, d) for layers in labels]
     joined = []
     if any(x.shape[d] > 1 for layers in labels for x in layers):
         parts = []
@@ -127,6 +130,11 @@ def cat(tracer: Labelling, call: Call) -> list[Labels]:
         joined = [boxed(tracer, np.concatenate(wide, axis=d))]
     across = [(shape, [x for x in layers if x.shape[d] == 1]) for shape, layers in zip(shapes, labels, strict=True)]
     return [joined + merge(tracer, across, ndim)]
+
+
+def _whole(tracer: Labelling, layers: Labels, d: int) -> Labels:
+    """The layers of several dimensions, tied along one of them."""
+    return all_without(tracer, [x for x in layers if len(support(x)) > 1], {d})
 
 
 def roll(tracer: Labelling, call: Call) -> list[Labels]:
@@ -169,14 +177,3 @@ def pad_copies(tracer: Labelling, call: Call) -> list[Labels]:
     """Padding with copies of the border: only along dimensions without labels."""
     padded = {call.first.dim() - 1 - k for k in range(len(call["padding"]) // 2)}
     return [along_free(tracer, call.first, padded)]
-
-
-def index(tracer: Labelling, call: Call) -> list[Labels]:
-    """Indexing by integer tensors in neighbouring places: only along dimensions without labels."""
-    x, indices = call.first, call["indices"]
-    at = [d for d, i in enumerate(indices) if i is not None]
-    if at != list(range(at[0], at[-1] + 1)) or indices[at[0]].dtype == torch.bool:
-        raise UnknownOperator(call.name)
-    new = call.outputs[0].dim() - (x.dim() - len(at))
-    layers = along_free(tracer, x, set(at))
-    return [[y.reshape([*y.shape[: at[0]], *[1] * new, *y.shape[at[-1] + 1 :]]) for y in layers]]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from .meta import flat
+
 
 class UnknownOperator(Exception):
     """There is no rule for this operator."""
+
+
+class Undefined(Exception):
+    """The operator has no result for what is left of its operands."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,27 @@ def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
         a.name: (position, a.default_value if a.has_default_value() else None)
         for position, a in enumerate(func._schema.arguments)
     }
+
+
+NUMBERS = (int, float, complex)
+SIZES = ("int", "List[int]", "Optional[int]", "Optional[List[int]]", "bool", "Optional[bool]")
+
+
+@functools.cache
+def _sizes(func: Any) -> frozenset[str | int]:
+    """The arguments of an operator that are whole numbers by their type, by name and position."""
+    taken = [(k, a.name) for k, a in enumerate(func._schema.arguments) if str(a.type) in SIZES]
+    return frozenset(key for pair in taken for key in pair)
+
+
+def numbers(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The numbers that an operator computes with, which are no sizes, dimensions or flags."""
+    sizes = _sizes(func)
+    found: list[Any] = []
+    for key, value in [*enumerate(args), *kwargs.items()]:
+        if key not in sizes:
+            found += [x for x in flat((value,)) if type(x) in NUMBERS]
+    return tuple(found)
 
 
 def base_name(name: str) -> str:

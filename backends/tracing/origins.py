@@ -165,6 +165,16 @@ class _Moving:
     def is_frozen(self, layer: Layer) -> bool:
         return False
 
+    def merged(self, layers: Labels, before: Sequence[tuple[int, ...]]) -> Labels:
+        return layers
+
+    def is_weak(self, layer: Layer) -> bool:
+        return False
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """Places are those of entries alone."""
+        return []
+
 
 def _flat(places: Sequence[Layer], shape: Sequence[int], dims: Iterable[int]) -> NDArray[np.int64]:
     """The flat position of every entry among these dimensions of the parameter, in the order of the operand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,23 +11,28 @@ import torch
 from torch import nn
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied
+from ...copies import copied, live
 from ...errors import first_line
 from ...reading import leaves
 from .meta import on_meta
 from .record import Trace
 from .tracer import Tracer
 
+OUTPUT = "the network's output"  # the reason why its channels stay
+
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Disables fused fast paths that hide several operators in one."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Disables fused fast paths that hide several operators of a network in one."""
+    before, library = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.LSTM) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)  # the flags of torch.backends warn of other hardware
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        torch._C._set_mkldnn_enabled(library)
 
 
 @contextmanager
@@ -35,24 +41,40 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     before = []
     for module in network.modules():
         values = dict(vars(module))
-        values.update([(name, value.copy()) for name, value in values.items() if type(value) in (dict, list, set)])
-        before.append((module, values))
+        held = [(value, value.copy()) for value in values.values() if type(value) in (dict, list, set, OrderedDict)]
+        before.append((module, values, held))
     try:
         yield
     finally:
-        for module, values in before:
+        for module, values, held in before:
             vars(module).clear()
             vars(module).update(values)
+            for value, content in held:  # the very object: the handle of a hook knows it
+                if value or content:
+                    _refill(value, content)
+
+
+def _refill(value: Any, content: Any) -> None:
+    value.clear()
+    if isinstance(value, list):
+        value.extend(content)
+    else:
+        value.update(content)
 
 
 @contextmanager
 def training_branches(network: nn.Module) -> Iterator[None]:
-    """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode."""
+    """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode.
+
+    What the code draws at random, such as layers that it leaves out, is the same each time.
+    """
     containers = [module for module in network.modules() if any(True for _ in module.children())]
     try:
         for module in containers:
             module.training = True
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
     finally:
         for module in containers:
             module.training = False
@@ -62,34 +84,26 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
     If parameters are not reached, a second pass also takes the branches of training mode, so that auxiliary heads shrink with
-    their inputs.
+    their inputs. Where training mode fails, as without labels, they stay as they are.
 
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
         inputs: what the forward pass takes, on the same device; the first dimension is the batch.
 
     Raises:
-        FreePruneError: the network rejects the inputs, or fails in training mode though parts of it run only there.
+        FreePruneError: the network rejects the inputs.
     """
     tracer = Tracer(network)
     tracer.count_from(inputs)
     output: list[Any] = []
-    unseen: list[str] = []
     try:
-        with undisturbed(network), torch.no_grad(), plain_kernels(), tracer:
+        with undisturbed(network), torch.no_grad(), plain_kernels(network):
             network.eval()
-            output.append(network(*inputs))
-            unseen = tracer.unseen()
-            if unseen:
-                tracer.trace.branches = True
-                with training_branches(network):
-                    output.append(network(*inputs))
+            with tracer:
+                output.append(network(*inputs))
+            if tracer.unseen():
+                output += _training_pass(network, inputs, tracer)
     except Exception as error:
-        if unseen:
-            raise FreePruneError(
-                f"{unseen[0]} is not used in eval mode, and in training mode the network fails: {sentence(error)}; "
-                "remove what inference does not need, or make it run without labels"
-            ) from error
         shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
         raise FreePruneError(
             f"the network rejects an input of shape {shapes}: {sentence(error)}; "
@@ -97,12 +111,25 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
         ) from error
     finally:
         for tensor in leaves(output):
-            tracer._where = "the network's output"
+            tracer._where = OUTPUT
+            tracer.note_read(tensor)
             for layer in tracer.labels(tensor):
                 tracer.freeze(layer)
         tracer.close()
     tracer.trace.settle_boxes()
     return tracer.trace
+
+
+def _training_pass(network: nn.Module, inputs: Inputs, tracer: Tracer) -> list[Any]:
+    """What the network gives in training mode, whose branches are traced too; nothing where it fails."""
+    before = tracer.trace.copy()
+    tracer.trace.branches = True
+    try:
+        with undisturbed(network), training_branches(network), tracer:
+            return [network(*inputs)]
+    except Exception:
+        tracer.go_back(before)
+        return []
 
 
 def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:
@@ -116,11 +143,11 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
     """
     try:
         example = tuple(x[:1].to("meta") for x in inputs)
-        twin = on_meta(network)
+        twin = live(on_meta(network))
         return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that needs values fails here; a wrong shape fails again below, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        twin = copied(network).eval().cpu()
+        twin = live(copied(network)).eval().cpu()
         return twin, example, trace(twin, example)
 
 

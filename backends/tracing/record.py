@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .labels import Labels, Layer, Shape, collapse, support
-from .meta import flat
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Op:
-    """One operator of the forward pass, with labels of inputs and outputs; `plain` holds its arguments, `...` for tensors."""
+    """One operator of the forward pass, with labels of inputs and outputs.
+
+    Attributes:
+        plain: its arguments, `...` for tensors.
+        numbers: those of them that it computes with, which are no sizes, dimensions or flags.
+        read: which of its results anything reads, other than their shapes.
+    """
 
     name: str
     module: str
@@ -58,10 +63,8 @@ class Op:
     outputs: list[tuple[Shape, Labels]]
     fresh: list[Layer]
     plain: tuple[Any, ...]
-
-    @property
-    def floats(self) -> tuple[float, ...]:
-        return tuple(a for a in flat(self.plain) if isinstance(a, float))
+    numbers: tuple[float, ...]
+    read: set[int] = field(default_factory=set)
 
     def __str__(self) -> str:
         return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
@@ -79,6 +82,7 @@ class Trace:
     branches: bool = False  # whether a second pass took the branches that only training enters
     boxes: list[Layer] = field(default_factory=list)
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
+    weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -87,7 +91,10 @@ class Trace:
     def copy(self) -> Trace:
         """A copy, which can be united and frozen further."""
         left, right, roots = list(self._left), list(self._right), self._roots.copy()
-        return replace(self, frozen=list(self.frozen), boxes=list(self.boxes), _left=left, _right=right, _roots=roots)
+        return replace(
+            self, leaves=list(self.leaves), ops=list(self.ops), products=list(self.products), frozen=list(self.frozen),
+            boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), _left=left, _right=right, _roots=roots,
+        )  # fmt: skip
 
     def new_nodes(self, count: int) -> Layer:
         ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)
@@ -156,6 +163,16 @@ class Trace:
 
     def is_frozen(self, layer: Layer) -> bool:
         return not self.roots[layer].any()
+
+    def is_weak(self, layer: Layer) -> bool:
+        """Whether these nodes belong to no parameter: to a buffer, or to what an operator made alike along a dimension."""
+        first = int(layer.flat[0])
+        if not any(start <= first < stop for start, stop in self.weak):
+            return False
+        weak = np.zeros(self.nodes, np.bool_)
+        for start, stop in self.weak:
+            weak[start:stop] = True
+        return bool(weak[layer].all())
 
 
 def united(roots: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -22,18 +22,20 @@ from .arithmetic import (
     convolution,
     elementwise,
     group_norm,
+    grouped_matmul,
     layer_norm,
     matmul,
     reduction,
     spatial,
+    statistic,
+    weight_norm,
 )
 from .meta import name_of
 from .movement import (
     cat,
     expand,
+    filled,
     flip,
-    index,
-    nothing,
     pad,
     pad_copies,
     permute,
@@ -51,6 +53,26 @@ from .movement import (
     view,
 )
 from .operator import Call, UnknownOperator, base_name
+from .selection import (
+    as_complex,
+    as_real,
+    channel_shuffle,
+    columns,
+    embedding,
+    fourier,
+    gated,
+    gather,
+    grid_sample,
+    images,
+    index,
+    index_put,
+    index_select,
+    index_write,
+    pixel_shuffle,
+    pixel_unshuffle,
+    scatter,
+    windows,
+)
 
 
 class Trait(enum.Flag):
@@ -60,6 +82,7 @@ class Trait(enum.Flag):
     SCALES: the first operand (of "mul" any one) is multiplied or divided entry by entry: a zero stays a zero.
     COMMUTES: the labels of the result depend, dimension by dimension, on those of the operands alone, not on what is kept.
     SILENT: a copy that torch makes or leaves out depending on strides and sizes: it is labelled, but not recorded in the trace.
+    FILLS: the result is alike along dimensions that no operand has: it gets labels also where no operand has any.
     """
 
     NONE = 0
@@ -67,9 +90,11 @@ class Trait(enum.Flag):
     SCALES = enum.auto()
     COMMUTES = enum.auto()
     SILENT = enum.auto()
+    FILLS = enum.auto()
 
 
-NONE, MOVES, SCALES, COMMUTES, SILENT = Trait.NONE, Trait.MOVES, Trait.SCALES, Trait.COMMUTES, Trait.SILENT
+NONE, MOVES, SCALES, COMMUTES = Trait.NONE, Trait.MOVES, Trait.SCALES, Trait.COMMUTES
+SILENT, FILLS = Trait.SILENT, Trait.FILLS
 
 
 @dataclass(frozen=True)
@@ -90,40 +115,63 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (transpose, MOVES | COMMUTES, "transpose t"),
     (unsqueeze, MOVES | COMMUTES, "unsqueeze"),
     (squeeze, MOVES, "squeeze"),
-    (expand, MOVES, "expand"),
+    (expand, MOVES | FILLS, "expand"),
     (take_slice, MOVES, "slice"),
     (select, MOVES, "select"),
     (unbind, MOVES, "unbind"),
-    (split, MOVES, "split split_with_sizes chunk"),
+    (split, MOVES, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
     (roll, MOVES, "roll"),
     (flip, MOVES, "flip"),
     (restride, NONE, "as_strided"),
     (repeat, NONE, "repeat"),
-    (index, NONE, "index"),
     (cat, COMMUTES, "cat stack"),
     (pad, NONE, "constant_pad_nd"),
     (pad_copies, NONE, "reflection_pad1d reflection_pad2d reflection_pad3d"),
     (pad_copies, NONE, "replication_pad1d replication_pad2d replication_pad3d"),
+    # at places that another tensor names, and neighbours regrouped
+    (index, NONE, "index"),
+    (index_put, NONE, "index_put _unsafe_index_put"),
+    (embedding, NONE, "embedding"),
+    (index_select, NONE, "index_select"),
+    (index_write, NONE, "index_add index_copy index_fill index_reduce"),
+    (gather, NONE, "gather"),
+    (scatter, NONE, "scatter scatter_add scatter_reduce"),
+    (grid_sample, NONE, "grid_sampler_2d grid_sampler_3d grid_sampler _grid_sampler_2d_cpu_fallback"),
+    (windows, NONE, "unfold"),
+    (columns, NONE, "im2col"),
+    (images, NONE, "col2im"),
+    (pixel_shuffle, NONE, "pixel_shuffle"),
+    (pixel_unshuffle, NONE, "pixel_unshuffle"),
+    (channel_shuffle, NONE, "channel_shuffle native_channel_shuffle"),
+    (as_complex, NONE, "view_as_complex"),
+    (as_real, NONE, "view_as_real"),
+    (fourier, NONE, "_fft_r2c _fft_c2c _fft_c2r"),
     # made new
     (same, NONE, "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli"),
-    (nothing, NONE, "new_zeros new_ones new_empty new_full new_empty_strided"),
+    (filled, FILLS, "new_zeros new_ones new_empty new_full new_empty_strided zeros ones empty full empty_strided"),
     # entry by entry
     (same, SCALES, "zero"),
     (same, NONE, "fill dropout native_dropout"),
     (elementwise, COMMUTES | SCALES, "mul div neg"),
     (elementwise, COMMUTES, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
+    (elementwise, COMMUTES, "masked_fill where _conj _conj_physical complex polar"),
+    (gated, NONE, "glu"),
     # products
     (convolution, COMMUTES, "convolution"),
     (matmul, COMMUTES, "mm addmm"),
     (batched_matmul, NONE, "bmm baddbmm"),
+    (grouped_matmul, NONE, "_grouped_mm"),
     # norms
     (batch_norm, COMMUTES, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"),
     (batch_norm, COMMUTES, "cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
     (layer_norm, COMMUTES, "native_layer_norm"),
     (group_norm, NONE, "native_group_norm"),
+    (layer_norm, COMMUTES, "_fused_rms_norm"),
+    (weight_norm, COMMUTES, "_weight_norm_interface"),
     # reductions
-    (reduction, COMMUTES, "mean sum amax amin var var_mean std std_mean linalg_vector_norm norm max min"),
-    (reduction, COMMUTES, "argmax logsumexp prod"),
+    (statistic, COMMUTES, "mean sum amax amin linalg_vector_norm norm all any nansum"),
+    (statistic, NONE, "var var_mean std std_mean"),
+    (reduction, COMMUTES, "argmax argmin logsumexp prod max min"),
     (along_one_dim, NONE, "_softmax _safe_softmax softmax _log_softmax cumsum sort topk"),
     # pooling and resampling
     (spatial, COMMUTES, "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d"),
@@ -140,8 +188,8 @@ ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
 def kind_of(func: Any) -> Kind | None:
     """The kind of an operator; None if it has no rule."""
     base = base_name(name_of(func))
-    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided"}:
-        return None  # changes the dimensions of its operand in place, where the rule would look at the old ones
+    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided", "transpose", "t"}:
+        return None  # changes the number of dimensions of its operand in place, where the rule would look at the old ones
     kind = KINDS.get(base)
     if kind is None and torch.Tag.pointwise in func.tags:
         kind = ELEMENTWISE

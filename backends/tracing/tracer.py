@@ -30,12 +30,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...common import Inputs
 from .algebra import merge
 from .arithmetic import multihead_attention
-from .labels import Labels, Layer, on_dim, support
+from .labels import Labels, Layer, along, on_dim, support
 from .meta import flat, name_of, run
-from .operator import Call, Operand, UnknownOperator
+from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
-from .rules import KINDS, SILENT, has, rule_for
+from .rules import FILLS, KINDS, SILENT, has, rule_for
 
 TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
 THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
@@ -66,11 +66,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
+        self._wide = False  # whether the last of these are several in the dense network
         self._where: Op | str = ""
         self._paths: dict[int, str] = {}
         self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
         self._storages: dict[int, str] = {}
         self._kernels: set[int] = set()
+        self._buffers: set[str] = set()
         self._parameters: list[tuple[Tensor, str]] = []
         without_values = True
         for path, module in network.named_modules():
@@ -85,10 +87,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._parameters.append((tensor, name))
                     self._storages.setdefault(tensor.untyped_storage()._cdata, name)
                     without_values &= tensor.is_meta
+                else:
+                    self._buffers.add(name)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._kernels.add(id(module.weight))
         self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
+        self._alone = self._store()  # tensors with labels of single coordinates, and what made them
+        self._made_by = self._store()  # for each result of an operator the operator, and which result it is
         self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
         self._hook()
@@ -105,6 +111,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules.append(path)
         if isinstance(module, nn.MultiheadAttention):
             multihead_attention(self, module)
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            self._where = f"torch's LSTM in {path!r}, which cannot run with a state as wide as its projection"
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight_hr"):
+                    for layer in along(self.labels(parameter), 1):
+                        self.freeze(layer)
 
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if id(module) in self._paths:
@@ -119,6 +131,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = {leaf.name for leaf in self.trace.leaves}
         return [name for name, is_parameter in self._names.values() if is_parameter and name not in read]
 
+    def go_back(self, before: Trace) -> None:
+        """Forget what was traced since this copy of the trace was made."""
+        self.trace = before
+        self._modules.clear()
+
+    def note_read(self, tensor: Tensor) -> None:
+        """Something reads more of a tensor than its shape."""
+        alone = self._alone.get(tensor)
+        if alone is not None:  # a single coordinate: nothing is left of the tensor without it
+            here, self._where = self._where, alone[0]
+            for layer in alone[1]:
+                self.freeze(layer)
+            self._where, self._alone[tensor] = here, None
+        made = self._made_by.get(tensor)
+        if made is not None:
+            made[0].read.add(made[1])
+
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
@@ -126,7 +155,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # What the rules call
 
     def labels(self, tensor: Any) -> Labels:
-        """The labels of a tensor; a parameter or one-dimensional buffer gets its nodes when it is first seen."""
+        """The labels of a tensor; a parameter or buffer gets its nodes when it is first seen."""
         if not isinstance(tensor, Tensor):
             return []
         known = self._noted(tensor)
@@ -135,8 +164,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
             return []
         name, is_parameter = self._names[id(tensor)]
-        if not is_parameter and tensor.dim() > 1:
-            return []  # masks and coordinate tables: constants
+        if not is_parameter and tensor.dim() > 1 and ".parametrizations." in name:
+            return []  # a part of how a weight is computed
         layers = self._labels[tensor] = self._labels_of(name, tensor)
         return layers
 
@@ -162,6 +191,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return np.zeros(0, np.int64)
         ids = self.trace.new_nodes(size)
         self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))
+        if name in self._buffers:
+            self.trace.weak.append((int(ids[0]), int(ids[0]) + size))
         return ids
 
     def unite(self, a: Layer, b: Layer) -> None:
@@ -188,8 +219,42 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def fresh(self, count: int) -> Layer:
         """Nodes for coordinates that the operator itself makes, such as padding."""
         ids = self.trace.new_nodes(count)
+        self._wide = count > 1
         self._fresh.append(ids)
         return ids
+
+    def merged(self, layers: Labels, before: Sequence[tuple[int, ...]]) -> Labels:
+        """What is left of labels after a reshape has merged their dimensions: one for each dimension.
+
+        A frozen layer constrains nothing, and would freeze its live neighbour later on. One that any width fits gives way, and
+        then the inner one, as the widths of heads do.
+        """
+        live = [(self.is_weak(x), dims, x) for x, dims in zip(layers, before, strict=True) if not self.is_frozen(x)]
+        taken: set[int] = set()
+        left = []
+        for _, _, layer in sorted(live, key=lambda item: item[:2]):
+            if taken.isdisjoint(support(layer)):
+                taken |= set(support(layer))
+                left.append(layer)
+            else:
+                self.freeze(layer)
+        return left
+
+    def is_weak(self, layer: Layer) -> bool:
+        return self.trace.is_weak(layer)
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """Nodes for the dimensions along which an operator repeats its operand, or fills what it makes."""
+        layers = []
+        for d in range(made.dim()):
+            before = d if x is None else d - made.dim() + x.dim()
+            if x is not None and before >= 0 and (x.shape[before] != 1 or self.varies(x, before)):
+                continue
+            ids = self.fresh(made.shape[d])
+            self.trace.weak.append((int(ids[0]), int(ids[-1]) + 1) if ids.size else (0, 0))
+            if self._wide:
+                layers.append(on_dim(ids, d, made.dim()))
+        return layers
 
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
         """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
@@ -217,13 +282,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = self._where = Op(name, self._running, self._line(), inputs, [], self._fresh, plain)
+        op = self._where = Op(name, self._running, self._line(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
         silent = has(func, SILENT)
         if not silent:
             self._before(op)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
         call = Call(name, func, args, kwargs, tensors, outs)
+        for tensor in tensors:
+            self.note_read(tensor)
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers, call)
         if self.origins is not None:
@@ -237,7 +304,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of what an operator made."""
         counted = len(self.trace.products)
         try:
-            if any(labels for _, labels in op.inputs):
+            if any(labels for _, labels in op.inputs) or has(call.func, FILLS):
                 return rule_for(call)(self, call)
             if call.name in KINDS:
                 rule_for(call)(self, call)  # products are counted also where nothing is labelled
@@ -271,9 +338,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             merge(self, [(tensor.shape, self.labels(tensor)), (tensor.shape, layers)], tensor.dim())
             return
         self._labels[tensor] = [layer for layer in layers if layer.size > 1]
-        for layer in layers:
-            if layer.size == 1 and layer.any():
-                self.freeze(layer)  # a single coordinate: nothing is left of the tensor without it
+        alone = [layer for layer in layers if layer.size == 1 and layer.any()]
+        if alone:
+            self._alone[tensor] = self._where, alone
 
     @property
     def _running(self) -> str:
@@ -294,6 +361,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         """Called behind each operator that is recorded, with what it made."""
         self.trace.ops.append(op)
+        for number, tensor in enumerate(outs):
+            if self._made_by.get(tensor) is None:
+                self._made_by[tensor] = op, number
+            else:
+                op.read.add(number)  # written in place: others read it by other views
 
 
 def results(out: Any) -> list[Tensor]:

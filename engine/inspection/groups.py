@@ -278,7 +278,7 @@ def _members(coupling: Coupling, leaf: Leaf | None) -> dict[str, int]:
 def _needs_values(network: nn.Module, inputs: Inputs) -> str | None:
     """Why the forward pass needs values and was traced on the CPU; None if it does not."""
     try:
-        with torch.no_grad(), plain_kernels():
+        with torch.no_grad(), plain_kernels(network):
             on_meta(network)(*(x[:1].to("meta") for x in inputs))
     except Exception as error:
         return sentence(error)

@@ -56,19 +56,21 @@ def test_writes_that_change_no_channel_cost_no_prunability():
 
 
 def test_a_tensor_with_new_dimensions_is_not_labelled_by_its_old_ones():
-    class Turned(nn.Module):
-        def __init__(self):
+    class Changed(nn.Module):
+        def __init__(self, change):
             super().__init__()
-            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.first, self.last, self.change = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), change
 
         def forward(self, x):
-            y = self.first(x)
-            return self.last(y.transpose_(1, 2) * 2)
+            return self.last(self.change(self.first(x)) * 2)
 
-    traced = trace(on_meta(Turned()), (torch.zeros(1, 3, 4, 4, device="meta"),))
-    turned = next(op for op in traced.ops if op.name == "transpose_")
-    assert turned.outputs[0][1] == []
-    assert any("transpose_" in why for _, why in traced.frozen)
+    def labels(name, change):
+        traced = trace(on_meta(Changed(change)), (torch.zeros(1, 3, 4, 4, device="meta"),))
+        found = [layer.shape for layer in next(op for op in traced.ops if op.name == name).outputs[0][1]]
+        return found, any(name in why for _, why in traced.frozen)
+
+    assert labels("transpose_", lambda y: y.transpose_(1, 2)) == ([(1, 1, 4, 1)], False)
+    assert labels("unsqueeze_", lambda y: y.unsqueeze_(1).flatten(0, 1)) == ([], True)
 
 
 def test_a_result_that_is_written_to_a_given_tensor_is_not_one_of_its_operands():

@@ -1,5 +1,6 @@
 import networks
 import numpy as np
+import promises
 import pytest
 import torch
 from torch import nn
@@ -140,22 +141,28 @@ def test_sizes_that_depend_on_values_lock_what_they_come_from():
 
 
 class WritesIntoPart(nn.Module):
-    """Labelled data in a part of a tensor that began as zeros."""
+    """Labelled data in a part of a tensor that began as zeros: the whole of it, or half of one whose width is written in."""
 
-    def __init__(self):
+    def __init__(self, more):
         super().__init__()
-        self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.conv, self.last, self.more = nn.Conv2d(3, 4, 1), nn.Conv2d(4 + more, 2, 1), more
 
     def forward(self, x):
         x = self.conv(x)
-        out = torch.zeros(x.shape, device=x.device)
-        out[:, :4].copy_(x)
+        out = torch.zeros((len(x), 8 if self.more else x.shape[1], *x.shape[2:]), device=x.device)
+        out[:, : x.shape[1]].copy_(x)
         return self.last(out)
 
 
-def test_data_written_into_a_part_of_another_tensor_stays():
-    network, inputs = on_meta(WritesIntoPart())
-    assert Coupling(trace(network, inputs), network).groups == []
+@pytest.mark.parametrize("more", [0, 4])
+def test_data_written_into_a_part_of_another_tensor_stays_where_the_rest_is_written_in(more):
+    network = WritesIntoPart(more).eval()
+    x = networks.images(2)
+    if more:
+        with pytest.raises(FreePruneError, match="no channel that may be removed"):
+            Channel(network, (x,), importance("l2", network))
+    else:
+        assert promises.widths(promises.kept(network, x)) == {"conv": 4}
 
 
 def test_a_rejected_input_is_a_sentence():
@@ -350,7 +357,7 @@ def test_kinds_of_networks_are_pruned_as_planned(kind):
         with torch.no_grad():
             a, b = masked(network, plan)(images), compact(images)
         assert float((a - b).abs().max() / a.abs().max()) < 1e-4
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_kernels(network):
             meta.on_meta(compact)(networks.images(1).to("meta"))
         assert 2 * backend.costs(kept[None])["macs"][0] == counter.get_total_flops()
 
@@ -413,12 +420,10 @@ def test_a_head_that_only_training_runs_shrinks_too():
     assert 2 * backend.costs(np.array([[8]]))["macs"][0] == 2 * 14 * 14 * (3 * 8 * 9 + 8 * 5) * 1
 
 
-def test_a_head_that_cannot_be_reached_is_a_sentence():
+def test_a_head_that_cannot_be_reached_stays_whole():
     network = Auxiliary(labels=True).eval()
-    with pytest.raises(
-        FreePruneError, match=r"aux\.weight is not used in eval mode, and in training mode the network fails: no labels"
-    ):
-        Channel(network, (networks.images(1),), importance("l2", network))
+    backend = promises.kept(network, networks.images(2))
+    assert backend.coupling.groups[0].members == (("body.weight", 0), ("body.bias", 0), ("head.weight", 1))
 
 
 def test_what_a_forward_pass_caches_does_not_last():
@@ -441,8 +446,8 @@ def test_what_a_forward_pass_caches_does_not_last():
     assert network.cache == {}
 
 
-def test_recurrent_layers_are_left_alone_with_a_reason():
+def test_recurrent_layers_lose_what_they_read_and_what_they_make():
     network, backend = made("recurrent")
-    assert [group.name for group in backend.groups] == ["conv", "head"]  # what it reads may shrink, what it makes may not
-    assert any("'rows'" in why for _, why in backend._coupling.trace.frozen)
-    assert apply(network, backend.plan(np.array([8, 3]))).rows.input_size == 3
+    assert [group.name for group in backend.groups] == ["conv", "head", "rows"]
+    rows = apply(network, backend.plan(np.array([8, 3, 2]))).rows
+    assert (rows.input_size, rows.hidden_size) == (3, 2)

@@ -1,0 +1,198 @@
+"""Rules of operators that read or write places that a tensor of numbers names, and of those that regroup neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .algebra import all_without, along_free, freeze_all, merge
+from .labelling import Labelling
+from .labels import Labels, support
+from .operator import Call, UnknownOperator
+
+
+def index(tracer: Labelling, call: Call) -> list[Labels]:
+    """Indexing by integer tensors in neighbouring places: only along dimensions without labels."""
+    x, at = call.first, _at(call)
+    freeze_all(tracer, [y for i in call["indices"] if i is not None for y in tracer.labels(i)])
+    new = call.outputs[0].dim() - (x.dim() - len(at))
+    layers = along_free(tracer, x, set(at))
+    return [[y.reshape([*y.shape[: at[0]], *[1] * new, *y.shape[at[-1] + 1 :]]) for y in layers]]
+
+
+def index_put(tracer: Labelling, call: Call) -> list[Labels]:
+    """Values put at indexed places, which stay."""
+    x, values, at = call["self"], call["values"], _at(call)
+    if at[0] != 0:
+        raise UnknownOperator(call.name)
+    freeze_all(tracer, [y for i in call["indices"] if i is not None for y in tracer.labels(i)])
+    rest = x.dim() - len(at)
+    layers = [y.reshape(y.shape[len(at) :]) for y in along_free(tracer, x, set(at))]
+    given = [y.reshape(y.shape[-rest:] if rest else ()) for y in _last(tracer, values, rest)]
+    merged = merge(tracer, [(x.shape[len(at) :], layers), (values.shape[-rest:] if rest else (), given)], rest)
+    return [[y.reshape([*[1] * len(at), *y.shape]) for y in merged]]
+
+
+def _at(call: Call) -> list[int]:
+    """The neighbouring dimensions that an index names; one of truth values names as many as it has.
+
+    Raises:
+        UnknownOperator: they are no neighbours, or truth values stand beside other indices.
+    """
+    indices = call["indices"]
+    at = [d for d, i in enumerate(indices) if i is not None]
+    truth = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
+    if at != list(range(at[0], at[-1] + 1)) or (truth and len(at) > 1):
+        raise UnknownOperator(call.name)
+    return [*range(at[0], at[0] + truth[0].dim())] if truth else at
+
+
+def _last(tracer: Labelling, x: Tensor, dims: int) -> Labels:
+    """The labels of a tensor along its last dimensions; along the others it may not shrink."""
+    return all_without(tracer, tracer.labels(x), range(max(0, x.dim() - dims)))
+
+
+def embedding(tracer: Labelling, call: Call) -> list[Labels]:
+    """Rows of a table, which all stay; their width goes with what reads it."""
+    table, places = call["weight"], call["indices"]
+    freeze_all(tracer, tracer.labels(places))
+    made = call.outputs[0].dim()
+    layers = along_free(tracer, table, {0})
+    return [[y.reshape([*[1] * (made - 1), y.shape[1]]) for y in layers], *[[] for _ in call.outputs[1:]]]
+
+
+def index_select(tracer: Labelling, call: Call) -> list[Labels]:
+    freeze_all(tracer, tracer.labels(call["index"]))
+    return [along_free(tracer, call.first, {call.dim()})]
+
+
+def gather(tracer: Labelling, call: Call) -> list[Labels]:
+    """Entries at places along one dimension: along the others the places go with the entries."""
+    x, d, places = call.first, call.dim(), call["index"]
+    return [_elsewhere(tracer, d, [x, places])]
+
+
+def scatter(tracer: Labelling, call: Call) -> list[Labels]:
+    """Entries written, or added, at places along one dimension."""
+    d = call.dim()
+    given = [t for t in (call["index"], call["src"]) if isinstance(t, Tensor)]
+    return [_elsewhere(tracer, d, [call.first, *given])]
+
+
+def index_write(tracer: Labelling, call: Call) -> list[Labels]:
+    """Rows written, or added, at places along one dimension."""
+    x, d = call.first, call.dim()
+    freeze_all(tracer, tracer.labels(call["index"]))
+    rows = call["source"]
+    return [_elsewhere(tracer, d, [x, rows] if isinstance(rows, Tensor) and rows.dim() else [x])]
+
+
+def _elsewhere(tracer: Labelling, d: int, operands: Sequence[Tensor]) -> Labels:
+    """The labels of tensors that go together but for one dimension, along which none of them may shrink."""
+    shapes = [[1 if k == d else n for k, n in enumerate(t.shape)] for t in operands]
+    if any(len({shape[k] for shape in shapes}) > 1 for k in range(len(shapes[0]))):
+        freeze_all(tracer, [y for t in operands for y in tracer.labels(t)])
+        return []
+    layers = [along_free(tracer, t, {d}) for t in operands]
+    return merge(tracer, list(zip(shapes, layers, strict=True)), len(shapes[0]))
+
+
+def grid_sample(tracer: Labelling, call: Call) -> list[Labels]:
+    """Resampling at given places: channels stay where they are."""
+    x, grid = call.tensors
+    freeze_all(tracer, tracer.labels(grid))
+    return [along_free(tracer, x, {0, *range(2, x.dim())})]
+
+
+def windows(tracer: Labelling, call: Call) -> list[Labels]:
+    """`Tensor.unfold`: windows along one dimension, their places in a new last one."""
+    d = int(call["dimension"]) % call.first.dim()
+    return [[y[..., None] for y in along_free(tracer, call.first, {d})]]
+
+
+def columns(tracer: Labelling, call: Call) -> list[Labels]:
+    """`F.unfold` of images: each channel makes a neighbouring column for each place of the window."""
+    x, made = call.first, call.outputs[0]
+    if x.dim() != 4:
+        raise UnknownOperator(call.name)
+    each = made.shape[1] // x.shape[1]
+    return [[np.repeat(y, each, axis=1).reshape(1, -1, 1) for y in _channels(tracer, x)]]
+
+
+def images(tracer: Labelling, call: Call) -> list[Labels]:
+    """`F.fold`: the neighbouring columns of a channel go together."""
+    x, made = call.first, call.outputs[0]
+    if x.dim() != 3:
+        raise UnknownOperator(call.name)
+    return [_together(tracer, x, made)]
+
+
+def pixel_shuffle(tracer: Labelling, call: Call) -> list[Labels]:
+    """Neighbouring channels become pixels of one channel: they go together."""
+    return [_together(tracer, call.first, call.outputs[0])]
+
+
+def pixel_unshuffle(tracer: Labelling, call: Call) -> list[Labels]:
+    """Pixels of a channel become neighbouring channels, which go together."""
+    x, made = call.first, call.outputs[0]
+    d = x.dim() - 3
+    layers = all_without(tracer, tracer.labels(x), {*range(x.dim())} - {d})
+    return [[np.repeat(y, made.shape[d] // x.shape[d], axis=d) for y in layers]]
+
+
+def _together(tracer: Labelling, x: Tensor, made: Tensor) -> Labels:
+    """Ties the neighbouring channels of which the operator makes one."""
+    d = 1 if made.dim() == x.dim() + 1 else x.dim() - 3
+    result = []
+    for layer in all_without(tracer, tracer.labels(x), {*range(x.dim())} - {d}):
+        parts = layer.reshape(made.shape[d], -1)
+        tracer.unite(parts, parts[:, :1])
+        shape = [1] * made.dim()
+        shape[d] = made.shape[d]
+        result.append(parts[:, 0].reshape(shape))
+    return result
+
+
+def _channels(tracer: Labelling, x: Tensor) -> Labels:
+    return all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1})
+
+
+def channel_shuffle(tracer: Labelling, call: Call) -> list[Labels]:
+    """Channels in another order; where groups lose different numbers the operator would move others, so they go alike."""
+    x, groups = call.first, int(call["groups"])
+    result = []
+    for layer in _channels(tracer, x):
+        parts = layer.reshape(groups, -1)
+        tracer.unite(parts, parts[:1])
+        result.append(parts.T.reshape(layer.shape))
+    return [result]
+
+
+def as_complex(tracer: Labelling, call: Call) -> list[Labels]:
+    """Pairs in the last dimension become complex numbers: both stay or go."""
+    x = call.first
+    return [[y.reshape(y.shape[:-1]) for y in along_free(tracer, x, {x.dim() - 1})]]
+
+
+def as_real(tracer: Labelling, call: Call) -> list[Labels]:
+    return [[y[..., None] for y in tracer.labels(call.first)]]
+
+
+def fourier(tracer: Labelling, call: Call) -> list[Labels]:
+    """A Fourier transform mixes the coordinates of its dimensions, which stay."""
+    x, given = call.first, call["dim"]
+    return [along_free(tracer, x, {d % x.dim() for d in given})]
+
+
+def gated(tracer: Labelling, call: Call) -> list[Labels]:
+    """`F.glu`: one half of the channels times a gate made of the other; both lose the same."""
+    x, d = call.first, call.dim()
+    half = call.outputs[0].shape[d]
+    halves: list[tuple[Sequence[int], Labels]] = []
+    for start in (0, half):
+        layers = [y.take(range(start, start + half), axis=d) if d in support(y) else y for y in tracer.labels(x)]
+        halves.append((call.outputs[0].shape, layers))
+    return [merge(tracer, halves, x.dim())]

@@ -1,0 +1,212 @@
+"""Sizes that code has written down: where they are found, and what stays where they are not."""
+
+import functools
+import math
+from collections import OrderedDict
+
+import promises
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from freeprune.backends.tracing.passes import undisturbed
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+def closed_over(function):
+    """As `wrapped`, without a trace of the inner function but the closure."""
+
+    def call(self, x):
+        return function(self, x)
+
+    return call
+
+
+class Heads(nn.Module):
+    """Attention with its sizes in attributes."""
+
+    def __init__(self, width, heads, each):
+        super().__init__()
+        self.heads, self.each = heads, each
+        self.q, self.k, self.v = (nn.Linear(width, heads * each) for _ in range(3))
+        self.o = nn.Linear(heads * each, width)
+
+    def run(self, x):
+        q, k, v = (layer(x).view(*x.shape[:2], self.heads, self.each).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.o(y.reshape(*x.shape[:2], self.heads * self.each))
+
+    forward = run
+
+
+class Wrapped(Heads):
+    forward = wrapped(Heads.run)
+
+
+class ClosedOver(Heads):
+    forward = closed_over(Heads.run)
+
+
+class Partial(Heads):
+    forward = functools.partialmethod(Heads.run)
+
+
+class Properties(Heads):
+    @property
+    def shape(self):
+        return self.heads, self.each
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(*x.shape[:2], *self.shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def around(attention, width):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, width), attention, nn.Linear(width, 3)), torch.randn(2, 7, 5)
+
+
+@pytest.mark.parametrize("kind", [Heads, Wrapped, ClosedOver, Partial, Properties])
+def test_attributes_are_found_whatever_wraps_the_forward_pass(kind):
+    network, x = around(kind(12, 4, 6), 12)
+    assert promises.widths(promises.kept(network, x)) == {"0": 12, "1.q": 4, "1.o": 12}
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4, 8])
+@pytest.mark.parametrize("each", [1, 2, 3, 4])
+def test_a_wrong_explanation_of_a_size_is_taken_back(heads, each):
+    """Heads as wide as one to four times their number: one attribute is explained by the other's size."""
+    network, x = around(Heads(24, heads, heads * each), 24)
+    assert promises.widths(promises.kept(network, x)) == {"0": 24, "1.q": heads, "1.o": 24}
+
+
+def test_blocks_that_run_the_same_line_are_repaired_alike():
+    torch.manual_seed(0)
+    blocks = [Heads(16, heads, 8) for heads in (2, 4, 8)]
+    network = nn.Sequential(nn.Linear(5, 16), *blocks, nn.Linear(16, 3))
+    assert list(promises.widths(promises.kept(network, torch.randn(2, 7, 5))).values()) == [16, 2, 16, 4, 16, 8, 16]
+
+
+class Down(nn.Module):
+    """Checks a size before it calls its child."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.inner = width, nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), nn.ReLU())
+
+    def forward(self, x):
+        if x.shape[1] != self.width:
+            raise ValueError("another width")
+        return self.inner(x)
+
+
+def test_a_size_that_an_outer_module_checks_follows():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Down(8), Down(8), nn.Conv2d(8, 2, 1))
+    backend = promises.kept(network, torch.randn(2, 3, 8, 8))
+    assert list(promises.widths(backend).values()) == [8, 8, 8]
+    assert not promises.locked(backend)
+
+
+class OneLine(nn.Module):
+    """A number that cannot follow, on the line that also calls everything else."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8 * 16)
+        self.rest = nn.Sequential(
+            nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 1), nn.ReLU(), nn.Conv2d(10, 3, 1)
+        )
+
+    def forward(self, x):
+        return self.rest(self.first(x).view(-1, 8, 4, 4))
+
+
+def test_a_line_locks_its_own_operator_alone():
+    backend = promises.kept(OneLine(), torch.randn(2, 6))
+    assert sorted(promises.widths(backend).values()) == [10, 12]
+    assert promises.locked(backend).keys() == {"first.weight"}
+
+
+class Buckets(nn.Module):
+    """Whole numbers that are no sizes, as large as one: distances in buckets, as many as four times the heads."""
+
+    def __init__(self, heads=4, each=4):
+        super().__init__()
+        self.heads, self.each, self.buckets = heads, each, 16
+        self.q, self.k, self.v = (nn.Linear(16, heads * each) for _ in range(3))
+        self.o, self.bias = nn.Linear(heads * each, 16), nn.Embedding(16, heads)
+
+    def places(self, x):
+        apart = torch.arange(x.shape[1], device=x.device)
+        apart = (apart[:, None] - apart[None]).abs() * (self.buckets // 4)
+        return apart.clamp(max=self.buckets - 1)
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(*x.shape[:2], self.heads, self.each).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = q @ k.mT + self.bias(self.places(x)).permute(2, 0, 1)[None]
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_number_that_is_no_size_is_left_alone():
+    network, x = around(Buckets(), 16)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"0": 16, "1.q": 4, "1.o": 16}
+
+
+class LooksAtOne(nn.Module):
+    """Takes the last channel, for its shape alone or for its values."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.first, self.last, self.reads = nn.Linear(5, 8), nn.Linear(8, 3), reads
+
+    def forward(self, x):
+        x = self.first(x)
+        one = x[..., -1]
+        x = x + torch.arange(one.shape[1], device=x.device)[:, None]
+        return self.last(x * one[..., None] if self.reads else x)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_nobody_reads_locks_nothing(reads):
+    backend = promises.kept(LooksAtOne(reads), torch.randn(2, 7, 5))
+    assert promises.widths(backend) == {"first": 7 if reads else 8}
+
+
+class Scaled(nn.Module):
+    """A scale that is computed from the width of heads keeps them as wide as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_scale_computed_from_a_width_is_seen():
+    network, x = around(Scaled(), 12)
+    backend = promises.kept(network, x)
+    assert {"1.q.weight", "1.k.weight"} <= promises.locked(backend).keys()
+
+
+def test_hooks_that_a_pass_installs_do_not_last_and_those_of_before_can_be_taken_off():
+    network = nn.Linear(2, 2)
+    mine = network.register_forward_hook(lambda *_: None)
+    assert type(network._forward_hooks) is OrderedDict
+    with undisturbed(network):
+        network.register_forward_hook(lambda *_: None)
+        network.register_forward_pre_hook(lambda *_: None)
+    assert len(network._forward_hooks) == 1
+    assert not network._forward_pre_hooks
+    mine.remove()
+    assert not network._forward_hooks

@@ -1,0 +1,166 @@
+"""Heads of attention in the ways in which code is written: what stays together, and that nothing else does."""
+
+import math
+
+import promises
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+WIDTH, EACH = 24, 6
+
+
+class Attention(nn.Module):
+    """Queries on keys that they may share; `joined` runs from projections `(N, heads, tokens, width)` to their result."""
+
+    def __init__(self, joined, queries=4, keys=4):
+        super().__init__()
+        self.joined, self.head_dim = joined, EACH
+        self.q, self.k, self.v = (nn.Linear(WIDTH, heads * EACH) for heads in (queries, keys, keys))
+        self.o = nn.Linear(queries * EACH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.o(self.joined(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Encoder(nn.Module):
+    """A stream, attention beside it, a perceptron beside it."""
+
+    def __init__(self, attention, norm=nn.LayerNorm):
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(5, WIDTH), attention, nn.Linear(WIDTH, 3)
+        self.norm, self.up, self.down = norm(WIDTH), nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + self.attention(self.norm(x))
+        return self.last((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+def encoder(attention, norm=nn.LayerNorm):
+    torch.manual_seed(0)
+    return Encoder(attention, norm), torch.randn(2, 7, 5)
+
+
+def angles(tokens, width, like):
+    turn = torch.arange(tokens, device=like.device)[:, None] * 0.1 ** torch.arange(width // 2, device=like.device)
+    return turn.cos(), turn.sin()
+
+
+def halves(x):
+    """Rotary positions of two halves, as Llama has them."""
+    cos, sin = (t.repeat(1, 2) for t in angles(*x.shape[2:], x))
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def neighbours(x):
+    """Rotary positions of neighbours, as GPT-J has them."""
+    cos, sin = (t.repeat_interleave(2, -1) for t in angles(*x.shape[2:], x))
+    return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin
+
+
+def a_part(x):
+    """Rotary positions of some widths, as GPT-NeoX and Phi have them."""
+    return torch.cat([halves(x[..., :4]), x[..., 4:]], -1)
+
+
+def as_complex(x):
+    cos, sin = angles(*x.shape[2:], x)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos, sin)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+@pytest.mark.parametrize("turned", [halves, neighbours, a_part, as_complex])
+def test_heads_go_one_by_one_whatever_turns_their_widths(turned):
+    network, x = encoder(Attention(lambda q, k, v: F.scaled_dot_product_attention(turned(q), turned(k), v)))
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "attention.q": 4, "up": 16}
+    assert not promises.locked(backend)
+
+
+def gqa(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def repeated(q, k, v):
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def expanded(q, k, v):
+    n, heads, tokens, width = k.shape
+    times = q.shape[1] // heads
+    k, v = (t[:, :, None].expand(n, heads, times, tokens, width).reshape(n, heads * times, tokens, width) for t in (k, v))
+    return torch.softmax(q @ k.mT / math.sqrt(EACH), -1) @ v
+
+
+@pytest.mark.parametrize("joined", [gqa, repeated, expanded])
+@pytest.mark.parametrize(("queries", "keys"), [(4, 2), (6, 2), (2, 2)])
+def test_queries_go_with_the_key_heads_that_they_share(joined, queries, keys):
+    network, x = encoder(Attention(joined, queries, keys))
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "attention.q": keys, "up": 16}
+
+
+@pytest.mark.parametrize("joined", [gqa, repeated, expanded])
+def test_queries_on_a_single_key_head_go_one_by_one(joined):
+    network, x = encoder(Attention(joined, 4, 1))
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "attention.q": 4, "up": 16}
+    assert promises.locked(backend).keys() == {"attention.k.weight", "attention.v.weight"}  # which all queries read
+
+
+def test_a_pass_that_reads_a_value_prunes_the_same_heads():
+    def joined(q, k, v):
+        if not bool(q.isfinite().all()):
+            raise ValueError("not finite")
+        return F.scaled_dot_product_attention(q, k, v)
+
+    network, x = encoder(Attention(joined))
+    assert promises.widths(promises.kept(network, x)) == {"first": WIDTH, "attention.q": 4, "up": 16}
+
+
+def test_the_norm_of_each_head_lets_heads_go():
+    def joined(q, k, v):
+        q, k = (t * torch.rsqrt(t.square().mean(-1, keepdim=True) + 1e-6) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v)
+
+    network, x = encoder(Attention(joined))
+    assert promises.widths(promises.kept(network, x)) == {"first": WIDTH, "attention.q": 4, "up": 16}
+
+
+def test_a_mask_spread_over_heads_locks_none():
+    def joined(q, k, v):
+        mask = torch.full((q.shape[2], q.shape[2]), -1e9, device=q.device).triu(1)
+        scores = q @ k.mT * EACH**-0.5 + mask.expand(len(q), q.shape[1], -1, -1)
+        return scores.softmax(-1) @ v
+
+    network, x = encoder(Attention(joined))
+    assert promises.widths(promises.kept(network, x)) == {"first": WIDTH, "attention.q": 4, "up": 16}
+
+
+class MultiHead(nn.Module):
+    def __init__(self, read):
+        super().__init__()
+        self.attention, self.read = nn.MultiheadAttention(WIDTH, 4, batch_first=True), read
+
+    def forward(self, x):
+        y, weights = self.attention(x, x, x)
+        return y * weights.sum(-1, keepdim=True) if self.read else y
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_the_mean_over_heads_of_the_weights_locks_nothing(read):
+    network, x = encoder(MultiHead(read))
+    backend = promises.kept(network, x)
+    assert not promises.locked(backend)
+    assert len(backend.groups) == 2
+
+
+def test_whole_branches_of_such_blocks_go():
+    network, x = encoder(Attention(lambda q, k, v: F.scaled_dot_product_attention(halves(q), halves(k), v)), nn.RMSNorm)
+    backend = promises.kept(network, x, depth=True, onnx=True)
+    assert [branch.name for branch in backend.branches] == ["attention branch", "network branch"]

@@ -1,0 +1,206 @@
+"""Operators between two convolutions, and what else carries channels: nothing but the output is locked."""
+
+import promises
+import pytest
+import random_networks
+import torch
+from random_networks import BETWEEN, Description
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from freeprune.backends import apply, importance
+from freeprune.backends.granularity.channel import Channel
+from freeprune.backends.plan import Plan
+
+UNITS = {"pixel_shuffle_of_two": 2, "glu_channels": 4, "native_shuffle": 4}  # of eight channels; pairs go together
+
+
+@pytest.mark.parametrize("name", sorted(BETWEEN))
+def test_channels_pass_through(name):
+    description = Description.parse(f"image {name}:8 > mean:3 #1")
+    random_networks.check(description, "channel", onnx=name == "pixel_shuffle_of_two")
+    network = random_networks.build(description)
+    backend = Channel(network, (random_networks.examples(description, 2),), importance("l2", network))
+    assert promises.widths(backend)["blocks.0.first"] == UNITS.get(name, 8)
+    assert not promises.locked(backend)
+
+
+def test_four_neighbours_become_the_pixels_of_a_channel():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 32, 1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    backend = promises.kept(network, torch.randn(2, 3, 5, 5), onnx=True)
+    assert promises.widths(backend) == {"0": 8}
+    assert backend.kept_indices(torch.tensor([7]).numpy())["0.weight"][0].size == 28
+
+
+class Norm(nn.Module):
+    def __init__(self, width, by):
+        super().__init__()
+        self.by, self.gain = by, nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x):
+        return self.by(x) * self.gain
+
+
+NORMS = {
+    "root_mean_square": lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),
+    "power": lambda x: x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt(),
+    "layer": lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt(),
+    "both_at_once": lambda x: (lambda v, m: (x - m) / (v + 1e-6).sqrt())(*torch.var_mean(x, -1, keepdim=True)),
+    "sum_of_exponentials": lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
+    "largest": lambda x: x / x.abs().amax(-1, keepdim=True),
+    "length": lambda x: F.normalize(x, dim=-1),
+    "spread": lambda x: x / x.std(-1, keepdim=True).expand_as(x),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NORMS))
+def test_a_norm_by_hand_is_taken_over_what_is_kept(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.Softplus(), Norm(16, NORMS[name]), nn.Linear(16, 3))
+    backend = promises.kept(network, torch.randn(2, 4, 6))
+    assert promises.widths(backend) == {"0": 16}
+
+
+def test_the_built_in_norm_is_one_too():
+    network = nn.Sequential(nn.Linear(6, 16), nn.Softplus(), nn.RMSNorm(16), nn.Linear(16, 3))
+    assert promises.widths(promises.kept(network, torch.randn(2, 4, 6), onnx=True)) == {"0": 16}
+
+
+class DividesByWidth(nn.Module):
+    """A number that is computed from the width: what is left of the channels would be divided by another."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x / (1 + x.square().sum(-1, keepdim=True) / x.shape[-1]))
+
+
+def test_a_whole_number_computed_from_a_width_is_seen():
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), DividesByWidth())
+    assert promises.widths(promises.kept(network, torch.randn(2, 6))) == {"0": 6}
+
+
+class Text(nn.Module):
+    """Tokens and their places in; with a head tied to the tokens, or one of its own."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(11, 16), nn.Embedding(9, 16)
+        self.up, self.down, self.head = nn.Linear(16, 8), nn.Linear(8, 16), nn.Linear(16, 11, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_width_of_an_embedding_shrinks_and_its_rows_stay(tied):
+    network = Text(tied)
+    backend = promises.kept(network, torch.randint(11, (2, 5)), onnx=not tied)
+    assert promises.widths(backend) == {"tokens" if tied else "down": 16, "up": 8} or promises.widths(backend)
+    assert {("tokens.weight", 1), ("places.weight", 1)} <= {m for g in backend.coupling.groups for m in g.members}
+    assert not promises.locked(backend)
+
+
+class Positions(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.register_buffer("where", torch.randn(*shape))
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last((x + self.where[..., : x.shape[1], :]).relu())
+
+
+@pytest.mark.parametrize("shape", [(9, 16), (1, 9, 16), (1, 9, 1)])
+def test_a_buffer_is_cut_with_the_channels_that_it_has_an_entry_for(shape):
+    network = Positions(*shape)
+    backend = promises.kept(network, torch.randn(2, 7, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 16}
+    assert (("where", len(shape) - 1) in backend.coupling.groups[0].members) == (shape[-1] == 16)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("each", [1, 2])
+def test_transposed_convolutions_in_groups(groups, each):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 8 * each, 4, 2, 1, groups=groups),
+        nn.ReLU(),
+        nn.Conv2d(8 * each, 5, 1),
+    )
+    backend = promises.kept(network, torch.randn(2, 3, 6, 6), onnx=each == 2)
+    expected = {1: {"0": 8, "2": 8 * each}, 2: {"0": 4, "2": 4 * each}, 8: {"0": 8}}[groups]
+    assert list(promises.widths(backend).values()) == list(expected.values())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_directions_and_lengths_of_weight_norm_go_together(dim):
+    torch.manual_seed(0)
+    layers = [parametrizations.weight_norm(layer, dim=dim) for layer in (nn.Conv1d(2, 12, 3), nn.Conv1d(12, 10, 3))]
+    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Conv1d(10, 5, 3))
+    backend = promises.kept(network, torch.randn(2, 2, 16))
+    assert sorted(promises.widths(backend).values()) == [10, 12]
+
+
+def test_a_row_of_zeros_stands_before_the_others():
+    """Code that makes a tensor as wide as the channels are fits any width; one that is written in does not."""
+
+    class Padded(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first, self.last, self.width = nn.Linear(6, 16), nn.Linear(16, 3), width
+
+        def forward(self, x):
+            x = self.first(x)
+            zeros = torch.zeros(len(x), 1, self.width or x.shape[2], device=x.device)
+            return self.last(torch.cat([zeros, x], 1))
+
+    for width in (None, 16):
+        backend = promises.kept(Padded(width), torch.randn(2, 4, 6))
+        assert promises.widths(backend) == {"first": 16}
+
+
+class Experts(nn.Module):
+    """Rows of tokens, a run of them for each expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(12, 3)
+        self.experts = nn.Parameter(torch.randn(2, 8, 12) / 4)
+
+    def forward(self, x):
+        rows = self.first(x).flatten(0, 1)
+        ends = torch.tensor([rows.shape[0] // 2, rows.shape[0]], dtype=torch.int32, device=x.device)
+        return self.last(torch._grouped_mm(rows, self.experts, offs=ends)).unflatten(0, x.shape[:2])
+
+
+def test_experts_in_one_product_are_counted_and_stay_with_a_reason():
+    """Torch's operator takes widths that are multiples of 16 bytes only."""
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Experts()).eval()
+    backend = Channel(network, (torch.randn(2, 4, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"0": 6}
+    assert backend.costs(torch.tensor([[6]]).numpy())["macs"][0] == 4 * (6 * 6 + 6 * 8 + 8 * 12 + 12 * 3)
+    assert all("16 bytes" in why or "_grouped_mm" in why for why in promises.locked(backend).values())
+
+
+def test_a_buffer_that_the_state_does_not_hold_is_cut_too(tmp_path):
+    network = Positions(9, 16).eval()
+    del network.where
+    network.register_buffer("where", torch.randn(9, 16), persistent=False)
+    x = torch.randn(2, 7, 6)
+    backend = promises.kept(network, x)
+    plan = backend.plan(backend.channels(torch.tensor([5]).numpy())[0])
+    plan.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(apply(network, Plan.load(tmp_path))(x), apply(network, plan)(x))
