@@ -255,7 +255,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
             output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
-                shapes = " and ".join("x".join(map(str, x.shape)) for x in batch.inputs)
+                shapes = " and ".join("x".join(map(str, x[:1].shape)) for x in batch.inputs)
                 raise FreePruneError(
                     f"the network rejects an input of shape {shapes}: {first_line(error) or type(error).__name__}; "
                     "give data of the shape that the network was trained on"

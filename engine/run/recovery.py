@@ -106,5 +106,5 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
 def _agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
     """How well the outputs agree, in nats: 0 is best; see the metric `calibratedkl`."""
     with torch.no_grad():
-        one, other = (images.reading.scored(each.eval()(*images.inputs)) for each in (dense, network))
+        one, other = (images.reading.scored(copied(each).eval()(*images.inputs)) for each in (dense, network))
     return divergence(one, other, images.reading.logits)

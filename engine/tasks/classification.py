@@ -114,7 +114,7 @@ def check_classes(labels: Tensor, classes: int) -> None:
     if lowest < 0 or highest >= classes:
         raise FreePruneError(
             f"there is a label {lowest if lowest < 0 else highest}, but the network has {classes} classes; "
-            f"labels must be from 0 to {classes - 1}"
+            f"give labels from 0 to {classes - 1}, or a network trained on these classes"
         )
 
 

@@ -115,10 +115,10 @@ def one_trace(monkeypatch):
     """Every network is traced for ONNX once and for all, also in processes that are forked later: it takes most of a run."""
     real = export._traced
 
-    def traced(network, inputs, *, dynamic):
+    def traced(network, inputs, names, opset, *, dynamic):
         state = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
         if (state, dynamic) not in TRACED:
-            TRACED[state, dynamic] = real(network, inputs, dynamic=dynamic).SerializeToString()
+            TRACED[state, dynamic] = real(network, inputs, names, opset, dynamic=dynamic).SerializeToString()
         return onnx.load_model_from_string(TRACED[state, dynamic])
 
     monkeypatch.setattr(export, "_traced", traced)

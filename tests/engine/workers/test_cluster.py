@@ -65,7 +65,7 @@ def cluster():
 
 
 def prepared(model, granularity="channel"):
-    settings = Settings(parse_targets(["macs=40%"]), granularity, calibration_images=32)
+    settings = Settings(parse_targets(["macs=40%"]), granularity=granularity, calibration_images=32)
     job = prepare(model, None, "digits", settings, None)
     return job, list(draw_candidates(job.space, 12, 0))
 
