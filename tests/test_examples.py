@@ -68,7 +68,7 @@ def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
-SHORT = ("--images", 150, "--epochs", 2, "--finetune-epochs", 1, "--trials", 12, "--seeds", 1)
+SHORT = ("--images", 150, "--test-images", 50, "--epochs", 2, "--finetune-epochs", 1, "--trials", 12, "--seeds", 0)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,16 @@ def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, me
     summary = json.loads((tmp_path / "searched-0" / "summary.json").read_text())
     assert summary["cost"]["macs"]["pruned"] <= 0.5 * summary["cost"]["macs"]["dense"]
     assert summary.get("measure", "accuracy") == measure
+
+
+def test_several_seeds_are_summed_up_by_a_mean_and_its_interval(tmp_path):
+    printed = run("two_heads", "--out", tmp_path, *SHORT, 1)
+    for name in ("searched", "equal rates"):
+        values = [float(value) for value in re.findall(rf"{name} (\d\S+?)[,;]", printed)]
+        middle, low, high = map(float, re.search(rf"{name}: mean (\S+) \((\S+) to (\S+)\)", printed).groups())
+        assert middle == pytest.approx(sum(values) / 2, abs=1e-3)
+        # of two values the interval reaches 12.706 standard errors to each side, half their difference each
+        assert high - low == pytest.approx(12.706 * abs(values[0] - values[1]), abs=0.01)
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
