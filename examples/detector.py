@@ -21,13 +21,13 @@ KINDS = 3
 
 
 def layer(before: int, after: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU())
 
 
 class Detector(nn.Module):
     """`(N, 1, 32, 32)` to class logits `(N, 3, 8, 8)` and boxes `(N, 4, 8, 8)`: centre in its cell and half size, in cells."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         a, b, c, d = width, 2 * width, 4 * width, 8 * width
         self.body = nn.Sequential(layer(1, a), layer(a, b, 2), layer(b, b), layer(b, c, 2), layer(c, c))

@@ -41,7 +41,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
         x, y = (one - 10 * (torch.rand(count, 1, 1, generator=generator) - 0.5) for one in (x, y))
         far = torch.stack([(x**2 + y**2).sqrt(), torch.maximum(x.abs(), y.abs()), x.abs() + y.abs()])
         inside = far[self.kind, torch.arange(count)] < self.size[:, None, None]
-        self.images = (inside + 0.5 * torch.randn(inside.shape, generator=generator))[:, None]
+        self.images = (inside + 0.4 * torch.randn(inside.shape, generator=generator))[:, None]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,7 +51,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
 
 
 def loss(output: dict[str, Tensor], labels: Labels) -> Tensor:
-    return F.cross_entropy(output["kind"], labels["kind"]) + F.mse_loss(output["size"], labels["size"]) / 2
+    return F.cross_entropy(output["kind"], labels["kind"]) + F.smooth_l1_loss(output["size"], labels["size"])
 
 
 def both_right(output: dict[str, Tensor], labels: Labels) -> float:
