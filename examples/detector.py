@@ -32,12 +32,11 @@ class Detector(nn.Module):
         a, b, c, d = width, 2 * width, 4 * width, 8 * width
         self.body = nn.Sequential(layer(1, a), layer(a, b, 2), layer(b, b), layer(b, c, 2), layer(c, c))
         self.coarse = nn.Sequential(layer(c, d, 2), layer(d, d), nn.Conv2d(d, c, 1))
-        self.head = layer(c, c)
-        self.kinds, self.boxes = nn.Conv2d(c, KINDS, 1), nn.Conv2d(c, 4, 1)
+        self.kinds, self.boxes = (nn.Sequential(layer(c, c), layer(c, c), nn.Conv2d(c, n, 1)) for n in (KINDS, 4))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         fine = self.body(x)
-        features = self.head(fine + F.interpolate(self.coarse(fine), scale_factor=2.0))  # a feature pyramid of two levels
+        features = fine + F.interpolate(self.coarse(fine), scale_factor=2.0)  # a feature pyramid of two levels
         return {"kinds": self.kinds(features), "boxes": self.boxes(features)}
 
 
@@ -55,26 +54,27 @@ def loss(output: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 
 def average_precision(output: dict[str, Tensor], labels: Tensor) -> float:
-    """Mean over classes of the area under precision and recall; a box is found if it overlaps by half (IoU 0.5)."""
+    """COCO's: the mean, over classes and over overlaps (IoU) of 0.5 to 0.95, of the area under precision and recall."""
     scores = output["kinds"].sigmoid()
     peaks = scores * (scores == F.max_pool2d(scores, 3, 1, 1))  # of neighbouring cells the best one speaks
-    found = []
+    wanted = torch.linspace(0.5, 0.95, 10)
+    areas = []
     for kind in range(KINDS):
-        left = [row[row[:, 0] == kind, 1:].clone() for row in labels]
-        total = sum(map(len, left))
+        true = [row[row[:, 0] == kind, 1:] for row in labels]
+        left = [torch.ones(len(wanted), len(boxes)) for boxes in true]  # not found yet, at each overlap
         image, row, column = (peaks[:, kind] > 0.02).nonzero(as_tuple=True)
         order = peaks[image, kind, row, column].argsort(descending=True)
-        right = []
-        for i, r, c in zip(image[order].tolist(), row[order].tolist(), column[order].tolist(), strict=True):
-            box = output["boxes"][i, :, r, c] * STRIDE + torch.tensor([c, r, 0, 0]) * STRIDE
-            best = _overlap(box, left[i]).max(0) if len(left[i]) else None
-            right.append(best is not None and bool(best.values >= 0.5))
-            if right[-1]:
-                left[i] = torch.cat([left[i][: best.indices], left[i][best.indices + 1 :]])  # found once
-        hits = torch.tensor(right).cumsum(0)
-        precision = (hits / torch.arange(1, len(right) + 1)).flip(0).cummax(0).values.flip(0)
-        found.append(float((precision * torch.tensor(right)).sum()) / total)
-    return sum(found) / KINDS
+        right = torch.zeros(len(order), len(wanted))
+        for n, (i, r, c) in enumerate(zip(*(one[order].tolist() for one in (image, row, column)), strict=True)):
+            if len(true[i]):
+                box = output["boxes"][i, :, r, c] * STRIDE + torch.tensor([c, r, 0, 0]) * STRIDE
+                best = (_overlap(box, true[i]) * left[i]).max(1)
+                right[n] = (best.values >= wanted).float()
+                left[i][right[n] > 0, best.indices[right[n] > 0]] = 0
+        precision = right.cumsum(0) / torch.arange(1, len(right) + 1)[:, None]
+        precision = precision.flip(0).cummax(0).values.flip(0) if len(right) else precision
+        areas.append((precision * right).sum(0).mean() / sum(map(len, true)))
+    return float(sum(areas)) / KINDS
 
 
 def _overlap(box: Tensor, others: Tensor) -> Tensor:
@@ -86,8 +86,9 @@ def _overlap(box: Tensor, others: Tensor) -> Tensor:
 
 
 def heads(output: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What networks are scored by."""
-    return output["kinds"], output["boxes"]
+    """What networks are scored by: class probabilities, and boxes as far as there is something; elsewhere nobody reads them."""
+    scores = output["kinds"].sigmoid()
+    return scores, output["boxes"] * scores.amax(1, keepdim=True)
 
 
 task = freeprune.OwnTask(loss, average_precision, heads, name="average precision", unit="%")

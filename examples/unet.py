@@ -49,9 +49,9 @@ def data(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    asked = options(__doc__, "unet", epochs=20)
+    asked = options(__doc__, "unet", epochs=16)
     training, test = data(asked.images, 0), data(asked.test_images, 1)
-    compared(fitted(UNet, training, F.cross_entropy, asked.epochs), (training, test), asked)
+    compared(fitted(UNet, training, F.cross_entropy, asked.epochs), (training, test), asked, learning_rate=0.05)
 
 
 if __name__ == "__main__":
