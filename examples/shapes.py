@@ -104,8 +104,9 @@ def compared(network: nn.Module, data: Any, asked: Namespace, *, learning_rate: 
         told = ", ".join(f"{name} {finals[-1]:.4f}" for name, finals in found.items())
         latency = f"latency {ms.dense:.2f} ms -> {ms.pruned:.2f} ms"
         print(f"seed {seed}: {summary.measure}: dense {summary.accuracy.dense:.4f}, {told}; {latency}", flush=True)  # noqa: T201
-    for name, finals in found.items():
-        if len(finals) > 1:
+    if len(asked.seeds) > 1:
+        found["difference"] = [one - other for one, other in zip(*found.values(), strict=True)]  # seed by seed
+        for name, finals in found.items():
             print(f"{name}: mean {_interval(finals)}")  # noqa: T201
 
 

@@ -92,8 +92,11 @@ def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, me
 
 def test_several_seeds_are_summed_up_by_a_mean_and_its_interval(tmp_path):
     printed = run("two_heads", "--out", tmp_path, *SHORT, 1)
-    for name in ("searched", "equal rates"):
-        values = [float(value) for value in re.findall(rf"{name} (\d\S+?)[,;]", printed)]
+    found = {
+        name: [float(value) for value in re.findall(rf"{name} (\d\S+?)[,;]", printed)] for name in ("searched", "equal rates")
+    }
+    found["difference"] = [one - other for one, other in zip(*found.values(), strict=True)]
+    for name, values in found.items():
         middle, low, high = map(float, re.search(rf"{name}: mean (\S+) \((\S+) to (\S+)\)", printed).groups())
         assert middle == pytest.approx(sum(values) / 2, abs=1e-3)
         # of two values the interval reaches 12.706 standard errors to each side, half their difference each
