@@ -96,7 +96,8 @@ def compared(network: nn.Module, data: Any, asked: Namespace, *, learning_rate: 
         for name, trials in (("searched", asked.trials), ("equal rates", 0)):
             result = freeprune.prune(
                 network, data, target={"macs": asked.macs}, round_to=1, trials=trials, seed=seed, finetune=recipe,
-                out=asked.out / f"{name.replace(' ', '-')}-{seed}", force=True, latency_batch=8, **more,
+                out=asked.out / f"{name.replace(' ', '-')}-{seed}", force=True, latency_batch=8,
+                rehearsal=trials > 0, **more,
             )  # fmt: skip
             found[name].append(result.summary.accuracy.final)
             if trials:
@@ -107,10 +108,10 @@ def compared(network: nn.Module, data: Any, asked: Namespace, *, learning_rate: 
     if len(asked.seeds) > 1:
         found["difference"] = [one - other for one, other in zip(*found.values(), strict=True)]  # seed by seed
         for name, finals in found.items():
-            print(f"{name}: mean {_interval(finals)}")  # noqa: T201
+            print(f"{name}: mean {interval(finals)}")  # noqa: T201
 
 
-def _interval(values: list[float]) -> str:
+def interval(values: list[float]) -> str:
     """The mean, and its 95% interval by Student's t."""
     middle, half = mean(values), t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{middle:.4f} ({middle - half:.4f} to {middle + half:.4f})"
