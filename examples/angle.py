@@ -1,17 +1,14 @@
 r"""Regression of an angle: which way a bar is turned, pruned by a search and at equal rates, in degrees of error.
 
-    python examples/angle.py [--out runs/angle] [--seeds 1] [--macs 0.5]
+    python examples/angle.py [--out runs/angle] [--seeds 0 1 2] [--macs 0.5]
 
 The network gives the sine and the cosine of twice the angle, since a bar looks the same after half a turn. For training that is
 plain regression; the measure is a function of one's own, in degrees, where less is better.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from shapes import SIZE, compared, fitted
+from shapes import SIZE, compared, fitted, options
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -39,36 +36,23 @@ def error(output: Tensor, labels: Tensor) -> float:
 task = freeprune.OwnTask(loss, error, name="error of the angle", unit="degrees", larger=False)
 
 
-def data(images: int) -> tuple[TensorDataset, TensorDataset]:
+def data(count: int, seed: int) -> TensorDataset:
     """Images `(N, 1, 32, 32)` of a bar in noise, and sine and cosine of twice its angle `(N, 2)`."""
-
-    def part(count: int, seed: int) -> TensorDataset:
-        generator = torch.Generator().manual_seed(seed)
-        y, x = torch.meshgrid(*[torch.arange(SIZE) - SIZE / 2 + 0.5] * 2, indexing="ij")
-        angle, dx, dy = (torch.rand(3, count, 1, 1, generator=generator) - 0.5).unbind(0)
-        angle, x, y = angle * torch.pi, x - 8 * dx, y - 8 * dy
-        along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-        bars = ((along.abs() < 9) & (across.abs() < 2)).float()
-        noise = 0.8 * torch.randn(bars.shape, generator=generator)
-        labels = torch.stack([(2 * angle).sin(), (2 * angle).cos()], 1).view(count, 2)
-        return TensorDataset((bars + noise)[:, None], labels)
-
-    return part(images, 0), part(images // 3, 1)
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(*[torch.arange(SIZE) - SIZE / 2 + 0.5] * 2, indexing="ij")
+    angle, dx, dy = (torch.rand(3, count, 1, 1, generator=generator) - 0.5).unbind(0)
+    angle, x, y = angle * torch.pi, x - 8 * dx, y - 8 * dy
+    along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    bars = ((along.abs() < 9) & (across.abs() < 2)).float()
+    noise = 0.8 * torch.randn(bars.shape, generator=generator)
+    labels = torch.stack([(2 * angle).sin(), (2 * angle).cos()], 1).view(count, 2)
+    return TensorDataset((bars + noise)[:, None], labels)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/angle"))
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--finetune-epochs", type=float, default=4)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--macs", type=float, default=0.5)
-    asked = parser.parse_args()
-    pair = data(asked.images)
-    for seed in range(asked.seeds):
-        compared(fitted(network, pair[0], loss, asked.epochs, seed), pair, asked, seed, task=task)
+    asked = options(__doc__, "angle", epochs=20)
+    training, test = data(asked.images, 0), data(asked.test_images, 1)
+    compared(fitted(network, training, loss, asked.epochs), (training, test), asked, task=task)
 
 
 if __name__ == "__main__":

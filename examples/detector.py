@@ -1,18 +1,15 @@
 r"""A detector of one's own: its loss, its average precision and the outputs that are scored are a task of plain functions.
 
-    python examples/detector.py [--out runs/detector] [--seeds 3] [--macs 0.5]
+    python examples/detector.py [--out runs/detector] [--seeds 0 1 2] [--macs 0.5]
 
 The network gives a dictionary of raw heads, a score for each class and a box for each cell of a grid. What these mean is said
 by three functions, and `freeprune.OwnTask` hands them to the run. On the command line the same is
 `--task examples/detector.py:task`.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from shapes import SIZE, compared, drawn, fitted
+from shapes import SIZE, compared, drawn, fitted, options
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -23,19 +20,23 @@ CELLS = SIZE // STRIDE
 KINDS = 3
 
 
+def layer(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU())
+
+
 class Detector(nn.Module):
     """`(N, 1, 32, 32)` to class logits `(N, 3, 8, 8)` and boxes `(N, 4, 8, 8)`: centre in its cell and half size, in cells."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, 48, 1), (48, 64, 2), (64, 64, 1), (64, 64, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.body = nn.Sequential(*layers)
-        self.kinds, self.boxes = nn.Conv2d(64, KINDS, 1), nn.Conv2d(64, 4, 1)
+        a, b, c, d = width, 2 * width, 4 * width, 8 * width
+        self.body = nn.Sequential(layer(1, a), layer(a, b, 2), layer(b, b), layer(b, c, 2), layer(c, c))
+        self.coarse = nn.Sequential(layer(c, d, 2), layer(d, d), nn.Conv2d(d, c, 1))
+        self.kinds, self.boxes = (nn.Sequential(layer(c, c), layer(c, c), nn.Conv2d(c, n, 1)) for n in (KINDS, 4))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = self.body(x)
+        fine = self.body(x)
+        features = fine + F.interpolate(self.coarse(fine), scale_factor=2.0)  # a feature pyramid of two levels
         return {"kinds": self.kinds(features), "boxes": self.boxes(features)}
 
 
@@ -84,37 +85,24 @@ def _overlap(box: Tensor, others: Tensor) -> Tensor:
 
 
 def heads(output: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What networks are scored by."""
-    return output["kinds"], output["boxes"]
+    """What networks are scored by: class probabilities, and boxes as far as there is something; elsewhere nobody reads them."""
+    scores = output["kinds"].sigmoid()
+    return scores, output["boxes"] * scores.amax(1, keepdim=True)
 
 
 task = freeprune.OwnTask(loss, average_precision, heads, name="average precision", unit="%")
 
 
-def data(images: int) -> tuple[TensorDataset, TensorDataset]:
-    """Images and boxes for training and test."""
-
-    def part(count: int, seed: int) -> TensorDataset:
-        made = drawn(count, seed)
-        return TensorDataset(made.images, made.boxes)
-
-    return part(images, 0), part(images // 3, 1)
+def data(count: int, seed: int) -> TensorDataset:
+    """Images `(N, 1, 32, 32)` and boxes `(N, 3, 5)`."""
+    made = drawn(count, seed)
+    return TensorDataset(made.images, made.boxes)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--finetune-epochs", type=float, default=4)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--macs", type=float, default=0.5)
-    asked = parser.parse_args()
-    pair = data(asked.images)
-    for seed in range(asked.seeds):
-        network = fitted(Detector, pair[0], loss, asked.epochs, seed)
-        compared(network, pair, asked, seed, task=task)
+    asked = options(__doc__, "detector", epochs=16)
+    training, test = data(asked.images, 0), data(asked.test_images, 1)
+    compared(fitted(Detector, training, loss, asked.epochs), (training, test), asked, learning_rate=0.05, task=task)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What the examples on generated shapes share: the shapes, the training of the dense network, and the comparison."""
+"""What the examples on generated shapes share: the shapes, the command line, the dense training and the comparison."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
+from scipy.stats import t
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 import freeprune
 
@@ -55,37 +58,60 @@ def drawn(count: int, seed: int) -> Drawn:
     return Drawn(images[:, None], masks, boxes)
 
 
-def fitted(
-    make: Callable[[], nn.Module], data: TensorDataset, loss: Callable[[Any, Any], Tensor], epochs: int, seed: int
-) -> nn.Module:
+def options(doc: str, name: str, *, epochs: int, seeds: tuple[int, ...] = (0, 1, 2)) -> Namespace:
+    """The command line of an example."""
+    parser = ArgumentParser(description=doc.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder for what the runs write")
+    parser.add_argument("--images", type=int, default=2000, help="training images")
+    parser.add_argument("--test-images", type=int, default=1000, help="test images")
+    parser.add_argument("--epochs", type=int, default=epochs, help="of the dense network")
+    parser.add_argument("--finetune-epochs", type=float, default=10, help="of the pruned networks")
+    parser.add_argument("--trials", type=int, default=100, help="of the search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="of searches and fine-tuning")
+    parser.add_argument("--macs", type=float, default=0.5, help="of the dense network's")
+    return parser.parse_args()
+
+
+def fitted(make: Callable[[], nn.Module], data: Dataset[Any], loss: Callable[[Any, Any], Tensor], epochs: int) -> nn.Module:
     """A trained network: your own training, whatever it was."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     network = make().train()
     loader = DataLoader(data, 32, shuffle=True, drop_last=True)
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=epochs * len(loader))
     for _ in range(epochs):
-        for *inputs, labels in loader:
+        for images, labels in loader:
             optimizer.zero_grad()
-            loss(network(*inputs), labels).backward()
+            loss(network(images), labels).backward()
             optimizer.step()
             schedule.step()
     return network.eval()
 
 
-def compared(network: nn.Module, data: Any, asked: Namespace, seed: int, *, learning_rate: float = 0.02, **more: Any) -> None:
-    """Prune by a search and at equal rates, train both alike, and print what came of it."""
-    told = []
+def compared(network: nn.Module, data: Any, asked: Namespace, *, learning_rate: float = 0.02, **more: Any) -> None:
+    """Prune one network by searches and at equal rates, train all alike, and print what came of it."""
     recipe = freeprune.Recipe(epochs=asked.finetune_epochs, batch_size=32, learning_rate=learning_rate)
-    for name, trials in (("searched", asked.trials), ("equal rates", 0)):
-        result = freeprune.prune(
-            network, data, target={"macs": asked.macs}, trials=trials, seed=seed, finetune=recipe,
-            out=asked.out / f"{name.replace(' ', '-')}-{seed}", force=True, latency_batch=8, **more,
-        )  # fmt: skip
-        summary = result.summary
-        told.append(f"{name} {summary.accuracy.final:.4f}")
-        if trials:
-            told.insert(0, f"{summary.measure}: dense {summary.accuracy.dense:.4f}")
-            ms = summary.onnx.latency_ms
-            latency = f"latency {ms.dense:.2f} ms -> {ms.pruned:.2f} ms"
-    print(f"seed {seed}: {', '.join(told)}; {latency}", flush=True)  # noqa: T201
+    found: dict[str, list[float]] = {"searched": [], "equal rates": []}
+    for seed in asked.seeds:
+        for name, trials in (("searched", asked.trials), ("equal rates", 0)):
+            result = freeprune.prune(
+                network, data, target={"macs": asked.macs}, round_to=1, trials=trials, seed=seed, finetune=recipe,
+                out=asked.out / f"{name.replace(' ', '-')}-{seed}", force=True, latency_batch=8,
+                rehearsal=trials > 0, **more,
+            )  # fmt: skip
+            found[name].append(result.summary.accuracy.final)
+            if trials:
+                summary, ms = result.summary, result.summary.onnx.latency_ms
+        told = ", ".join(f"{name} {finals[-1]:.4f}" for name, finals in found.items())
+        latency = f"latency {ms.dense:.2f} ms -> {ms.pruned:.2f} ms"
+        print(f"seed {seed}: {summary.measure}: dense {summary.accuracy.dense:.4f}, {told}; {latency}", flush=True)  # noqa: T201
+    if len(asked.seeds) > 1:
+        found["difference"] = [one - other for one, other in zip(*found.values(), strict=True)]  # seed by seed
+        for name, finals in found.items():
+            print(f"{name}: mean {interval(finals)}")  # noqa: T201
+
+
+def interval(values: list[float]) -> str:
+    """The mean, and its 95% interval by Student's t."""
+    middle, half = mean(values), t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{middle:.4f} ({middle - half:.4f} to {middle + half:.4f})"

@@ -1,18 +1,15 @@
 r"""A network with two heads, which shape it is and how large, whose labels are a dictionary and whose outputs are one, too.
 
-    python examples/two_heads.py [--out runs/two-heads] [--seeds 1] [--macs 0.5]
+    python examples/two_heads.py [--out runs/two-heads] [--seeds 0 1 2] [--macs 0.5]
 
 Both heads are trained by one loss and scored together.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from shapes import SIZE, compared
+from shapes import SIZE, compared, fitted, options
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import freeprune
 
@@ -44,7 +41,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
         x, y = (one - 10 * (torch.rand(count, 1, 1, generator=generator) - 0.5) for one in (x, y))
         far = torch.stack([(x**2 + y**2).sqrt(), torch.maximum(x.abs(), y.abs()), x.abs() + y.abs()])
         inside = far[self.kind, torch.arange(count)] < self.size[:, None, None]
-        self.images = (inside + 0.5 * torch.randn(inside.shape, generator=generator))[:, None]
+        self.images = (inside + 0.4 * torch.randn(inside.shape, generator=generator))[:, None]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +51,7 @@ class Shapes(Dataset[tuple[Tensor, Labels]]):
 
 
 def loss(output: dict[str, Tensor], labels: Labels) -> Tensor:
-    return F.cross_entropy(output["kind"], labels["kind"]) + F.mse_loss(output["size"], labels["size"]) / 2
+    return F.cross_entropy(output["kind"], labels["kind"]) + F.smooth_l1_loss(output["size"], labels["size"])
 
 
 def both_right(output: dict[str, Tensor], labels: Labels) -> float:
@@ -67,26 +64,9 @@ task = freeprune.OwnTask(loss, both_right, unit="%")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/two-heads"))
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--finetune-epochs", type=float, default=4)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--macs", type=float, default=0.5)
-    asked = parser.parse_args()
-    pair = Shapes(asked.images, 0), Shapes(asked.images // 3, 1)
-    for seed in range(asked.seeds):
-        torch.manual_seed(seed)
-        network = TwoHeads().train()
-        optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-        for _ in range(asked.epochs):
-            for images, labels in DataLoader(pair[0], 32, shuffle=True, drop_last=True):
-                optimizer.zero_grad()
-                loss(network(images), labels).backward()
-                optimizer.step()
-        compared(network.eval(), pair, asked, seed, learning_rate=0.0005, task=task)
+    asked = options(__doc__, "two-heads", epochs=20)
+    training, test = Shapes(asked.images, 0), Shapes(asked.test_images, 1)
+    compared(fitted(TwoHeads, training, loss, asked.epochs), (training, test), asked, task=task)
 
 
 if __name__ == "__main__":
