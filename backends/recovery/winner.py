@@ -250,7 +250,7 @@ class _Fit:
         upright = factor.reshape(-1, *[1] * (call.weight.dim() - 1)) if site.outputs == 0 else factor
         weight = self._weight(call, call.weight * upright, targets, waiting.rows)
         own, new = (site.matrices(w).double().square().sum(-1).sqrt().flatten() for w in (call.weight, weight))
-        rescaled = (own / new.clamp_min(1e-30)).to(weight.dtype)
+        rescaled = torch.where((own > 0) & (new > 0), own / new, 1.0).to(weight.dtype)  # masks may leave nothing of a row
         weight = weight * (rescaled.reshape(-1, *[1] * (weight.dim() - 1)) if site.outputs == 0 else rescaled)
         made = call.run(weight, call.bias)
         size = torch.sqrt(made.var(others, unbiased=False) + norm.eps)

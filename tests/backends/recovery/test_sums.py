@@ -1,6 +1,7 @@
 """Branches that stay do the work of those that went."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,3 +132,15 @@ def test_ends_are_counted_by_where_they_are_read():
     assert told == {("stem.weight", 0): None, ("one.2.weight", 0): "one.3.weight", ("two.2.weight", 0): "two.3.weight"}
     once = {("one.0.weight", 0), ("one.2.weight", 0), ("two.0.weight", 0), ("two.2.weight", 0), ("head.weight", 0)}
     assert watched.ends.uses == {("stem.weight", 0): 3, **dict.fromkeys(once, 1)}
+
+
+def test_a_row_that_a_mask_emptied_stays_empty_and_everything_finite():
+    network = build(Twice, normed=True)
+    backend = BACKENDS["weight"](network, (IMAGES,), importance("l2", network))
+    plan = backend.plan(np.array([group.units for group in backend.groups]))
+    mask = torch.ones_like(network.two[2].weight, dtype=torch.bool)
+    mask[1] = False
+    plan = replace(plan, masks={**plan.masks, "two.2.weight": mask})
+    found = recover(network, apply(network, plan).eval(), plan, (IMAGES,)).network
+    assert not found.two[2].weight[1].any()
+    assert all(tensor.isfinite().all() for tensor in found.state_dict().values())

@@ -83,7 +83,7 @@ MAKE = {
     "sweep": lambda out: freeprune.sweep("digits:cnn", "digits", budgets=["70%", "40%"], out=out, **DIGITS),
     "study": lambda out: freeprune.correlate(
         "digits:cnn", "digits", target=["macs=40%"], candidates=4, metrics=["freeprune", "snip"], out=out,
-        finetune=freeprune.Recipe(images=256), calibration_images=32, round_to=1,
+        finetune=freeprune.Recipe(images=1024), calibration_images=32, round_to=1,
     ),
 }  # fmt: skip
 SECTIONS = {
