@@ -48,12 +48,14 @@ class Ends:
 
     Attributes:
         uses: how often what a product gave was read, or what its batch norm made of it.
+        norms: how often a batch norm with this scale ran.
     """
 
     def __init__(self, summed: Summed, names: Callable[[Tensor], str | None]) -> None:
         self._summed, self._names = summed, names
         self._ends: MutableMapping[Tensor, End] = WeakTensorKeyDictionary()
         self.uses: Counter[Key] = Counter()
+        self.norms: Counter[str] = Counter()
 
     def begin(self, key: Key, made: Tensor) -> None:
         """A product has given this."""
@@ -74,11 +76,14 @@ class Ends:
 
     def ran(self, kind: str, args: Any, result: Any) -> None:
         """An operator has run on these arguments."""
+        norm = self._norm(args) if "batch_norm" in kind else None
+        if norm is not None:
+            self.norms[norm.scale] += 1
         read = [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor) and x in self._ends]
         if not read:
             return
         end = self._ends[read[0]]
-        if "batch_norm" in kind and end.norm is None and args[0] is read[0] and (norm := self._norm(args)) is not None:
+        if norm is not None and end.norm is None and args[0] is read[0]:
             self._ends[result[0]] = replace(end, norm=norm)
         elif (
             kind in ("view", "_unsafe_view")

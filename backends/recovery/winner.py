@@ -117,7 +117,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     """What each product of the dense network gives, for a sample of its rows."""
     wanted: dict[Key, _Wanted] = {}
     results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
-    together: list[list[Key]] = []  # the ends that meet in a sum, of which one is fitted to it
+    together: list[list[End]] = []  # the ends that meet in a sum, of which one is fitted to it
     skeleton = Skeleton(dense)
     generator = torch.Generator().manual_seed(seed)
 
@@ -135,7 +135,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
         return made
 
     def summed(ends: list[tuple[End, Tensor, Tensor]]) -> None:
-        together.append([end.key for end, _, _ in ends])
+        together.append([end for end, _, _ in ends])
         for end, own, other in ends:
             if end.key in results:
                 shape, rows = results[end.key]
@@ -145,8 +145,13 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
     run(skeleton, watched, inputs)
     assert watched.ends is not None
-    uses = watched.ends.uses
-    chosen = {next((key for key in keys if uses[key] == 1 and key in results), None) for keys in together}
+    uses, norms = watched.ends.uses, watched.ends.norms
+
+    def alone(end: End) -> bool:
+        """Whether changing it changes nothing but the sum."""
+        return end.key in results and uses[end.key] == 1 and (end.norm is None or norms[end.norm.scale] == 1)
+
+    chosen = {next((end.key for end in ends if alone(end)), None) for ends in together}
     return {key: one if key in chosen else replace(one, sums=None) for key, one in wanted.items()}, watched
 
 
@@ -293,7 +298,7 @@ class _Fit:
     def _weight(self, call: Call, plain: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """The weight that comes closest, a constant being free; `plain` is what it is drawn to."""
         rows, targets = (x - x.double().mean(1, keepdim=True).to(x.dtype) for x in (rows, targets))
-        moments, cross = rows.mT @ rows / rows.shape[1], targets.mT @ rows / rows.shape[1]
+        moments, cross = _products(rows, targets)
         solved = least_squares(call.site.matrices(plain), cross, moments, self._masked(call), self._ridge)
         return call.site.restored(solved, plain.shape).to(plain.dtype)
 
@@ -312,7 +317,7 @@ class _Fit:
         free = site.bias is not None or site.name in self._normalised  # whether a constant costs nothing
         middle, aim = (x.double().mean(1, keepdim=True) if free else x.new_zeros(1) for x in (rows, targets))
         rows, targets = rows - middle.to(rows.dtype), targets - aim.to(rows.dtype)
-        moments, cross = rows.mT @ rows / rows.shape[1], targets.mT @ rows / rows.shape[1]
+        moments, cross = _products(rows, targets)
         weight = call.weight
         if site.shared:  # the outputs that should come out are what the dense weights make of what should go in
             outer = self._dense[site.name].detach().to(weight.device)
@@ -328,3 +333,8 @@ class _Fit:
                 self.found[site.bias] = (call.bias + before - after).to(call.bias.dtype)
             else:
                 self.found[site.bias] = (aim - middle @ solved.mT).reshape(-1).to(call.bias.dtype)
+
+
+def _products(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean products of inputs with inputs, and of what should come out with inputs."""
+    return rows.mT @ rows / rows.shape[1], targets.mT @ rows / rows.shape[1]

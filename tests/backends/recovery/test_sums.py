@@ -144,3 +144,15 @@ def test_a_row_that_a_mask_emptied_stays_empty_and_everything_finite():
     found = recover(network, apply(network, plan).eval(), plan, (IMAGES,)).network
     assert not found.two[2].weight[1].any()
     assert all(tensor.isfinite().all() for tensor in found.state_dict().values())
+
+
+def test_a_norm_that_two_branches_share_keeps_its_values():
+    network = build(Twice, normed=True)
+    network.two[3] = network.one[3]
+    backend = BACKENDS["weight"](network, (IMAGES,), importance("l2", network))
+    plan = backend.plan(np.array([group.units // 2 for group in backend.groups]))
+    smaller = apply(network, plan).eval()
+    found = recover(network, smaller, plan, (IMAGES,)).network
+    assert torch.equal(found.one[3].weight, network.one[3].weight)
+    before, after = ((outputs(each) - outputs(network)).norm() for each in (smaller, found))
+    assert after < before

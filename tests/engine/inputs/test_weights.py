@@ -298,7 +298,8 @@ def test_a_dictionary_that_holds_itself(tmp_path):
     content = {"state_dict": small().state_dict()}
     content["self"] = content
     torch.save(content, tmp_path / "w.pt")
-    load_weights(small(), tmp_path / "w.pt", "state_dict")
+    found = load_weights(small(), tmp_path / "w.pt", "state_dict")
+    assert_same_state(found.state_dict(), content["state_dict"])
 
 
 def test_another_architecture_under_a_prefix(tmp_path):
