@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +87,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 def unwritable(path: Path, error: OSError, way_out: str = "make room, or give another place") -> FreePruneError:
     """The error for a file that cannot be written."""
     return FreePruneError(f"{path} cannot be written ({error.strerror or error}); an existing file is unchanged: {way_out}")
+
+
+def needs_labels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a metric or a criterion that reads the loss of labels, so that data without is refused before the search."""
+    function.needs_labels = True  # type: ignore[attr-defined]
+    return function
 
 
 Inputs = tuple[Tensor, ...]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
-from ..common import Batch, FreePruneError, Inputs, find
+from ..common import Batch, FreePruneError, Inputs, find, needs_labels
 from ..reading import PLAIN
 from .recovery.order import Slices, Values, eliminated
 
@@ -77,6 +77,7 @@ def l2(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     return Importance(_each(network, np.square), np.sqrt)
 
 
+@needs_labels
 def taylor(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """First-order change of the loss, |sum of gradient times weight| (Molchanov et al. 2019, arXiv:1906.10771, eq. 8).
 
@@ -87,6 +88,7 @@ def taylor(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     return Importance({name: w * gradients[name] for name, w in _each(network).items()}, np.abs)
 
 
+@needs_labels
 def fisher(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """Second-order change of the loss by the empirical Fisher information, sum of (gradient times weight) squared.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
+from ..common import needs_labels as needs_labels  # for metrics, of other packages too
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
@@ -77,12 +78,6 @@ Outputs = tuple[Tensor, ...]
 
 Metric = Callable[[Candidate, Reference, Batch], float]
 """Larger is better. A metric does not change the candidate and is deterministic."""
-
-
-def needs_labels(metric: Metric) -> Metric:
-    """Marks a metric that reads labels, so that unlabelled data is refused before the search."""
-    metric.needs_labels = True  # type: ignore[attr-defined]
-    return metric
 
 
 def reference(network: nn.Module, batch: Batch) -> Reference:

@@ -104,11 +104,7 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
             if tracer.unseen():
                 output += _training_pass(network, inputs, tracer)
     except Exception as error:
-        shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
-        raise FreePruneError(
-            f"the network rejects an input of shape {shapes}: {sentence(error)}; "
-            "give data of the shape that the network was trained on"
-        ) from error
+        raise rejected(inputs, error) from error
     finally:
         for tensor in leaves(output):
             tracer._where = OUTPUT
@@ -149,6 +145,15 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         example = tuple(x[:1].cpu() for x in inputs)
         twin = live(copied(network)).eval().cpu()
         return twin, example, trace(twin, example)
+
+
+def rejected(inputs: Inputs, error: Exception) -> FreePruneError:
+    """What is said of a network that raises this on these inputs."""
+    shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+    return FreePruneError(
+        f"the network rejects an input of shape {shapes}: {sentence(error)}; "
+        "give data of the shape that the network was trained on"
+    )
 
 
 def sentence(error: Exception) -> str:

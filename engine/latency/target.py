@@ -183,7 +183,7 @@ def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, floa
 
 
 def _projected_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll) -> Found:
-    """The best network of a smaller space among equal rates and the proposals of the best trials."""
+    """The best network of another space among equal rates and the proposals of the best trials."""
     ranked = sorted((trial for trial in trials if trial.projected), key=lambda trial: -trial.score)
     proposals = np.unique(np.array([np.zeros(space.size), *(trial.proposal for trial in ranked[:BEST])]), axis=0)
     rows = np.unique(space.project(proposals), axis=0)

@@ -21,10 +21,10 @@ from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
+from ...backends.tracing.passes import rejected
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError, find
 from ...copies import copied
-from ...errors import first_line
 from ...metrics import METRICS, Metric, Reference, reference
 from ...reading import leaves, main_output
 from ...search import STRATEGIES, Space, Strategy
@@ -161,7 +161,7 @@ def prepare(
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
-    find(CRITERIA, settings.criterion, "criterion")
+    criterion = find(CRITERIA, settings.criterion, "criterion")
     if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)):
         raise FreePruneError(
             f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
@@ -184,7 +184,7 @@ def prepare(
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
     if getattr(metric, "needs_labels", False):
         _check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
-    if settings.criterion in ("taylor", "fisher"):
+    if getattr(criterion, "needs_labels", False):
         _check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
@@ -255,11 +255,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
             output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
-                shapes = " and ".join("x".join(map(str, x[:1].shape)) for x in batch.inputs)
-                raise FreePruneError(
-                    f"the network rejects an input of shape {shapes}: {first_line(error) or type(error).__name__}; "
-                    "give data of the shape that the network was trained on"
-                ) from error
+                raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
     case = Case(batch.labels, output, batch.inputs)
     if not isinstance(asked, str):
         return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
