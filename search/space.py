@@ -157,7 +157,7 @@ class Space:
         return np.maximum(np.rint(kept).astype(np.int64), self.minimum)
 
     def proposal(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The point of the unit cube `(L,)` for these kept units `(L,)`; 0 for a group that cannot shrink.
+        """The point of the unit cube for kept units `(L,)`, or for each row of `(P, L)`; 0 for a group that cannot shrink.
 
         A maximal network (see `project`) projects onto itself.
         """

@@ -184,7 +184,8 @@ class WarmStarted:
     """A strategy that is told the scores of given networks before it is first asked.
 
     It proposes the fixed points first, then the probes of the knapsack and of the depth, each followed by what they show, then
-    what the inner strategy asks. All of these are trials; all but the probes are told to the inner strategy.
+    what the inner strategy asks. All of these are trials. All but the probes are told to the inner strategy; it may `observe`
+    those.
 
     Args:
         strategy: makes the inner strategy.
@@ -199,6 +200,7 @@ class WarmStarted:
         trials: int,
     ) -> None:  # fmt: skip
         left = trials - len(points) - sum(each.trials for each in learners)
+        self._space = space
         self._inner = strategy(space, seed, max(left, 1))
         self._points = points
         self._learners = list(learners)
@@ -242,6 +244,8 @@ class WarmStarted:
         if self._stage == "probes":
             assert self._scores is not None
             self._scores += scores.tolist()
+            if hasattr(self._inner, "observe"):
+                self._inner.observe(self._space.round(rates), scores)
         else:
             self._inner.tell(rates, scores)
 

@@ -25,14 +25,14 @@ def sphere(rates):
     return -((rates - CENTRE) ** 2).sum(1)
 
 
-def space_of(size=SIZE):
-    """Ten units in each group, half of all of them allowed."""
-    units = np.full(size, 10)
-    return Space(units, np.ones(size, np.int64), lambda kept: {"size": kept.sum(1).astype(float)}, {"size": 5.0 * size})
+def space_of(size=SIZE, units=10):
+    """As many units in each group, half of all of them allowed."""
+    each = np.full(size, units)
+    return Space(each, np.ones(size, np.int64), lambda kept: {"size": kept.sum(1).astype(float)}, {"size": units / 2 * size})
 
 
-def made(name, seed, trials=TRIALS, size=SIZE):
-    return STRATEGIES[name](space_of(size), seed, trials)
+def made(name, seed, trials=TRIALS, size=SIZE, units=10):
+    return STRATEGIES[name](space_of(size, units), seed, trials)
 
 
 def asked(strategy, batches):
@@ -148,9 +148,9 @@ def test_foreign_points_are_learnt_from(name):
 @pytest.mark.parametrize("name", ["evolution", "evolution-generational"])
 def test_foreign_points_that_lie_close_together_are_searched_closely(name):
     def spread(of):
-        strategy = made(name, 0, trials=10**6)  # so many that mutations have not calmed down yet
+        strategy = made(name, 0, trials=10**6, units=1000)  # so many trials that mutations have not calmed down yet
         foreign = np.clip(CENTRE + np.random.default_rng(0).normal(0, of, (40, SIZE)), 0, 1)
-        strategy.tell(foreign, sphere(foreign))
+        strategy.tell(foreign, np.zeros(40))  # so that no direction is better
         return np.concatenate(list(asked(strategy, [10, 10]))).std(axis=0).mean()
 
     assert spread(0.05) < 0.8 * spread(0.1) < 0.6 * spread(1.0)
@@ -225,8 +225,18 @@ def test_foreign_points_take_the_place_of_the_first_random_ones(name):
         assert np.abs(rates - CENTRE).mean() < 2 * Evolution.STEP
 
 
+def test_evolution_proposes_no_network_twice_while_there_are_others():
+    strategy, seen = made("evolution", 0, trials=200, units=100), set()
+    for _ in range(20):
+        rates = strategy.ask(10)
+        kept = strategy._space.project(rates)
+        strategy.tell(rates, sphere(strategy._space.proposal(kept)))
+        seen |= {tuple(row) for row in kept.tolist()}
+    assert len(seen) == 200
+
+
 def test_evolution_takes_finer_and_finer_steps():
-    strategy = Evolution(space_of(), 0, 800)
+    strategy = made("evolution", 0, trials=800, units=1000)  # so many units that there are always new networks nearby
     spread = []
     for _ in range(80):
         rates = strategy.ask(10)

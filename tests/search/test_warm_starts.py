@@ -140,6 +140,7 @@ class Listener:
 
     def __init__(self, space, seed, trials):
         self.told, self.asked, self.trials, self.size, self.log = [], False, trials, space.size, [{"told": 1}]
+        self.observed = []
 
     def ask(self, n):
         self.asked = True
@@ -148,8 +149,11 @@ class Listener:
     def tell(self, rates, scores):
         self.told.append((self.asked, rates.copy(), scores.copy()))
 
+    def observe(self, kept, scores):
+        self.observed += list(zip(kept.tolist(), scores.tolist(), strict=True))
 
-def test_all_but_the_probes_is_told():
+
+def test_all_but_the_probes_is_told_and_those_are_observed():
     space, profile, made = space_of(UNITS), profile_of(UNITS), []
 
     def strategy(*args):
@@ -165,6 +169,9 @@ def test_all_but_the_probes_is_told():
     for _, rates, scores in listener.told:
         assert scores[0] == score(space.project(rates))[0]
     assert outer.log == [{"told": 1}]
+    assert len(listener.observed) == 6
+    assert listener.observed[0] == (list(UNITS), 0)
+    assert all(found == score(np.array([kept]))[0] for kept, found in listener.observed)
 
 
 def test_without_any_the_strategy_is_its_own():

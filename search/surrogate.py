@@ -1,0 +1,59 @@
+"""A model of the scores so far, which says what of many networks is worth a trial."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+
+class Surrogate:
+    """Kernel ridge regression of scores on what is removed from each group: linear and quadratic terms, and weaker pairs.
+
+    The kernel of two networks a and b, as proposals of the unit cube less a centre, is
+    `s a.b + s a².b² + PAIRS (1 + s a.b)²`: losses of single groups, which nearly add up, and a little of every product of two.
+    The scale s and the ridge are those with the largest marginal likelihood. Scores that are far below the others count as the
+    worst tenth does, since a model of good networks need not know how bad the bad ones are.
+
+    Args:
+        points: `(P, L)` proposals (see `Space.proposal`), P at least 1.
+        scores: `(P,)`; NaN and infinities count as the worst.
+    """
+
+    MOST = 200  # networks that the model knows, the best ones: time grows with the cube
+    WORST = 0.1  # the quantile below which scores are alike
+    PAIRS = 0.3
+    SCALES = (0.3, 1.0, 3.0)
+    RIDGES = (1e-4, 1e-3, 1e-2)  # relative to the variance of what is modelled
+
+    def __init__(self, points: Values, scores: Values) -> None:
+        finite = np.isfinite(scores)
+        worst = float(scores[finite].min(initial=0.0))
+        scores = np.where(finite, scores, worst)
+        best = np.argsort(-scores, kind="stable")[: self.MOST]
+        self._centre = points[best[0]]
+        self._points = points[best] - self._centre
+        known = np.maximum(scores[best], np.quantile(scores[best], self.WORST))
+        known = (known - known.mean()) / max(float(known.std()), 1e-300)
+        likeliest = -np.inf
+        for scale in self.SCALES:
+            values, vectors = np.linalg.eigh(self._kernel(self._points, scale))
+            values, turned = np.maximum(values, 0), vectors.T @ known
+            for ridge in self.RIDGES:
+                signal = float((turned**2 / (values + ridge)).mean()) + 1e-300  # the likeliest variance, in closed form
+                likelihood = -len(known) * np.log(signal) - float(np.log(values + ridge).sum())
+                if likelihood > likeliest:
+                    likeliest, self._scale = likelihood, scale
+                    self._weights = vectors @ (turned / (values + ridge))
+
+    def __call__(self, points: Values) -> Values:
+        """Predicted scores `(P,)` of proposals `(P, L)`, up to a constant."""
+        predicted: Values = self._kernel(points - self._centre, self._scale) @ self._weights
+        return predicted
+
+    def _kernel(self, points: Values, scale: float) -> Values:
+        products = scale * points @ self._points.T
+        squares = scale * points**2 @ (self._points**2).T
+        kernel: Values = products + squares + self.PAIRS * (1 + products) ** 2
+        return kernel
