@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ...common import FreePruneError
 from ...search import Space
+from ...search.evolution import Evolution
+from ..asked.settings import BATCH
 from ..asked.targets import LATENCY, Target
 from ..progress import Progress
 from ..run.job import Job
@@ -28,6 +30,7 @@ CORRECTIONS = 3  # of the limit, at most
 MARGIN = 0.99  # a network right at the target would miss it every second time
 USED = 0.97  # of the target: with less, the limit is loosened
 BEST = 20  # trials that are projected again under a corrected limit
+FURTHER = 40  # trials under a corrected limit
 ROUNDS = 3  # rounds of timing a result, so that a busy moment of the machine does not decide; the model needs only one
 
 
@@ -119,7 +122,7 @@ class Latency:
         return before.changed(costs=self.costs, targets={**before.targets, LATENCY: limit})
 
     def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, dict[str, Any]]:
-        """Measure the result; while it is too slow or faster than asked, project the best trials again under another limit.
+        """Measure the result; while it is too slow or faster than asked, the search goes on for a little under another limit.
 
         Args:
             found: the result of the search in `space(limit)`.
@@ -139,7 +142,7 @@ class Latency:
             except FreePruneError:  # even the smallest network is predicted to take longer
                 break
             self._progress("latency", len(measured), CORRECTIONS, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
-            candidate = _projected_again(space, candidate, trials, score_all)
+            candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
             if any((candidate.kept == before.kept).all() for _, before, _ in measured):
                 break
             measured.append((self._over(candidate.kept), candidate, limit))
@@ -182,13 +185,28 @@ def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, floa
     return {**report, "target_ms": limit, "measured_ms": pruned, "dense_ms": dense, "met": pruned <= limit}
 
 
-def _projected_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll) -> Found:
-    """The best network of another space among equal rates and the proposals of the best trials."""
+def _searched_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll, seed: int) -> Found:
+    """The best network of another space, by a short evolution that knows all trials so far.
+
+    It begins with equal rates and the proposals of the best trials, and learns from what the other networks scored, too.
+    """
+    strategy = Evolution(space, seed, FURTHER)
+    if trials:
+        strategy.observe(np.array([trial.kept for trial in trials]), np.array([trial.score for trial in trials]))
     ranked = sorted((trial for trial in trials if trial.projected), key=lambda trial: -trial.score)
     proposals = np.unique(np.array([np.zeros(space.size), *(trial.proposal for trial in ranked[:BEST])]), axis=0)
-    rows = np.unique(space.project(proposals), axis=0)
-    scores = np.full(len(rows), -math.inf)
-    for position, (score, _) in score_all(list(rows)):
-        scores[position] = -math.inf if math.isnan(score) else score
-    place = int(np.argmax(scores))
-    return replace(before, kept=rows[place], score=float(scores[place]))
+    found: dict[bytes, float] = {}
+    left = FURTHER if trials else 0  # without a search equal rates were asked for
+    while True:
+        rows = space.project(proposals)
+        new = {row.tobytes(): row for row in rows if row.tobytes() not in found}
+        keys = list(new)
+        for position, (score, _) in score_all(list(new.values())):
+            found[keys[position]] = -math.inf if math.isnan(score) else score
+        strategy.tell(proposals, np.array([found[row.tobytes()] for row in rows]))
+        if not left:
+            break
+        proposals = strategy.ask(min(BATCH, left))
+        left -= len(proposals)
+    best = max(found, key=lambda key: found[key])
+    return replace(before, kept=np.frombuffer(best, np.int64).copy(), score=found[best])

@@ -18,8 +18,11 @@ from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.command.cli import main
 from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
-from freeprune.engine.latency.target import measured_latency, with_delivered
+from freeprune.engine.latency.target import BEST, FURTHER, _searched_again, measured_latency, with_delivered
+from freeprune.engine.run.loop import Found
+from freeprune.engine.store.ledger import Trial
 from freeprune.engine.store.summary import MetTarget
+from freeprune.search import Space
 
 
 def pair():
@@ -114,6 +117,30 @@ def test_a_winner_that_is_faster_than_asked_gets_more(clock, tmp_path):
     latency = prune(tmp_path / "out").summary["latency"]
     assert (latency["met"], latency["tightened"]) == (True, 0)
     assert 0.95 * latency["target_ms"] <= latency["measured_ms"] <= latency["target_ms"] < latency["limit_ms"]
+
+
+def test_under_another_limit_the_search_goes_on_from_what_is_known():
+    units, sensitivity = np.full(12, 40), np.logspace(-1, 1, 12)
+    wide, narrow = (
+        Space(units, np.full(12, 4), lambda kept: {"ms": kept.sum(1).astype(float)}, {"ms": ms}) for ms in (300.0, 240.0)
+    )
+    scored = []
+
+    def score_all(rows):
+        scored.extend(rows)
+        return ((i, (-float(sensitivity @ (1 - row / 40) ** 2), 0.0)) for i, row in enumerate(rows))
+
+    proposals = np.random.default_rng(0).random((40, 12))
+    kept = wide.project(proposals)
+    scores = [score for _, (score, _) in score_all(kept)]
+    trials = [Trial(*each, {}, 0.0, True, 0.0, 0.0) for each in zip(proposals, kept, scores, strict=True)]
+    projected = max(score for _, (score, _) in score_all(narrow.project(proposals)))
+    scored.clear()
+    found = _searched_again(narrow, Found(kept[0], scores[0], 0.0, 40, 0.0, 0.0, []), trials, score_all, 0)
+    assert len(scored) <= BEST + 1 + FURTHER
+    assert found.kept.sum() == 240
+    assert found.score == -float(sensitivity @ (1 - found.kept / 40) ** 2)
+    assert found.score > 0.8 * projected  # scores are negative: a fifth of the loss is gone at least
 
 
 def test_after_three_times_a_target_is_missed(clock, tmp_path):
