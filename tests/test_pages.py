@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import re
 import shlex
 import sys
@@ -205,6 +206,20 @@ def test_detection(given):
     assert 0 < result.summary.accuracy.finetuned <= 1
 
 
+def test_no_labels_and_scores(given):
+    """Images alone: a run, its plan applied again on others, and what metrics say of the result."""
+    given |= {"images": images()[:][0], "other_images": images(60)[:][0]}
+    exec(blocks("docs/no-labels.md")[0], given)
+    assert 0 <= given["result"].summary.accuracy.final <= 1
+    assert widths(given["smaller"]) == widths(given["result"].network)
+    names = {"pruned": given["result"].network, "dense": given["model"], "labels": images()[:][1], "plan": given["result"].plan}
+    calls = blocks("docs/score.md")[0].replace("freeprune.score(", "scored(")
+    found = []
+    exec(calls, {**names, "images": given["images"], "scored": lambda *a, **k: found.append(freeprune.score(*a, **k))})
+    assert len(found) == calls.count("scored(") > 2
+    assert all(math.isfinite(value) for value in found)
+
+
 @pytest.fixture
 def extension(tmp_path, monkeypatch):
     """The package of `docs/extend.md`, as if it had been installed."""
@@ -261,6 +276,12 @@ def test_a_runtime_of_ones_own_runs_and_times_files(tmp_path):
     assert runtime.latency_ms({"one": tmp_path / "one.onnx"}, (given,), threads=1, repeats=3)["one"] > 0
     assert runtime.kernel_ms(model.SerializeToString(), "Relu", 1, runs=(2, 3), seconds=1.0) > 0
     assert runtime.version == onnx.__version__
+
+
+def test_no_page_with_code_is_left_out():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py"))
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    assert [page.name for page in pages if "```python" in page.read_text() and page.name not in tests] == []
 
 
 def test_the_readme_shows_the_results(monkeypatch):
