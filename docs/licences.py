@@ -15,7 +15,13 @@ PAGE = Path(__file__).with_suffix(".md")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHORT = 60  # a longer licence field is the text of the licence
 # What its authors state, for packages that are seldom installed beside all others.
-STATED = {"openvino": "Apache-2.0", "timm": "Apache-2.0", "torchvision": "BSD-3-Clause", "transformers": "Apache-2.0"}
+STATED = {
+    "datasets": "Apache-2.0",
+    "openvino": "Apache-2.0",
+    "timm": "Apache-2.0",
+    "torchvision": "BSD-3-Clause",
+    "transformers": "Apache-2.0",
+}
 SPELLED = {
     "Apache Software License": "Apache-2.0", "Apache 2.0": "Apache-2.0", "Apache License, Version 2.0": "Apache-2.0",
     "BSD License": "BSD", "MIT License": "MIT", "Python Software Foundation License": "PSF-based",
