@@ -39,6 +39,13 @@ def test_quoted_commands_exist_with_their_options(words):
     assert {word for word in words if word.startswith("--")} <= known
 
 
+@pytest.mark.parametrize("words", list(commands()))
+def test_quoted_commands_are_parsed(words):
+    """Values have their types, nothing that is needed is missing; what `...` leaves out is not known."""
+    if "..." not in words and "[OPTIONS]" not in words:
+        main.commands[words[0]].make_context(words[0], list(words[1:]))
+
+
 def test_some_commands_are_quoted():
     assert len(list(commands())) > 10
 

@@ -246,7 +246,7 @@ def apply(model: str, **given: Any) -> None:
 
 @main.command("list", cls=options.Declared)
 def list_(what: str) -> None:
-    """List metrics, strategies, granularities or criteria: name and description, one per line."""
+    """List metrics, strategies, granularities, criteria or tasks: name and description, one per line."""
     from .listing import listed
 
     found = listed(what)
