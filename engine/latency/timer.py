@@ -20,16 +20,19 @@ from ...backends.onnx.export import export_onnx
 from ...backends.onnx.runtime import first_rows
 from ...common import FreePruneError
 from ..run.job import Job
+from ..user_code import warn
 from .layers import Layer
 
 REPEATS = 20  # runs of each network in one measurement
+SCATTER = 0.1  # by which the two least times of a network may differ
+LONGEST = 6  # rounds, where they differ by more
 RUNS, SECONDS = (3, 20), 0.02  # of a layer at one size: fewest and most runs, and the time for them
 
 TimeLayer = Callable[[Layer, int, int], float]
 """From a layer, rows and columns to milliseconds."""
 
 TimeNetwork = Callable[[NDArray[np.int64], int], tuple[float, float]]
-"""From kept units `(L,)` and a number of rounds to milliseconds of the pruned and the dense network, timed in turn."""
+"""From kept units `(L,)` and the fewest rounds to milliseconds of the pruned and the dense network, timed in turn."""
 
 
 def layer_timer(job: Job) -> TimeLayer:
@@ -38,10 +41,13 @@ def layer_timer(job: Job) -> TimeLayer:
 
 
 class NetworkTimer:
-    """Exports networks and times them beside the dense one."""
+    """Exports networks and times them beside the dense one.
+
+    Where times scatter, it measures longer, and if that does not help, it warns once.
+    """
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self._job, self._warned = job, False
         self._images = first_rows(job.batch.inputs, job.settings.latency_batch)
         self._scratch = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -63,8 +69,24 @@ class NetworkTimer:
         pruned = self._exported(apply(job.network, job.backend.plan(kept)), "pruned.onnx")
         paths = {"dense": dense, "pruned": pruned}
         threads = job.settings.latency_threads
-        found = [job.runtime.latency_ms(paths, self._images, threads=threads, repeats=REPEATS) for _ in range(rounds)]
+        found: list[dict[str, float]] = []
+        while len(found) < rounds or (_scatter(found) > SCATTER and len(found) < LONGEST):
+            found.append(job.runtime.latency_ms(paths, self._images, threads=threads, repeats=REPEATS))
+        if _scatter(found) > SCATTER and not self._warned:
+            self._warned = True
+            warn(
+                f"latencies scatter by {_scatter(found):.0%} on this machine, so that a target on latency may be missed; let "
+                "nothing else run beside the measurement, or lower `latency_threads`"
+            )
         return min(ms["pruned"] for ms in found), min(ms["dense"] for ms in found)
+
+
+def _scatter(rounds: list[dict[str, float]]) -> float:
+    """By how much the second least time exceeds the least, for the network where it is more; infinite after one round."""
+    if len(rounds) < 2:
+        return float("inf")
+    pairs = [sorted(ms[name] for ms in rounds)[:2] for name in rounds[0]]
+    return max(second / least - 1 for least, second in pairs)
 
 
 def layer_ms(layer: Layer, rows: int, columns: int, threads: int, runtime: Runtime = ONNX_RUNTIME) -> float:
