@@ -201,15 +201,15 @@ but those *kept out*, whose accuracies nobody had looked at when it was settled.
 
 How much should what is left of the layers weigh, the longer the training is? Spearman of the score with other weights of its
 third part; 0.5 is the score. The cells of eight epochs (45,000 images each, peak learning rate 0.05, crops and mirroring, bf16)
-were fine-tuned from recovered weights on an NVIDIA H100 by `python benchmarks/on_gpu.py --only 'study:*'`, with one seed, so that
-their noise is not known; the device time ended the second at 22 of 24.
+were fine-tuned from recovered weights on an NVIDIA H100 by `python benchmarks/on_gpu.py --only 'study:*'`, with one seed, so
+that their noise is not known; the device time ended the second at 22 of 24.
 
 {lengths()}
 
 Long training brings the candidates close together (the standard deviation is 0.5 and 0.8 points after eight epochs), and every
 metric ranks them worse. A rule by length was looked for and is not there: with ResNet-20 a weight above 0.5 gains 0.00 to 0.06
-at every length, and with the VGG, whose layers differ most in size, it loses 0.04 to 0.09. So the score does not ask how long the
-training will be.
+at every length, and with the VGG, whose layers differ most in size, it loses 0.04 to 0.09. So the score does not ask how long
+the training will be.
 
 ## Every metric
 
