@@ -23,7 +23,7 @@ from ...backends.onnx.runtime import first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
-from ..inputs.adoption import check_still_finite, in_float32
+from ..inputs.adoption import check_still_finite
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
@@ -99,7 +99,7 @@ def finish(
     final, second, compaction = _compacted(final, plan, job, folder)
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, delivered)
-    final = in_float32(delivered)
+    final = job.working(delivered)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
     files.save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
@@ -213,6 +213,7 @@ def _export(
         compressed=compressed,
         dynamic_batch=exported.dynamic_batch,
         batch=None if exported.dynamic_batch else len(images[0]),
+        dynamic_length=exported.dynamic_length,
         warnings=(*exported.warnings, *notes),
         latency_ms=ms,
         latency_batch=job.settings.latency_batch,

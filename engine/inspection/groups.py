@@ -27,8 +27,10 @@ from ...options import declared
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
+from ..inputs.dictionaries import working
 from ..inputs.example import example_of
 from ..inputs.libraries import stated_by
+from ..inputs.tokens import check_embeddings
 from ..run.job import dense_network
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
@@ -150,8 +152,10 @@ def inspect(
 
     Args:
         model: the network, which is not changed, or a text, as for `prune`.
-        example: an input: a tensor with a batch dimension, or a tuple of several; a shape without the batch dimension, such as
-            "3x224x224", or several; or data as for `prune`, of which the first training image is used.
+        example: an input: a tensor with a batch dimension, a tuple of several, or a dictionary of them by the names of the
+            network's arguments, as a tokenizer gives it; a shape without the batch dimension, such as "3x224x224", or with a
+            name and the batch, such as "ids:1x128" and "mask:1x128", or several; or data as for `prune`, of which the first
+            training image is used.
         granularity: as for `prune`.
         weights: a file of weights, or `pretrained`, needed if the forward pass depends on them.
         weights_key: as for `prune`.
@@ -167,8 +171,9 @@ def inspect(
     if graph is not None:
         check_path(Path(graph))
     given = dense_network(model, weights, 0, weights_key)
-    network = in_float32(given)
-    inputs = example_of(example, stated_by(model, weights, given), network)
+    inputs, collate = example_of(example, stated_by(model, weights, given), in_float32(given))
+    network = working(given, collate)
+    check_embeddings(network, inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})

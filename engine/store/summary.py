@@ -201,6 +201,8 @@ class Onnx(Document):
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
         runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU.
+        dynamic_length: whether the file takes sequences of tokens of any length; not in the file where it does not, or the
+            network reads none.
         int8: its int8 version; None, and not in the file, if not asked for or not possible.
     """
 
@@ -218,6 +220,7 @@ class Onnx(Document):
     verdict: str
     runtime: str = "ONNX Runtime"
     int8: Int8 | None = None
+    dynamic_length: bool = False
 
 
 @dataclass(frozen=True)
