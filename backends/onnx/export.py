@@ -59,7 +59,8 @@ def export_onnx(
     """Export a network in eval mode to one ONNX file without source paths or times: the same network gives the same file.
 
     The file is checked by ONNX and compared with the network on batches of 1 and 3, and, where the network reads sequences of
-    tokens, on shorter ones. A network with a fixed batch size or length is exported with that of `inputs`, and a warning says so.
+    tokens, on shorter ones. A network with a fixed batch size or length is exported with that of `inputs`, and a warning says
+    so.
 
     Args:
         network: left as it is.
@@ -126,7 +127,7 @@ class Sequences:
 
 
 def sequences(network: nn.Module, inputs: tuple[Tensor, ...]) -> Sequences | None:
-    """The sequences among the inputs, which are whole numbers `(N, T)`; None if there are none, or the network rejects shorter ones.
+    """The sequences among the inputs, whole numbers `(N, T)`; None if there are none, or the network rejects shorter ones.
 
     Those of one length share an axis.
     """
