@@ -181,8 +181,14 @@ def _named_outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str] 
     network.register_forward_hook(lambda module, args, output: tuple(leaves(output)))
     if isinstance(given, tuple | list):
         return None
-    parts = [(name, len(leaves(part))) for name, part in children(given) or ()]
-    return [name if count == 1 else f"{name}.{i}" for name, count in parts for i in range(count)]
+    return [name for key, part in parts for name in _names(key, part)]
+
+
+def _names(name: str, given: Any) -> list[str]:
+    """The names of the tensors in a part of the outputs: `name` if it is one, else `name.0` or `name.key`."""
+    if len(leaves(given)) < 2:
+        return [name] * len(leaves(given))
+    return [inner for key, part in children(given) or () for inner in _names(f"{name}.{key}", part)]
 
 
 def _any_batch(
@@ -206,8 +212,8 @@ def _traced(
     """The checked ModelProto of a network, without source paths and stack traces; `axes` are those of any size."""
     import onnx
 
-    with quiet():
-        program: Any = torch.onnx.export(
+    def exported() -> Any:
+        return torch.onnx.export(
             network,
             inputs,
             dynamo=True,
@@ -217,6 +223,14 @@ def _traced(
             output_names=names,
             dynamic_shapes=None if axes is None else tuple(axes),
         )
+
+    with quiet():
+        try:
+            program = exported()
+        except Exception:
+            if not _attention_written_out(network):
+                raise
+            program = exported()
         model = program.model_proto
         strip(model)
         onnx.checker.check_model(model, full_check=True)
@@ -226,6 +240,18 @@ def _traced(
             f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {written}"
         )
     return model
+
+
+def _attention_written_out(network: nn.Module) -> bool:
+    """Make a network of Hugging Face's compute attention by plain operators; whether it did not before.
+
+    The exporter cannot follow the fused operator everywhere, as in T5.
+    """
+    switch: Any = getattr(network, "set_attn_implementation", None)
+    if switch is None or getattr(getattr(network, "config", None), "_attn_implementation", "eager") == "eager":
+        return False
+    switch("eager")
+    return True
 
 
 def strip(message: Any) -> None:

@@ -63,7 +63,7 @@ PLAN = declare(None, "A plan.json, or the folder that holds it.", name="plan", k
 
 COMMANDS: dict[str, Command] = {
     "prune": Command((
-        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
+        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "even", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
         OWN_FINETUNING, *EXPORT, *FOLDERS,
     )),
     "compare": Command((

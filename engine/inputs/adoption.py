@@ -29,6 +29,8 @@ WRAPPERS = {
 SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
 QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # parts of the names of modules of Python
 
+HIDDEN = ("flash", "flex", "paged")  # parts of the names of Hugging Face's attention whose operators cannot be followed
+
 
 def adopted(network: object) -> nn.Module:
     """A network without wrappers and in float32, as FreePrune works on it."""
@@ -105,6 +107,13 @@ def _check_kinds(network: nn.Module) -> None:
             )
         if any(part in kinds[0].split(".") for part in QUANTISED):
             raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if isinstance(attention, str) and any(part in attention for part in HIDDEN):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads are "
+                "found by; load the network with attn_implementation='sdpa' or 'eager', or call "
+                "network.set_attn_implementation('sdpa')"
+            )
         if _is_adapter(module, kinds[0]):
             raise FreePruneError(
                 f"module {name or 'the network'!r} is an adapter ({type(module).__name__}) beside weights that it leaves as "
