@@ -110,8 +110,8 @@ def _check_kinds(network: nn.Module) -> None:
         attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
         if isinstance(attention, str) and any(part in attention for part in HIDDEN):
             raise FreePruneError(
-                f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads are "
-                "found by; load the network with attn_implementation='sdpa' or 'eager', or call "
+                f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads "
+                "are found by; load the network with attn_implementation='sdpa' or 'eager', or call "
                 "network.set_attn_implementation('sdpa')"
             )
         if _is_adapter(module, kinds[0]):
