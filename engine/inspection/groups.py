@@ -247,6 +247,7 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
     """The layers that have a weight of their own, in the order of the forward pass."""
     leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
     reasons = Reasons(coupling.trace)
+    tied = _tied(network)
     layers: dict[str, LayerInfo] = {}
     for product in coupling.trace.products:
         weight = product.weight
@@ -260,8 +261,18 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
             locked: str | None = "it has a single output"
         else:
             locked = reasons.of(made) if sum(makes.values()) < outputs else None
+            if locked is not None and name in tied:
+                locked += f"; the weight is also {' and '.join(tied[name])}, which loses what this one loses"
         layers[name] = LayerInfo(layer_of(name), outputs, makes, _members(coupling, read), locked)
     return tuple(layers.values())
+
+
+def _tied(network: nn.Module) -> dict[str, list[str]]:
+    """The other names of parameters that have several, by the first one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values() if others}
 
 
 def _leaf(leaves: Mapping[tuple[str, int], Leaf], weight: Weight, role: str, otherwise: int) -> Leaf | None:

@@ -7,6 +7,7 @@ import torch
 from freeprune import FreePruneError, inspect
 from freeprune.backends import BACKENDS, apply, masked
 from freeprune.backends.criteria import Importance
+from freeprune.engine.asked.selection import fewest_units
 from freeprune.engine.inputs.configs import followed, set_config
 from freeprune.engine.inputs.dictionaries import working
 from freeprune.engine.inputs.example import example_of
@@ -74,6 +75,21 @@ def test_layers_of_several_widths_have_no_configuration(network):
     assert not found.sizes
     assert "has one size for all layers, and" in found.note
     assert "freeprune.load builds it all the same" in found.note
+
+
+def test_keys_do_not_go_without_their_queries():
+    inputs, collate = example_of("ids:1x6", network=llama())
+    order = Importance({name: np.ones(p.shape) for name, p in llama().named_parameters()})
+    groups = BACKENDS["channel"](working(llama(), collate), inputs, order).groups
+    with pytest.raises(
+        FreePruneError, match=r"'model.layers.0.self_attn.v_proj', which cannot go alone: it goes with '.*q_proj'"
+    ):
+        fewest_units(groups, ["*0.self_attn.v_proj"], [])
+
+
+def test_a_tied_weight_says_so():
+    locked = {layer.name: layer.locked for layer in inspect(gpt2(), "ids:1x6").layers}
+    assert "the weight is also lm_head.weight" in locked["transformer.wte"]
 
 
 def test_attention_that_hides_its_operators():

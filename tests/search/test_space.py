@@ -214,7 +214,7 @@ def test_the_largest_remainder_is_given_first_by_hand():
 
 
 def test_even_shares_by_hand():
-    """A stream of 12 units and two layers of 4 heads: three quarters of each cost 9 + 6 of at most 16, and nothing is given back."""
+    """A stream of 12 units and two layers of 4 heads: three quarters of each cost 15 of 17; nothing is given back."""
 
     def cost(kept):
         return {"macs": kept.sum(axis=1).astype(float)}
