@@ -46,7 +46,7 @@ def _check_alone(pattern: str, groups: Sequence[Group]) -> None:
     """
     if any(fnmatchcase(group.name, pattern) for group in groups):
         return
-    for group in groups:
+    for group in sorted(groups, key=lambda group: len(group.tied)):  # a stream touches what belongs to others, too
         found = next((layer for layer in _layers(group) if fnmatchcase(layer, pattern)), None)
         if found is not None:
             others = [layer for layer in _layers(group) if layer not in (found, group.name)]
