@@ -93,7 +93,7 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool = False) -> Batch:
     """A batch that was kept.
 
     Args:
