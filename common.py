@@ -100,6 +100,22 @@ Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
+class Keywords:
+    """A forward pre-hook that gives the inputs of a network to the arguments of these names."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return (inputs, options) if options or not inputs else ((), dict(zip(self.names, inputs, strict=True)))
+
+
+def given_names(network: nn.Module) -> list[str] | None:
+    """The arguments that `Keywords` gives a network's inputs to; None if it has them in order."""
+    found = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, Keywords)]
+    return list(found[-1].names) if found else None
+
+
+@dataclass(frozen=True)
 class Batch:
     """Calibration images and their labels.
 

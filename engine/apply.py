@@ -17,6 +17,7 @@ from .inputs.adoption import in_float32, with_values
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
 from .inputs.data import load_data
+from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
 from .inputs.memory_format import on_device
 from .run.job import dense_network, on_cpu
@@ -119,7 +120,7 @@ def _recovered(
     batch = draw(training, data, count, seed, AGREEMENT)  # labels are not read
     fitted = joined(batch, further(training, data, batch, seed, AGREEMENT))
     others = not_fitted(training, data, len(fitted.inputs[0]), seed, AGREEMENT) or batch
-    whole, part = in_float32(dense), in_float32(smaller)
+    whole, part = (working(one, data.collate) for one in (dense, smaller))
     _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
     return found if part is smaller else with_values(smaller, found), done
 

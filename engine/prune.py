@@ -157,7 +157,7 @@ def finished_run(
     asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
     with pool(job.scorer(), placement) as workers:
         found = search(
-            job.space, strategy(job), workers.each, ledger, asked.trials,
+            job.space, strategy(job), workers.each, ledger, 0 if asked.even else asked.trials, even=asked.even,
             batch=asked.proposals, ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
         )  # fmt: skip
         if latency is not None:

@@ -15,6 +15,7 @@ from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
 from .inputs.data import load_data
+from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
 from .progress import Shown, shows_progress
 from .run.job import dense_network, task_of, trained_by
@@ -90,22 +91,23 @@ def train(
         )
     if out is not None:
         files.make_folder(Path(out).parent)
-    choice = task_of(task, in_float32(network), draw(images.train, images, FIRST, seed, None))
+    worked = working(network, images.collate)
+    choice = task_of(task, worked, draw(images.train, images, FIRST, seed, None))
     trained_by(choice, recipe)
     recipe = replace(recipe, augment=recipe.augment or images.augment)
     trained = trainer.train(
-        in_float32(network),
+        worked,
         images.train,
         recipe,
         seed=seed,
         collate=images.collate,
         task=choice.task,
-        teacher=in_float32(network),
+        teacher=worked,
         progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
     )
     trained = with_values(network, trained)
     accuracy = trainer.measured(
-        in_float32(trained), images.test, choice.task, collate=images.collate, dense=in_float32(network)
+        working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked
     )
     if out is not None:
         files.save_weights(trained, Path(out))

@@ -144,6 +144,20 @@ class Space:
         kept: NDArray[np.int64] = self.project(np.zeros((1, self.size)))[0]
         return kept
 
+    def even(self) -> NDArray[np.int64]:
+        """Kept units `(L,)` of the largest network that meets the targets and keeps the same share of every group.
+
+        The shares are those that leave whole units of the smallest group, so that layers of one kind stay alike, and the heads
+        of a stream go with its width. Nothing is given back after it, so that a target is met, but not exactly.
+        """
+        widths = ~self.switches & (self.minimum < self.units)
+        smallest = int(self.units[widths].min(initial=max(int(self.units.max(initial=1)), 1)))
+        for left in range(smallest, 0, -1):
+            kept = np.where(widths, np.maximum(-(-self.units * left // smallest), self.minimum), self.units)
+            if self.fits(kept[None])[0]:
+                return kept
+        return self.uniform()
+
     def round(self, proposals: NDArray[np.float64]) -> NDArray[np.int64]:
         """The networks that proposals mean, in the nearest whole units and within the bounds, ignoring the budget.
 

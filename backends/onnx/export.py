@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, write_atomically
+from ...common import FreePruneError, given_names, write_atomically
 from ...copies import copied
 from ...reading import children, leaves
 from ..difference import relative_difference
@@ -25,13 +25,26 @@ LOWEST_OPSET = 18  # what the exporter writes; it turns it into later ones
 LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message holds 2 GiB; 16 MiB are left for the graph
 
 
+Axes = dict[int, str]
+"""Axes of an input that may have any size, with their names."""
+
+
 @dataclass(frozen=True)
 class Exported:
-    """An exported ONNX file: its path and size, whether it takes any batch size, and warnings for the user."""
+    """An exported ONNX file.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        dynamic_batch: whether it takes any batch size.
+        dynamic_length: whether it takes sequences of any length, where the network reads some.
+        warnings: sentences for the user.
+    """
 
     path: Path
     bytes: int
     dynamic_batch: bool
+    dynamic_length: bool
     warnings: tuple[str, ...]
 
 
@@ -45,8 +58,9 @@ def export_onnx(
 ) -> Exported:
     """Export a network in eval mode to one ONNX file without source paths or times: the same network gives the same file.
 
-    The file is checked by ONNX and compared with the network on batches of 1 and 3. A network with a fixed batch size is
-    exported with that of `inputs`, and a warning says so.
+    The file is checked by ONNX and compared with the network on batches of 1 and 3, and, where the network reads sequences of
+    tokens, on shorter ones. A network with a fixed batch size or length is exported with that of `inputs`, and a warning says
+    so.
 
     Args:
         network: left as it is.
@@ -70,25 +84,74 @@ def export_onnx(
     network = copied(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
     names = _named_outputs(network, inputs)
-    try:
-        model = _traced(network, inputs, names, opset, dynamic=True)
-        for batch in CHECKED_BATCHES:
-            _check(model, network, first_rows(inputs, batch), runtime, follows=True)
-        dynamic = True
-        notes: tuple[str, ...] = ()
-    except Exception as error:
-        reason = cause(error)
+    axes = [{0: "batch"} for _ in inputs]
+    lengths, notes = sequences(network, inputs), list[str]()
+    model = None
+    if lengths is not None:
         try:
-            model = _traced(network, inputs, names, opset, dynamic=False)
+            model = _any_batch(network, inputs, names, opset, runtime, lengths.axes)
+            _check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), runtime, follows=True)
+        except Exception as error:
+            model = None
+            notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {cause(error)}")
+    dynamic_length, dynamic = model is not None, True
+    try:
+        model = model or _any_batch(network, inputs, names, opset, runtime, axes)
+    except Exception as error:
+        dynamic, notes = False, [f"the ONNX file takes batches of {len(inputs[0])} only: {cause(error)}"]
+        try:
+            model = _traced(network, inputs, names, opset, None)
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
-        dynamic, notes = False, (f"the ONNX file takes batches of {len(inputs[0])} only: {reason}",)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, content)
-    return Exported(path, len(content), dynamic, notes)
+    return Exported(path, len(content), dynamic, dynamic_length, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of tokens that a network reads, where it takes them in another length, too.
+
+    Attributes:
+        axes: for each input the names of its axes that may have any size.
+        shorter: the inputs with shorter sequences.
+        longest: the length of the given ones.
+    """
+
+    axes: list[Axes]
+    shorter: tuple[Tensor, ...]
+    longest: int
+
+
+def sequences(network: nn.Module, inputs: tuple[Tensor, ...]) -> Sequences | None:
+    """The sequences among the inputs, whole numbers `(N, T)`; None if there are none, or the network rejects shorter ones.
+
+    Those of one length share an axis.
+    """
+    tokens = [not x.is_floating_point() and x.ndim == 2 and x.shape[1] > 1 for x in inputs]
+    found = sorted({x.shape[1] for x, is_tokens in zip(inputs, tokens, strict=True) if is_tokens}, reverse=True)
+    if not found:
+        return None
+    axes: list[Axes] = []
+    shorter = []
+    for x, is_tokens in zip(inputs, tokens, strict=True):
+        name = f"sequence{found.index(x.shape[1]) or ''}" if is_tokens else ""
+        axes.append({0: "batch", 1: name} if is_tokens else {0: "batch"})
+        shorter.append(x[:, : shorter_length(x.shape[1])] if is_tokens else x)
+    try:
+        with torch.no_grad():
+            network(*shorter)
+    except Exception:  # a network of a fixed number of tokens
+        return None
+    return Sequences(axes, tuple(shorter), found[0])
+
+
+def shorter_length(length: int) -> int:
+    """Two thirds of a length of at least 2."""
+    return max(1, length * 2 // 3)
 
 
 def check_opset(opset: int | None) -> None:
@@ -103,38 +166,71 @@ def check_opset(opset: int | None) -> None:
 
 
 def _named_outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str] | None:
-    """The names of the outputs of a network that returns a dictionary or a dataclass; None, and nothing is done, for others.
+    """The names of the outputs of a network that returns a dictionary or a dataclass; None for others.
 
-    Files hold tensors alone, so that the network, a copy, is made to return those.
+    Files hold tensors alone, so that the network, a copy, is made to return those: caches, for one, are left out.
     """
     try:
         with torch.no_grad():
             given = network(*inputs)
     except Exception:  # reported below, where it is exported
         return None
-    if children(given) is None or isinstance(given, tuple | list):
+    parts = children(given)
+    if parts is None or (isinstance(given, tuple | list) and all(isinstance(part, Tensor) for _, part in parts)):
         return None
     network.register_forward_hook(lambda module, args, output: tuple(leaves(output)))
-    parts = [(name, len(leaves(part))) for name, part in children(given) or ()]
-    return [name if count == 1 else f"{name}.{i}" for name, count in parts for i in range(count)]
+    if isinstance(given, tuple | list):
+        return None
+    return [name for key, part in parts for name in _names(key, part)]
+
+
+def _names(name: str, given: Any) -> list[str]:
+    """The names of the tensors in a part of the outputs: `name` if it is one, else `name.0` or `name.key`."""
+    if len(leaves(given)) < 2:
+        return [name] * len(leaves(given))
+    return [inner for key, part in children(given) or () for inner in _names(f"{name}.{key}", part)]
+
+
+def _any_batch(
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: list[str] | None,
+    opset: int | None,
+    runtime: Runtime,
+    axes: list[Axes],
+) -> Any:
+    """The ModelProto of a network, compared with it on batches of several sizes."""
+    model = _traced(network, inputs, names, opset, axes)
+    for batch in CHECKED_BATCHES:
+        _check(model, network, first_rows(inputs, batch), runtime, follows=True)
+    return model
 
 
 def _traced(
-    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, *, dynamic: bool
+    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, axes: list[Axes] | None
 ) -> Any:
-    """The checked ModelProto of a network, without source paths and stack traces."""
+    """The checked ModelProto of a network, without source paths and stack traces; `axes` are those of any size."""
     import onnx
 
-    with quiet():
-        program: Any = torch.onnx.export(
+    def exported() -> Any:
+        return torch.onnx.export(
             network,
             inputs,
             dynamo=True,
             verbose=False,
             opset_version=opset,
+            input_names=given_names(network),
             output_names=names,
-            dynamic_shapes=tuple({0: "batch"} for _ in inputs) if dynamic else None,
+            dynamic_shapes=None if axes is None else tuple(axes),
         )
+
+    with quiet():
+        try:
+            program = exported()
+        except Exception:
+            if not _attention_written_out(network):
+                raise
+            program = exported()
         model = program.model_proto
         strip(model)
         onnx.checker.check_model(model, full_check=True)
@@ -144,6 +240,18 @@ def _traced(
             f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {written}"
         )
     return model
+
+
+def _attention_written_out(network: nn.Module) -> bool:
+    """Make a network of Hugging Face's compute attention by plain operators; whether it did not before.
+
+    The exporter cannot follow the fused operator everywhere, as in T5.
+    """
+    switch: Any = getattr(network, "set_attn_implementation", None)
+    if switch is None or getattr(getattr(network, "config", None), "_attn_implementation", "eager") == "eager":
+        return False
+    switch("eager")
+    return True
 
 
 def strip(message: Any) -> None:

@@ -63,7 +63,7 @@ PLAN = declare(None, "A plan.json, or the folder that holds it.", name="plan", k
 
 COMMANDS: dict[str, Command] = {
     "prune": Command((
-        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
+        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "even", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
         OWN_FINETUNING, *EXPORT, *FOLDERS,
     )),
     "compare": Command((
@@ -98,8 +98,8 @@ COMMANDS: dict[str, Command] = {
     )),
     "inspect": Command((
         declare(
-            (), "Input shape without the batch, such as 3x224x224; repeat it for a second input.", name="example",
-            flag="--input", kind=Kind.EACH,
+            (), "Input shape without the batch, such as 3x224x224; or by name with it, such as ids:1x128 for tokens and "
+            "mask:1x128 for their mask; repeat it for a second input.", name="example", flag="--input", kind=Kind.EACH,
         ),
         SOURCE["data"].but(required=False, help="Data to take the input from instead; as for prune."), SOURCE["weights"],
         SOURCE["weights_key"],

@@ -81,6 +81,10 @@ class Settings:
     )
     criterion: str = option("l2", "Importance that orders the units of a layer; see freeprune list criteria.")
     trials: int = option(300, "Number of rate vectors to score; 0 prunes every group at the same rate.", least=0)
+    even: bool = option(
+        False,
+        "No search: keep the same share of every group, so that a configuration with one width for all layers can hold it.",
+    )
     time_limit: float | None = option(
         None,
         "End the search after this time, such as 60s or 5m.",

@@ -24,6 +24,7 @@ def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[
         FreePruneError: a pattern matches nothing, or nothing is left to prune.
     """
     for pattern in only:
+        _check_alone(pattern, groups)
         _check(pattern, [group.name for group in groups], "only")
     for pattern in ignore:
         _check(pattern, [layer for group in groups for layer in _layers(group)], "ignore")
@@ -35,6 +36,25 @@ def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[
     if not any(group.units > group.minimum for group, may in zip(groups, free, strict=True) if may):
         raise FreePruneError("`only` and `ignore` leave nothing to prune; take a pattern out")
     return np.array([g.minimum if may else g.units for g, may in zip(groups, free, strict=True)], np.int64)
+
+
+def _check_alone(pattern: str, groups: Sequence[Group]) -> None:
+    """Refuse to prune a layer that only goes with another one, by whose name its group is known.
+
+    Raises:
+        FreePruneError: what goes together is named.
+    """
+    if any(fnmatchcase(group.name, pattern) for group in groups):
+        return
+    for group in sorted(groups, key=lambda group: len(group.tied)):  # a stream touches what belongs to others, too
+        found = next((layer for layer in _layers(group) if fnmatchcase(layer, pattern)), None)
+        if found is not None:
+            others = [layer for layer in _layers(group) if layer not in (found, group.name)]
+            more = f" and {len(others)} more layers" if len(others) > 2 else "".join(f" and {name!r}" for name in others)
+            raise FreePruneError(
+                f"`only={pattern!r}` means {found!r}, which cannot go alone: it goes with {group.name!r}{more}; give "
+                f"`only={group.name!r}`"
+            )
 
 
 def _layers(group: Group) -> list[str]:

@@ -60,6 +60,7 @@ class SearchOptions(SpaceOptions, total=False):
 class RunOptions(SearchOptions, total=False):
     """Further options of `prune`."""
 
+    even: bool
     compaction: bool
     compress: bool
     quantize: str | None

@@ -159,6 +159,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     from ..inputs.batches import split
     from ..inputs.calibration import draw
     from ..inputs.data import load_data
+    from ..inputs.dictionaries import working
     from ..inputs.libraries import stated_by
     from ..inputs.weights import load_weights
     from ..run import scoring
@@ -174,8 +175,9 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     data = load_data(options.data_of(given), stated=stated, network=in_float32(network))
     training, _ = split(data, given["seed"])
     drawn = draw(training, data, calibration_images, given["seed"], None)
-    batch = read_by(task_of(given["task"], in_float32(network), drawn), drawn)
-    found = scoring.score(smaller, network, batch, metric, removed)
+    dense, smaller = (working(one, data.collate) for one in (network, smaller))
+    batch = read_by(task_of(given["task"], dense, drawn), drawn)
+    found = scoring.score(smaller, dense, batch, metric, removed)
     if given["json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
     else:
@@ -214,7 +216,10 @@ def inspect(model: str, **given: Any) -> None:
     if data is not None and shapes:
         raise FreePruneError("both --input and --data were given; give one of them")
     if data is None and not shapes:
-        raise FreePruneError("no input was given; give its shape with --input 3x224x224, or take an example from --data")
+        raise FreePruneError(
+            "no input was given; give its shape with --input 3x224x224, or --input ids:1x128 for tokens, or take an example "
+            "from --data"
+        )
     found = inspect(model, data or shapes, **{name: value for name, value in given.items() if value is not None})
     if as_json:
         click.echo(json.dumps(found.to_json()))

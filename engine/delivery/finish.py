@@ -23,7 +23,8 @@ from ...backends.onnx.runtime import first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
-from ..inputs.adoption import check_still_finite, in_float32
+from ..inputs.adoption import check_still_finite
+from ..inputs.configs import followed, has_config, set_config
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
@@ -39,6 +40,7 @@ from ..store.summary import (
     Accuracy,
     Agreement,
     Compaction,
+    Configuration,
     Cost,
     GroupLeft,
     Images,
@@ -99,7 +101,8 @@ def finish(
     final, second, compaction = _compacted(final, plan, job, folder)
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, delivered)
-    final = in_float32(delivered)
+    config = _configured(job, delivered)
+    final = job.working(delivered)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
     files.save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
@@ -146,6 +149,7 @@ def finish(
         larger=judge.larger,
         task=job.choice.name,
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
+        config=config,
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)
@@ -176,6 +180,16 @@ def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn
         return unchanged(None)
     found.plan.save(folder, files.COMPACTION)
     return found.network, found.plan, Compaction(Parameters(before, _entries(found.network)), None)
+
+
+def _configured(job: Job, network: nn.Module) -> Configuration | None:
+    """Set the new sizes in the configuration of the delivered network, where it can follow; None where it has none."""
+    if not has_config(network) or not job.backend.shrinks:
+        return None
+    few = tuple(x[:2] for x in job.batch.inputs)
+    found = followed(job.given, job.working(network), few, job.data.collate)
+    set_config(network, found.sizes)
+    return Configuration(found.sizes, found.note)
 
 
 def _entries(network: nn.Module) -> int:
@@ -213,6 +227,7 @@ def _export(
         compressed=compressed,
         dynamic_batch=exported.dynamic_batch,
         batch=None if exported.dynamic_batch else len(images[0]),
+        dynamic_length=exported.dynamic_length,
         warnings=(*exported.warnings, *notes),
         latency_ms=ms,
         latency_batch=job.settings.latency_batch,

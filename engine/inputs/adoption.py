@@ -29,6 +29,8 @@ WRAPPERS = {
 SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
 QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # parts of the names of modules of Python
 
+HIDDEN = ("flash", "flex", "paged")  # parts of the names of Hugging Face's attention whose operators cannot be followed
+
 
 def adopted(network: object) -> nn.Module:
     """A network without wrappers and in float32, as FreePrune works on it."""
@@ -54,7 +56,7 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
     if any(_is_wrapped(module) for module in network.modules()):
         network = _plain_twin(network)
     _check_tensors(network, trained)
-    _twin(network)
+    twin_of(network)
     return network
 
 
@@ -64,7 +66,7 @@ def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Mod
     changed = {id(t): _moved(t, device) for t in everything if _is_odd(t) or device not in (None, t.device)}
     if not changed:
         return network
-    twin = _twin(network, changed)
+    twin = twin_of(network, changed)
     before = {parameter.dtype for parameter in network.parameters() if _is_odd(parameter)}
     for module in twin.modules() if before else ():
         # What `x.to(self.dtype)` casts to; casts that the code spells out are taken back where a layer reads their result.
@@ -105,6 +107,13 @@ def _check_kinds(network: nn.Module) -> None:
             )
         if any(part in kinds[0].split(".") for part in QUANTISED):
             raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if isinstance(attention, str) and any(part in attention for part in HIDDEN):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads "
+                "are found by; load the network with attn_implementation='sdpa' or 'eager', or call "
+                "network.set_attn_implementation('sdpa')"
+            )
         if _is_adapter(module, kinds[0]):
             raise FreePruneError(
                 f"module {name or 'the network'!r} is an adapter ({type(module).__name__}) beside weights that it leaves as "
@@ -214,7 +223,7 @@ def _plain_twin(network: nn.Module) -> nn.Module:
     """A copy, of the same tensors, without wrappers, compiled calls and compiled forward passes."""
     for name, module in network.named_modules():
         _check_forward(name, module)
-    twin = _twin(network)  # a copy has no compiled calls
+    twin = twin_of(network)  # a copy has no compiled calls
     for module in list(twin.modules()):
         if hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             del module.__dict__["forward"]
@@ -238,7 +247,7 @@ def _check_forward(name: str, module: nn.Module) -> None:
         )
 
 
-def _twin(network: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
+def twin_of(network: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
     """A copy that shares all tensors except those replaced by `instead`; checks that eval mode can be set."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     try:

@@ -39,7 +39,8 @@ def calibration(
         return draw(images, data, count, seed, task)
     with seeded(seed):
         example, label = stack(images, [0], data.collate, task)
-    found = _read(folder / CALIBRATION, example, label, min(count, len(images)))  # type: ignore[arg-type]
+    padded = data.collate is not None  # the user's own may pad every batch to a length of its own
+    found = _read(folder / CALIBRATION, example, label, min(count, len(images)), padded)  # type: ignore[arg-type]
     if label is not None and found.labels is None:  # they are no tensor, and were not kept
         found = replace(found, labels=draw(images, data, count, seed, task).labels)
     return found
@@ -92,13 +93,14 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool = False) -> Batch:
     """A batch that was kept.
 
     Args:
         example: the inputs of one item of the same data, `(1, ...)` each.
         label: of that item, `(1, ...)`; None where the data have none.
         count: the images that it must hold.
+        padded: whether sequences of tokens may have another length than in the example.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -110,9 +112,12 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int) -> Ba
     labels = tensors.get(LABELS)
     if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
         raise _damaged(path, "its content is not what was written")
-    shapes = [(count, *x.shape[1:], x.dtype) for x in example]
+
+    def form(x: Tensor, rows: int) -> tuple[Any, ...]:
+        return (rows, x.dtype, x.ndim if padded and not x.is_floating_point() else x.shape[1:])
+
     misfit = labels is not None and (label is None or len(labels) != count)
-    if [(*x.shape, x.dtype) for x in inputs] != shapes or misfit:
+    if [form(x, len(x)) for x in inputs] != [form(x, count) for x in example] or misfit:
         raise FreePruneError(
             f"{path} holds images that are not of these data; resume with the same data, or start the run again with "
             "`force=True`"

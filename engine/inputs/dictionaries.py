@@ -7,15 +7,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
-from ...common import FreePruneError
+from ...common import FreePruneError, Keywords
+from .adoption import in_float32, twin_of
 from .batches import described, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 LABELS = (*ALWAYS, "targets", "target", "mask", "y")  # under which a dictionary keeps the label, in this order
-GIVEN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+IGNORED = -100  # the label of tokens that do not count
+DECODER = "decoder_input_ids"  # what a network that writes sequences has read so far
+GIVEN = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Makes `decoder_input_ids` of the labels, as networks that write sequences take them: one place to the right.
+
+    Attributes:
+        start: the first token.
+        pad: in place of -100.
+    """
+
+    start: int
+    pad: int
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """int64 `(N, T)` from labels `(N, T)`."""
+        shifted = labels.roll(1, dims=1)
+        shifted[:, 0] = self.start
+        return shifted.masked_fill(shifted == IGNORED, self.pad)
 
 
 @dataclass(frozen=True)
@@ -26,14 +53,23 @@ class ByName:
         collate: makes the dictionary of a list of items.
         inputs: the keys of the inputs, in the order of the network's arguments.
         label: the key of the label; None where there is none.
+        keywords: whether the network must be given the inputs by name, since arguments between them are left out.
+        shift: makes the last of the inputs of the labels; None where all are in the items.
     """
 
     collate: Callable[[list[Any]], Any]
     inputs: tuple[str, ...]
     label: str | None
+    keywords: bool = False
+    shift: Shift | None = None
 
     def __call__(self, items: list[Any]) -> Any:
-        batch = self.collate(items)
+        return self.taken(self.collate(items))
+
+    def taken(self, batch: Mapping[str, Any]) -> Any:
+        """The inputs of a batch, with the label if there is one."""
+        if self.shift is not None and self.label is not None and self.label in batch:
+            batch = {**batch, DECODER: self.shift(batch[self.label])}
         missing = [name for name in (*self.inputs, self.label) if name is not None and name not in batch]
         if missing:
             raise FreePruneError(
@@ -42,6 +78,51 @@ class ByName:
             )
         inputs = tuple(batch[name] for name in self.inputs)
         return (inputs,) if self.label is None else (inputs, batch[self.label])
+
+
+def working(network: nn.Module, collate: object = None) -> nn.Module:
+    """The network in float32, which takes the inputs that a `collate_fn` gives in their order; itself if it does so.
+
+    Args:
+        network: left as it is; a copy shares what tensors it can.
+        collate: of the data.
+    """
+    plain = in_float32(network)
+    if not isinstance(collate, ByName) or not collate.keywords:
+        return plain
+    twin = twin_of(plain)
+    twin.register_forward_pre_hook(Keywords(collate.inputs), with_kwargs=True)
+    return twin
+
+
+def stacked(items: list[Any]) -> Any:
+    """A batch of items: PyTorch's default, also for lists of numbers, as tokenizers give them.
+
+    Raises:
+        FreePruneError: sequences of different lengths.
+    """
+    if not all(isinstance(item, Mapping) for item in items):
+        return default_collate(items)
+    made: list[dict[str, Any]] = [{name: _tensor(value) for name, value in item.items()} for item in items]
+    for name, first in made[0].items():
+        shapes = {tuple(item[name].shape) for item in made if isinstance(item.get(name), Tensor)}
+        if isinstance(first, Tensor) and len(shapes) > 1 and len({shape[1:] for shape in shapes}) == 1:
+            lengths = sorted(shape[0] for shape in shapes if shape)
+            raise FreePruneError(
+                f"{name!r} has {lengths[0]} entries in one item and {lengths[-1]} in another; let the tokenizer pad "
+                "(padding='max_length'), or give DataLoaders whose collate_fn pads, such as DataCollatorWithPadding"
+            )
+    return default_collate(made)
+
+
+def _tensor(value: Any) -> Any:
+    """A list of numbers as a tensor; anything else as it is."""
+    if isinstance(value, list) and value:
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError, RuntimeError):  # of texts, or of lists of several lengths
+            return value
+    return value
 
 
 def by_name(
@@ -58,13 +139,27 @@ def by_name(
     Raises:
         FreePruneError: the network wants what the dictionary does not hold.
     """
-    make = collate or default_collate
+    make = collate or stacked
     with telling_items(dataset, "1 items"):
-        batch = make([dataset[0]])
+        first = dataset[0]
+        batch = make([first]) if collate is not None or isinstance(first, Mapping) else None
     if not isinstance(batch, Mapping):
         return collate
+    return named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
+
+
+def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:
+    """Which values of a dictionary go to which arguments of a network.
+
+    Args:
+        make: makes such dictionaries of lists of items.
+        what: how a sentence about the dictionary begins: "... are dictionaries".
+
+    Raises:
+        FreePruneError: the network wants what the dictionary does not hold.
+    """
     keys = [str(name) for name, value in batch.items() if isinstance(value, Tensor)]
-    arguments = _arguments(network)
+    arguments = arguments_of(network)
     taken = [name for name in arguments or () if name not in ALWAYS]
     label = next((name for name in LABELS if name in batch and name not in taken), None)
     arguments = None if arguments is None else {name: one for name, one in arguments.items() if name != label}
@@ -72,25 +167,36 @@ def by_name(
     if not values:
         held = f" ({', '.join(map(str, batch))})" if batch else ""
         raise FreePruneError(
-            f"the items of {described(_whole(dataset))} are dictionaries that hold no tensor besides the label{held}; give "
-            "inputs under the names of the network's arguments"
+            f"{what} that hold no tensor besides the label{held}; give inputs under the names of the network's arguments"
         )
     if arguments is None:
         return ByName(make, tuple(values), label)
-    inputs = [name for name in arguments if name in values]
+    if not arguments and _takes_any_keyword(network):
+        return ByName(make, tuple(values), label, keywords=True)
+    shift = None
+    if label is not None and DECODER in arguments and DECODER not in values:
+        shift = _shift(network)
+    inputs = [name for name in arguments if name in values or (shift is not None and name == DECODER)]
     needed = [name for name, one in arguments.items() if one.default is one.empty]
     if not inputs and len(values) == 1 and len(needed) <= 1:
         return ByName(make, tuple(values), label)
     missing = [name for name in needed if name not in inputs]
-    before = list(arguments)[: len(inputs)]
-    if missing or before != inputs:
-        missing = missing or [name for name in before if name not in inputs] or [next(iter(arguments), "nothing")]
+    if missing or not inputs:
+        missing = missing or [next(iter(arguments), "nothing")]
         raise FreePruneError(
-            f"the items of {described(_whole(dataset))} are dictionaries with {', '.join(map(str, batch))}, and the network's "
-            f"forward pass takes ({', '.join(arguments)}); they hold no {missing[0]!r}: name the values as the "
-            "arguments, or wrap the network in a module that takes them in this order"
+            f"{what} with {', '.join(map(str, batch))}, and the network's forward pass takes ({', '.join(arguments)}); they "
+            f"hold no {missing[0]!r}: name the values as the arguments, or wrap the network in a module that takes them"
         )
-    return ByName(make, tuple(inputs), label)
+    in_order = list(arguments)[: len(inputs)] == inputs
+    keywords = not in_order or any(arguments[name].kind is inspect.Parameter.KEYWORD_ONLY for name in inputs)
+    return ByName(make, tuple(inputs), label, keywords, shift)
+
+
+def _shift(network: nn.Module | None) -> Shift | None:
+    """How a network that writes sequences makes what its decoder reads of the labels; None where it does not say."""
+    config = getattr(network, "config", None)
+    start, pad = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    return Shift(start, pad or 0) if isinstance(start, int) and (pad is None or isinstance(pad, int)) else None
 
 
 def _whole(dataset: Any) -> Any:
@@ -98,14 +204,21 @@ def _whole(dataset: Any) -> Any:
     return _whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
-def _arguments(network: nn.Module | None) -> dict[str, inspect.Parameter] | None:
-    """The arguments of a network's forward pass that can be given in order; None if they are not known."""
-    if network is None:
-        return None
+def _signature(network: nn.Module | None) -> list[inspect.Parameter]:
+    """The parameters of a network's forward pass; none if they are not known."""
     try:
-        parameters = inspect.signature(network.forward).parameters.values()
+        return list(inspect.signature(network.forward).parameters.values()) if network is not None else []
     except (TypeError, ValueError):
-        return None
-    if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return []
+
+
+def _takes_any_keyword(network: nn.Module | None) -> bool:
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in _signature(network))
+
+
+def arguments_of(network: nn.Module | None) -> dict[str, inspect.Parameter] | None:
+    """The named arguments of a network's forward pass; None if they are not known, or it takes any number in order."""
+    parameters = _signature(network)
+    if not parameters or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
         return None
     return {one.name: one for one in parameters if one.kind in GIVEN}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...common import FreePruneError, Inputs
+from ...common import FreePruneError, Inputs, Keywords
 from ...copies import copied
 from ..randomness import seeded
 from .adoption import hook_name, with_float32
@@ -58,7 +58,7 @@ def _foreign(network: nn.Module) -> list[_Hook]:
     def known(hook: Any) -> bool:
         while isinstance(hook, functools.partial):
             hook = hook.func
-        if hook is with_float32 or id(getattr(hook, "__self__", None)) in modules:
+        if hook is with_float32 or isinstance(hook, Keywords) or id(getattr(hook, "__self__", None)) in modules:
             return True
         names = [kind.__module__ for kind in type(hook).__mro__] + [str(getattr(hook, "__module__", ""))]
         if any(name.startswith("torch.nn.utils.") for name in names):

@@ -27,8 +27,10 @@ from ...options import declared
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
+from ..inputs.dictionaries import working
 from ..inputs.example import example_of
 from ..inputs.libraries import stated_by
+from ..inputs.tokens import check_embeddings
 from ..run.job import dense_network
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
@@ -150,8 +152,10 @@ def inspect(
 
     Args:
         model: the network, which is not changed, or a text, as for `prune`.
-        example: an input: a tensor with a batch dimension, or a tuple of several; a shape without the batch dimension, such as
-            "3x224x224", or several; or data as for `prune`, of which the first training image is used.
+        example: an input: a tensor with a batch dimension, a tuple of several, or a dictionary of them by the names of the
+            network's arguments, as a tokenizer gives it; a shape without the batch dimension, such as "3x224x224", or with a
+            name and the batch, such as "ids:1x128" and "mask:1x128", or several; or data as for `prune`, of which the first
+            training image is used.
         granularity: as for `prune`.
         weights: a file of weights, or `pretrained`, needed if the forward pass depends on them.
         weights_key: as for `prune`.
@@ -167,8 +171,9 @@ def inspect(
     if graph is not None:
         check_path(Path(graph))
     given = dense_network(model, weights, 0, weights_key)
-    network = in_float32(given)
-    inputs = example_of(example, stated_by(model, weights, given), network)
+    inputs, collate = example_of(example, stated_by(model, weights, given), in_float32(given))
+    network = working(given, collate)
+    check_embeddings(network, inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
@@ -242,6 +247,7 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
     """The layers that have a weight of their own, in the order of the forward pass."""
     leaves = {(leaf.name, leaf.dim): leaf for leaf in coupling.trace.leaves}
     reasons = Reasons(coupling.trace)
+    tied = _tied(network)
     layers: dict[str, LayerInfo] = {}
     for product in coupling.trace.products:
         weight = product.weight
@@ -255,8 +261,18 @@ def _channel_layers(network: nn.Module, coupling: Coupling) -> tuple[LayerInfo, 
             locked: str | None = "it has a single output"
         else:
             locked = reasons.of(made) if sum(makes.values()) < outputs else None
+            if locked is not None and name in tied:
+                locked += f"; the weight is also {' and '.join(tied[name])}, which loses what this one loses"
         layers[name] = LayerInfo(layer_of(name), outputs, makes, _members(coupling, read), locked)
     return tuple(layers.values())
+
+
+def _tied(network: nn.Module) -> dict[str, list[str]]:
+    """The other names of parameters that have several, by the first one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values() if others}
 
 
 def _leaf(leaves: Mapping[tuple[str, int], Leaf], weight: Weight, role: str, otherwise: int) -> Leaf | None:

@@ -38,11 +38,13 @@ from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
+from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
 from ..inputs.libraries import is_pretrained, stated_by
 from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
+from ..inputs.tokens import check_embeddings
 from ..inputs.weights import load_weights
 from ..randomness import seeded
 from ..store.continuation import FIRST, Earlier
@@ -98,6 +100,10 @@ class Job:
     @property
     def task(self) -> Task:
         return self.choice.task
+
+    def working(self, network: nn.Module) -> nn.Module:
+        """A network that was made from the given one, in float32, taking inputs as the data give them."""
+        return working(network, self.data.collate)
 
     def dense_costs(self) -> dict[str, float]:
         return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
@@ -175,6 +181,7 @@ def prepare(
     given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
     network = in_float32(given)
     data = load_data(source, stated=stated_by(model, weights, given), network=network)
+    network = working(network, data.collate)
     training, _ = split(data, settings.seed)
     drawn = calibration(training, data, settings.calibration_images, settings.seed, folder, None)
     choice = task_of(settings.task, network, drawn)
@@ -254,6 +261,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
         try:
             output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
+            check_embeddings(network, batch.inputs)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
     case = Case(batch.labels, output, batch.inputs)

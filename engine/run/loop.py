@@ -56,6 +56,7 @@ def search(
     batch: int = BATCH,
     ends: Sequence[int] = (),
     time_limit: float | None = None,
+    even: bool = False,
     progress: Callable[[int, int, float], None] = lambda done, total, best: None,
 ) -> Found:
     """Score `trials` proposals of a strategy; scores that the ledger already holds are reused.
@@ -68,13 +69,14 @@ def search(
         batch: number of proposals that the strategy makes before it is told their scores.
         ends: the numbers of trials, ascending and below `trials`, at which the search had ended before it went on.
         time_limit: seconds after which no further batch is started.
+        even: whether equal rates are those of `Space.even`.
         progress: called after each trial with the trials done, their total and the best score.
 
     Raises:
         FreePruneError: the ledger holds other proposals than this strategy makes, or no network could be scored.
     """
     clock = _Clock(ledger)
-    uniform = space.uniform()
+    uniform = space.even() if even else space.uniform()
     uniform_score = next(clock.waiting(score_all([uniform])))[1][0]
     best_kept, best = uniform, uniform_score
     known = {uniform.tobytes(): uniform_score}

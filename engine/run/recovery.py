@@ -42,8 +42,9 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
 
 
 def joined(batch: Batch, more: Batch | None) -> Batch:
-    """The images of both; labels are not needed."""
-    parts = [batch.inputs, *([] if more is None else [more.inputs])]
+    """The images of both; of the first alone where the second have another size, as padded texts. Labels are not needed."""
+    alike = more is not None and all(x.shape[1:] == y.shape[1:] for x, y in zip(batch.inputs, more.inputs, strict=True))
+    parts = [batch.inputs, *([more.inputs] if more is not None and alike else [])]
     return Batch(tuple(torch.cat(inputs) for inputs in zip(*parts, strict=True)))
 
 

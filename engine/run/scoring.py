@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,10 +14,12 @@ from ...errors import first_line
 from ...metrics import METRICS, Metric, reference
 from ..inputs.adoption import adopted
 from ..inputs.batches import in_float32
+from ..inputs.dictionaries import working
+from ..inputs.example import example_of
 from ..user_code import scored
 from .job import metric_of
 
-Calibration = Batch | Tensor | Sequence[Tensor]
+Calibration = Batch | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def score(
@@ -28,7 +30,8 @@ def score(
     Args:
         network: pruned in any way, by any tool: with zeros, or with smaller tensors. Scored in float32, without wrappers.
         dense: the network that it was made from.
-        batch: calibration images `(N, C, H, W)`, N at least 2; or images and labels `(N,)`.
+        batch: calibration images `(N, C, H, W)`, N at least 2; images and labels `(N,)`; or a dictionary of tensors by
+            the names of the network's arguments, whose labels are not read.
         metric: its name (`freeprune list metrics`), or your own, as for `prune`.
         plan: what was removed, for metrics that compare weights with those of the dense network. The default metric does not
             need it.
@@ -40,8 +43,13 @@ def score(
         FreePruneError: the network rejects the images, or the metric cannot match the two networks.
     """
     function = metric_of(metric)
-    images = _batch(batch)
     network, dense = (adopted(each) for each in (network, dense))
+    if isinstance(batch, Mapping):
+        inputs, collate = example_of(batch, network=dense)
+        images = Batch(inputs)
+        network, dense = (working(each, collate) for each in (network, dense))
+    else:
+        images = _batch(batch)
     skeleton = Skeleton(network)
     kept = {} if plan is None else plan.kept
     candidate = Candidate(skeleton, {}, (), kept, original=Skeleton(dense).tensors)
@@ -56,7 +64,7 @@ def score(
     return float("-inf") if found != found else found
 
 
-def _batch(given: Calibration) -> Batch:
+def _batch(given: Batch | Tensor | Sequence[Tensor]) -> Batch:
     if isinstance(given, Batch):
         return replace(given, inputs=in_float32(given.inputs))
     if isinstance(given, Tensor):

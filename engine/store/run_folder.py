@@ -17,9 +17,10 @@ from torch import nn
 
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
-from ...common import FreePruneError, brief, cause, parse_json, write_atomically
+from ...common import DAMAGE, FreePruneError, brief, cause, parse_json, write_atomically
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
+from ..inputs.configs import set_config
 from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
@@ -239,4 +240,13 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
         load_weights(smaller, path)
     except FreePruneError as error:
         raise FreePruneError(f"{path} does not hold the pruned network's weights: {error}") from error
+    summary = read_document(folder, Summary)
+    if summary is not None and summary.config is not None:
+        try:
+            set_config(smaller, summary.config.sizes)
+        except DAMAGE as error:
+            raise FreePruneError(
+                f"{folder / SUMMARY} states sizes that the network's configuration does not have ({brief(error)}); give "
+                "the network that was pruned"
+            ) from None
     return smaller.eval()

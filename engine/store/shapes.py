@@ -128,7 +128,7 @@ def asked_shape(options: Mapping[str, Option]) -> Shape:
     }
 
 
-ADDED = {"task": "auto"}  # options that older records do not have, and what they stand for there
+ADDED = {"task": "auto", "even": False}  # options that older records do not have, and what they stand for there
 
 # What `pick` reads from a sweep's config; mean and std are always recorded, as those of the data if not given.
 ASKED: Shape = {

@@ -201,6 +201,8 @@ class Onnx(Document):
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
         runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU.
+        dynamic_length: whether the file takes sequences of tokens of any length; not in the file where it does not, or the
+            network reads none.
         int8: its int8 version; None, and not in the file, if not asked for or not possible.
     """
 
@@ -218,6 +220,7 @@ class Onnx(Document):
     verdict: str
     runtime: str = "ONNX Runtime"
     int8: Int8 | None = None
+    dynamic_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,19 @@ class Compaction(Document):
 
 
 @dataclass(frozen=True)
+class Configuration(Document):
+    """Whether the network's configuration, as Hugging Face has it, follows its pruning.
+
+    Attributes:
+        sizes: the entries that change, by their place: `hidden_size`, `text_config.hidden_size`, `hidden_sizes.0`.
+        note: why it cannot follow; None if it does.
+    """
+
+    sizes: Mapping[str, int]
+    note: str | None
+
+
+@dataclass(frozen=True)
 class GroupLeft(Document):
     """A group, and how many of its units were kept."""
 
@@ -323,6 +339,7 @@ class Summary(Document):
         told: how the task came to be, if it was not asked for; None, and not in the file, if there is nothing to tell.
         divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
             data have no labels; None, and not in the file, elsewhere.
+        config: whether the network's configuration follows; None, and not in the file, where it has none.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -351,6 +368,7 @@ class Summary(Document):
     task: str = "classification"
     told: str | None = None
     divergence: Accuracy | None = None
+    config: Configuration | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):

@@ -12,7 +12,7 @@ from ..shown import NONE, PERCENT, Shown, with_unit
 if TYPE_CHECKING:
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import Accuracy, MetTarget, Onnx, Recovery, Summary, TimedTarget
+    from .summary import Accuracy, Configuration, MetTarget, Onnx, Recovery, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -56,6 +56,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         notes.append(of_recovery(summary.recovery))
     if summary.told is not None:
         notes.append(summary.told)
+    if summary.config is not None:
+        notes.append(of_config(summary.config))
     seconds, params = summary.seconds, summary.compaction.params
     trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
@@ -66,6 +68,14 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     if summary.exported is not None and not summary.exported.latency_ms.faster:
         title += ": not faster than the dense network"
     return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
+
+
+def of_config(found: Configuration) -> str:
+    """Whether the network's configuration follows, in a sentence."""
+    if found.note is not None:
+        return f"no save_pretrained: {found.note}"
+    sizes = ", ".join(f"{place} {size}" for place, size in found.sizes.items())
+    return f"the configuration follows, so that save_pretrained works{sizes and f': {sizes}'}"
 
 
 def of_recovery(found: Recovery) -> str:

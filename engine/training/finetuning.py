@@ -41,7 +41,7 @@ def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Pro
         FreePruneError: training fails, or its result is not finite or is another network.
     """
     tuned = _tuned(compact, plan, job, seed, progress)
-    tuned = in_float32(in_types_of_given(tuned, job, plan))
+    tuned = job.working(in_types_of_given(tuned, job, plan))
     check_still_finite(compact, tuned)
     return tuned
 
@@ -67,7 +67,7 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
     if not isinstance(job.finetune, Recipe):
         given = copied(in_types_of_given(compact, job, plan))
         images = tuple(x[:IMAGES] for x in job.batch.inputs)
-        return _zeroed(_returned(compact, called("the fine-tuning function", job.finetune, given, job.data), images), plan)
+        return _zeroed(_returned(compact, called("the fine-tuning function", job.finetune, given, job.data), images, job), plan)
 
     def tell(step: int, steps: int, loss: float) -> None:
         progress("fine-tune", step, steps, f"loss {loss:.3f}")
@@ -90,7 +90,7 @@ def recipe_of(job: Job, recipe: Recipe) -> Recipe:
     return replace(recipe, augment=recipe.augment or job.data.augment)
 
 
-def _returned(compact: nn.Module, found: object, images: Inputs) -> nn.Module:
+def _returned(compact: nn.Module, found: object, images: Inputs, job: Job) -> nn.Module:
     """A copy of the pruned network with the tensors of the network that the user's function returned.
 
     Raises:
@@ -99,7 +99,7 @@ def _returned(compact: nn.Module, found: object, images: Inputs) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise FreePruneError(f"the fine-tuning function returned {type(found).__name__}; return the trained network")
     try:
-        trained = in_float32(bare(found, trained=False), torch.device("cpu"))
+        trained = job.working(in_float32(bare(found, trained=False), torch.device("cpu")))
     except FreePruneError as error:
         raise FreePruneError(f"the fine-tuning function returned a network that cannot be taken over: {error}") from error
     _check_tensors(tensors(compact), tensors(trained))

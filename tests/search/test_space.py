@@ -213,6 +213,19 @@ def test_the_largest_remainder_is_given_first_by_hand():
     assert hand([0, 0], [5, 1, 1], {"params": 38}).project(proposal).tolist() == [[5, 6, 7]]
 
 
+def test_even_shares_by_hand():
+    """A stream of 12 units and two layers of 4 heads: three quarters of each cost 15 of 17; nothing is given back."""
+
+    def cost(kept):
+        return {"macs": kept.sum(axis=1).astype(float)}
+
+    units, minimum = np.array([12, 4, 4, 1]), np.array([1, 1, 1, 0])
+    assert Space(units, minimum, cost, {"macs": 17.0}).even().tolist() == [9, 3, 3, 1]  # with a switch, which stays on
+    assert Space(units, minimum, cost, {"macs": 21.0}).even().tolist() == [12, 4, 4, 1]
+    few = Space(units, np.array([6, 1, 4, 0]), cost, {"macs": 13.0}).even()
+    assert few.tolist() == [6, 2, 4, 1]  # bounds hold
+
+
 def test_all_targets_hold_at_once_by_hand():
     # k0 k1 <= 20 and 9 k0 + k1 <= 30: equal rates stop at (3, 3) because of the second, then k1 grows up to 9 k0 + k1 = 30.
     assert hand([1], [9, 1], {"macs": 20, "params": 30}).uniform().tolist() == [3, 3]

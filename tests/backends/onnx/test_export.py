@@ -15,6 +15,7 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.common import FreePruneError
+from freeprune.reading import leaves
 
 
 class Network(nn.Module):
@@ -261,3 +262,40 @@ def test_relative_difference_by_hand():
         assert relative_difference(broken, broken) == math.inf
         assert relative_difference(torch.ones(2), broken) == math.inf
         assert relative_difference(broken, torch.ones(2)) == math.inf
+
+
+class Tokens(nn.Module):
+    """Reads sequences of any length, or of one, and gives what goes into no file beside its logits."""
+
+    def __init__(self, fixed=False):
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.fixed = nn.Linear(6, 6) if fixed else nn.Identity()
+
+    def forward(self, ids, mask):
+        hidden = self.fixed((self.table(ids) * mask[..., None]).transpose(1, 2))
+        return {"logits": self.head(hidden.mean(2)), "cache": object(), "more": {"hidden": hidden, "mask": mask.float()}}
+
+
+TOKENS = torch.randint(0, 20, (4, 6)), torch.ones(4, 6, dtype=torch.long)
+
+
+def test_sequences_of_any_length(tmp_path):
+    network = Tokens()
+    exported = export_onnx(network, TOKENS, tmp_path / "model.onnx", {})
+    assert exported.dynamic_length
+    assert not exported.warnings
+    model = onnx.load(exported.path)
+    assert [[d.dim_param for d in x.type.tensor_type.shape.dim] for x in model.graph.input] == [["batch", "sequence"]] * 2
+    assert [x.name for x in model.graph.output] == ["logits", "more.hidden", "more.mask"]
+    other = torch.randint(0, 20, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    found = ONNX_RUNTIME.outputs(exported.path, other)
+    with torch.no_grad():
+        assert relative_difference(leaves(network(*other)), found) < 1e-5
+
+
+def test_a_network_of_one_length_keeps_it(tmp_path):
+    exported = export_onnx(Tokens(fixed=True), TOKENS, tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert not exported.dynamic_length
+    assert not exported.warnings  # it takes no other itself

@@ -9,6 +9,7 @@ import freeprune
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dictionaries import Shift, working
 
 
 class Items(Dataset):
@@ -49,6 +50,16 @@ class Gap(Net):
         return self.body(pixels)
 
 
+class ByKeyword(Net):
+    def forward(self, *, pixels, mask=None):
+        return self.body(pixels)
+
+
+class AnyKeyword(Net):
+    def forward(self, **batch):
+        return self.body(batch["pixels"])
+
+
 class Anything(Net):
     def forward(self, *inputs):
         return self.body(inputs[0])
@@ -64,6 +75,9 @@ class Anything(Net):
         (Net(), Items("pixels", label="target"), [1]),
         (Two(), Items("b", "a"), [2, 1]),
         (Two(), Items("b", "a", label="y"), [2, 1]),
+        (Gap(), Items("mask", "pixels"), [2, 1]),
+        (ByKeyword(), Items("pixels"), [1]),
+        (AnyKeyword(), Items("mask", "pixels"), [1, 2]),
         (Alone(), Items("image"), [1]),
         (Alone(), Items("image", label="mask"), [1]),
         (Anything(), Items("b", "a"), [1, 2]),
@@ -92,7 +106,6 @@ def test_values_go_to_the_arguments_of_their_names(network, items, places):
             Items("a"),
             r"dictionaries with a, labels, id, and the network's forward pass takes \(a, b\); they hold no 'b'",
         ),
-        (Gap(), Items("pixels", "mask"), "they hold no 'cache': name the values as the arguments, or wrap the network"),
         (Net(), Items(), "hold no tensor besides the label .labels, id."),
     ],
 )
@@ -116,3 +129,54 @@ def test_a_run_on_dictionaries_without_labels(tmp_path):
     found = freeprune.prune(Net(), (Random(), Random()), target={"macs": 0.7}, trials=2, calibration_images=20, finetune=None,
                             out=tmp_path / "out")  # fmt: skip
     assert found.summary.measure == "agreement with the dense network"
+
+
+@pytest.mark.parametrize("network", [Gap(), ByKeyword(), AnyKeyword()])
+def test_inputs_go_by_keyword_where_they_must(network):
+    items = Items("pixels", "mask")
+    data = load_data((items, items), network=network)
+    inputs, _ = stack(data.train, [0, 1], data.collate, None)
+    worked = working(network, data.collate)
+    expected = network(**dict(zip(data.collate.inputs, inputs, strict=True)))
+    assert torch.equal(worked(*inputs), expected)
+    assert torch.equal(
+        worked(pixels=inputs[data.collate.inputs.index("pixels")]), expected
+    )  # also by the caller's own keywords
+    assert not network._forward_pre_hooks
+
+
+class Tokens(Dataset):
+    def __init__(self, *lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        return {"ids": list(range(self.lengths[i])), "text": "two words", "labels": i}
+
+
+class Embedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, ids):
+        return self.table(ids).mean(1)
+
+
+def test_lists_of_numbers_as_a_tokenizer_gives_them():
+    data = load_data((Tokens(3, 3), Tokens(3)), network=Embedder())
+    (ids,), labels = stack(data.train, [0, 1], data.collate, None)
+    assert ids.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert labels.tolist() == [0, 1]
+
+
+def test_sequences_of_several_lengths():
+    data = load_data((Tokens(3, 5), Tokens(3)), network=Embedder())
+    with pytest.raises(FreePruneError, match="'ids' has 3 entries in one item and 5 in another; let the tokenizer pad"):
+        stack(data.train, [0, 1], data.collate, None)
+
+
+def test_the_tokens_of_a_decoder_are_the_labels_shifted():
+    assert Shift(start=7, pad=0)(torch.tensor([[1, 2, 3], [4, -100, -100]])).tolist() == [[7, 1, 2], [7, 4, 0]]

@@ -17,7 +17,7 @@ from freeprune.engine.inputs.calibration import draw, held_out, recalibrated
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.run import recovery
 from freeprune.engine.run.job import prepare
-from freeprune.engine.run.recovery import renewed
+from freeprune.engine.run.recovery import joined, renewed
 
 
 def data(images=120):
@@ -133,3 +133,9 @@ def test_batch_norms_move_by_what_pruning_changed():
     assert torch.allclose(made[4].running_mean, dense[4].running_mean + ends["pruned"][0] - ends["dense"][0], atol=1e-5)
     assert torch.allclose(made[4].running_var, dense[4].running_var * ends["pruned"][1] / ends["dense"][1], rtol=1e-4)
     assert not torch.allclose(made[4].running_mean, dense[4].running_mean, atol=1e-2)
+
+
+def test_padded_texts_of_another_length_are_not_joined():
+    one, other, longer = (Batch((torch.ones(2, length),)) for length in (3, 3, 4))
+    assert joined(one, other).inputs[0].shape == (4, 3)
+    assert joined(one, longer).inputs[0].shape == (2, 3)
