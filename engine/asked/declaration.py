@@ -187,6 +187,26 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What networks run on, and who loads their data. It is no part of what a run is: `config.json` does not hold it.
+
+    Attributes:
+        device: `auto` is a GPU where there is one, else the CPU.
+        devices: how many devices of this machine train together; scores are computed on the first.
+        nodes: how many machines train together, where the same command is started on each.
+        loaders: processes of each device that load data; 0 for none but the training itself.
+    """
+
+    device: str = option("auto", "What scores and trains: auto, cpu, cuda, cuda:N, mps or xpu.", shown="a GPU if there is one")
+    devices: int = option(1, "Devices of this machine that train together.", least=1)
+    nodes: int = option(1, "Machines that train together; start the same command with torchrun on each.", least=1)
+    loaders: int = option(0, "Processes of each device that load and decode data ahead of the training.", least=0)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
+@dataclass(frozen=True)
 class Folder:
     """The output folder, and what to do if it already holds a run."""
 

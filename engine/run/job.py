@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -226,7 +226,7 @@ def prepare(
         "task": settings.task if isinstance(settings.task, str) else choice.name,
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
-        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
+        "finetune": finetune.to_json() if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
         **earlier.to_json(),
     }
     return Job(

@@ -101,6 +101,6 @@ def _more_training(before: Any, now: Any) -> bool:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return False
     length = "epochs" if now["images"] is None else "images"
-    others = {name for name in now if name != length}
+    others = {*before, *now} - {length}
     known = type(before.get(length)) in (int, float)
-    return known and all(before.get(name) == now[name] for name in others) and before[length] < now[length]
+    return known and all(before.get(name) == now.get(name) for name in others) and before[length] < now[length]
