@@ -54,6 +54,12 @@ class Source:
         kind=Kind.WHOLE,
         shown="as pretrained weights want it; else unchanged if all have one size, else 224",
     )
+    bad_images: str = option(
+        "refuse",
+        "Images that cannot be read: refuse the data, or skip them with a count.",
+        holds=lambda value: value in ("refuse", "skip"),
+        expected="refuse or skip",
+    )
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,7 @@ class Recipe:
         holds=lambda value: value >= 2,
         expected="2 or more, since batch norm needs two",
     )
-    optimizer: str = _field(
-        "sgd", "Optimiser: sgd or adamw.", holds=lambda value: value in RATES, expected="sgd or adamw"
-    )
+    optimizer: str = _field("sgd", "Optimiser: sgd or adamw.", holds=lambda value: value in RATES, expected="sgd or adamw")
     learning_rate: float = _field(
         None,
         "Peak learning rate.",

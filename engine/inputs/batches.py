@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, Subset, default_collate
 from ...common import FreePruneError, cause
 from ..tasks import CLASSIFICATION, OwnTask, Task
 from ..user_code import UserError, place_of
-from .image_files import Files
+from .encoded import Files
+from .image_files import Crop
 
 WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
 
@@ -38,6 +39,7 @@ class Data:
         collate: the user's own `collate_fn` when loaders were given.
         image_size: what the images of a folder were asked to be scaled to.
         labelled: whether the items have labels.
+        bad_images: whether images that cannot be read were to be refused or skipped.
     """
 
     train: Dataset[Any]
@@ -50,6 +52,7 @@ class Data:
     collate: Callable[[list[Any]], Any] | None = None
     image_size: int | None = None
     labelled: bool = True
+    bad_images: str = "refuse"
 
 
 class Images(Dataset[Any]):
@@ -78,7 +81,19 @@ class Images(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """The items of a batch; `torch.utils.data` calls this where a dataset has it."""
-        images = torch.addcmul(self.offset, self.pixels[indices].float(), self.scale)
+        return self.items(indices)
+
+    def items(self, indices: list[int], crop: Crop | None = None) -> list[Any]:
+        """The items of a batch.
+
+        Args:
+            crop: cuts a part out of each picture, where the pixels are in files.
+        """
+        if isinstance(self.pixels, Files):
+            pixels, indices = self.pixels.read(indices, crop)
+        else:
+            pixels = self.pixels[indices]
+        images = torch.addcmul(self.offset, pixels.float(), self.scale)
         return list(images) if self.labels is None else list(zip(images, self.labels[indices].tolist(), strict=True))
 
 

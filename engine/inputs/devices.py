@@ -23,17 +23,17 @@ def device_of(name: str) -> torch.device:
         raise FreePruneError(f"`device` is {name!r}; give auto, cpu, cuda, cuda:N with N from 0, mps or xpu")
     if kind == "cpu":
         return torch.device("cpu")
-    count = _count(kind)
+    count = count_of(kind)
     if not count or int(number or 0) >= count:
         there = f"this machine has {count} ({kind}:0 to {kind}:{count - 1})" if count else "torch finds none on this machine"
         raise FreePruneError(f"`device` is {name!r}, and {there}; give another, or leave it out")
     return torch.device(name)
 
 
-def _count(kind: str) -> int:
+def count_of(kind: str) -> int:
     """How many devices of a kind there are."""
     if kind == "cuda":
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return torch.cuda.devicecount_of() if torch.cuda.is_available() else 0
     if kind == "xpu":
-        return torch.xpu.device_count() if torch.xpu.is_available() else 0
+        return torch.xpu.devicecount_of() if torch.xpu.is_available() else 0
     return int(torch.backends.mps.is_available())

@@ -10,10 +10,10 @@ from typing import Any
 from ...common import FreePruneError
 from ..asked.settings import PLANNED
 from .ledger import Ledger
-from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, REPORT, SUMMARY, WEIGHTS, read_json
+from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, REPORT, SUMMARY, TRAINING, WEIGHTS, read_json
 from .shapes import fits
 
-MADE_LAST = (SUMMARY, REPORT, WEIGHTS, ONNX, INT8, COMPACTION)  # by the steps after the search
+MADE_LAST = (SUMMARY, REPORT, WEIGHTS, ONNX, INT8, COMPACTION, TRAINING)  # by the steps after the search
 SHAPE = {"trials": int, "planned": (int, None), "ends": [int], "time_limit": (float, None)}  # of what is read of config.json
 
 

@@ -62,9 +62,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     strides = {name: list(x.stride()) for name, x in checkpoint.tensors.items() if not x.is_contiguous()}
     # A copy of each, since safetensors refuses tensors that share memory.
     tensors = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in checkpoint.tensors.items()}
-    document = {
-        "freeprune_training": VERSION, "of": checkpoint.of, "step": checkpoint.step, "state": checkpoint.state, "strides": strides,
-    }  # fmt: skip
+    known = {"of": checkpoint.of, "step": checkpoint.step, "state": checkpoint.state}
+    document = {"freeprune_training": VERSION, **known, "strides": strides}
     text = json.dumps(document)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -109,8 +108,8 @@ def load(path: Path, of: Mapping[str, Any]) -> Checkpoint:
     for name in of:
         if found.of.get(name) != of[name]:
             raise FreePruneError(
-                f"{path} is of a training with {name} = {brief(repr(found.of.get(name)))}, not {brief(repr(of[name]))}; train as "
-                "before, or delete it to train from the beginning"
+                f"{path} is of a training with {name} = {brief(repr(found.of.get(name)))}, not {brief(repr(of[name]))}; "
+                "train as before, or delete it to train from the beginning"
             )
     return found
 

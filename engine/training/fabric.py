@@ -1,14 +1,16 @@
-"""Lightning Fabric for a device and a precision."""
+"""Lightning Fabric for a device, a precision, and the processes that train together."""
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..asked.declaration import Hardware
 from ..inputs.devices import AUTO, device_of
+from .processes import WAITED
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 HERE = Hardware()
 
 
-def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true") -> Fabric:
-    """Fabric on one device.
+def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true", world: int = 1) -> Fabric:
+    """Fabric on one device of this process.
 
     Args:
         precision: None for mixed precision on a GPU, else 32 bits.
+        world: how many processes train together; the environment says where they find each other.
 
     Raises:
         FreePruneError: there is no such device.
@@ -30,8 +33,23 @@ def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true") -> F
     device = device_of(hardware.device)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs the precision for every network
     accelerator = "auto" if hardware.device == AUTO else device.type  # on a Mac, the former also trains on its GPU
+    if world > 1:
+        return _together(Fabric, accelerator, precision or precision_on(device), world)
     devices = 1 if device.index is None else [device.index]
     return Fabric(accelerator=accelerator, devices=devices, precision=precision or precision_on(device))
+
+
+def _together(fabric: Any, accelerator: str, precision: Any, world: int) -> Fabric:
+    """Fabric of this process among several, which are joined here."""
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # Networks may have outputs that no loss is made of; the batch norms of all processes are alike already.
+    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), timeout=WAITED, find_unused_parameters=True)
+    made = fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, precision=precision)
+    made.launch()
+    return made  # type: ignore[no-any-return]
 
 
 def precision_on(device: torch.device) -> Any:

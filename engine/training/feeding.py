@@ -167,8 +167,8 @@ def batches_of(dataset: Dataset[Any], iterator: Iterator[Any], loaders: int = 0)
                 if not DIED.search(str(error)):
                     raise
                 raise FreePruneError(
-                    f"a loading process died, perhaps out of memory; lower `loaders` (now {loaders}) or `batch_size`, and go on "
-                    "with `resume=True`"
+                    f"a loading process died, perhaps out of memory; lower `loaders` (now {loaders}) or `batch_size`, and go "
+                    "on with `resume=True`"
                 ) from error
         if batch is None:
             return

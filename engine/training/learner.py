@@ -17,6 +17,7 @@ from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
 from ..tasks import Task
 from .augmentation import drawn_shifts, shifted
+from .batch_norm import synchronise, unsynchronise
 from .feeding import dense_labels, inputs_and_labels, run
 from .optimizer import Average, held, optimizer_of, pruned_entries, rate_factor, set_zero, set_zero_gradients
 
@@ -29,6 +30,7 @@ class Learner:
 
     Args:
         student: trained in place.
+        batch_size: of all processes together.
         fabric: of this process, and of those that train with it.
     """
 
@@ -36,6 +38,7 @@ class Learner:
         self,
         student: nn.Module,
         recipe: Recipe,
+        batch_size: int,
         steps: int,
         task: Task,
         masks: Mapping[str, Tensor],
@@ -45,6 +48,8 @@ class Learner:
         self._student, self._recipe, self._steps, self._task, self._fabric = student, recipe, steps, task, fabric
         pruned = pruned_entries(student, masks)
         set_zero(pruned)
+        if fabric.world_size > 1 and recipe.batch_norm == "synchronised":
+            synchronise(student)
         own = optimizer_of(student, recipe)
         self._model, self._optimizer = fabric.setup(student, own)
         self._own = own
@@ -55,6 +60,7 @@ class Learner:
             self._guide = fabric.to_device(copied(teacher).eval())
         self._channels_last: bool | None = None  # known from the first batch
         self._average = Average(student, recipe.average) if recipe.average else None
+        self.batch_size = batch_size
         self.device, self.rank, self.world = fabric.device, fabric.global_rank, fabric.world_size
 
     def part(self, count: int) -> slice:
@@ -76,6 +82,12 @@ class Learner:
             group["lr"] = self._recipe.learning_rate * rate_factor(number, self._steps, self._recipe.warmup)
         loss = self._loss(images, labels)
         value = loss.item()
+        if self.world > 1:
+            share = self.world * _rows(images) / self.batch_size
+            loss = loss * share  # gradients are averaged over processes, whose parts of the batch may differ in size
+            told = torch.tensor([value * share, float(due)], device=self.device)
+            value, wanted = self._fabric.all_reduce(told, reduce_op="mean").tolist()  # type: ignore[union-attr]
+            due = wanted > 0
         if not math.isfinite(value):
             raise FreePruneError(
                 f"the loss became {value} at step {number + 1} of {self._steps}; lower `learning_rate` "
@@ -86,8 +98,22 @@ class Learner:
             self._average.add(number)
         return value, due
 
+    def agree(self, done: int) -> None:
+        """Check that all processes begin after the same step.
+
+        Raises:
+            FreePruneError: some do not see the checkpoint.
+        """
+        steps = self.gathered({"done": torch.tensor(done)})["done"]
+        if (steps != steps[0]).any():
+            raise FreePruneError(
+                "the checkpoint of the training is not there for all processes; give an `out` on a file system that all "
+                "machines share"
+            )
+
     def finish(self) -> None:
         """Leave in the network what training returns."""
+        unsynchronise(self._student)
         if self._average is not None:
             self._average.take()
 
@@ -124,7 +150,10 @@ class Learner:
 
     def gathered(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors `(...)` of every process as one `(processes, ...)`."""
-        return {name: tensor[None] for name, tensor in states.items()}
+        if self.world == 1:
+            return {name: tensor[None] for name, tensor in states.items()}
+        placed = {name: self._fabric.to_device(tensor) for name, tensor in states.items()}
+        return {name: self._fabric.all_gather(tensor).cpu() for name, tensor in placed.items()}  # type: ignore[union-attr]
 
     def _placed(self, batch: Any, draws: torch.Generator) -> tuple[Any, Any]:
         """The inputs on the device, augmented where that is asked for, and the labels if there are any."""
@@ -133,8 +162,8 @@ class Learner:
         if self._channels_last is None:
             self._channels_last = takes_channels_last(self._student, images)
             self._student.train()
-        if self._recipe.augment:
-            images = shifted(images, drawn_shifts(_rows(images), images, draws))
+        if self._recipe.augment and not self._recipe.crop:
+            images = shifted(images, drawn_shifts(self.batch_size, images, draws).of(self.part(self.batch_size)))
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
@@ -147,7 +176,8 @@ class Learner:
             return self._task.loss(self._task.output(run(self._model, images), labels, training=True), labels)
         labels = self._fabric.to_device(labels)
         output = self._task.output(run(self._model, images), labels, training=True)
-        loss = self._task.loss(output, labels)
+        smoothing = self._recipe.label_smoothing
+        loss = self._task.smoothed(output, labels, smoothing) if smoothing else self._task.loss(output, labels)
         if self._guide is None:
             return loss
         with torch.no_grad(), self._fabric.autocast():

@@ -46,9 +46,7 @@ def measured(
 ) -> float:
     """The task's measure of a network on a data set; otherwise as `tallied`."""
     return task.judge.measured(
-        tallied(
-            network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware
-        )
+        tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware)
     )
 
 

@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
+from ...errors import first_line
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
+from ..inputs.crops import Cropped
 from ..randomness import random_states, seeded, set_random_states
 from ..tasks import CLASSIFICATION, Task
 from .augmentation import augmented as augmented
@@ -31,6 +33,7 @@ from .measuring import measured as measured
 from .measuring import tallied as tallied
 from .optimizer import held, schedule
 from .optimizer import rate_factor as rate_factor
+from .processes import check_batch, together, world_of
 
 Progress = Callable[[int, int, float], None]
 
@@ -70,11 +73,14 @@ class Training:
     def check(self) -> None:
         """Refuse what cannot be trained before anything begins."""
         if self.recipe.distill and self.teacher is None:
-            raise FreePruneError(
-                f"the distillation weight is {self.recipe.distill} but there is no teacher; give one or use 0"
-            )
+            raise FreePruneError(f"the distillation weight is {self.recipe.distill} but there is no teacher; give one or use 0")
         if not self.task.labelled and self.teacher is None:
             raise FreePruneError("there is no teacher for data without labels; give the dense network")
+        if self.recipe.label_smoothing and type(self.task).smoothed is Task.smoothed:
+            raise FreePruneError(
+                f"`label_smoothing={self.recipe.label_smoothing:g}` is for the labels of a classification, and the task is "
+                "another; leave it out"
+            )
 
     def described(self) -> dict[str, Any]:
         """Which training this is, as plain data."""
@@ -116,25 +122,40 @@ def train(
             labels that are not the task's; a loss or trained tensors that are not finite; a network without a backward pass;
             a checkpoint that is damaged, of another training, or cannot be written.
     """
+    dataset = Cropped(dataset, recipe.crop) if recipe.crop else dataset
     training = Training(network, dataset, recipe, seed, masks or {}, teacher, collate, task, hardware)
     training.check()
+    check_batch(schedule(recipe, training.length)[0], world_of(hardware))
     home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    trained = trained_here(training, saving, progress).to(home).eval()
+    try:
+        trained = together(_part, (training, saving, progress), hardware).to(home).eval()
+    except torch.OutOfMemoryError as error:
+        raise FreePruneError(
+            f"the device is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
+            "`resume=True`"
+        ) from error
     check_still_finite(network, trained)
     return trained
+
+
+def _part(given: tuple[Training, Saving | None, Progress | None], first: bool) -> nn.Module | None:
+    """The part of one process of a training; the trained network in the first one."""
+    training, saving, progress = given
+    return trained_here(training, saving, progress if first else None)
 
 
 def trained_here(training: Training, saving: Saving | None, progress: Progress | None) -> nn.Module:
     """The trained network, by this process and those that train with it."""
     batch_size, steps = schedule(training.recipe, training.length)
-    fabric = fabric_of(training.hardware, training.recipe.precision)
+    fabric = fabric_of(training.hardware, training.recipe.precision, world_of(training.hardware))
     student = copied(training.network)
-    learner = Learner(student, training.recipe, steps, training.task, training.masks, training.teacher, fabric)
+    learner = Learner(student, training.recipe, batch_size, steps, training.task, training.masks, training.teacher, fabric)
     feed = _Feed(training, batch_size, steps, learner)
     with seeded(training.seed + fabric.global_rank):
         done = 0
         if saving is not None and saving.path.exists():
             done = feed.go_on(load(saving.path, training.described()))
+        learner.agree(done)
         saved = time.monotonic()
         for number, batch in enumerate(feed.batches(), start=done):
             due = saving is not None and time.monotonic() - saved >= saving.seconds
