@@ -26,6 +26,7 @@ from .image_files import SUFFIXES
 from .sources import Pictures, data_of_pictures
 
 LABEL = ".cls"
+BLOCK = 512  # bytes, of tar
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -131,10 +132,11 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
         raise FreePruneError(f"there is no shard {path!r}; give existing .tar files, such as wds:train-{{000..009}}.tar")
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
-    size = os.path.getsize(path)
+    size, end = os.path.getsize(path), 0
     try:
         with tarfile.open(path, "r:") as file:
             for member in file:
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 key, suffix = _parts(member.name)
                 if not member.isfile():
                     continue
@@ -146,6 +148,8 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                 elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
                 file.members = []  # which it would keep for looking up
+        if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
+            raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise FreePruneError(
             f"the shard {path!r} cannot be read ({cause(error)}), perhaps since it was truncated; fetch it again"

@@ -10,7 +10,7 @@ import torch
 
 from ..asked.declaration import Hardware
 from ..inputs.devices import AUTO, device_of
-from .processes import WAITED
+from .processes import WAITED, world_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -57,3 +57,8 @@ def precision_on(device: torch.device) -> Any:
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "32-true"
+
+
+def shared(value: Any, hardware: Hardware) -> Any:
+    """What the first process of torchrun says, in all of them; the others wait for it."""
+    return fabric_of(hardware, world=world_of(hardware)).broadcast(value)

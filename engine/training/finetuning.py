@@ -21,7 +21,8 @@ from ..run.job import Job
 from ..run.outputs import outputs
 from ..user_code import called
 from .checkpoint import Saving
-from .processes import by_torchrun, shared
+from .fabric import shared
+from .processes import by_torchrun
 from .trainer import train
 
 IMAGES = 4  # on which the returned network is compared with the kept one

@@ -152,8 +152,13 @@ class Learner:
         """Tensors `(...)` of every process as one `(processes, ...)`."""
         if self.world == 1:
             return {name: tensor[None] for name, tensor in states.items()}
-        placed = {name: self._fabric.to_device(tensor) for name, tensor in states.items()}
-        return {name: self._fabric.all_gather(tensor).cpu() for name, tensor in placed.items()}  # type: ignore[union-attr]
+        return {name: self._gathered(tensor) for name, tensor in states.items()}
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        placed = self._fabric.to_device(tensor)
+        found = [torch.empty_like(placed) for _ in range(self.world)]
+        torch.distributed.all_gather(found, placed)
+        return torch.stack(found).cpu()
 
     def _placed(self, batch: Any, draws: torch.Generator) -> tuple[Any, Any]:
         """The inputs on the device, augmented where that is asked for, and the labels if there are any."""

@@ -86,13 +86,6 @@ def check_batch(batch_size: int, world: int) -> None:
         )
 
 
-def shared(value: Any, hardware: Hardware) -> Any:
-    """What the first process of torchrun says, in all of them; the others wait for it."""
-    from .fabric import fabric_of
-
-    return fabric_of(hardware, world=world_of(hardware)).broadcast(value)
-
-
 def together(function: Callable[[Any, bool], Any], given: Any, hardware: Hardware) -> Any:
     """What a function returns in the first process; it runs in all that train together.
 
@@ -120,7 +113,7 @@ def together(function: Callable[[Any, bool], Any], given: Any, hardware: Hardwar
             except (AttributeError, TypeError, ValueError) as error:  # something that cannot be pickled
                 raise FreePruneError(
                     f"the network or the data cannot be sent to a process of another device ({error}); start the command with "
-                    f"torchrun --nproc-per-node {world}"
+                    f"torchrun, in {world} processes"
                 ) from error
             theirs.close()
             helpers.append((process, ours))

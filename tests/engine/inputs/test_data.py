@@ -719,7 +719,7 @@ def test_options_that_do_not_apply():
         with raises("datasets of your own come normalised"):
             load_data((own(), own()), **options)
     for source in ("digits", (own(), own())):
-        with raises("`image_size=8` was given, but it applies to imagefolder:DIR only"):
+        with raises("`image_size=8` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only"):
             load_data(source, image_size=8)
 
 
