@@ -3,8 +3,8 @@
     python benchmarks/large_data.py --data DIR [--images 100000] [--loaders 2] [--seconds 10] [--out FILE]
 
 DIR gets the folder, of hard links to a few JPEG files of 500 x 375 pixels, unless it is there. Start and memory are those of a
-process of their own; the rate of the loading processes is compared, in turns, with that of as many processes that do nothing
-but decode.
+process of their own; "share" is the rate of the loading processes against that, in turns, of as many processes that do nothing
+but decode, and "cpu_share" the same by processor time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ def make(folder: Path, images: int) -> None:
 
 def memory() -> int:
     """Bytes that this process and its children hold; what they share counts once."""
-    pids = [str(os.getpid()), *Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     found = 0
-    for pid in pids:
+    for pid in alive():
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
     return found
@@ -67,41 +66,54 @@ def feed(dataset: Any, loaders: int) -> Any:
 
     order = Order(len(dataset), BATCH, 10**6, torch.Generator().manual_seed(0))
     numbered = Numbered(order, 0, lambda count: slice(0, count))
-    return batches_of(dataset, iter(loader(Drawn(dataset, 0), numbered, None, loaders, pinned=False)), loaders)
+    return batches_of(dataset, iter(loader(Drawn(dataset, 0), numbered, None, loaders, pinned=False)), loaders, reused=True)
 
 
-def rate_of(batches: Any, seconds: float) -> float:
-    """Images a second, once the loading processes have begun."""
-    for _ in islice(batches, 4):
+def rate_of(batches: Any, seconds: float) -> tuple[float, float]:
+    """Images a second, once the loading processes have begun, and milliseconds of all processors together for each image."""
+    for _ in islice(batches, 10):
         pass
-    start, count = time.perf_counter(), 0
+    start, count, cpu = time.perf_counter(), 0, used()
     while time.perf_counter() - start < seconds:
         next(batches)
         count += BATCH
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), 1000 * (used() - cpu) / count
+
+
+def used() -> float:
+    """Seconds of processor time of this process and its children that are alive."""
+    found = 0
+    for pid in alive():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found += int(fields[11]) + int(fields[12])
+    return found / os.sysconf("SC_CLK_TCK")
+
+
+def alive() -> list[str]:
+    return [str(os.getpid()), *Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def _decode(paths: list[str], seconds: float, count: Any) -> None:
     from freeprune.engine.inputs.image_files import Form, decode
 
-    start, done = time.perf_counter(), 0
+    start, cpu, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         decode(paths[done % len(paths)], Form(size=SIDE))
         done += 1
-    count.value = done / (time.perf_counter() - start)
+    count[0], count[1] = done / (time.perf_counter() - start), 1000 * (time.process_time() - cpu) / done
 
 
-def decoding(folder: Path, processes: int, seconds: float) -> float:
-    """Images a second that processes decode together, and do nothing else."""
+def decoding(folder: Path, processes: int, seconds: float) -> tuple[float, float]:
+    """As `rate_of`, of processes that decode and do nothing else."""
     paths = [str(path) for path in sorted((folder / "sources").iterdir())]
     context = multiprocessing.get_context("fork")
-    counts = [context.Value("d", 0.0) for _ in range(processes)]
+    counts = [context.Array("d", 2) for _ in range(processes)]
     workers = [context.Process(target=_decode, args=(paths, seconds, count)) for count in counts]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return sum(count.value for count in counts)
+    return sum(count[0] for count in counts), statistics.mean(count[1] for count in counts)
 
 
 def started(folder: Path, loaders: int, seconds: float) -> dict[str, Any]:
@@ -132,9 +144,12 @@ def started(folder: Path, loaders: int, seconds: float) -> dict[str, Any]:
         "start_cpu_seconds": round(start_cpu, 2),
         "memory_mb": round(peak / 1e6, 1),
         "loaders": loaders,
-        "images_per_second": [round(rate, 1) for rate in rates],
-        "decoded_per_second": [round(rate, 1) for rate in decoded],
-        "share": round(statistics.median(a / b for a, b in zip(rates, decoded, strict=True)), 3),
+        "images_per_second": [round(rate, 1) for rate, _ in rates],
+        "decoded_per_second": [round(rate, 1) for rate, _ in decoded],
+        "cpu_ms_per_image": [round(cpu, 3) for _, cpu in rates],
+        "cpu_ms_per_decoded": [round(cpu, 3) for _, cpu in decoded],
+        "share": round(statistics.median(a[0] / b[0] for a, b in zip(rates, decoded, strict=True)), 3),
+        "cpu_share": round(statistics.median(b[1] / a[1] for a, b in zip(rates, decoded, strict=True)), 3),
     }
 
 

@@ -23,6 +23,9 @@ from .image_files import Crop
 WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
 
 
+IN_CACHE = 2**18  # pixels that are normalised at once
+
+
 @dataclass(frozen=True)
 class Data:
     """Images to prune with.
@@ -89,12 +92,39 @@ class Images(Dataset[Any]):
         Args:
             crop: cuts a part out of each picture, where the pixels are in files.
         """
+        pixels, labels = self.raw(indices, crop)
+        images = torch.addcmul(self.offset, pixels.float(), self.scale)
+        return list(images) if labels is None else list(zip(images, labels.tolist(), strict=True))
+
+    def raw(self, indices: list[int], crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
+        """Pixels as they are stored, `(n, C, H, W)`, and labels `(n,)`; arguments as of `items`."""
         if isinstance(self.pixels, Files):
             pixels, indices = self.pixels.read(indices, crop)
         else:
             pixels = self.pixels[indices]
-        images = torch.addcmul(self.offset, pixels.float(), self.scale)
-        return list(images) if self.labels is None else list(zip(images, self.labels[indices].tolist(), strict=True))
+        return pixels, None if self.labels is None else self.labels[indices]
+
+    def normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """The images of stored pixels, the same bits as those of `items`.
+
+        Args:
+            out: float32 of their shape, to write into; fresh memory costs more than the arithmetic.
+        """
+        if out is None or out.shape != pixels.shape:
+            out = torch.empty(pixels.shape)
+        rows = max(1, IN_CACHE // max(pixels[0].numel(), 1))
+        for row, some in zip(out.split(rows), pixels.split(rows), strict=True):
+            torch.addcmul(self.offset, some.float(), self.scale, out=row)
+        return out
+
+
+def inner(dataset: Any) -> tuple[Any, list[int] | None]:
+    """The data set inside subsets, and the numbers of the items in it; None for all, in order."""
+    numbers: list[int] | None = None
+    while isinstance(dataset, Subset):
+        numbers = list(dataset.indices) if numbers is None else [dataset.indices[i] for i in numbers]
+        dataset = dataset.dataset
+    return dataset, numbers
 
 
 def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from ...common import FreePruneError, cause
-from .batches import Images, described, parts
+from .batches import Images, described, inner, parts
 from .encoded import Files
 
 
@@ -28,12 +28,8 @@ class Cropped(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], share: float) -> None:
         self._dataset, self._share = dataset, share
-        inner, numbers = dataset, None
-        while isinstance(inner, Subset):
-            numbers = list(inner.indices) if numbers is None else [inner.indices[i] for i in numbers]
-            inner = inner.dataset
-        self._images = inner if isinstance(inner, Images) and isinstance(inner.pixels, Files) else None
-        self._numbers = numbers
+        images, self._numbers = inner(dataset)
+        self._images = images if isinstance(images, Images) and isinstance(images.pixels, Files) else None
         inputs, _ = parts(dataset[0])
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 3:
             raise FreePruneError(

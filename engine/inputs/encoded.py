@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ...common import FreePruneError
 from ..user_code import warn
@@ -106,8 +108,14 @@ class Files:
 
     def read(self, indices: list[int], crop: Crop | None = None) -> tuple[Tensor, list[int]]:
         """The images, and which ones they are: where one is skipped, the next that can be read stands in for it."""
-        found = [self._one(i, crop) for i in indices]
-        return torch.from_numpy(np.stack([pixels for pixels, _ in found])), [i for _, i in found]
+        first, place = self._one(indices[0], crop)
+        found, places = _room((len(indices), *first.shape), self.dtype), [place]
+        rows = found.numpy()  # of the same memory
+        rows[0] = first
+        for row, i in zip(rows[1:], indices[1:], strict=True):
+            row[...], place = self._one(i, crop)
+            places.append(place)
+        return found, places
 
     def _one(self, i: int, crop: Crop | None) -> tuple[np.ndarray, int]:  # type: ignore[type-arg]
         if i >= len(self):
@@ -123,6 +131,14 @@ class Files:
                     warn(f"{error}; another image stands in for it")
                 self._told = True
         raise AssertionError("there are images")
+
+
+def _room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+    """Memory for a batch; in a loading process such as the main process sees too, so that nothing is copied on the way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=kind)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * kind.itemsize)  # as torch's `default_collate` does
+    return torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 @dataclass(frozen=True)

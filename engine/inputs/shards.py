@@ -172,8 +172,6 @@ def _labels(samples: list[Sample], count: int, place: str) -> tuple[list[Tensor 
         return [None, None], ()
     if len(found) < len(samples):
         bare = next(sample.name for sample in samples if sample.label is None)
-        raise FreePruneError(
-            f"{bare!r} of 'wds:{place}' has no label ({LABEL}), and others have; give all of them one, or none"
-        )
+        raise FreePruneError(f"{bare!r} of 'wds:{place}' has no label ({LABEL}), but others have; give all one, or none")
     labels = torch.tensor(found)
     return [labels[:count], labels[count:]], tuple(map(str, range(max(found) + 1)))

@@ -65,6 +65,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     known = {"of": checkpoint.of, "step": checkpoint.step, "state": checkpoint.state}
     document = {"freeprune_training": VERSION, **known, "strides": strides}
     text = json.dumps(document)
+    for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+        stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, {"document": text, "sha256": _digest(text, tensors)})

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from ...common import FreePruneError
-from ..inputs.batches import is_batch, parts, telling_items
-from ..randomness import seeded
+from ..inputs.batches import Images, inner, is_batch, parts, telling_items
+from ..randomness import seed_all, seeded
 from ..tasks import OwnTask, Task
 from ..tasks.base import described
 
@@ -100,6 +101,19 @@ class Failure:
         self.error = error
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A batch as it is stored, from a loading process: a quarter of the bytes of what it is normalised to.
+
+    Attributes:
+        pixels: of `Images.raw`.
+        labels: of the same.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+
+
 class Drawn(Dataset[Any]):
     """A data set whose random draws are decided by the seed and the place of an item in the training alone.
 
@@ -107,18 +121,27 @@ class Drawn(Dataset[Any]):
     values, since loading processes would send them with tracebacks as text.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, collate: Collate | None = None) -> None:
         self.dataset, self._seed = dataset, seed
+        images, self._numbers = (None, None) if collate else inner(dataset)
+        self._images = images if isinstance(images, Images) else None  # which draw nothing, and make batches at once
 
     def __getitem__(self, numbered: tuple[int, int]) -> Any:
         place, index = numbered
-        with seeded(int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0])):
+        seed = int(np.random.SeedSequence([self._seed, place]).generate_state(1)[0])
+        if get_worker_info() is not None:  # the states of a loading process are nobody else's
+            seed_all(seed)
+            return self.dataset[index]
+        with seeded(seed):
             return self.dataset[index]
 
     def __getitems__(self, numbered: list[tuple[int, int]]) -> Any:
         try:
             with telling_items(self.dataset):
-                return [self[one] for one in numbered]
+                if self._images is None:
+                    return [self[one] for one in numbered]
+                indices = [index for _, index in numbered]
+                return Whole(*self._images.raw(indices if self._numbers is None else [self._numbers[i] for i in indices]))
         except FreePruneError as error:
             return Failure(error)
 
@@ -130,7 +153,7 @@ class Collated:
         self._dataset, self._collate = dataset, collate or default_collate
 
     def __call__(self, items: Any) -> Any:
-        if isinstance(items, Failure):
+        if isinstance(items, Failure | Whole):
             return items
         try:
             with telling_items(self._dataset):
@@ -153,12 +176,17 @@ def loader(dataset: Dataset[Any], batches: Any, collate: Collate | None, loaders
     )  # fmt: skip
 
 
-def batches_of(dataset: Dataset[Any], iterator: Iterator[Any], loaders: int = 0) -> Iterator[Any]:
+def batches_of(dataset: Dataset[Any], iterator: Iterator[Any], loaders: int = 0, *, reused: bool = False) -> Iterator[Any]:
     """Yields the batches of a loader's iterator; an error of the data set becomes a sentence.
+
+    Args:
+        loaders: how many processes load, for sentences.
+        reused: whether a batch may be written over by the next one.
 
     Raises:
         FreePruneError: the data set fails, or a loading process died.
     """
+    out: Tensor | None = None  # the memory of one batch after the other
     while True:
         with telling_items(dataset):
             try:
@@ -174,6 +202,9 @@ def batches_of(dataset: Dataset[Any], iterator: Iterator[Any], loaders: int = 0)
             return
         if isinstance(batch, Failure):
             raise batch.error
+        if isinstance(batch, Whole):
+            out = inner(dataset)[0].normalised(batch.pixels, out if reused else None)
+            batch = out if batch.labels is None else [out, batch.labels]
         yield batch
 
 

@@ -101,5 +101,5 @@ def _batches(dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None
         size = min(size, LOADED)
         places = range(len(dataset))
         numbered = [[(i, i) for i in places[start : start + size]] for start in range(0, len(dataset), size)]
-        found = loader(Drawn(dataset, seed), numbered, collate, loaders, pinned=False)
+        found = loader(Drawn(dataset, seed, collate), numbered, collate, loaders, pinned=False)
     return batches_of(dataset, iter(found), loaders)

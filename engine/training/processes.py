@@ -1,10 +1,11 @@
 """Processes that train together: who they are, how they are started, and what one sends to the others.
 
-The first process does everything else: it searches, writes, and reports. The others train alone, each on its part of every
-batch. There are two ways to start them:
+One process searches, measures and reports. When the training begins there are as many as there are devices, each of which trains
+on its part of every batch; the first of them writes checkpoints. There are two ways to start them:
 
-- with `devices` above 1 the first process starts the others when the training begins, and they end with it;
-- `torchrun` starts the same command in all of them. The others then load network and data too, and wait for the training.
+- with `devices` above 1 they are started when the training begins, and end with it;
+- `torchrun` starts the same command in all of them. The first does everything else as well; the others load network and data
+  too, and wait for the training.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing.connection import wait
+from pickle import PicklingError
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from ...common import FreePruneError
 from ..asked.declaration import Hardware
@@ -26,6 +31,7 @@ from ..workers.base import attempt
 
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 WAITED = timedelta(days=30)  # by processes of torchrun, for the search to end
+TOLD, DONE, FAILED = "told", "done", "failed"  # kinds of messages
 LEAST = 2  # images of a batch for each device; batch norm needs two
 
 
@@ -86,76 +92,94 @@ def check_batch(batch_size: int, world: int) -> None:
         )
 
 
-def together(function: Callable[[Any, bool], Any], given: Any, hardware: Hardware) -> Any:
-    """What a function returns in the first process; it runs in all that train together.
+Told = Callable[..., None]
+Function = Callable[[Any, Told], Mapping[str, NDArray[Any]]]
+
+
+def together(function: Function, given: Any, told: Told, hardware: Hardware) -> Mapping[str, NDArray[Any]]:
+    """What a function returns in the first of several processes of this machine, which are started here and end here.
 
     Args:
-        function: of what is given and whether this is the first process; at the top of a module.
-        given: sent to the processes that are started here; where they are forked, they have it already.
+        function: of what is given and of `told`; at the top of a module.
+        given: sent to the processes; where they are forked, they have it already.
+        told: called here with what the first process calls it with.
         hardware: how many there are.
 
     Raises:
-        FreePruneError: what the function raised, in whichever process.
+        FreePruneError: what the function raised first, in whichever process; or one of them died.
     """
     world = world_of(hardware)
-    if world == 1 or by_torchrun():
-        return function(given, is_first())
     kind = device_of(hardware.device).type
     context = multiprocessing.get_context("fork" if kind == "cpu" else "spawn")  # a process that uses a GPU cannot be forked
-    port = _free_port()
-    helpers = []
+    if kind == "cpu":
+        import torch._dynamo  # which every process would need a few seconds to import
+    port, helpers = _free_port(), {}
     try:
-        for rank in range(1, world):
+        for rank in range(world):
             ours, theirs = context.Pipe()
             process = context.Process(target=_help, args=(function, given, port, rank, world, theirs, torch.get_num_threads()))
             try:
                 process.start()
-            except (AttributeError, TypeError, ValueError) as error:  # something that cannot be pickled
+            except (AttributeError, TypeError, ValueError, PicklingError) as error:
                 raise FreePruneError(
                     f"the network or the data cannot be sent to a process of another device ({error}); start the command with "
                     f"torchrun, in {world} processes"
                 ) from error
             theirs.close()
-            helpers.append((process, ours))
-        with _variables(port, 0, world):
-            done, found = attempt(lambda given: function(given, True), given)
-        if not done:
-            raise _first_error(helpers, found)
-        return found
+            helpers[ours] = process
+        return _listened(list(helpers), told)
     finally:
-        for process, pipe in helpers:
+        for pipe, process in helpers.items():
             process.kill()  # one that is done has nothing left to do
             process.join()
             pipe.close()
-        _leave()
 
 
-def _first_error(helpers: list[tuple[Any, Any]], own: Exception) -> Exception:
-    """The error of a helper where it had one before the connection to it broke; else this process's own."""
-    for process, pipe in helpers:
-        if pipe.poll(1):
+def _listened(pipes: list[Any], told: Told) -> Mapping[str, NDArray[Any]]:
+    """What the first process returns; what it tells on the way is passed on."""
+    failures: list[tuple[float, Exception]] = []
+    died = False
+    while not failures and not died:
+        for pipe in wait(pipes):
             try:
-                done, found = pipe.recv()
-            except EOFError:
-                if process.exitcode not in (0, None):
-                    return FreePruneError(
-                        "a process that trains on another device died, perhaps out of memory; lower `batch_size`, and go on "
-                        "with `resume=True`"
-                    )
+                kind, found = pipe.recv()
+            except (EOFError, OSError):
+                died = True
                 continue
-            if not done and isinstance(found, FreePruneError):
-                return found
-    return own
+            if kind == TOLD:
+                told(*found)
+            elif kind == FAILED:
+                failures.append(found)
+            elif pipe is pipes[0]:
+                return found  # type: ignore[no-any-return]
+            else:  # another one is done
+                pipes = [one for one in pipes if one is not pipe]
+    for pipe in pipes:  # an error in one process breaks the connections of the others, which tell of that alone
+        with suppress(EOFError, OSError):
+            while pipe.poll(1):
+                kind, found = pipe.recv()
+                if kind == FAILED:
+                    failures.append(found)
+    if failures and not died:
+        raise min(failures, key=lambda one: one[0])[1]
+    raise FreePruneError(
+        "a process that trains on another device died, perhaps out of memory; lower `batch_size`, and go on with `resume=True`"
+    )
 
 
-def _help(function: Callable[[Any, bool], Any], given: Any, port: int, rank: int, world: int, pipe: Any, threads: int) -> None:
+def _help(function: Function, given: Any, port: int, rank: int, world: int, pipe: Any, threads: int) -> None:
     """The life of a process that was started to train."""
     torch.set_num_threads(threads)
+
+    def told(*found: Any) -> None:
+        if rank == 0:
+            pipe.send((TOLD, found))
+
     with _variables(port, rank, world):
-        done, found = attempt(lambda given: function(given, False), given)
-    pipe.send((done, None if done else found))
-    pipe.close()
-    _leave()
+        done, found = attempt(lambda given: function(given, told), given)
+    pipe.send((DONE, found if rank == 0 else None) if done else (FAILED, (time.monotonic(), found)))
+    if not done:
+        pipe.recv()  # waits to be ended: connections to the others break then, and they would tell of that
 
 
 @contextmanager
@@ -172,12 +196,6 @@ def _variables(port: int, rank: int, world: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _leave() -> None:
-    """Leave the group of processes, so that the next training can make another."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,7 +34,7 @@ from .measuring import measured as measured
 from .measuring import tallied as tallied
 from .optimizer import held, schedule
 from .optimizer import rate_factor as rate_factor
-from .processes import check_batch, together, world_of
+from .processes import by_torchrun, check_batch, together, world_of
 
 Progress = Callable[[int, int, float], None]
 
@@ -128,20 +129,38 @@ def train(
     check_batch(schedule(recipe, training.length)[0], world_of(hardware))
     home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     try:
-        trained = together(_part, (training, saving, progress), hardware).to(home).eval()
+        if world_of(hardware) == 1 or by_torchrun():
+            trained = trained_here(training, saving, progress)
+        else:
+            found = together(_part, (training, saving), progress or _nothing, hardware)
+            trained = _with_tensors(network, found)
     except torch.OutOfMemoryError as error:
         raise FreePruneError(
             f"the device is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
             "`resume=True`"
         ) from error
+    trained = trained.to(home).eval()
     check_still_finite(network, trained)
     return trained
 
 
-def _part(given: tuple[Training, Saving | None, Progress | None], first: bool) -> nn.Module | None:
-    """The part of one process of a training; the trained network in the first one."""
-    training, saving, progress = given
-    return trained_here(training, saving, progress if first else None)
+def _nothing(step: int, steps: int, loss: float) -> None:
+    """Nobody is told."""
+
+
+def _part(given: tuple[Training, Saving | None], told: Progress) -> dict[str, NDArray[Any]]:
+    """The part of a process of a training; the values of the trained network, by name."""
+    trained = trained_here(*given, told)
+    return {name: tensor.detach().cpu().numpy() for name, tensor in held(trained).items()}
+
+
+def _with_tensors(network: nn.Module, values: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """A copy of a network with other values."""
+    made = copied(network)
+    with torch.no_grad():
+        for name, tensor in held(made).items():
+            tensor.copy_(torch.from_numpy(values[name]))
+    return made
 
 
 def trained_here(training: Training, saving: Saving | None, progress: Progress | None) -> nn.Module:
@@ -190,7 +209,9 @@ class _Feed:
         if loaders or learner.world > 1:
             numbered = Numbered(self._order, self._done, learner.part)
             pinned = learner.device.type == "cuda"
-            found = loader(Drawn(training.dataset, training.seed), numbered, training.collate, loaders, pinned)
+            found = loader(
+                Drawn(training.dataset, training.seed, training.collate), numbered, training.collate, loaders, pinned
+            )
         else:
             found = DataLoader(
                 training.dataset, batch_sampler=self._order, collate_fn=training.collate, generator=self._generator
@@ -198,7 +219,7 @@ class _Feed:
         iterator = iter(found)
         if self._states is not None:
             set_random_states(self._states, learner.device)
-        return batches_of(training.dataset, iterator, loaders)
+        return batches_of(training.dataset, iterator, loaders, reused=True)
 
     def go_on(self, checkpoint: Checkpoint) -> int:
         """Take over the state of a checkpoint; the number of steps that are done."""

@@ -58,25 +58,28 @@ class Interrupted(Exception):
 
 
 def test_two_processes_give_the_weights_of_one_also_after_an_interruption(tmp_path):
-    losses, expected = [], []
-    one = trained(Hardware(device="cpu"), progress=lambda step, steps, loss: expected.append(loss))
+    losses, expected = {}, {}
+    one = trained(Hardware(device="cpu"), progress=lambda step, steps, loss: expected.update({step: loss}))
 
     def until(step, steps, loss):
-        losses.append(loss)
+        losses[step] = loss
         if step == 3:
             raise Interrupted
 
     saving = Saving(tmp_path / "training.safetensors", 0.0)
     with pytest.raises(Interrupted):
         trained(TWO, saving=saving, progress=until)
-    two = trained(TWO, saving=saving, progress=lambda step, steps, loss: losses.append(loss))
-    assert losses == pytest.approx(expected, abs=1e-5)
+    first = min(losses)
+    two = trained(TWO, saving=saving, progress=lambda step, steps, loss: losses.update({step: loss}))
+    assert first == 1
+    assert len(expected) == 7
+    assert {step: pytest.approx(loss, abs=1e-5) for step, loss in expected.items() if step in losses} == losses
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=1e-5)
     assert (two.head.weight[~MASKS["head.weight"]] == 0).all()
     assert type(two.body[1]) is nn.BatchNorm2d
     assert "forward" not in vars(two.body[1])
-    assert not torch.distributed.is_initialized()
+    assert not torch.distributed.is_initialized()  # here, so that this can be done again
 
 
 def fails():
