@@ -57,6 +57,6 @@ def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> Non
     random.setstate((3, tuple(states["python"].tolist()), None if math.isnan(gauss) else gauss))
     *keys, position, has_gauss = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
+    torch.set_rng_state(states["torch"].clone())  # which torch reads as a whole storage
     if "device" in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states["device"], device)
+        torch.get_device_module(device).set_rng_state(states["device"].clone(), device)

@@ -1,7 +1,7 @@
 """Processes that train together: who they are, how they are started, and what one sends to the others.
 
-One process searches, measures and reports. When the training begins there are as many as there are devices, each of which trains
-on its part of every batch; the first of them writes checkpoints. There are two ways to start them:
+One process searches, measures and reports. When the training begins there are as many as there are devices, each of which
+trains on its part of every batch; the first of them writes checkpoints. There are two ways to start them:
 
 - with `devices` above 1 they are started when the training begins, and end with it;
 - `torchrun` starts the same command in all of them. The first does everything else as well; the others load network and data
