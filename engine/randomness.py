@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ def seed_all(seed: int) -> None:
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """The global random states of Python, NumPy, PyTorch and a device, as tensors on the CPU; their sizes never change."""
     _, python, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]  # noqa: NPY002
+    numpy: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, position, has_gauss, cached = numpy
     states = {
         "python": torch.tensor(python, dtype=torch.int64),
         "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),

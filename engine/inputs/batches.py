@@ -113,7 +113,7 @@ class Images(Dataset[Any]):
         if out is None or out.shape != pixels.shape:
             out = torch.empty(pixels.shape)
         rows = max(1, IN_CACHE // max(pixels[0].numel(), 1))
-        for row, some in zip(out.split(rows), pixels.split(rows), strict=True):
+        for row, some in zip(torch.split(out, rows), torch.split(pixels, rows), strict=True):
             torch.addcmul(self.offset, some.float(), self.scale, out=row)
         return out
 

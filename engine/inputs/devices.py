@@ -33,7 +33,7 @@ def device_of(name: str) -> torch.device:
 def count_of(kind: str) -> int:
     """How many devices of a kind there are."""
     if kind == "cuda":
-        return torch.cuda.devicecount_of() if torch.cuda.is_available() else 0
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "xpu":
-        return torch.xpu.devicecount_of() if torch.xpu.is_available() else 0
+        return torch.xpu.device_count() if torch.xpu.is_available() else 0
     return int(torch.backends.mps.is_available())

@@ -59,7 +59,7 @@ class Encoded(ABC):
             content.seek(max(length - TAIL, 0))
             return head, content.read(TAIL)
 
-    def decoded(self, i: int, form: Form, crop: Crop | None = None) -> np.ndarray:  # type: ignore[type-arg]
+    def decoded(self, i: int, form: Form, crop: Crop | None = None) -> np.ndarray:
         """The pixels `(C, H, W)`, as of `decode`."""
         return decode(self.file(i), form, self.name(i), crop)
 
@@ -90,7 +90,7 @@ class Files:
         skip: whether another image stands in for one that cannot be read.
     """
 
-    def __init__(self, encoded: Encoded, form: Form, numbers: np.ndarray, skip: bool = False) -> None:  # type: ignore[type-arg]
+    def __init__(self, encoded: Encoded, form: Form, numbers: np.ndarray, skip: bool = False) -> None:
         self.form = form
         self.dtype = torch.uint16 if form.wide else torch.uint8
         self._encoded, self._numbers, self._skip = encoded, numbers, skip
@@ -117,7 +117,7 @@ class Files:
             places.append(place)
         return found, places
 
-    def _one(self, i: int, crop: Crop | None) -> tuple[np.ndarray, int]:  # type: ignore[type-arg]
+    def _one(self, i: int, crop: Crop | None) -> tuple[np.ndarray, int]:
         if i >= len(self):
             raise IndexError(f"there are {len(self)} images, and none with the number {i}")
         for after in range(len(self)):
@@ -137,7 +137,9 @@ def _room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
     """Memory for a batch; in a loading process such as the main process sees too, so that nothing is copied on the way."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=kind)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * kind.itemsize)  # as torch's `default_collate` does
+    storage = torch.UntypedStorage._new_shared(  # type: ignore[no-untyped-call]
+        math.prod(shape) * kind.itemsize
+    )  # as torch's `default_collate` does
     return torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
@@ -151,7 +153,7 @@ class Pixels:
     """
 
     pixels: Tensor | Files
-    numbers: np.ndarray  # type: ignore[type-arg]
+    numbers: np.ndarray
 
     def part(self, start: int, stop: int) -> Tensor | Files:
         return self.pixels[start:stop] if isinstance(self.pixels, Tensor) else self.pixels.part(start, stop)
@@ -200,7 +202,7 @@ def read_images(encoded: Encoded, form: Form, skip: bool = False) -> Pixels:
                 continue
             if size != shape[1:]:
                 several_sizes = True
-            elif pixels is not None:
+            elif pixels is not None and image is not None:
                 pixels[i] = image
 
     with ThreadPoolExecutor(min(THREADS_PER_CORE * (os.cpu_count() or 1), 32)) as pool:

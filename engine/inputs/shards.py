@@ -147,7 +147,7 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                     labels[key] = int(content.read()) if content is not None else 0
                 elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
-                file.members = []  # which it would keep for looking up
+                setattr(file, "members", [])  # which it would keep for looking up  # noqa: B010
         if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
             raise tarfile.ReadError("its end is missing")
     except (tarfile.TarError, OSError, ValueError) as error:

@@ -30,19 +30,21 @@ def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true", worl
     """
     from lightning_fabric import Fabric  # imported here, since it is slow and only training needs it
 
+    asked: Any = precision
+
     device = device_of(hardware.device)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs the precision for every network
     accelerator = "auto" if hardware.device == AUTO else device.type  # on a Mac, the former also trains on its GPU
     if world > 1:
-        return _together(Fabric, accelerator, precision or precision_on(device), world)
+        return _together(Fabric, accelerator, asked or precision_on(device), world)
     devices = 1 if device.index is None else [device.index]
-    return Fabric(accelerator=accelerator, devices=devices, precision=precision or precision_on(device))
+    return Fabric(accelerator=accelerator, devices=devices, precision=asked or precision_on(device))
 
 
 def _together(fabric: Any, accelerator: str, precision: Any, world: int) -> Fabric:
     """Fabric of this process among several, which are joined here."""
-    from lightning_fabric.plugins.environments import TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     # Networks may have outputs that no loss is made of; the batch norms of all processes are alike already.

@@ -123,8 +123,9 @@ class Drawn(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int, collate: Collate | None = None) -> None:
         self.dataset, self._seed = dataset, seed
-        images, self._numbers = (None, None) if collate else inner(dataset)
-        self._images = images if isinstance(images, Images) else None  # which draw nothing, and make batches at once
+        images, self._numbers = inner(dataset)
+        # Images draw nothing, and make batches at once.
+        self._images = images if collate is None and isinstance(images, Images) else None
 
     def __getitem__(self, numbered: tuple[int, int]) -> Any:
         place, index = numbered
@@ -162,17 +163,25 @@ class Collated:
             return Failure(error)
 
 
-def loader(dataset: Dataset[Any], batches: Any, collate: Collate | None, loaders: int, pinned: bool) -> DataLoader[Any]:
+def loader(
+    dataset: Dataset[Any],
+    batches: Any,
+    collate: Collate | None,
+    loaders: int,
+    pinned: bool,
+    generator: torch.Generator | None = None,
+) -> DataLoader[Any]:
     """A loader in processes of its own, or in this one where there are none; batches are `Numbered`, the data set `Drawn`.
 
     Args:
         loaders: how many processes.
+        generator: gives the loader a seed of its own, which nothing here depends on.
         pinned: whether batches are put into memory that a GPU copies from while it computes.
     """
     more: dict[str, Any] = {"prefetch_factor": PREFETCHED} if loaders else {}
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=Collated(dataset, collate), num_workers=loaders, pin_memory=pinned,
-        generator=torch.Generator(), **more,
+        generator=generator or torch.Generator(), **more,
     )  # fmt: skip
 
 

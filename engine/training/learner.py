@@ -51,7 +51,8 @@ class Learner:
         if fabric.world_size > 1 and recipe.batch_norm == "synchronised":
             synchronise(student)
         own = optimizer_of(student, recipe)
-        self._model, self._optimizer = fabric.setup(student, own)
+        trained = student if fabric.world_size == 1 else _Picked(student, task)
+        self._model, self._optimizer = fabric.setup(trained, own)
         self._own = own
         # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
         self._pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
@@ -178,9 +179,9 @@ class Learner:
         if labels is None:
             with torch.no_grad(), self._fabric.autocast():
                 labels = dense_labels(self._guide, images, self._task)
-            return self._task.loss(self._task.output(run(self._model, images), labels, training=True), labels)
+            return self._task.loss(self._output(images, labels), labels)
         labels = self._fabric.to_device(labels)
-        output = self._task.output(run(self._model, images), labels, training=True)
+        output = self._output(images, labels)
         smoothing = self._recipe.label_smoothing
         loss = self._task.smoothed(output, labels, smoothing) if smoothing else self._task.loss(output, labels)
         if self._guide is None:
@@ -189,6 +190,12 @@ class Learner:
             target = tree_map_only(Tensor, Tensor.float, self._task.output(run(self._guide, images), labels, training=False))
         share = self._recipe.distill
         return (1 - share) * loss + share * self._task.distillation(output, target)
+
+    def _output(self, images: Any, labels: Any) -> Any:
+        """What the task trains on, of everything that the network returns."""
+        if self.world > 1:
+            return self._model(images, labels)
+        return self._task.output(run(self._model, images), labels, training=True)
 
     def _descend(self, loss: Tensor) -> None:
         """One step of the optimizer; pruned entries are zero again after it."""
@@ -207,6 +214,17 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         set_zero(self._pruned)
+
+
+class _Picked(nn.Module):
+    """A network that returns what the task trains on alone: parameters of other outputs have no gradient in any process."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self._task = network, task
+
+    def forward(self, images: Any, labels: Any) -> Any:
+        return self._task.output(run(self.network, images), labels, training=True)
 
 
 def _rows(images: Any) -> int:

@@ -110,7 +110,9 @@ def together(function: Function, given: Any, told: Told, hardware: Hardware) -> 
     """
     world = world_of(hardware)
     kind = device_of(hardware.device).type
-    context = multiprocessing.get_context("fork" if kind == "cpu" else "spawn")  # a process that uses a GPU cannot be forked
+    context: Any = multiprocessing.get_context(
+        "fork" if kind == "cpu" else "spawn"
+    )  # a process that uses a GPU cannot be forked
     if kind == "cpu":
         import torch._dynamo  # which every process would need a few seconds to import
     port, helpers = _free_port(), {}
@@ -140,7 +142,8 @@ def _listened(pipes: list[Any], told: Told) -> Mapping[str, NDArray[Any]]:
     failures: list[tuple[float, Exception]] = []
     died = False
     while not failures and not died:
-        for pipe in wait(pipes):
+        ready: list[Any] = wait(pipes)
+        for pipe in ready:
             try:
                 kind, found = pipe.recv()
             except (EOFError, OSError):

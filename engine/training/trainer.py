@@ -209,9 +209,8 @@ class _Feed:
         if loaders or learner.world > 1:
             numbered = Numbered(self._order, self._done, learner.part)
             pinned = learner.device.type == "cuda"
-            found = loader(
-                Drawn(training.dataset, training.seed, training.collate), numbered, training.collate, loaders, pinned
-            )
+            drawn = Drawn(training.dataset, training.seed, training.collate)
+            found = loader(drawn, numbered, training.collate, loaders, pinned, self._generator)
         else:
             found = DataLoader(
                 training.dataset, batch_sampler=self._order, collate_fn=training.collate, generator=self._generator

@@ -106,6 +106,7 @@ def rows(datasets, numbers):
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the library
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_folder_of_hugging_face(whole, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
@@ -121,6 +122,7 @@ def test_a_folder_of_hugging_face(whole, tmp_path, monkeypatch):
             assert known[(image * 255).round().byte().permute(1, 2, 0).numpy().tobytes()] == label
 
 
+@pytest.mark.filterwarnings("ignore")  # of the library
 def test_sentences_of_hugging_face(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"x": [1, 2]}).save_to_disk(tmp_path / "none")
