@@ -26,6 +26,8 @@ from .image_files import SUFFIXES
 from .sources import Pictures, data_of_pictures
 
 LABEL = ".cls"
+LONGEST = 20  # bytes of a label
+CLASSES = 10**6  # at most
 BLOCK = 512  # bytes, of tar
 BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -140,22 +142,30 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                 key, suffix = _parts(member.name)
                 if not member.isfile():
                     continue
-                if member.offset_data + member.size > size:
+                if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} goes past its end")
                 if suffix == LABEL:
                     content = file.extractfile(member)
-                    labels[key] = int(content.read()) if content is not None else 0
+                    labels[key] = _class(b"" if content is None else content.read(LONGEST))
                 elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
                 setattr(file, "members", [])  # which it would keep for looking up  # noqa: B010
         if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
             raise tarfile.ReadError("its end is missing")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
         raise FreePruneError(
             f"the shard {path!r} cannot be read ({cause(error)}), perhaps since it was truncated; fetch it again"
         ) from error
     for key, (name, start, length) in images.items():
         yield Sample(shard, name, start, length, labels.get(key))
+
+
+def _class(content: bytes) -> int:
+    """The class that the content of a `.cls` member says."""
+    found = int(content)
+    if not 0 <= found < CLASSES:
+        raise ValueError(f"the class {found}, where 0 to {CLASSES - 1} were expected")
+    return found
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -99,6 +99,14 @@ def test_sentences(shards):
         load("wds:a,b,c")
 
 
+@pytest.fixture
+def datasets(monkeypatch):
+    found = pytest.importorskip("datasets")
+    # It hashes a new data set by pickling all that it refers to, which takes long.
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda dataset: "fingerprint")
+    return found
+
+
 def rows(datasets, numbers):
     kinds = {"name": datasets.Value("string"), "image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
     images = [{"bytes": png(i), "path": None} for i in numbers]
@@ -108,8 +116,7 @@ def rows(datasets, numbers):
 
 @pytest.mark.filterwarnings("ignore")  # of the library
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_folder_of_hugging_face(whole, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+def test_a_folder_of_hugging_face(whole, datasets, tmp_path, monkeypatch):
     monkeypatch.setattr(encoded, "MEMORY_LIMIT", 0)
     train, test = rows(datasets, range(10)), rows(datasets, range(20, 24))
     (datasets.DatasetDict({"train": train, "validation": test}) if whole else train).save_to_disk(tmp_path / "set")
@@ -123,8 +130,7 @@ def test_a_folder_of_hugging_face(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library
-def test_sentences_of_hugging_face(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+def test_sentences_of_hugging_face(datasets, tmp_path):
     datasets.Dataset.from_dict({"x": [1, 2]}).save_to_disk(tmp_path / "none")
     with pytest.raises(FreePruneError, match=r"has no column of images \(x: Value\)"):
         load(f"hf:{tmp_path}/none")
