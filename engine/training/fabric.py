@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...common import FreePruneError
+from ...errors import first_line
 from ..asked.declaration import Hardware
 from ..inputs.devices import AUTO, device_of
 from .processes import WAITED, world_of
@@ -38,7 +40,13 @@ def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true", worl
     if world > 1:
         return _together(Fabric, accelerator, asked or precision_on(device), world)
     devices = 1 if device.index is None else [device.index]
-    return Fabric(accelerator=accelerator, devices=devices, precision=asked or precision_on(device))
+    try:
+        return Fabric(accelerator=accelerator, devices=devices, precision=asked or precision_on(device))
+    except (RuntimeError, ValueError) as error:  # of a kind of device that it does not know
+        raise FreePruneError(
+            f"Lightning Fabric cannot train on {device} ({first_line(error)}); give another `device`, or train with a function "
+            "of your own (`finetune`)"
+        ) from error
 
 
 def _together(fabric: Any, accelerator: str, precision: Any, world: int) -> Fabric:

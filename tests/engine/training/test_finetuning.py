@@ -268,9 +268,7 @@ def test_a_device_without_memory_is_a_sentence_with_the_option_to_lower(tmp_path
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
     monkeypatch.setattr(trainer, "trained_here", full)
-    sentence = (
-        r"out of memory \(CUDA out of memory. Tried to allocate 2 GiB\); lower `batch_size` \(now 10\), and go on"
-    )
+    sentence = r"out of memory \(CUDA out of memory. Tried to allocate 2 GiB\); lower `batch_size` \(now 10\), and go on"
     with pytest.raises(FreePruneError, match=sentence):
         prune(tmp_path / "out", freeprune.Recipe(batch_size=10))
     monkeypatch.undo()
