@@ -92,13 +92,12 @@ def test_what_fails_in_a_loading_process_is_a_sentence(spoilt, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_batches_of_several_collated_items_and_failures():
+def test_a_collate_function_that_fails_is_a_sentence():
     def collate(items):
         raise KeyError("image")
 
-    with pytest.raises(FreePruneError, match="cannot be read into a batch .KeyError"):
-        network = nn.Flatten()
-        measured(network, Items(), CLASSIFICATION, collate=collate, hardware=Hardware(loaders=1))
+    with pytest.raises(FreePruneError, match=r"cannot be read into a batch .KeyError"):
+        measured(nn.Flatten(), Items(), CLASSIFICATION, collate=collate, hardware=Hardware(loaders=1))
 
 
 def test_an_order_goes_on_in_the_middle_of_a_shuffle():
