@@ -83,7 +83,7 @@ COMMANDS: dict[str, Command] = {
         SETTINGS["strategy"], BUDGETS["trials"], *SEARCH, *PLACEMENT, DEVICE, *FOLDERS,
     )),
     "pick": Command(
-        (TARGET, *HARDWARE, *FINETUNING, *_some(SETTINGS, "quantize", "runtime", "opset"), *FOLDERS, THREADS, JSON),
+        (TARGET, DEVICE, DEVICES, *FINETUNING, *_some(SETTINGS, "quantize", "runtime", "opset"), *FOLDERS, THREADS, JSON),
         "sweep_folder", "SWEEP", True,
     ),
     "correlate": Command((

@@ -29,6 +29,7 @@ from ..store.documents import finite
 from ..store.ledger import Ledger, Trial
 from ..store.shapes import ADDED, sound_asked
 from ..store.studies import Budget, Dense, Point, Sweep
+from ..training.processes import by_torchrun, check_hardware
 from ..workers.base import Placement
 from ..workers.pool import pool
 from .opening import Opening
@@ -212,12 +213,16 @@ def pick(
         data: like `model`.
         weights: default: the sweep's, like `weights_key`.
         quantize, runtime, opset, rehearsal: as for `prune`.
-        hardware: `device`, `devices`, `nodes` and `loaders`, as for `prune`.
+        hardware: `device`, `devices` and `loaders`, as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
     assert callable(progress)  # shows_progress made it a function
+    machine = hardware_of(hardware)
+    check_hardware(machine)
+    if by_torchrun():
+        raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:
@@ -247,7 +252,7 @@ def pick(
         weights, weights_key = config["weights"], weights_key or config["weights_key"]
     job = prepare(
         model, weights, data, asked, finetune, weights_key=weights_key, folder=out if resume else None, timed=True,
-        hardware=hardware_of(hardware),
+        hardware=machine,
     )  # fmt: skip
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
