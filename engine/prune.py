@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..backends import Plan
 from ..metrics import Metric
 from ..search import Strategy
 from .asked.recipe import Recipe
-from .asked.settings import RunOptions, Settings, placed, settings
+from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
 from .asked.targets import LATENCY
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
@@ -26,7 +27,11 @@ from .run.loop import search
 from .store import run_folder as files
 from .store.continuation import FIRST, earlier_of, goes_on, reopened
 from .store.ledger import Ledger
+from .store.lock import occupy
 from .store.summary import Summary
+from .training.checkpoint import Saving
+from .training.finetuning import assist, dismiss
+from .training.processes import check_hardware, is_first
 from .workers.base import Placement
 from .workers.pool import check, pool
 
@@ -55,6 +60,8 @@ def prune(
     **options: Unpack[RunOptions],
 ) -> Result:
     """Prune a trained network: search rates, remove units, fine-tune the best network once, export, verify.
+
+    Under torchrun the first process does all of it; the others join its training, and end with this call.
 
     Args:
         model: the dense network, or a text such as `cifar:resnet56`, `path/to/file.py:callable`, `torchvision:resnet18`. It
@@ -92,7 +99,7 @@ def prune(
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
     assert callable(progress)  # shows_progress made it a function
-    placement = placed(workers, options)
+    placement, hardware = placed(workers, options), hardware_of(options)
     asked = settings(
         target,
         options,
@@ -104,11 +111,17 @@ def prune(
         seed=seed,
     )
     folder = Path(out)
+    check_hardware(hardware)
+    if not is_first():
+        helper = replace(hardware, device="cpu")  # the first process scores
+        job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, timed=True, hardware=helper)
+        assist(replace(job, hardware=hardware), Saving(folder / files.TRAINING))
+        sys.exit()
     files.check_folder(folder, resume, force)
     check(placement)
     job = prepare(
         model, weights, data, asked, finetune, weights_key=weights_key, folder=folder if resume else None, timed=True,
-        earlier=earlier_of(folder, asked.trials) if resume else FIRST,
+        earlier=earlier_of(folder, asked.trials) if resume else FIRST, hardware=hardware,
     )  # fmt: skip
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
 
@@ -135,12 +148,15 @@ def finished_run(
         _tell_dense(job, progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
     if more:
+        occupy(folder)
         reopened(folder)
         files.write_json(folder / files.CONFIG, job.config)
     files.open_folder(folder, job.config, resume, force)
     keep(job.batch, job.data, folder)
     finished = read_finished(folder, Summary)
     if finished is not None:
+        files.remove_checkpoint(folder)
+        dismiss(job)
         return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
     latency = None
     if any(target.cost == LATENCY for target in job.settings.target):

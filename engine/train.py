@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from ..common import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
-from .asked.settings import Settings
+from .asked.settings import HardwareOptions, Settings, hardware_of
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
 from .inputs.data import load_data
@@ -22,6 +23,8 @@ from .run.job import dense_network, task_of, trained_by
 from .store import run_folder as files
 from .tasks import CLASSIFICATION, Task
 from .training import trainer
+from .training.checkpoint import Saving
+from .training.processes import check_hardware, is_first
 
 SUFFIX = ".safetensors"
 FIRST = 256  # images whose labels tell which task they are of
@@ -48,6 +51,28 @@ class Trained:
     task: Task = CLASSIFICATION
 
 
+def _saving(out: str | Path | None, resume: bool) -> Saving | None:
+    """Where the training is saved as it runs: beside `out`.
+
+    Raises:
+        FreePruneError: there is nothing to go on with, or something that would be overwritten.
+    """
+    if not is_first():
+        return None if out is None else Saving(Path(out).with_suffix(f".{files.TRAINING}"))
+    if out is None:
+        if resume:
+            raise FreePruneError("`resume=True` was given without `out`, beside which the checkpoint lies; give both")
+        return None
+    path = Path(out).with_suffix(f".{files.TRAINING}")
+    if resume and not path.exists():
+        raise FreePruneError(f"there is no interrupted training in {path}; leave out `resume=True` to start one")
+    if path.exists() and not resume:
+        raise FreePruneError(
+            f"{path} holds a training that was interrupted; go on with `resume=True`, or delete it to train from the beginning"
+        )
+    return Saving(path)
+
+
 @shows_progress
 def train(
     model: nn.Module | str,
@@ -59,9 +84,13 @@ def train(
     out: str | Path | None = None,
     task: Any = Settings.task,
     seed: int = 0,
+    resume: bool = False,
     progress: Shown = None,
+    **hardware: Unpack[HardwareOptions],
 ) -> Trained:
     """Train a network, or adapt a trained one to other data, before `prune`.
+
+    Under torchrun the first process measures and writes; the others end with this call.
 
     Args:
         model: the network, left as it is, or a spec, as for `prune`.
@@ -72,7 +101,9 @@ def train(
         out: the `.safetensors` file to write; its folder is made where it is missing.
         task: what the network is for, as for `prune`.
         seed: of all random draws.
+        resume: go on with a training that was interrupted, from the checkpoint beside `out`.
         progress: as for `prune`.
+        hardware: `device`, `devices`, `nodes` and `loaders`, as for `prune`.
 
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
@@ -81,6 +112,9 @@ def train(
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     SETTINGS["seed"].check(seed)
+    machine = hardware_of(hardware)
+    check_hardware(machine)
+    saving = _saving(out, resume)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
     network = dense_network(model, weights, seed, weights_key)
@@ -89,7 +123,7 @@ def train(
         raise FreePruneError(
             f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"
         )
-    if out is not None:
+    if out is not None and is_first():
         files.make_folder(Path(out).parent)
     worked = working(network, images.collate)
     choice = task_of(task, worked, draw(images.train, images, FIRST, seed, None))
@@ -103,12 +137,18 @@ def train(
         collate=images.collate,
         task=choice.task,
         teacher=worked,
+        hardware=machine,
+        saving=saving,
         progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
     )
+    if not is_first():
+        sys.exit()
     trained = with_values(network, trained)
     accuracy = trainer.measured(
-        working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked
+        working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked, hardware=machine
     )
     if out is not None:
         files.save_weights(trained, Path(out))
+    if saving is not None:
+        saving.path.unlink(missing_ok=True)
     return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)

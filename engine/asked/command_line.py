@@ -39,8 +39,8 @@ def _recipe(command: str, finetune: Any) -> dict[str, Any]:
         return NO_FINETUNING.get(command, {})
     if isinstance(finetune, str):
         return {}
-    standard = asdict(Recipe())
-    named = {name: value for name, value in finetune.items() if value != standard.get(name)}
+    standard = asdict(Recipe(optimizer=finetune.get("optimizer", "sgd")))
+    named = {name: v for name, v in finetune.items() if v != standard.get(name) or (name, v) == ("optimizer", "adamw")}
     return {**named, "epochs": finetune["epochs"] if finetune["images"] is None else None, "finetune": None}
 
 

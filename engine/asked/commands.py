@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...layouts import LAYOUTS
 from ...options import Kind, Option, declare, declared, named
 from ...tables import plugins
-from .declaration import Budgets, Comparison, Folder, Placement, Settings, Source, Study, Terminal
+from .declaration import Budgets, Comparison, Folder, Hardware, Placement, Settings, Source, Study, Terminal
 from .recipe import Recipe
 
 SOURCE, SETTINGS, RECIPE, FOLDER = map(declared, (Source, Settings, Recipe, Folder))
@@ -52,9 +52,15 @@ SPACE: tuple[Option | str, ...] = (
 )  # fmt: skip
 SEARCH = _some(SETTINGS, "metric", "warm_starts", "proposals")
 PLACEMENT = tuple(declared(Placement).values())
-TRAINING = _some(RECIPE, "learning_rate", "batch_size", "precision")
+DEVICE, DEVICES, NODES, LOADERS = declared(Hardware).values()
+TRAINING = (*_some(
+    RECIPE, "learning_rate", "batch_size", "precision", "optimizer", "weight_decay", "label_smoothing", "clip", "average",
+    "crop", "batch_norm",
+), LOADERS)  # fmt: skip
+HARDWARE = (DEVICE, DEVICES, NODES)
 FINETUNING = (*_some(RECIPE, "epochs", "images", "distill"), *TRAINING)
 FOLDERS = (FOLDER["out"], SETTINGS["rehearsal"], FOLDER["resume"], FOLDER["force"])
+RESUMED = FOLDER["resume"].but(help="Go on with a training that was interrupted.")
 OWN_FINETUNING = declare(
     None, "Your own training: package.module:callable from (network, data) to the trained network.", name="finetune"
 )
@@ -63,27 +69,28 @@ PLAN = declare(None, "A plan.json, or the folder that holds it.", name="plan", k
 
 COMMANDS: dict[str, Command] = {
     "prune": Command((
-        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "even", "time_limit"), *SEARCH, *PLACEMENT, *FINETUNING,
-        OWN_FINETUNING, *EXPORT, *FOLDERS,
+        *DATA, TARGET, *SPACE, *_some(SETTINGS, "strategy", "trials", "even", "time_limit"), *SEARCH, *PLACEMENT, *HARDWARE,
+        *FINETUNING, OWN_FINETUNING, *EXPORT, *FOLDERS,
     )),
     "compare": Command((
         *DATA, COUNTED, *SPACE, COMPARISON["strategies"], COMPARISON["trials"],
         SETTINGS["time_limit"].but(help="End each search after this time, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
-        *PLACEMENT, *FINETUNING, *FOLDERS,
+        *PLACEMENT, DEVICE, *FINETUNING, *FOLDERS,
     )),
     "sweep": Command((
         *DATA, *SPACE, BUDGETS["cost"], BUDGETS["budgets"],
         TARGET.but(default=(), required=False, help="A further target that holds at every budget; repeatable."),
-        SETTINGS["strategy"], BUDGETS["trials"], *SEARCH, *PLACEMENT, *FOLDERS,
+        SETTINGS["strategy"], BUDGETS["trials"], *SEARCH, *PLACEMENT, DEVICE, *FOLDERS,
     )),
     "pick": Command(
-        (TARGET, *FINETUNING, *_some(SETTINGS, "quantize", "runtime", "opset"), *FOLDERS, THREADS, JSON),
+        (TARGET, DEVICE, DEVICES, *FINETUNING, *_some(SETTINGS, "quantize", "runtime", "opset"), *FOLDERS, THREADS, JSON),
         "sweep_folder", "SWEEP", True,
     ),
     "correlate": Command((
         *DATA, COUNTED, *SPACE, STUDY["candidates"],
         RECIPE["images"].but(default=7680, implied=False, help="Number of images that each candidate is fine-tuned on."),
-        RECIPE["distill"], *TRAINING, STUDY["seeds"], STUDY["repeat"], STUDY["metrics"], STUDY["rescore"], *PLACEMENT, *FOLDERS,
+        RECIPE["distill"], *TRAINING, STUDY["seeds"], STUDY["repeat"], STUDY["metrics"], STUDY["rescore"], *PLACEMENT, DEVICE,
+        *FOLDERS,
     )),
     "score": Command((
         *DATA, PLAN,
@@ -91,10 +98,10 @@ COMMANDS: dict[str, Command] = {
         SETTINGS["metric"].but(help="Metric to score with; as for prune."), SETTINGS["calibration_images"],
     )),
     "train": Command((
-        *DATA, *TRAINING, RECIPE["epochs"].but(
+        *DATA, *HARDWARE, *TRAINING, RECIPE["epochs"].but(
             default=10.0, implied=False, flag="--epochs", help="Passes over the training images."
         ),
-        FOLDER["out"].but(help="The .safetensors file to write."),
+        FOLDER["out"].but(help="The .safetensors file to write."), RESUMED,
     )),
     "inspect": Command((
         declare(
@@ -111,7 +118,7 @@ COMMANDS: dict[str, Command] = {
         declare(
             None, "Data as for prune, labels or not: make the weights good on some of their images.", name="recover",
         ),
-        *_some(SOURCE, "mean", "std", "image_size"),
+        *_some(SOURCE, "mean", "std", "image_size", "bad_images"),
         SETTINGS["calibration_images"].but(help="Training images that the weights are made good on."), SETTINGS["seed"],
         FOLDER["out"].but(help="The folder to write the pruned network to."), FOLDER["force"],
     )),

@@ -54,6 +54,12 @@ class Source:
         kind=Kind.WHOLE,
         shown="as pretrained weights want it; else unchanged if all have one size, else 224",
     )
+    bad_images: str = option(
+        "refuse",
+        "Images that cannot be read: refuse the data, or skip them with a count.",
+        holds=lambda value: value in ("refuse", "skip"),
+        expected="refuse or skip",
+    )
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,26 @@ class Placement:
             raise FreePruneError(f"`ray_gpus` is {self.gpus}; give a fraction of one GPU or a whole number of them")
         if self.gpus and self.ray is None:
             raise FreePruneError(f"`ray_gpus={self.gpus:g}` was given without `ray`; give a cluster's address, or neither")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What networks run on, and who loads their data. It is no part of what a run is: `config.json` does not hold it.
+
+    Attributes:
+        device: `auto` is a GPU where there is one, else the CPU.
+        devices: how many devices of this machine train together; scores are computed on the first.
+        nodes: how many machines train together, where the same command is started on each.
+        loaders: processes of each device that load data; 0 for none but the training itself.
+    """
+
+    device: str = option("auto", "What scores and trains: auto, cpu, cuda, cuda:N, mps or xpu.", shown="a GPU if there is one")
+    devices: int = option(1, "Devices of this machine that train together.", least=1)
+    nodes: int = option(1, "Machines that train together; start the same command with torchrun on each.", least=1)
+    loaders: int = option(0, "Processes of each device that load and decode data ahead of the training.", least=0)
+
+    def __post_init__(self) -> None:
+        check_all(self)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ...options import Kind, check_all, option
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # as Lightning Fabric names them
+RATES = {"sgd": 0.02, "adamw": 0.001}  # the peak learning rate of each optimiser where none is given
+DECAYS = {"sgd": 5e-4, "adamw": 0.01}  # the same of weight decay
+BATCH_NORMS = ("synchronised", "single")
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
@@ -24,13 +27,25 @@ class Recipe:
         epochs: passes over the data set, in images: `epochs * len(dataset)` are seen.
         images: how many images are seen in total; overrides `epochs`.
         batch_size: images per step; smaller data sets are taken whole at each step.
-        learning_rate: the peak, reached after the warm-up and followed by half a cosine down to 0.
-        momentum: of SGD, in Nesterov's form.
-        weight_decay: on tensors of two or more dimensions; biases and norms are left alone.
+        optimizer: "sgd", with momentum in Nesterov's form, or "adamw".
+        learning_rate: the peak, reached after the warm-up and followed by half a cosine down to 0. By default 0.02, and 0.001
+            with "adamw".
+        momentum: of SGD; "adamw" has its usual constants.
+        weight_decay: on tensors of two or more dimensions; biases and norms are left alone. By default 5e-4, and 0.01 with
+            "adamw".
         warmup: the fraction of steps in which the learning rate rises linearly from near 0.
         distill: the weight of the divergence from the teacher's softened outputs; the cross entropy gets the rest.
         augment: random crops after zero padding by an eighth of the image, and random mirroring. Off by default, since
             digits and letters must not be mirrored.
+        crop: the smallest share of an image that a random crop shows; the crop is scaled back to the size of the image, by
+            torchvision, and mirrored at random. 0 for none. ImageNet networks are trained with 0.08. Takes the place of
+            `augment`.
+        label_smoothing: the share of a label that is spread over all classes, in classification.
+        clip: the largest norm of the gradient, which is scaled down to it; None for any.
+        average: the decay of an exponential average of the weights, such as 0.999, which is what training returns; 0 for the
+            last weights.
+        batch_norm: with several devices: "synchronised" statistics of the whole batch, so that the result is that of one
+            device, or "single" ones of each device, which is faster.
         precision: "32-true", "bf16-mixed" or "16-mixed". None: mixed on a GPU, else 32 bits. On a CPU
             "bf16-mixed" is faster with AMX and slower without.
     """
@@ -51,8 +66,14 @@ class Recipe:
         holds=lambda value: value >= 2,
         expected="2 or more, since batch norm needs two",
     )
+    optimizer: str = _field("sgd", "Optimiser: sgd or adamw.", holds=lambda value: value in RATES, expected="sgd or adamw")
     learning_rate: float = _field(
-        0.02, "Peak learning rate.", holds=lambda value: 0 < value < math.inf, expected="a number above 0"
+        None,
+        "Peak learning rate.",
+        kind=Kind.NUMBER,
+        shown="0.02; 0.001 with adamw",
+        holds=lambda value: 0 < value < math.inf,
+        expected="a number above 0",
     )
     momentum: float = _field(
         0.9,
@@ -62,9 +83,10 @@ class Recipe:
         expected="a number from 0 up to, not including, 1",
     )
     weight_decay: float = _field(
-        5e-4,
+        None,
         "Weight decay of tensors with two or more dimensions.",
-        flag=None,
+        kind=Kind.NUMBER,
+        shown="0.0005; 0.01 with adamw",
         holds=lambda value: 0 <= value < math.inf,
         expected="0 or more",
     )
@@ -82,6 +104,42 @@ class Recipe:
         expected="a number from 0 to 1",
     )
     augment: bool = _field(False, "Crop and mirror training images at random.", flag=None)
+    crop: float = _field(
+        0.0,
+        "Smallest share of a training image that a random crop shows, such as 0.08; scaled back, and mirrored at random.",
+        flag="--random-crop",
+        shown="none",
+        holds=lambda value: 0 <= value <= 1,
+        expected="a share of the image from 0 to 1, such as 0.08",
+    )
+    label_smoothing: float = _field(
+        0.0,
+        "Share of a label that is spread over all classes, such as 0.1.",
+        holds=lambda value: 0 <= value < 1,
+        expected="a share from 0 up to, not including, 1",
+    )
+    clip: float | None = _field(
+        None,
+        "Largest norm of the gradient.",
+        kind=Kind.NUMBER,
+        shown="any",
+        holds=lambda value: 0 < value < math.inf,
+        expected="a number above 0",
+    )
+    average: float = _field(
+        0.0,
+        "Decay of an exponential average of the weights, such as 0.999, which is kept instead of the last weights.",
+        flag="--average-weights",
+        shown="none",
+        holds=lambda value: 0 <= value < 1,
+        expected="a number from 0 up to, not including, 1",
+    )
+    batch_norm: str = _field(
+        "synchronised",
+        "Batch statistics with several devices: synchronised, or single ones of each device.",
+        holds=lambda value: value in BATCH_NORMS,
+        expected=" or ".join(BATCH_NORMS),
+    )
     precision: str | None = _field(
         None,
         "Number format in training: 32-true, bf16-mixed or 16-mixed.",
@@ -92,3 +150,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_all(self)
+        for name, defaults in (("learning_rate", RATES), ("weight_decay", DECAYS)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, defaults[self.optimizer])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; what records of earlier versions do not have is left out where it has its default."""
+        return {name: value for name, value in asdict(self).items() if name not in ADDED or value != ADDED[name]}
+
+
+ADDED = {one.name: one.default for one in fields(Recipe) if one.name in (
+    "optimizer", "crop", "label_smoothing", "clip", "average", "batch_norm"
+)}  # fmt: skip

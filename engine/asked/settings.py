@@ -10,7 +10,7 @@ from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import Kind, Option, declared
 from ...tables import plugins
-from .declaration import Placement
+from .declaration import Hardware, Placement
 from .declaration import Settings as Settings
 from .targets import Target, parse_targets
 
@@ -22,7 +22,16 @@ WITHOUT_END = 10**9  # trials of a search that only the time limit ends
 PLANNED = 300  # trials that a strategy plans for in such a search
 
 
-class PlaceOptions(TypedDict, total=False):
+class HardwareOptions(TypedDict, total=False):
+    """Options of what networks run on, and who loads their data."""
+
+    device: str
+    devices: int
+    nodes: int
+    loaders: int
+
+
+class PlaceOptions(HardwareOptions, total=False):
     """Options of where work is done, besides the number of workers."""
 
     ray: str | None
@@ -115,6 +124,16 @@ def listed(given: Any) -> tuple[Any, ...]:
 def placed(workers: int | None, options: PlaceOptions) -> Placement:
     """Where work is done; `ray` and `ray_gpus` are taken out of the options."""
     return Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
+
+
+def hardware_of(options: HardwareOptions) -> Hardware:
+    """What networks run on; its options are taken out of the others."""
+    return Hardware(
+        options.pop("device", Hardware.device),
+        options.pop("devices", Hardware.devices),
+        options.pop("nodes", Hardware.nodes),
+        options.pop("loaders", Hardware.loaders),
+    )
 
 
 def recorded(config: Mapping[str, Any], target: tuple[Target, ...]) -> Settings:

@@ -13,13 +13,15 @@ from typing import Any
 import click
 
 from ...errors import FreePruneError, FreePruneWarning
-from ...options import Kind, Option, in_words
-from ..asked.commands import COMMANDS, FINETUNING, Command, options_of
+from ...options import Kind, Option, declared, in_words
+from ..asked.commands import COMMANDS, FINETUNING, SOURCE, Command, options_of
+from ..asked.declaration import Hardware
 from .wording import in_options
 
 DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 INTERRUPTED = 130  # exit status
+HARDWARE = tuple(declared(Hardware))
 RECORD = "config.json"  # exists once a run has begun
 
 
@@ -151,7 +153,7 @@ def _parameters(name: str, command: Command) -> list[click.Parameter]:
 
 def passed_on(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options to pass to the library function: all that the command does not handle itself; no progress bars with JSON."""
-    used = {"data", "mean", "std", "image_size", "threads", "json", *(option.name for option in FINETUNING)}
+    used = {*SOURCE, "threads", "json", *(option.name for option in FINETUNING)} - {"weights", "weights_key", *HARDWARE}
     quiet = {"progress": False} if given.get("json") else {}
     return {**{name: value for name, value in given.items() if name not in used}, **quiet}
 
@@ -160,14 +162,14 @@ def data_of(given: Mapping[str, Any]) -> Any:
     """The data as they were asked for; they are read once the network is there."""
     from ..inputs.data import Asked
 
-    return Asked(given["data"], given["mean"], given["std"], given["image_size"])
+    return Asked(*(given[name] for name in ("data", "mean", "std", "image_size", "bad_images")))
 
 
 def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
     """The training recipe from the options that were given; None if nothing is to be trained."""
     from ..asked.recipe import Recipe
 
-    told = {option.name: given.get(option.name) for option in FINETUNING}
+    told = {option.name: given.get(option.name) for option in FINETUNING if option.name not in HARDWARE}
     if told["epochs"] is not None and told["images"] is not None:
         raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
     if 0 in (told["epochs"], told["images"]):

@@ -55,6 +55,7 @@ from ..store.summary import (
     TimedTarget,
 )
 from ..tasks.choice import AUTO
+from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.trainer import tallied
 from .int8 import compared, quantised
@@ -96,7 +97,7 @@ def finish(
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
     start = time.perf_counter()
-    final = finetuned(compact, plan, job, job.settings.seed, progress)
+    final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
     finetune_seconds = time.perf_counter() - start
     final, second, compaction = _compacted(final, plan, job, folder)
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
@@ -153,6 +154,7 @@ def finish(
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)
+    files.remove_checkpoint(folder)
     write_report(folder)
     return Result(delivered, plan, summary, folder)
 
@@ -284,7 +286,7 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
 
 def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Any:
     progress("test", 0, 1, f"{job.task.judge.measure} of the {which} network")
-    return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
+    return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
 
 
 def _each(measured: Callable[[Any], float | None], tallies: Sequence[Any]) -> list[Any]:

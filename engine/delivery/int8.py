@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ def compared(job: Job, found: Mapping[str, Path], ms: Mapping[str, float], progr
         found: of `quantised`.
         ms: milliseconds of each, timed in turn with the float32 files.
     """
-    measures = {}
+    measures, on_cpu = {}, replace(job.hardware, device="cpu")
     for name, path in found.items():
         progress("test", 0, 1, f"{job.task.judge.measure} of the {name} network")
         network = _Ran(job, path)
-        measures[name] = measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
+        measures[name] = measured(
+            network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=on_cpu
+        )
     return Int8(
         bytes=found[PRUNED].stat().st_size,
         dense_bytes=found[DENSE].stat().st_size,

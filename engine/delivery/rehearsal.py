@@ -16,6 +16,7 @@ from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...common import FreePruneError, Inputs
 from ...copies import copied
+from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.targets import LATENCY
 from ..progress import Progress
@@ -118,13 +119,19 @@ def _train(job: Job, recipe: Recipe) -> None:
         teacher=job.network,
         collate=job.data.collate,
         task=job.task,
+        hardware=_alone(job),
     )
 
 
 def _measure(job: Job, tested: Dataset[object]) -> None:
     """Measure the dense network on a few images; on all where the measure is the user's own, which may need many."""
     some = tested if isinstance(job.task.judge, OwnTask) else _few(tested, IMAGES)
-    measured(job.network, some, job.task, collate=job.data.collate, dense=job.network)
+    measured(job.network, some, job.task, collate=job.data.collate, dense=job.network, hardware=_alone(job))
+
+
+def _alone(job: Job) -> Hardware:
+    """One device, and no loading processes, whose start takes longer than a rehearsal."""
+    return replace(job.hardware, devices=1, nodes=1, loaders=0)
 
 
 def _few(dataset: Dataset[object], count: int) -> Subset[object]:

@@ -17,9 +17,13 @@ from torch.utils.data import Dataset, Subset, default_collate
 from ...common import FreePruneError, cause
 from ..tasks import CLASSIFICATION, OwnTask, Task
 from ..user_code import UserError, place_of
-from .image_files import Files
+from .encoded import Files
+from .image_files import Crop
 
 WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
+
+
+IN_CACHE = 2**18  # pixels that are normalised at once
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Data:
         collate: the user's own `collate_fn` when loaders were given.
         image_size: what the images of a folder were asked to be scaled to.
         labelled: whether the items have labels.
+        bad_images: whether images that cannot be read were to be refused or skipped.
     """
 
     train: Dataset[Any]
@@ -50,6 +55,7 @@ class Data:
     collate: Callable[[list[Any]], Any] | None = None
     image_size: int | None = None
     labelled: bool = True
+    bad_images: str = "refuse"
 
 
 class Images(Dataset[Any]):
@@ -78,8 +84,47 @@ class Images(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """The items of a batch; `torch.utils.data` calls this where a dataset has it."""
-        images = torch.addcmul(self.offset, self.pixels[indices].float(), self.scale)
-        return list(images) if self.labels is None else list(zip(images, self.labels[indices].tolist(), strict=True))
+        return self.items(indices)
+
+    def items(self, indices: list[int], crop: Crop | None = None) -> list[Any]:
+        """The items of a batch.
+
+        Args:
+            crop: cuts a part out of each picture, where the pixels are in files.
+        """
+        pixels, labels = self.raw(indices, crop)
+        images = torch.addcmul(self.offset, pixels.float(), self.scale)
+        return list(images) if labels is None else list(zip(images, labels.tolist(), strict=True))
+
+    def raw(self, indices: list[int], crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
+        """Pixels as they are stored, `(n, C, H, W)`, and labels `(n,)`; arguments as of `items`."""
+        if isinstance(self.pixels, Files):
+            pixels, indices = self.pixels.read(indices, crop)
+        else:
+            pixels = self.pixels[indices]
+        return pixels, None if self.labels is None else self.labels[indices]
+
+    def normalised(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """The images of stored pixels, the same bits as those of `items`.
+
+        Args:
+            out: float32 of their shape, to write into; fresh memory costs more than the arithmetic.
+        """
+        if out is None or out.shape != pixels.shape:
+            out = torch.empty(pixels.shape)
+        rows = max(1, IN_CACHE // max(pixels[0].numel(), 1))
+        for row, some in zip(torch.split(out, rows), torch.split(pixels, rows), strict=True):
+            torch.addcmul(self.offset, some.float(), self.scale, out=row)
+        return out
+
+
+def inner(dataset: Any) -> tuple[Any, list[int] | None]:
+    """The data set inside subsets, and the numbers of the items in it; None for all, in order."""
+    numbers: list[int] | None = None
+    while isinstance(dataset, Subset):
+        numbers = list(dataset.indices) if numbers is None else [dataset.indices[i] for i in numbers]
+        dataset = dataset.dataset
+    return dataset, numbers
 
 
 def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:

@@ -12,14 +12,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from ...common import FreePruneError, nearest
+from ...options import declared
+from ..asked.declaration import Source
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, described, parted, stack
 from .dictionaries import ByName, by_name
+from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
-from .sources import digits, image_folder, npz
+from .shards import shards
+from .sources import Pictures, digits, image_folder, npz
 
-FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "package.module:callable", "path/to/file.py:callable"]
+OWN = ["package.module:callable", "path/to/file.py:callable"]
+FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
+
+
+PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
+SKIPPING = declared(Source)["bad_images"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Asked:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     image_size: int | None = None
+    bad_images: str = SKIPPING.default
 
 
 def load_data(
@@ -38,6 +48,7 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
+    bad_images: str = SKIPPING.default,
     task: Task | None = None,
     stated: Preparation = NOTHING_STATED,
     network: nn.Module | None = None,
@@ -50,6 +61,9 @@ def load_data(
             in both, in `train/` or in DIR;
             `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels 0 to K-1, images uint8 `(N, H, W, C)` or `(N, H, W)`, or
             float32 `(N, C, H, W)`; without labels `x_train`, and `x_test` or not;
+            `hf:NAME`, a data set of Hugging Face by its name or in a folder on disk, with a column of images and one of labels;
+            `wds:TRAIN.tar,TEST.tar`, shards of WebDataset, such as `wds:train-{000..009}.tar`; without a test part a fifth is
+            for the test;
             `digits`, scikit-learn's 8x8 digits;
             `package.module:callable` or `path/to/file.py:callable`, which returns any of the following;
             a pair (training, test) of map-style datasets or DataLoaders; of a loader, the dataset and its `collate_fn`; without
@@ -58,8 +72,9 @@ def load_data(
         mean: per channel, on the scale where images span 0 to 1. Default: as `stated` for image folders, else ImageNet's for
             RGB, 0.5 otherwise, 0 for float32.
         std: per channel. Default: as `stated`, else ImageNet's for RGB, 0.5 otherwise, 1 for float32.
-        image_size: image folders only: the shorter side is scaled to this many pixels and the centre square is kept.
+        image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as `stated`, else as they are if all images have one size, else 224.
+        bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
         task: whose labels the user's own datasets give, to check the first item; folders, `.npz` files and digits hold classes.
         stated: how the network's pretrained weights want the images of a folder.
         network: which the data are for; images of a folder are grey for one that takes one channel, else RGB, and items that
@@ -72,13 +87,24 @@ def load_data(
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
     if isinstance(source, Asked):
-        mean, std, image_size, source = source.mean, source.std, source.image_size, source.source
-    if image_size is not None and not (isinstance(source, str) and source.startswith("imagefolder:")):
-        raise FreePruneError(f"`image_size={image_size}` was given, but it applies to imagefolder:DIR only; leave it out")
+        mean, std, image_size, bad_images = source.mean, source.std, source.image_size, source.bad_images
+        source = source.source
+    SKIPPING.check(bad_images)
+    pictures = isinstance(source, str) and source.partition(":")[0] in PICTURES
+    for name, value, default in (("image_size", image_size, None), ("bad_images", bad_images, SKIPPING.default)):
+        if value != default and not pictures:
+            raise FreePruneError(
+                f"`{name}={value}` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only; leave it out"
+            )
     if isinstance(source, str):
         kind, _, place = source.partition(":")
+        asked = Pictures(mean, std, image_size, bad_images == "skip", stated)
         if kind == "imagefolder":
-            return image_folder(Path(place), mean, std, image_size, stated, network)
+            return image_folder(Path(place), asked, network)
+        if kind == "hf":
+            return hugging_face(place, asked, network)
+        if kind == "wds":
+            return shards(place, asked, network)
         if kind == "npz":
             return npz(Path(place), mean, std)
         if source == "digits":

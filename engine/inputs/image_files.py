@@ -1,29 +1,20 @@
-"""Image files in class folders: found, checked and decoded with Pillow."""
+"""Image files: found in class folders, and decoded with Pillow."""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from ...common import FreePruneError, cause
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Decoded images are kept in memory up to here; past it each access decodes its file again.
-MEMORY_LIMIT = 2 * 1024**3  # bytes
-# The side of an image whose folder holds several sizes, unless one is asked for: what ImageNet networks take.
-DEFAULT_SIZE = 224  # pixels
-# One task of the reading threads: enough files that handing out tasks costs nothing.
-FILES_PER_TASK = 128
-# More threads than cores, since reading files that are not cached means waiting; for cached ones the number does not matter.
-THREADS_PER_CORE = 4
 WHITE = 2**16 - 1  # of 16 bits
 STRETCH = 257  # from 8 bits to 16: 255 becomes 65535
 
@@ -72,20 +63,12 @@ class Form:
         return np.uint16 if self.wide else np.uint8
 
 
-class Files:
-    """Image files, decoded on access; indexed like a tensor `(N, C, H, W)` by a list of numbers."""
+class Wide(Exception):
+    """An image has 16 bits a pixel, which 8 cannot hold."""
 
-    def __init__(self, paths: list[str], form: Form) -> None:
-        self.paths = paths
-        self.form = form
-        self.dtype = torch.uint16 if form.wide else torch.uint8
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        """uint8 or uint16 `(len(indices), C, H, W)`."""
-        return torch.from_numpy(np.stack([decode(self.paths[i], self.form) for i in indices]))
+Crop = Callable[[Image.Image], Image.Image]
+"""Cuts a part out of a picture, of the size that items have."""
 
 
 def images_alone(folder: Path) -> list[str]:
@@ -120,78 +103,38 @@ def list_images(folder: Path) -> dict[str, list[str]]:
     return images
 
 
-def first_shape(paths: list[str], form: Form) -> tuple[int, ...]:
-    """The shape `(C, H, W)` of the first image."""
-    return decode(paths[0], replace(form, wide=True)).shape
-
-
-def read_images(paths: list[str], form: Form) -> Tensor | Files:
-    """Decodes every image once, so that an unreadable one is known before anything else happens.
-
-    Returns:
-        uint8 `(N, C, H, W)`, or uint16 if an image has 16 bits; or the files to be decoded on access if their sizes differ or
-        they fill too much memory.
-    """
-    shape = first_shape(paths, form)
-    count = len(paths) * np.prod(shape) * np.dtype(form.dtype).itemsize
-    pixels = np.empty((len(paths), *shape), form.dtype) if count <= MEMORY_LIMIT else None
-    failures: dict[str, FreePruneError] = {}
-    several_sizes = wide = False
-
-    def read(start: int) -> None:
-        nonlocal several_sizes, wide
-        for i in range(start, min(start + FILES_PER_TASK, len(paths))):
-            try:
-                image = decode(paths[i], form)
-            except Wide:
-                wide = True
-                return
-            except FreePruneError as error:
-                failures[paths[i]] = error
-                continue
-            if image.shape != shape:
-                several_sizes = True
-            elif pixels is not None:
-                pixels[i] = image
-
-    with ThreadPoolExecutor(min(THREADS_PER_CORE * (os.cpu_count() or 1), 32)) as pool:
-        list(pool.map(read, range(0, len(paths), FILES_PER_TASK)))
-    if wide:
-        return read_images(paths, replace(form, wide=True))
-    if failures:
-        first = min(failures)
-        more = f" ({len(failures) - 1} more cannot be read either)" if len(failures) > 1 else ""
-        raise FreePruneError(f"{failures[first]}{more}") from failures[first]
-    if several_sizes:
-        return Files(paths, replace(form, size=DEFAULT_SIZE))
-    return Files(paths, form) if pixels is None else torch.from_numpy(pixels)
-
-
-class Wide(Exception):
-    """An image has 16 bits a pixel, which 8 cannot hold."""
-
-
-def decode(path: str, form: Form) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def decode(
+    encoded: str | BytesIO, form: Form, name: str | None = None, crop: Crop | None = None
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """An image as `(C, H, W)`; where a size is asked for, its shorter side scaled to that and the centre square cut out.
+
+    Args:
+        encoded: the path of a file, or its content.
+        name: of the file in sentences, if not its path.
+        crop: cuts a part out of the whole picture, in place of the scaled centre square.
 
     Raises:
         FreePruneError: the file cannot be read.
         Wide: it has 16 bits a pixel, and the form has 8.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(encoded) as file:
             file.load()
             if file.mode.startswith("I"):
-                return _wide(file, form)
+                return _wide(file, form, crop)
             image = _plain(file, form)
-            if form.size is not None:
-                image = _fitted(image, form)
+            image = _fitted(image, form) if crop is None else crop(image)
             pixels = np.asarray(image).reshape(image.height, image.width, form.channels).transpose(2, 0, 1)
             return pixels.astype(np.uint16) * STRETCH if form.wide else pixels
     except Wide:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise FreePruneError(f"the image {path!r} cannot be read ({cause(error)}); mend it or take it out") from error
+        raise unreadable(name or str(encoded), error) from error
+
+
+def unreadable(name: str, error: Exception) -> FreePruneError:
+    """The error for an image file."""
+    return FreePruneError(f"the image {name!r} cannot be read ({cause(error)}); mend it or take it out")
 
 
 def _plain(image: Image.Image, form: Form) -> Image.Image:
@@ -206,20 +149,21 @@ def _plain(image: Image.Image, form: Form) -> Image.Image:
     return image.convert(mode)
 
 
-def _wide(image: Image.Image, form: Form) -> npt.NDArray[np.uint16]:
+def _wide(image: Image.Image, form: Form, crop: Crop | None) -> npt.NDArray[np.uint16]:
     """A grey image of 16 bits as it is, or three times."""
     if not form.wide:
         raise Wide
     pixels = np.asarray(image).astype(np.float32)
     if pixels.min() < 0 or pixels.max() > WHITE:
         raise ValueError(f"pixels from {pixels.min():g} to {pixels.max():g}, where 16 bits hold 0 to {WHITE}")
-    if form.size is not None:
-        pixels = np.asarray(_fitted(Image.fromarray(pixels), form)).round().clip(0, WHITE)
+    fitted = Image.fromarray(pixels)
+    pixels = np.asarray(_fitted(fitted, form) if crop is None else crop(fitted)).round().clip(0, WHITE)
     return np.repeat(pixels[None].astype(np.uint16), form.channels, axis=0)
 
 
 def _fitted(image: Image.Image, form: Form) -> Image.Image:
-    """The centre square of an image, scaled."""
-    assert form.size is not None
+    """The centre square of an image, scaled; the image itself where no size is asked for."""
+    if form.size is None:
+        return image
     method = Image.Resampling[form.filter.upper()]
     return ImageOps.fit(image, (form.size, form.size), method, bleed=(1 - form.kept) / 2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...common import Batch
 from ...copies import copied
+from .devices import AUTO, device_of
 
 
 def takes_channels_last(network: nn.Module, images: Any) -> bool:
@@ -27,15 +28,19 @@ def takes_channels_last(network: nn.Module, images: Any) -> bool:
     return True
 
 
-def on_device(network: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
-    """A copy of the network and the batch where passes are fast: on a GPU where there is one, in the fastest format."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def on_device(network: nn.Module, batch: Batch, device: torch.device | None = None) -> tuple[nn.Module, Batch]:
+    """A copy of the network and the batch where passes are fast, in the fastest format.
+
+    Args:
+        device: None for a GPU where there is one, else the CPU.
+    """
+    device = device_of(AUTO) if device is None else device
     judged = copied(network).to(device)
     return judged, fastest(judged, batch.to(device))
 
 
 def fastest(network: nn.Module, batch: Batch) -> Batch:
     """The batch in the format that the network runs fastest in: channels last on a CPU, if the network takes it."""
-    if len(batch.inputs) > 1 or batch.inputs[0].is_cuda or not takes_channels_last(network, batch.inputs[0]):
+    if len(batch.inputs) > 1 or batch.inputs[0].device.type != "cpu" or not takes_channels_last(network, batch.inputs[0]):
         return batch
     return replace(batch, inputs=(batch.inputs[0].contiguous(memory_format=torch.channels_last),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from ...common import FreePruneError, cause
 from ...copies import copied
 from ..randomness import seeded
 from .batches import Data, Images, parted
-from .image_files import NOTHING_STATED, Files, Form, Preparation, first_shape, images_alone, list_images, read_images
+from .encoded import Encoded, first_shape, joined, read_images
+from .image_files import NOTHING_STATED, Form, Preparation, images_alone, list_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,22 +29,31 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of an .npz file
 AUGMENT_FROM = 24  # pixels of height
 
 
-def image_folder(
-    folder: Path,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    image_size: int | None,
-    stated: Preparation = NOTHING_STATED,
-    network: nn.Module | None = None,
-) -> Data:
+@dataclass(frozen=True)
+class Pictures:
+    """What holds for images that have to be decoded.
+
+    Attributes:
+        mean, std, size: as they were asked for; None for what is stated.
+        skip: whether images that cannot be read are left out.
+        stated: how the network's pretrained weights want them.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: int | None = None
+    skip: bool = False
+    stated: Preparation = NOTHING_STATED
+
+
+def image_folder(folder: Path, asked: Pictures, network: nn.Module | None = None) -> Data:
     """The images of a folder.
 
     Args:
-        stated: what holds where mean, std or size are not given.
         network: whether it takes grey images decides what they are decoded to; RGB where none is given.
     """
-    if image_size is not None and image_size < 1:
-        raise FreePruneError(f"the image size is {image_size}; expected at least 1 pixel")
+    if asked.size is not None and asked.size < 1:
+        raise FreePruneError(f"the image size is {asked.size}; expected at least 1 pixel")
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
     train_folder, test_folder = folder / "train", folder / "test"
@@ -54,36 +64,58 @@ def image_folder(
     classes: tuple[str, ...] = ()
     if files is None:
         files, labels, classes = _labelled(folder, train_folder, test_folder)
-    form = Form(size=stated.size, kept=stated.kept, filter=stated.filter) if image_size is None else Form(size=image_size)
-    if network is not None and _takes_grey(network, files[0], form):
+    return data_of_pictures(joined(files), len(files[0]), labels, classes, f"imagefolder:{folder}", asked, network)
+
+
+def data_of_pictures(
+    encoded: Encoded, count: int, labels: Sequence[Tensor | None], classes: tuple[str, ...], source: str, asked: Pictures,
+    network: nn.Module | None,
+) -> Data:  # fmt: skip
+    """Encoded images as data.
+
+    Args:
+        encoded: those for training, and then those for the test.
+        count: of those for training.
+        labels: of both; None where there are none.
+        classes: their names.
+        source: the spec.
+    """
+    stated = asked.stated
+    form = Form(size=stated.size, kept=stated.kept, filter=stated.filter) if asked.size is None else Form(size=asked.size)
+    if network is not None and _takes_grey(network, encoded, form):
         form = replace(form, channels=1)
     if form.channels == 3:
         defaults = stated.mean or IMAGENET_MEAN, stated.std or IMAGENET_STD
     else:
         defaults = stated.mean or (0.5,), stated.std or (0.5,)
-    mean, std = _normalisation(form.channels, *defaults, mean, std)
-    pixels = read_images(files[0] + files[1], form)
-    if isinstance(pixels, Files):
-        parts: list[Tensor | Files] = [Files(paths, pixels.form) for paths in files]
-    else:
-        parts = [pixels[: len(files[0])], pixels[len(files[0]) :]]
+    mean, std = _normalisation(form.channels, *defaults, asked.mean, asked.std)
+    found = read_images(encoded, form, asked.skip)
+    kept = int(np.searchsorted(found.numbers, count))
+    parts = [(found.numbers[:kept], 0, kept), (found.numbers[kept:] - count, kept, len(found.numbers))]
+    if not all(len(numbers) for numbers, _, _ in parts):
+        raise FreePruneError(f"no image for {'training' if kept == 0 else 'the test'} can be read in {source}; give others")
+    train, test = (
+        Images(found.part(start, stop), None if y is None else y[torch.from_numpy(numbers)], mean, std)
+        for (numbers, start, stop), y in zip(parts, labels, strict=True)
+    )
     return Data(
-        train=Images(parts[0], labels[0], mean, std),
-        test=Images(parts[1], labels[1], mean, std),
+        train=train,
+        test=test,
         classes=classes,
         mean=mean,
         std=std,
-        source=f"imagefolder:{folder}",
+        source=source,
         augment=form.channels == 3,
-        image_size=image_size,
+        image_size=asked.size,
         labelled=labels[0] is not None,
+        bad_images="skip" if asked.skip else "refuse",
     )
 
 
-def _takes_grey(network: nn.Module, paths: list[str], form: Form) -> bool:
+def _takes_grey(network: nn.Module, encoded: Encoded, form: Form) -> bool:
     """Whether a network takes grey images of this size, and no RGB ones."""
     try:
-        _, height, width = first_shape(paths, form)
+        _, height, width = first_shape(encoded, form)
     except FreePruneError:  # told when all are read
         return False
     network = copied(network).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from ...metrics import METRICS, Metric, Reference, reference
 from ...reading import leaves, main_output
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
+from ..asked.declaration import Hardware, Source
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
@@ -38,6 +39,7 @@ from ..inputs.adoption import bare, in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
+from ..inputs.devices import device_of
 from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
 from ..inputs.libraries import is_pretrained, stated_by
@@ -54,6 +56,7 @@ from ..user_code import name_of, scored, warn
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
+HERE = Hardware()
 OWN = "own:"  # before the name of a task that was given as an object, in records
 FEW = 8  # images in the pass that tells which task fits
 
@@ -74,6 +77,7 @@ class Job:
         earlier: how the search was planned, where the run goes on with more trials.
         task: what the network is trained for; the calibration batches are read by it.
         choice: that task with its name, and how it came to be.
+        hardware: what networks run on, and who loads their data.
         doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
@@ -96,6 +100,7 @@ class Job:
     runtime: Runtime = ONNX_RUNTIME
     doubt: str | None = None
     earlier: Earlier = FIRST
+    hardware: Hardware = HERE
 
     @property
     def task(self) -> Task:
@@ -153,7 +158,7 @@ class Job:
 def prepare(
     model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
     *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, runtime: Runtime | None = None,
-    earlier: Earlier = FIRST,
+    earlier: Earlier = FIRST, hardware: Hardware = HERE,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
@@ -163,7 +168,9 @@ def prepare(
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
         runtime: runs and times ONNX files; by default the one that the settings name.
         earlier: how the search of the run to resume was planned.
+        hardware: what candidates are scored on.
     """
+    device = device_of(hardware.device)
     backend_class = find_backend(settings.granularity)
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
@@ -196,7 +203,7 @@ def prepare(
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
-    judged, images = on_device(network, batch)
+    judged, images = on_device(network, batch, device)
     order = importance(settings.criterion, judged, images, settings.seed)
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
@@ -222,6 +229,7 @@ def prepare(
         "mean": list(data.mean),
         "std": list(data.std),
         "image_size": data.image_size,
+        **({} if data.bad_images == Source.bad_images else {"bad_images": data.bad_images}),
         **{
             name: list(v) if isinstance(v, tuple) else v
             for name, v in vars(settings).items()
@@ -233,13 +241,13 @@ def prepare(
         "task": settings.task if isinstance(settings.task, str) else choice.name,
         "target": [str(target) for target in settings.target],
         "groups": [[group.name, group.units] for group in backend.groups],
-        "finetune": asdict(finetune) if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
+        "finetune": finetune.to_json() if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
         **earlier.to_json(),
     }
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, choice, runtime, doubt, earlier,
+        metric, output, config, seconds, choice, runtime, doubt, earlier, hardware,
     )  # fmt: skip
 
 

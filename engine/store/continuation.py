@@ -10,10 +10,10 @@ from typing import Any
 from ...common import FreePruneError
 from ..asked.settings import PLANNED
 from .ledger import Ledger
-from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, REPORT, SUMMARY, WEIGHTS, read_json
+from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, REPORT, SUMMARY, TRAINING, WEIGHTS, read_json
 from .shapes import fits
 
-MADE_LAST = (SUMMARY, REPORT, WEIGHTS, ONNX, INT8, COMPACTION)  # by the steps after the search
+MADE_LAST = (SUMMARY, REPORT, WEIGHTS, ONNX, INT8, COMPACTION, TRAINING)  # by the steps after the search
 SHAPE = {"trials": int, "planned": (int, None), "ends": [int], "time_limit": (float, None)}  # of what is read of config.json
 
 
@@ -101,6 +101,6 @@ def _more_training(before: Any, now: Any) -> bool:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return False
     length = "epochs" if now["images"] is None else "images"
-    others = {name for name in now if name != length}
+    others = {*before, *now} - {length}
     known = type(before.get(length)) in (int, float)
-    return known and all(before.get(name) == now[name] for name in others) and before[length] < now[length]
+    return known and all(before.get(name) == now.get(name) for name in others) and before[length] < now[length]

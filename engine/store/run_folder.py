@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
@@ -18,12 +19,14 @@ from torch import nn
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
 from ...common import DAMAGE, FreePruneError, brief, cause, parse_json, write_atomically
+from ...errors import first_line
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
 from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
+from .lock import leave, occupy
 from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
@@ -40,12 +43,13 @@ LATENCY = "latency.jsonl"  # the measurements for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", Study.FILE  # of a study
 COMPARISON, FINETUNED = Comparison.FILE, "finetuned.jsonl"  # of a comparison
 SWEEP = Sweep.FILE
+TRAINING = "training.safetensors"  # the checkpoint of a fine-tuning, until the run is finished
 ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, INT8, SUMMARY, LATENCY),
-    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR),
+    *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR, TRAINING),
 )
 
 
@@ -71,20 +75,31 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
 
 
 def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Decorator that writes the traceback of an error in the user's code to the folder `out`."""
+    """Decorator of a function that writes to the folder `out`: ends of a run.
+
+    The traceback of an error in the user's code is written there, a device without memory is a sentence, and the folder is
+    given back to other runs.
+    """
 
     @functools.wraps(function)
     def kept(*args: Given.args, **options: Given.kwargs) -> Returned:
+        folder = Path(str(options.get("out", "")))
         try:
             return function(*args, **options)
         except UserError as error:
-            folder = Path(str(options["out"]))
             if not (folder / CONFIG).exists():  # the run had not begun
                 raise
             write_atomically(folder / ERROR, error.trace.encode())
             raise UserError(
                 f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
             ) from error.__cause__
+        except torch.OutOfMemoryError as error:
+            raise FreePruneError(
+                f"the device is out of memory ({first_line(error)}); lower `calibration_images` or the `image_size`"
+                f"{', and go on with `resume=True`' if (folder / CONFIG).exists() else ''}"
+            ) from error
+        finally:
+            leave(folder)
 
     return kept
 
@@ -96,12 +111,14 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         FreePruneError: the run to resume has other options; the first difference is named.
     """
     check_folder(folder, resume, force)
+    if not resume:
+        make_folder(folder)
+    occupy(folder)
     if resume:
         _compare(read_json(folder / CONFIG), config, folder)
         (folder / ERROR).unlink(missing_ok=True)
         _remove_parts(folder)
         return
-    make_folder(folder)
     _remove_run(folder)
     write_json(folder / CONFIG, config)
 
@@ -119,8 +136,14 @@ def withdraw(folder: Path) -> None:
     if (folder / LEDGER).exists():
         return
     _remove_run(folder)
+    leave(folder)
     with suppress(OSError):  # not empty
         folder.rmdir()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete the checkpoint of the fine-tuning, which a finished run has no use for."""
+    (folder / TRAINING).unlink(missing_ok=True)
 
 
 def _remove_run(folder: Path) -> None:

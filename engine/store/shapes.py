@@ -128,13 +128,14 @@ def asked_shape(options: Mapping[str, Option]) -> Shape:
     }
 
 
-ADDED = {"task": "auto", "even": False}  # options that older records do not have, and what they stand for there
+# Options that older records do not have, and what they stand for there.
+ADDED = {"task": "auto", "even": False, "bad_images": "refuse"}
 
 # What `pick` reads from a sweep's config; mean and std are always recorded, as those of the data if not given.
 ASKED: Shape = {
     "model": str,
-    **asked_shape(declared(Source)), "mean": [float], "std": [float],
-    **asked_shape({name: one for name, one in declared(Settings).items() if name not in ADDED}),
+    **asked_shape({name: one for kind in (Source, Settings) for name, one in declared(kind).items() if name not in ADDED}),
+    "mean": [float], "std": [float],
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ...options import check_all
 from ...search import STRATEGIES
 from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import WITHOUT_END, listed, placed, settings
+from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -82,7 +82,7 @@ def compare(
     assert callable(progress)  # shows_progress made it a function
     names = listed(strategies)
     _check(names, trials, seeds)
-    opening = Opening(Path(out), placed(workers, options), resume, force, progress)
+    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     options["warm_starts"] = options.get("warm_starts") or ()
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
@@ -171,7 +171,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
         network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
-        return measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network)
+        return measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
 
     if left:
         with pool(tuned, opening.placement) as workers:

@@ -29,7 +29,7 @@ from ...options import check_all
 from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
-from ..asked.settings import StudyOptions, listed, placed, settings
+from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
 from ..inputs.batches import split
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -111,7 +111,7 @@ def correlate(
         raise FreePruneError("the study compares scores with accuracies after fine-tuning; give a recipe")
     plan = Options(candidates, seeds, repeat, tuple(table), rescore)
     check_all(plan)
-    opening = Opening(Path(out), placed(workers, options), resume or rescore, force, progress)
+    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume or rescore, force, progress)
     asked = settings(target, options, strategy="random", warm_starts=())
     job = opening.job(model, weights, weights_key, data, asked, finetune)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
@@ -141,7 +141,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
     return Study(
         config=config,
         versions=files.versions(),
-        dense_accuracy=measured(job.network, validation_of(job), job.task, collate=job.data.collate, dense=job.network),
+        dense_accuracy=_measured(job.network, job),
         candidates=tuple(
             Candidate(
                 kept=tuple(kept[i].tolist()),
@@ -166,6 +166,11 @@ def validation_of(job: Job) -> Dataset[object]:
     """The tenth of the training images that candidates are judged on."""
     _, validation = split(job.data, job.settings.seed)
     return validation
+
+
+def _measured(network: nn.Module, job: Job) -> float:
+    """The task's measure on the validation images."""
+    return measured(network, validation_of(job), job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
 
 
 def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]:
@@ -213,14 +218,13 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     wanted += [(i, s) for s in range(1, plan.seeds) for i in range(0, len(kept), plan.repeat)]
     done = _tuned_before(records, kept)
     left = [key for key in wanted if key not in done]
-    validation = validation_of(job)
 
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
         _, network, _ = made_good(job, apply(job.network, plan), plan)
         tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        found = measured(tuned, validation, job.task, collate=job.data.collate, dense=job.network)
+        found = _measured(tuned, job)
         return found, time.perf_counter() - start
 
     opening.progress("fine-tune", len(done), len(wanted), "")

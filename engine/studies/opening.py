@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.settings import Settings
 from ..delivery.rehearsal import rehearse
@@ -28,6 +29,7 @@ class Opening:
     Attributes:
         folder: for everything that is written.
         placement: the workers.
+        hardware: what networks run on.
         resume: whether to continue the run in the folder.
         force: whether to replace it.
         progress: is called with the progress.
@@ -35,6 +37,7 @@ class Opening:
 
     folder: Path
     placement: Placement
+    hardware: Hardware
     resume: bool
     force: bool
     progress: Progress
@@ -51,7 +54,7 @@ class Opening:
         check(self.placement)
         files.check_folder(self.folder, self.resume, self.force)
         folder = self.folder if self.resume else None
-        return prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder)
+        return prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder, hardware=self.hardware)
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:
         """Rehearse the later steps, and open the folder.

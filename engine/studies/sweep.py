@@ -14,7 +14,7 @@ from torch import nn
 from ...common import FreePruneError
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
-from ..asked.settings import SETTINGS, Options, listed, placed, recorded, settings
+from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked
@@ -27,8 +27,9 @@ from ..run.loop import ScoreAll, search
 from ..store import run_folder as files
 from ..store.documents import finite
 from ..store.ledger import Ledger, Trial
-from ..store.shapes import sound_asked
+from ..store.shapes import ADDED, sound_asked
 from ..store.studies import Budget, Dense, Point, Sweep
+from ..training.processes import by_torchrun, check_hardware
 from ..workers.base import Placement
 from ..workers.pool import pool
 from .opening import Opening
@@ -82,7 +83,7 @@ def sweep(
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
-    opening = Opening(Path(out), placed(workers, options), resume, force, progress)
+    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
     job = opening.job(model, weights, weights_key, data, asked, None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
@@ -198,6 +199,7 @@ def pick(
     resume: bool = False,
     force: bool = False,
     progress: Shown = None,
+    **hardware: Unpack[HardwareOptions],
 ) -> Result:
     """Finish a run at a point of a sweep: no new search, but surgery, fine-tuning, export and checks as `prune` does them.
 
@@ -211,11 +213,16 @@ def pick(
         data: like `model`.
         weights: default: the sweep's, like `weights_key`.
         quantize, runtime, opset, rehearsal: as for `prune`.
+        hardware: `device`, `devices` and `loaders`, as for `prune`.
 
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
     assert callable(progress)  # shows_progress made it a function
+    machine = hardware_of(hardware)
+    check_hardware(machine)
+    if by_torchrun():
+        raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
     folder = Path(folder)
     config = files.read_config(folder)
     if files.read_document(folder, Sweep) is None:
@@ -224,7 +231,8 @@ def pick(
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
     model = config["model"] if model is None else model
     if data is None:
-        data = Asked(config["data"], config["mean"] or None, config["std"] or None, config["image_size"])
+        bad_images = config.get("bad_images", ADDED["bad_images"])
+        data = Asked(config["data"], config["mean"] or None, config["std"] or None, config["image_size"], bad_images)
     given = parse_targets(target)
     names = {one.cost for one in given}
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
@@ -242,7 +250,10 @@ def pick(
     files.check_folder(out, resume, force)
     if weights is None:
         weights, weights_key = config["weights"], weights_key or config["weights_key"]
-    job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=out if resume else None, timed=True)
+    job = prepare(
+        model, weights, data, asked, finetune, weights_key=weights_key, folder=out if resume else None, timed=True,
+        hardware=machine,
+    )  # fmt: skip
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})

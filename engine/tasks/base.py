@@ -84,6 +84,10 @@ class Task(Reading, ABC):
     def loss(self, output: Any, labels: Any) -> Tensor:
         """What training makes small, a scalar; both are on one device."""
 
+    def smoothed(self, output: Any, labels: Any, share: float) -> Tensor:
+        """The loss with a share of each label spread over all classes, a scalar; of a task that has classes."""
+        raise NotImplementedError
+
     def distillation(self, output: Any, target: Any) -> Tensor:
         """How far an output is from the teacher's, a scalar.
 

@@ -55,6 +55,9 @@ class Classification(Task):
         """The mean cross entropy."""
         return F.cross_entropy(output, labels)
 
+    def smoothed(self, output: Tensor, labels: Tensor, share: float) -> Tensor:
+        return F.cross_entropy(output, labels, label_smoothing=share)
+
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         return divergence_softened(output, target)
 

@@ -20,19 +20,25 @@ from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
 from ..user_code import called
+from .checkpoint import Saving
+from .fabric import shared
+from .processes import by_torchrun
 from .trainer import train
 
 IMAGES = 4  # on which the returned network is compared with the kept one
 LARGEST_DIFFERENCE = 1e-3  # relative, in float32: far above rounding, far below the effect of another activation
 
 
-def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress = silent) -> nn.Module:
+def finetuned(
+    compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress = silent, saving: Saving | None = None
+) -> nn.Module:
     """The pruned network after fine-tuning by the job's recipe or the user's function; pruned weights stay zero.
 
     Args:
         compact: the pruned network, in float32; not changed.
         plan: what was pruned.
         seed: of the order of the images and all other draws of a recipe.
+        saving: where the training by a recipe is saved as it runs; None to keep nothing.
 
     Returns:
         A network in float32, with values rounded to the types of the given network.
@@ -40,7 +46,7 @@ def finetuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Pro
     Raises:
         FreePruneError: training fails, or its result is not finite or is another network.
     """
-    tuned = _tuned(compact, plan, job, seed, progress)
+    tuned = _tuned(compact, plan, job, seed, progress, saving)
     tuned = job.working(in_types_of_given(tuned, job, plan))
     check_still_finite(compact, tuned)
     return tuned
@@ -61,7 +67,7 @@ def in_types_of_given(network: nn.Module, job: Job, *plans: Plan) -> nn.Module:
     return with_values(twin, network)
 
 
-def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress) -> nn.Module:
+def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress, saving: Saving | None) -> nn.Module:
     if job.finetune is None:
         return compact
     if not isinstance(job.finetune, Recipe):
@@ -72,17 +78,45 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
     def tell(step: int, steps: int, loss: float) -> None:
         progress("fine-tune", step, steps, f"loss {loss:.3f}")
 
+    if by_torchrun():
+        shared(plan, job.hardware)  # the other processes wait for it, see `assist`
+    return _trained(compact, plan, job, job.finetune, seed, saving, tell)
+
+
+def _trained(
+    compact: nn.Module, plan: Plan, job: Job, recipe: Recipe, seed: int, saving: Saving | None, progress: Any = None
+) -> nn.Module:
+    """The pruned network trained by a recipe."""
     return train(
         compact,
         job.train,
-        recipe_of(job, job.finetune),
+        recipe_of(job, recipe),
         seed=seed,
         masks=plan.masks,
         teacher=job.network,
         collate=job.data.collate,
         task=job.task,
-        progress=tell,
+        hardware=job.hardware,
+        saving=saving,
+        progress=progress,
     )
+
+
+def assist(job: Job, saving: Saving) -> None:
+    """The part of a process of torchrun that is not the first: it waits for the plan, and trains.
+
+    The weights of the pruned network come from the first process when the training begins.
+    """
+    if isinstance(job.finetune, Recipe):
+        plan = shared(None, job.hardware)
+        if plan is not None:
+            _trained(apply(job.network, plan).eval(), plan, job, job.finetune, job.settings.seed, saving=saving)
+
+
+def dismiss(job: Job) -> None:
+    """Let the other processes of torchrun go, where nothing was trained."""
+    if by_torchrun() and isinstance(job.finetune, Recipe):
+        shared(None, job.hardware)
 
 
 def recipe_of(job: Job, recipe: Recipe) -> Recipe:

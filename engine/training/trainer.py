@@ -1,35 +1,97 @@
-"""The built-in trainer: SGD on a task's labels, with optional distillation; Lightning Fabric chooses device and precision."""
+"""The built-in trainer: a task's loss, with optional distillation; Lightning Fabric chooses device and precision.
+
+`measuring.py` is re-exported here.
+"""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
 from ...errors import first_line
+from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
-from ..inputs.batches import is_batch, parts, telling_items
-from ..inputs.memory_format import takes_channels_last
-from ..randomness import seeded
-from ..tasks import CLASSIFICATION, OwnTask, Task
-from ..tasks.base import described
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from ..inputs.crops import Cropped
+from ..randomness import random_states, seeded, set_random_states
+from ..tasks import CLASSIFICATION, Task
+from .augmentation import augmented as augmented
+from .checkpoint import Checkpoint, Saving, described, described_masks, load, save
+from .fabric import HERE, fabric_of
+from .feeding import Collate, Drawn, Numbered, Order, batches_of, loader
+from .learner import Learner
+from .measuring import accuracy as accuracy
+from .measuring import measured as measured
+from .measuring import tallied as tallied
+from .optimizer import held, schedule
+from .optimizer import rate_factor as rate_factor
+from .processes import by_torchrun, check_batch, together, world_of
 
 Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how.
+
+    Attributes:
+        network: left bit for bit as it is. The task says which of its outputs is trained on.
+        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label), or without the label if the task has none;
+            floating inputs are cast to float32.
+        recipe: how long and how.
+        seed: decides the order of the data, the augmentation and every other random draw.
+        masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
+            after every step.
+        teacher: gives the outputs to follow where `recipe.distill` is above 0 or the task has no labels; left as it is.
+        collate: a list of items to a batch (inputs, labels); torch's default where None.
+        task: what labels are, and which loss is trained.
+        hardware: on what, and who loads the data.
+    """
+
+    network: nn.Module
+    dataset: Dataset[Any]
+    recipe: Recipe
+    seed: int
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+    collate: Collate | None = None
+    task: Task = CLASSIFICATION
+    hardware: Hardware = HERE
+
+    @property
+    def length(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        """Refuse what cannot be trained before anything begins."""
+        if self.recipe.distill and self.teacher is None:
+            raise FreePruneError(f"the distillation weight is {self.recipe.distill} but there is no teacher; give one or use 0")
+        if not self.task.labelled and self.teacher is None:
+            raise FreePruneError("there is no teacher for data without labels; give the dense network")
+        if self.recipe.label_smoothing and type(self.task).smoothed is Task.smoothed:
+            raise FreePruneError(
+                f"`label_smoothing={self.recipe.label_smoothing:g}` is for the labels of a classification, and the task is "
+                "another; leave it out"
+            )
+
+    def described(self) -> dict[str, Any]:
+        """Which training this is, as plain data."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+            "images": self.length,
+            "network": described(held(self.network)),
+            "masks": described_masks(self.masks),
+        }
 
 
 def train(
@@ -40,23 +102,17 @@ def train(
     seed: int,
     masks: Mapping[str, Tensor] | None = None,
     teacher: nn.Module | None = None,
-    collate: Callable[[list[Any]], Any] | None = None,
+    collate: Collate | None = None,
     task: Task = CLASSIFICATION,
+    hardware: Hardware = HERE,
+    saving: Saving | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """A trained copy of a network. On a CPU the same seed gives the same weights, bit for bit.
+    """A trained copy of a network. On a CPU the same seed gives the same weights, bit for bit, also after interruptions.
 
     Args:
-        network: left bit for bit as it was. The task says which of its outputs is trained on.
-        dataset: map-style, of items (image `(C, H, W)`, or several inputs; label), or without the label if the task has none;
-            floating inputs are cast to float32.
-        recipe: how long and how.
-        seed: decides the order of the data, the augmentation and every other random draw.
-        masks: parameter name to bool tensor of its shape, True where an entry is kept; the others are exactly zero
-            after every step.
-        teacher: gives the outputs to follow where `recipe.distill` is above 0 or the task has no labels; left as it was.
-        collate: a list of items to a batch (inputs, labels); torch's default where None.
-        task: what labels are, and which loss is trained.
+        network: as of `Training`, like all that is not listed here.
+        saving: where the training is saved as it runs, and from where it goes on; None to keep nothing.
         progress: called after each step with the step (from 1), the number of steps and the loss.
 
     Returns:
@@ -64,320 +120,131 @@ def train(
 
     Raises:
         FreePruneError: masks that do not fit; distillation without a teacher; fewer than two images; outputs or
-            labels that are not the task's; a loss or trained tensors that are not finite; a network without a backward pass.
+            labels that are not the task's; a loss or trained tensors that are not finite; a network without a backward pass;
+            a checkpoint that is damaged, of another training, or cannot be written.
     """
-    if recipe.distill and teacher is None:
-        raise FreePruneError(f"the distillation weight is {recipe.distill} but there is no teacher; give one or use 0")
-    if not task.labelled and teacher is None:
-        raise FreePruneError("there is no teacher for data without labels; give the dense network")
-    student = copied(network)
-    home = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
-    batch_size, steps = _schedule(recipe, len(dataset))  # type: ignore[arg-type]
-    training = _Training(student, recipe, steps, task, masks or {}, teacher)
-    with seeded(seed):
-        generator = torch.Generator().manual_seed(seed)
-        order = itertools.islice(_shuffled_batches(len(dataset), batch_size, generator), steps)  # type: ignore[arg-type]
-        loader = DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator)
-        for step, batch in enumerate(_batches(loader)):
-            loss = training.step(step, batch, generator)
-            if progress is not None:
-                progress(step + 1, steps, loss)
-    trained = student.to(home).eval()
+    dataset = Cropped(dataset, recipe.crop) if recipe.crop else dataset
+    training = Training(network, dataset, recipe, seed, masks or {}, teacher, collate, task, hardware)
+    training.check()
+    check_batch(schedule(recipe, training.length)[0], world_of(hardware))
+    home = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    try:
+        if world_of(hardware) == 1 or by_torchrun():
+            trained = trained_here(training, saving, progress)
+        else:
+            found = together(_part, (training, saving), progress or _nothing, hardware)
+            trained = _with_tensors(network, found)
+    except torch.OutOfMemoryError as error:
+        raise FreePruneError(
+            f"the device is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
+            "`resume=True`"
+        ) from error
+    trained = trained.to(home).eval()
     check_still_finite(network, trained)
     return trained
 
 
-class _Training:
-    """The state of a training: network on its device, optimizer, masks, teacher."""
+def _nothing(step: int, steps: int, loss: float) -> None:
+    """Nobody is told."""
 
-    def __init__(
-        self,
-        student: nn.Module,
-        recipe: Recipe,
-        steps: int,
-        task: Task,
-        masks: Mapping[str, Tensor],
-        teacher: nn.Module | None,
-    ) -> None:
-        self._student, self._recipe, self._steps, self._task = student, recipe, steps, task
-        pruned = _pruned_entries(student, masks)
-        _zero(pruned)
-        self._fabric = _fabric(recipe.precision)
-        self._model, self._optimizer = self._fabric.setup(student, _optimizer(student, recipe))
-        # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
-        self._pruned = [(parameter, self._fabric.to_device(dropped)) for parameter, dropped in pruned]
-        self._guide = None
-        if teacher is not None and (recipe.distill or not task.labelled):
-            self._guide = self._fabric.to_device(copied(teacher).eval())
-        self._channels_last: bool | None = None  # known from the first batch
 
-    def step(self, number: int, batch: Any, generator: torch.Generator) -> float:
-        """Train on one batch and return the loss. Steps are counted from 0."""
-        images, labels = self._placed(batch, generator)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate * rate_factor(number, self._steps, self._recipe.warmup)
-        loss = self._loss(images, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FreePruneError(
-                f"the loss became {value} at step {number + 1} of {self._steps}; lower `learning_rate` "
-                f"(now {self._recipe.learning_rate:g})"
+def _part(given: tuple[Training, Saving | None], told: Progress) -> dict[str, NDArray[Any]]:
+    """The part of a process of a training; the values of the trained network, by name."""
+    trained = trained_here(*given, told)
+    return {name: tensor.detach().cpu().numpy() for name, tensor in held(trained).items()}
+
+
+def _with_tensors(network: nn.Module, values: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """A copy of a network with other values."""
+    made = copied(network)
+    with torch.no_grad():
+        for name, tensor in held(made).items():
+            tensor.copy_(torch.from_numpy(values[name]))
+    return made
+
+
+def trained_here(training: Training, saving: Saving | None, progress: Progress | None) -> nn.Module:
+    """The trained network, by this process and those that train with it."""
+    batch_size, steps = schedule(training.recipe, training.length)
+    fabric = fabric_of(training.hardware, training.recipe.precision, world_of(training.hardware))
+    student = copied(training.network)
+    learner = Learner(student, training.recipe, batch_size, steps, training.task, training.masks, training.teacher, fabric)
+    feed = _Feed(training, batch_size, steps, learner)
+    with seeded(training.seed + fabric.global_rank):
+        done = 0
+        if saving is not None and saving.path.exists():
+            done = feed.go_on(load(saving.path, training.described()))
+        learner.agree(done)
+        saved = time.monotonic()
+        for number, batch in enumerate(feed.batches(), start=done):
+            due = saving is not None and time.monotonic() - saved >= saving.seconds
+            loss, due = learner.step(number, batch, feed.draws, due)
+            if due and saving is not None:
+                feed.save(number + 1, saving)
+                saved = time.monotonic()
+            if progress is not None:
+                progress(number + 1, steps, loss)
+        if saving is not None and saving.path.exists():  # so that steps after the training need not wait for it again
+            feed.save(steps, saving)
+    learner.finish()
+    return student
+
+
+class _Feed:
+    """The batches of a training, and the state of a training between two of them."""
+
+    def __init__(self, training: Training, batch_size: int, steps: int, learner: Learner) -> None:
+        self._training, self._learner, self._batch_size = training, learner, batch_size
+        generator = torch.Generator().manual_seed(training.seed)
+        self._order = Order(training.length, batch_size, steps, generator)
+        # Loading processes take batches ahead, so that what is drawn on the way cannot come from the order's generator.
+        self.draws = torch.Generator().manual_seed(training.seed + 1) if training.hardware.loaders else generator
+        self._generator, self._done = generator, 0
+        self._states: Mapping[str, Tensor] | None = None  # of the global generators, to go on with
+
+    def batches(self) -> Any:
+        """Yields the part of each batch that this process trains on."""
+        training, learner = self._training, self._learner
+        loaders = training.hardware.loaders
+        if loaders or learner.world > 1:
+            numbered = Numbered(self._order, self._done, learner.part)
+            pinned = learner.device.type == "cuda"
+            drawn = Drawn(training.dataset, training.seed, training.collate)
+            found = loader(drawn, numbered, training.collate, loaders, pinned, self._generator)
+        else:
+            found = DataLoader(
+                training.dataset, batch_sampler=self._order, collate_fn=training.collate, generator=self._generator
             )
-        self._descend(loss)
-        return value
+        iterator = iter(found)
+        if self._states is not None:
+            set_random_states(self._states, learner.device)
+        return batches_of(training.dataset, iterator, loaders, reused=True)
 
-    def _placed(self, batch: Any, generator: torch.Generator) -> tuple[Any, Any]:
-        """The inputs on the device, augmented where that is asked for, and the labels if there are any."""
-        images, labels = _inputs_and_labels(batch, self._task)
-        images = self._fabric.to_device(images)
-        if self._channels_last is None:
-            self._channels_last = takes_channels_last(self._student, images)
-            self._student.train()
-        if self._recipe.augment:
-            images = augmented(images, generator)
-        if self._channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+    def go_on(self, checkpoint: Checkpoint) -> int:
+        """Take over the state of a checkpoint; the number of steps that are done."""
+        tensors = dict(checkpoint.tensors)
+        rows = {name.removeprefix("random."): x for name, x in tensors.items() if name.startswith("random.")}
+        rank = self._learner.rank
+        if all(rank < len(x) for x in rows.values()):  # else there are more processes now, which have none
+            self._states = {name: x[rank] for name, x in rows.items()}
+        shared = self.draws is self._generator
+        self._order.go_on(checkpoint.step, tensors["order"], tensors["draws"] if shared else None)
+        if not shared:
+            self.draws.set_state(tensors["draws"])
+        self._learner.take(tensors, checkpoint.state)
+        self._done = checkpoint.step
+        return checkpoint.step
 
-    def _loss(self, images: Any, labels: Any) -> Tensor:
-        """The task's loss, with the distillation that is asked for."""
-        if labels is None:
-            with torch.no_grad(), self._fabric.autocast():
-                labels = _dense_labels(self._guide, images, self._task)
-            return self._task.loss(self._task.output(_run(self._model, images), labels, training=True), labels)
-        labels = self._fabric.to_device(labels)
-        output = self._task.output(_run(self._model, images), labels, training=True)
-        loss = self._task.loss(output, labels)
-        if self._guide is None:
-            return loss
-        with torch.no_grad(), self._fabric.autocast():
-            target = tree_map_only(Tensor, Tensor.float, self._task.output(_run(self._guide, images), labels, training=False))
-        share = self._recipe.distill
-        return (1 - share) * loss + share * self._task.distillation(output, target)
-
-    def _descend(self, loss: Tensor) -> None:
-        """One step of the optimizer; pruned entries are zero again after it."""
-        try:
-            self._fabric.backward(loss)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an operation has no derivative, or gradients are turned off
-            raise FreePruneError(
-                f"the network's backward pass failed ({first_line(error)}); give one whose operations all have a gradient, "
-                "or 0 epochs"
-            ) from error
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        _zero(self._pruned)
-
-
-def accuracy(
-    network: nn.Module,
-    dataset: Dataset[Any],
-    *,
-    batch_size: int = 500,
-    collate: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-) -> float:
-    """The fraction, 0 to 1, of images whose largest logit is that of their label. Arguments as for `measured`."""
-    return measured(network, dataset, CLASSIFICATION, batch_size=batch_size, collate=collate, seed=seed)
-
-
-def measured(
-    network: nn.Module,
-    dataset: Dataset[Any],
-    task: Task,
-    *,
-    batch_size: int = 500,
-    collate: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-    dense: nn.Module | None = None,
-) -> float:
-    """The task's measure of a network on a data set; otherwise as `tallied`."""
-    return task.judge.measured(tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense))
-
-
-def tallied(
-    network: nn.Module,
-    dataset: Dataset[Any],
-    task: Task,
-    *,
-    batch_size: int = 500,
-    collate: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-    dense: nn.Module | None = None,
-) -> Any:
-    """What the task, or its judge, measures a network by on a data set; in eval mode, the network left as it was.
-
-    Args:
-        seed: decides what a data set draws that changes its items at random.
-        dense: gives what stands for the labels if the task has none; left as it was.
-
-    Raises:
-        FreePruneError: an empty data set; outputs or labels that are not the task's.
-    """
-    task = task.judge
-    fabric = _fabric()
-    judged = fabric.to_device(copied(network).eval())
-    guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
-    tally: Any = None
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
-    with torch.no_grad(), seeded(seed):
-        for batch in _batches(loader):
-            images, labels = _inputs_and_labels(batch, task)
-            images = fabric.to_device(images)
-            if tally is None:
-                channels_last = takes_channels_last(judged, images)
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            if labels is None:
-                labels = _dense_labels(guide, images, task)
-            found = task.tally(task.output(_run(judged, images), labels, training=False), _on_cpu(labels))
-            tally = found if tally is None else task.added(tally, found)
-    if tally is None:
-        raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
-    return tally
-
-
-def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The learning rate of a step (from 0) as a fraction of its peak: a linear rise from near 0, then half a cosine."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
-
-
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images, each shifted by up to an eighth of its size with zero padding, and mirrored with probability one half.
-
-    Args:
-        images: `(N, C, H, W)`.
-        generator: on the CPU; its state advances.
-
-    Raises:
-        FreePruneError: anything but one tensor of images.
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise FreePruneError(f"augmentation needs images of shape (N, C, H, W), not {described(images)}; turn it off")
-    n, channels, height, width = images.shape
-    above, aside = height // 8, width // 8
-    rows = torch.randint(0, 2 * above + 1, (n, 1), generator=generator) + torch.arange(height)
-    columns = torch.randint(0, 2 * aside + 1, (n, 1), generator=generator) + torch.arange(width)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, (aside, aside, above, above))
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    padded = padded.gather(2, rows[:, None, :, None].expand(n, channels, height, padded.shape[3]))
-    return padded.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
-
-
-def _fabric(precision: str | None = None) -> Fabric:
-    from lightning_fabric import Fabric  # imported here, since it is slow and only training needs it
-
-    if precision is None and not torch.cuda.is_available():
-        precision = "32-true"
-    elif precision is None:
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs the precision for every network
-    return Fabric(accelerator="auto", devices=1, precision=precision)  # type: ignore[arg-type]
-
-
-def _schedule(recipe: Recipe, length: int) -> tuple[int, int]:
-    """The batch size and the number of steps for a data set of this length."""
-    if length < 2:
-        raise FreePruneError(f"the training set has {length} image(s); training needs at least 2")
-    batch_size = min(recipe.batch_size, length)
-    images = round(recipe.epochs * length) if recipe.images is None else recipe.images
-    return batch_size, math.ceil(images / batch_size)
-
-
-def _shuffled_batches(length: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yields without end the full batches of one shuffle after another; the rest of a shuffle is dropped."""
-    full = length // batch_size
-    while True:
-        shuffled = torch.randperm(length, generator=generator)[: full * batch_size]
-        yield from shuffled.view(full, batch_size).tolist()
-
-
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not trained:
-        raise FreePruneError("no parameter of the network requires a gradient; unfreeze what is to be trained")
-    return torch.optim.SGD(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-    )
-
-
-def _pruned_entries(network: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each masked parameter with the bool tensor of its pruned entries."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise FreePruneError(f"there is a mask for {name!r}, but the network has no parameter of that name")
-        if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
-            raise FreePruneError(
-                f"the mask of {name!r} is {described(mask)}; expected bool of shape {tuple(parameters[name].shape)}"
-            )
-    return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
-
-
-@torch.no_grad()
-def _zero(pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for parameter, dropped in pruned:
-        parameter.masked_fill_(dropped, 0)
-
-
-def _on_cpu(labels: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.cpu, labels)
-
-
-def _inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Any]:
-    """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU.
-
-    The labels are None if the task has none.
-    """
-    inputs, labels = parts(batch) if is_batch(batch) else ((), None)
-    if not inputs or (labels is None and task.labelled):
-        expected = "the two parts (inputs, labels)" if task.labelled else "inputs alone"
-        raise FreePruneError(f"a batch is {described(batch)}; expected {expected}")
-    if not task.labelled:
-        return (inputs[0] if len(inputs) == 1 else inputs), None
-    if not isinstance(task, OwnTask):
-        with suppress(RuntimeError, TypeError, ValueError):  # what is no tensor is not taken below
-            labels = torch.as_tensor(labels, device="cpu")
-    taken = task.as_labels(labels)
-    if taken is None:
-        raise FreePruneError(f"the labels of a batch are {described(labels)}; expected {task.batch_of_labels}")
-    return (inputs[0] if len(inputs) == 1 else inputs), taken
-
-
-def _dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Any:
-    """The dense network's outputs, which stand for the labels."""
-    if dense is None:
-        raise FreePruneError("there is no dense network to compare with on data without labels; give it")
-    given = _run(dense, inputs)
-    labels = task.as_labels(given)
-    if labels is None:
-        raise FreePruneError(f"the dense network returned {described(given)}; expected {task.batch_of_labels}")
-    return labels
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yields the batches of a loader; an error of the data set becomes a sentence."""
-    iterator = iter(loader)
-    while True:
-        with telling_items(loader.dataset):
-            batch = next(iterator, None)
-        if batch is None:
+    def save(self, done: int, saving: Saving) -> None:
+        """Write a checkpoint after the first `done` steps; by the first process."""
+        learner = self._learner
+        states = learner.gathered(random_states(learner.device))
+        if learner.rank:
             return
-        yield batch
-
-
-def _run(network: nn.Module, inputs: Any) -> Any:
-    return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+        tensors = {
+            **learner.tensors(),
+            **{f"random.{name}": tensor for name, tensor in states.items()},
+            "order": self._order.state(done),
+            "draws": self.draws.get_state(),
+        }
+        save(Checkpoint(self._training.described(), done, learner.state(), tensors), saving.path)

@@ -16,7 +16,7 @@ import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
-from freeprune.engine.asked.settings import Options, RunOptions, StudyOptions, settings
+from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions, StudyOptions, settings
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
@@ -348,8 +348,8 @@ KEYWORDS = {
     "compare": Options,
     "sweep": Options,
     "correlate": StudyOptions,
-    "pick": {},
-    "train": {},
+    "pick": HardwareOptions,
+    "train": HardwareOptions,
     "apply": {},
 }
 

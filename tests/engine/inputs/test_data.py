@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from freeprune.common import FreePruneError
-from freeprune.engine.inputs import image_files
+from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.image_files import Files, Preparation
+from freeprune.engine.inputs.encoded import Files
+from freeprune.engine.inputs.image_files import Preparation
 from freeprune.engine.tasks import CLASSIFICATION
 
 
@@ -136,20 +137,20 @@ def test_several_sizes_are_scaled_on_access(folder):
 
 def test_what_does_not_fit_into_memory_is_decoded_on_access(folder, monkeypatch):
     in_memory = load_data(f"imagefolder:{folder}")
-    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3 - 1)
+    monkeypatch.setattr(encoded, "MEMORY_LIMIT", 8 * 6 * 8 * 3 - 1)
     on_access = load_data(f"imagefolder:{folder}")
     assert isinstance(on_access.train.pixels, Files)
     for part in ("train", "test"):
         for (image, label), (again, same) in zip(getattr(in_memory, part), getattr(on_access, part), strict=True):
             assert torch.equal(image, again)
             assert label == same
-    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 8 * 6 * 8 * 3)
+    monkeypatch.setattr(encoded, "MEMORY_LIMIT", 8 * 6 * 8 * 3)
     assert isinstance(load_data(f"imagefolder:{folder}").train.pixels, torch.Tensor)
 
 
 @pytest.mark.parametrize("files", [1, 3, 100])
 def test_images_keep_their_order_however_the_work_is_divided(folder, monkeypatch, files):
-    monkeypatch.setattr(image_files, "FILES_PER_TASK", files)
+    monkeypatch.setattr(encoded, "FILES_PER_TASK", files)
     read = load_data(f"imagefolder:{folder}").train.pixels
     written = np.stack([pixels(seed).transpose(2, 0, 1) for seed in (0, 1, 2, 10, 11, 12)])
     assert np.array_equal(read.numpy(), written)
@@ -718,7 +719,7 @@ def test_options_that_do_not_apply():
         with raises("datasets of your own come normalised"):
             load_data((own(), own()), **options)
     for source in ("digits", (own(), own())):
-        with raises("`image_size=8` was given, but it applies to imagefolder:DIR only"):
+        with raises("`image_size=8` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only"):
             load_data(source, image_size=8)
 
 

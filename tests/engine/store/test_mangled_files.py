@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import struct
+import tarfile
 import zipfile
 from dataclasses import fields
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 from toys import in_turn, network
@@ -43,6 +45,7 @@ from freeprune.engine.store.studies import Comparison, Study, Sweep
 from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
 from freeprune.engine.studies import sweep
+from freeprune.engine.training import checkpoint
 from freeprune.search import STRATEGIES, Space
 
 THOROUGH = os.environ.get("HYPOTHESIS") == "thorough"
@@ -98,6 +101,15 @@ def runs(tmp_path_factory):
     save_file(network().state_dict(), root / "weights.safetensors")
     torch.save(network().state_dict(), root / "weights.pt")
     torch.save(network().state_dict(), root / "old.pth", _use_new_zipfile_serialization=False)
+    checkpoint.save(checkpoint.Checkpoint({"seed": 1}, 2, {}, network().state_dict()), root / "training.safetensors")
+    with tarfile.open(root / "shard.tar", "w") as file:
+        for i in range(6):
+            content = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).save(content, "png")
+            for name, given in ((f"{i}.png", content.getvalue()), (f"{i}.cls", b"%d" % (i % 2))):
+                info = tarfile.TarInfo(name)
+                info.size = len(given)
+                file.addfile(info, io.BytesIO(given))
     freeprune.correlate(
         network(), pair(), target={"macs": 0.5}, out=root / "study", candidates=3, seeds=1, calibration_images=20,
         finetune=freeprune.Recipe(images=32, batch_size=16), metrics=["freeprune", "params"],
@@ -311,6 +323,20 @@ def read_weights(place, name):
     assert all(torch.isfinite(t).all() for t in loaded.state_dict().values())
 
 
+def read_checkpoint(place):
+    found = checkpoint.load(place / "training.safetensors", {"seed": 1})
+    assert found.step == 2
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in network().state_dict().items())
+
+
+def read_shard(place):
+    data = load_data(f"wds:{place / 'shard.tar'}")
+    for part in (data.train, data.test):
+        for image, label in part:
+            assert torch.isfinite(image).all()
+            assert 0 <= label < len(data.classes)
+
+
 # file: what is beside it, how it is mangled, how it is read
 READERS = {
     "channel/plan.json": (mangled_json, read_plan),
@@ -332,6 +358,8 @@ READERS = {
     "weights.safetensors": (mangled_header, lambda p: read_weights(p, "weights.safetensors")),
     "weights.pt": (mangled_zip, lambda p: read_weights(p, "weights.pt")),
     "old.pth": (mangled_bytes, lambda p: read_weights(p, "old.pth")),
+    "training.safetensors": (mangled_header, read_checkpoint),
+    "shard.tar": (mangled_bytes, read_shard),
 }
 
 

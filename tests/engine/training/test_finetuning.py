@@ -1,6 +1,9 @@
 """The user's own fine-tuning function: what it may return, and what becomes of an error in it."""
 
 import math
+import sys
+from multiprocessing import get_context
+from threading import Thread
 
 import pytest
 import torch
@@ -13,6 +16,9 @@ from freeprune import FreePruneError
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.store import lock
+from freeprune.engine.training import trainer
+from freeprune.engine.training.checkpoint import Saving
 
 
 def data():
@@ -227,3 +233,75 @@ def test_an_error_in_a_worker_is_told_alike(workers, tmp_path):
 def test_a_metric_that_gives_no_number_is_a_sentence(found, tmp_path):
     with pytest.raises(FreePruneError, match=f"returned a {type(found).__name__}, where one number was expected"):
         prune(tmp_path / "out", None, metric=lambda *_: found)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_fine_tuning_by_a_recipe_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(finish_module, "Saving", lambda path: Saving(path, 0.0))
+    recipe = freeprune.Recipe(epochs=2.0, batch_size=10)
+    steps = []
+
+    def until(stage, done, total, note):
+        if stage == "fine-tune":
+            steps.append(done)
+            if steps == [1, 2, 3]:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        prune(tmp_path / "cut", recipe, progress=until)
+    assert (tmp_path / "cut" / "training.safetensors").exists()
+    prune(tmp_path / "cut", recipe, progress=until, resume=True)
+    assert steps == [1, 2, 3, *range(4, 12)]  # 54 of 60 images are trained on, twice
+    prune(tmp_path / "whole", recipe)
+    names = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not names & {"training.safetensors", ".running"}
+    both = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert both[0] == both[1]
+
+
+def test_a_device_without_memory_is_a_sentence_with_the_option_to_lower(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(trainer, "trained_here", full)
+    sentence = r"out of memory \(CUDA out of memory. Tried to allocate 2 GiB\); lower `batch_size` \(now 10\), and go on"
+    with pytest.raises(FreePruneError, match=sentence):
+        prune(tmp_path / "out", freeprune.Recipe(batch_size=10))
+    monkeypatch.undo()
+    monkeypatch.setattr(finish_module, "made_good", full)
+    with pytest.raises(FreePruneError, match=r"lower `calibration_images` or the `image_size`, and go on with `resume=True`"):
+        prune(tmp_path / "out", freeprune.Recipe(batch_size=10), resume=True)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    seen = []
+
+    def another():
+        try:
+            prune(tmp_path / "out", None, force=True)
+        except FreePruneError as error:
+            seen.append(str(error))
+
+    def tune(smaller, given):
+        thread = Thread(target=another)
+        thread.start()
+        thread.join()
+        context = get_context("fork")
+        process = context.Process(target=lambda: sys.exit(3 if refused() else 0))
+        process.start()
+        process.join()
+        seen.append(process.exitcode)
+        return moved(smaller)
+
+    def refused():
+        lock._held.clear()  # as in a process that was started by itself
+        another()
+        return seen[-1].startswith("another run is writing to")
+
+    prune(tmp_path / "out", tune)
+    assert seen == [f"another run is writing to {tmp_path / 'out'}; wait for it, or give another `out`", 3]
+    prune(tmp_path / "out", tune, resume=True)  # it was given back

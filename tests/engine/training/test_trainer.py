@@ -236,6 +236,76 @@ def test_one_step_by_hand():
     torch.testing.assert_close(trained.bias.detach(), torch.tensor([0.15, -0.15]))
 
 
+class Ones(Images):
+    """Two features of one, and the class 0."""
+
+    def __getitem__(self, index):
+        return torch.ones(2), 0
+
+
+def two():
+    """Linear, zero weights, two classes: every gradient is -1/2 for the class and 1/2 for the other, of norm sqrt(6) / 2."""
+    network = nn.Linear(2, 2)
+    nn.init.zeros_(network.weight)
+    nn.init.zeros_(network.bias)
+    return network
+
+
+ONE_STEP = Recipe(images=2, batch_size=2, learning_rate=0.2, momentum=0, weight_decay=0, warmup=0)
+
+
+def test_one_step_of_adamw_by_hand():
+    """The first step is the learning rate in the direction of the gradient's sign, whatever its size."""
+    recipe = replace(ONE_STEP, optimizer="adamw", learning_rate=0.03)
+    torch.testing.assert_close(train(two(), Ones(2), recipe, seed=0).bias.detach(), torch.tensor([0.03, -0.03]))
+    assert (Recipe(optimizer="adamw").learning_rate, Recipe(optimizer="adamw").weight_decay) == (0.001, 0.01)
+    assert (Recipe().learning_rate, Recipe().weight_decay) == (0.02, 5e-4)
+
+
+def test_the_gradient_is_clipped_without_pruned_entries():
+    trained = train(two(), Ones(2), replace(ONE_STEP, clip=0.3), seed=0)
+    shorter = 0.2 * 0.5 * 0.3 / (math.sqrt(6) / 2)
+    torch.testing.assert_close(trained.bias.detach(), torch.tensor([shorter, -shorter]))
+    masks = {"weight": torch.zeros(2, 2, dtype=torch.bool)}
+    trained = train(two(), Ones(2), replace(ONE_STEP, clip=0.3), seed=0, masks=masks)
+    shorter = 0.2 * 0.5 * 0.3 / (math.sqrt(2) / 2)
+    torch.testing.assert_close(trained.bias.detach(), torch.tensor([shorter, -shorter]))
+
+
+def test_labels_are_smoothed():
+    losses = []
+    network = two()
+    network.bias.data = torch.tensor([math.log(3), 0.0])
+    recipe = replace(ONE_STEP, label_smoothing=0.2)
+    train(network, Ones(2), recipe, seed=0, progress=lambda step, steps, loss: losses.append(loss))
+    assert losses == pytest.approx([-0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4)])
+    with pytest.raises(FreePruneError, match=r"`label_smoothing=0.2` is for the labels of a classification"):
+        train(network, Ones(2), recipe, seed=0, teacher=two(), task=AGREEMENT)
+
+
+def test_weights_are_averaged():
+    """After one step the average is the weights; after the second it has the decay 2 / 11, or the recipe's if that is less."""
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append(self.bias.detach().clone())
+            return super().forward(x)
+
+    def made():
+        network = Watched(2, 2)
+        network.load_state_dict(two().state_dict())
+        return network
+
+    recipe = replace(ONE_STEP, images=6)
+    for average, decay in ((0.9, 2 / 11), (0.1, 0.1)):
+        seen.clear()
+        found = train(made(), Ones(2), replace(recipe, images=4, average=average), seed=0).bias.detach()
+        first = seen[-1]
+        last = train(made(), Ones(2), replace(recipe, images=4), seed=0).bias.detach()
+        torch.testing.assert_close(found, decay * first + (1 - decay) * last)
+
+
 def test_rate_rises_linearly_and_falls_as_half_a_cosine():
     factors = [rate_factor(step, 6, warmup=1 / 3) for step in range(6)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
@@ -404,6 +474,12 @@ def test_accuracy_counts_over_batches_in_eval_mode():
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
         ({"warmup": 1.5}, "`warmup` is 1.5"),
         ({"distill": 2}, "`distill` is 2"),
+        ({"optimizer": "adam"}, "`optimizer` is 'adam'; give sgd or adamw"),
+        ({"clip": 0}, "`clip` is 0; give a number above 0"),
+        ({"average": 1}, "`average` is 1"),
+        ({"label_smoothing": 1}, "`label_smoothing` is 1"),
+        ({"crop": 8}, "`crop` is 8; give a share of the image from 0 to 1"),
+        ({"batch_norm": "both"}, "`batch_norm` is 'both'; give synchronised or single"),
         ({"precision": "fp8"}, "`precision` is 'fp8'; give 32-true, bf16-mixed or 16-mixed"),
     ],
 )

@@ -1,0 +1,51 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from ...common import FreePruneError
+
+LOCK = ".running"
+
+_held: dict[tuple[Path, int], int] = {}  # file descriptors, by folder and thread
+
+
+def occupy(folder: Path) -> None:
+    """Take a folder for this run, until `leave`. A lock of the operating system: that of a process that was killed is gone.
+
+    Raises:
+        FreePruneError: another run is writing there.
+    """
+    key = (folder.resolve(), threading.get_ident())
+    if key in _held:
+        return
+    occupied = FreePruneError(f"another run is writing to {folder}; wait for it, or give another `out`")
+    if any(path == key[0] for path, _ in _held):
+        raise occupied
+    try:
+        import fcntl
+    except ImportError:  # on Windows there is no such lock
+        return
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise occupied from None
+    except OSError:  # a file system without locks
+        os.close(file)
+        return
+    _held[key] = file
+
+
+def leave(folder: Path) -> None:
+    """Give a folder back that this thread occupies."""
+    file = _held.pop((folder.resolve(), threading.get_ident()), None)
+    if file is not None:
+        with suppress(OSError):
+            (folder / LOCK).unlink(missing_ok=True)
+        os.close(file)

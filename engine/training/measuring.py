@@ -1,0 +1,105 @@
+"""What a network is measured by: a task's measure on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ...common import FreePruneError
+from ...copies import copied
+from ..asked.declaration import Hardware
+from ..inputs.memory_format import takes_channels_last
+from ..randomness import seeded
+from ..tasks import CLASSIFICATION, Task
+from .fabric import HERE, fabric_of
+from .feeding import Drawn, batches_of, dense_labels, inputs_and_labels, loader, on_cpu, run
+
+LOADED = 128  # images of a batch that a loading process makes: several wait in memory
+
+
+def accuracy(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+) -> float:
+    """The fraction, 0 to 1, of images whose largest logit is that of their label. Arguments as for `measured`."""
+    return measured(network, dataset, CLASSIFICATION, batch_size=batch_size, collate=collate, seed=seed)
+
+
+def measured(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    task: Task,
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+    dense: nn.Module | None = None,
+    hardware: Hardware = HERE,
+) -> float:
+    """The task's measure of a network on a data set; otherwise as `tallied`."""
+    return task.judge.measured(
+        tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware)
+    )
+
+
+def tallied(
+    network: nn.Module,
+    dataset: Dataset[Any],
+    task: Task,
+    *,
+    batch_size: int = 500,
+    collate: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+    dense: nn.Module | None = None,
+    hardware: Hardware = HERE,
+) -> Any:
+    """What the task, or its judge, measures a network by on a data set; in eval mode, the network left as it was.
+
+    Args:
+        seed: decides what a data set draws that changes its items at random.
+        dense: gives what stands for the labels if the task has none; left as it was.
+        hardware: the device, and how many processes load the data.
+
+    Raises:
+        FreePruneError: an empty data set; outputs or labels that are not the task's.
+    """
+    task = task.judge
+    fabric = fabric_of(hardware)
+    judged = fabric.to_device(copied(network).eval())
+    guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
+    tally: Any = None
+    with torch.no_grad(), seeded(seed):
+        for batch in _batches(dataset, batch_size, collate, seed, hardware.loaders):
+            images, labels = inputs_and_labels(batch, task)
+            images = fabric.to_device(images)
+            if tally is None:
+                channels_last = takes_channels_last(judged, images)
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            if labels is None:
+                labels = dense_labels(guide, images, task)
+            found = task.tally(task.output(run(judged, images), labels, training=False), on_cpu(labels))
+            tally = found if tally is None else task.added(tally, found)
+    if tally is None:
+        raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
+    return tally
+
+
+def _batches(dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, seed: int, loaders: int) -> Any:
+    """The batches of a data set, in its order."""
+    if not loaders:
+        found = DataLoader(dataset, batch_size=size, collate_fn=collate, generator=torch.Generator())
+    else:
+        size = min(size, LOADED)
+        places = range(len(dataset))
+        numbered = [[(i, i) for i in places[start : start + size]] for start in range(0, len(dataset), size)]
+        found = loader(Drawn(dataset, seed, collate), numbered, collate, loaders, pinned=False)
+    return batches_of(dataset, iter(found), loaders)
