@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...common import FreePruneError
 from ...copies import copied
 from ...errors import first_line
+from ...reading import leaves
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
 from ..inputs.batches import is_batch, parts, telling_items
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Progress = Callable[[int, int, float], None]
+
+MOST_BYTES = 2**29  # of the inputs and outputs that a network is measured on at a time
+FEW = 2  # images whose inputs and outputs are looked at for that
 
 
 def train(
@@ -210,6 +215,7 @@ def tallied(
     """What the task, or its judge, measures a network by on a data set; in eval mode, the network left as it was.
 
     Args:
+        batch_size: less where inputs and outputs are large.
         seed: decides what a data set draws that changes its items at random.
         dense: gives what stands for the labels if the task has none; left as it was.
 
@@ -221,9 +227,11 @@ def tallied(
     judged = fabric.to_device(copied(network).eval())
     guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
     tally: Any = None
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator())
+    loader = partial(DataLoader, dataset, collate_fn=collate, generator=torch.Generator())
     with torch.no_grad(), seeded(seed):
-        for batch in _batches(loader):
+        batch_size = min(batch_size, _fitting(judged, loader(batch_size=FEW), task, fabric))
+    with torch.no_grad(), seeded(seed):
+        for batch in _batches(loader(batch_size=batch_size)):
             images, labels = _inputs_and_labels(batch, task)
             images = fabric.to_device(images)
             if tally is None:
@@ -237,6 +245,15 @@ def tallied(
     if tally is None:
         raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
     return tally
+
+
+def _fitting(network: nn.Module, loader: DataLoader[Any], task: Task, fabric: Fabric) -> int:
+    """The images that may be measured at a time so that inputs and outputs take at most `MOST_BYTES`, by those of a few."""
+    for batch in _batches(loader):
+        images, _ = _inputs_and_labels(batch, task)
+        held = [*leaves(images), *leaves(_run(network, fabric.to_device(images)))]
+        return max(1, FEW * MOST_BYTES // max(1, sum(x.numel() * x.element_size() for x in held)))
+    return FEW
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
