@@ -73,7 +73,7 @@ def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
-SHORT = ("--images", 64, "--test-images", 24, "--epochs", 2, "--finetune-epochs", 1, "--trials", 12, "--seeds", 0)
+SHORT = ("--images", 48, "--test-images", 16, "--epochs", 1, "--finetune-epochs", 1, "--trials", 4, "--seeds", 0)
 
 
 @pytest.mark.parametrize(
