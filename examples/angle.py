@@ -50,7 +50,7 @@ def data(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    asked = options(__doc__, "angle", epochs=20)
+    asked = options(__doc__, "angle", epochs=20, finetune=4)
     training, test = data(asked.images, 0), data(asked.test_images, 1)
     compared(fitted(network, training, loss, asked.epochs), (training, test), asked, task=task)
 

@@ -100,9 +100,9 @@ def data(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    asked = options(__doc__, "detector", epochs=16)
+    asked = options(__doc__, "detector", epochs=16, finetune=4)
     training, test = data(asked.images, 0), data(asked.test_images, 1)
-    compared(fitted(Detector, training, loss, asked.epochs), (training, test), asked, learning_rate=0.05, task=task)
+    compared(fitted(Detector, training, loss, asked.epochs), (training, test), asked, task=task)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from .outputs import aligned, two_sided
 STEPS = 30  # of Newton's method at most, on a convex function of one number
 FACTOR = 4.0  # the most that one step changes the scale by
 TOLERANCE = 1e-4  # relative, of the scale
+NOISE = 0.01  # variance that a number is read with which is no logit, relative to its own in the dense network
 
 
 def calibratedkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -24,8 +25,9 @@ def calibratedkl(candidate: Candidate, dense: Reference, batch: Batch) -> float:
 
     Both networks use the batch norm statistics of the calibration batch, which fine-tuning corrects as quickly. One forward
     pass; no labels, no gradients. Outputs `(N, K, ...)`: positions past K count as further images; K = 1 is the logit of one
-    class against another. Outputs that are no logits are compared column by column, each at its own best scale: half of the
-    variance that is left unexplained, `(1 - r²) / 2`, which is that divergence of unit Gaussians. Of several outputs the mean.
+    class against another. Outputs that are no logits are compared column by column, each at its own best scale:
+    `log(1 + (1 - r²) / 0.01) / 2`, the information about the dense network's number that is lost, in nats, where numbers are
+    read to a tenth of their standard deviation (for Gaussians). Of several columns or outputs the mean.
 
     Returns:
         At most 0, and 0 if the outputs are the dense network's up to a common factor and shift. `-inf` if they are not finite.
@@ -52,7 +54,8 @@ def _of_one(whole: Tensor, rows: Tensor, logits: bool) -> float:
     if not logits:
         shared = (whole * rows).sum(dim=0).clamp_min(0)
         explained = shared.square() / (whole.square().sum(dim=0) * rows.square().sum(dim=0)).clamp_min(1e-30)
-        return -float((1 - explained).clamp_min(0).mean()) / 2 if explained.numel() else 0.0
+        lost = (1 + (1 - explained).clamp_min(0) / NOISE).log() / 2
+        return -float(lost.mean()) if lost.numel() else 0.0
     whole, rows = two_sided(whole), two_sided(rows)
     expected = torch.log_softmax(whole, dim=1)
     probabilities = expected.exp()

@@ -4,11 +4,15 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from freeprune.engine.delivery import finish
+from freeprune.errors import FreePruneError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = "prune_in_a_notebook"
@@ -69,20 +73,32 @@ def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
-SHORT = ("--images", 150, "--test-images", 50, "--epochs", 6, "--finetune-epochs", 1, "--trials", 12, "--seeds", 0)
+SHORT = ("--images", 48, "--test-images", 16, "--epochs", 1, "--finetune-epochs", 1, "--trials", 4, "--seeds", 0)
 
 
 @pytest.mark.parametrize(
     ("name", "measure", "sensible"),
     [
-        ("unet", "mean IoU", lambda value: 0.1 < value <= 1),
+        ("unet", "mean IoU", lambda value: 0 < value <= 1),
         ("detector", "average precision", lambda value: 0 <= value <= 1),
-        ("angle", "error of the angle", lambda value: 0 < value <= 60),
+        ("angle", "error of the angle", lambda value: 0 < value <= 90),
         ("two_heads", "both right", lambda value: 0 <= value <= 1),
     ],
 )
-def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path):
-    printed = run(name, "--out", tmp_path, *SHORT)
+def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, monkeypatch, capsys):
+    """In this process, and with the searched network's ONNX file alone: loading torch and exporting take most of the time."""
+    export = finish._export
+
+    def of_searched(job, *more):
+        if job.settings.trials == 0:
+            raise FreePruneError("not exported")
+        return export(job, *more)
+
+    monkeypatch.setattr(finish, "_export", of_searched)
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), *map(str, SHORT)])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     found = re.search(r"seed 0: (.*): dense (\S+), searched (\S+), equal rates (\S+); latency (\S+) ms -> (\S+) ms", printed)
     assert found[1] == measure
     assert all(sensible(float(value)) for value in found.groups()[1:4])

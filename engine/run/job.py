@@ -278,7 +278,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
     if asked.startswith(OWN):
         raise FreePruneError(
             f"the task {asked!r} was given in Python, and cannot be found again by its name; give it as "
-            "`task=path/to/file.py:object`, or prune with the task itself"
+            "`task=path/to/file.py:object`, or give the task itself again"
         )
     if ":" in asked:
         return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)

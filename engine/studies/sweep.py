@@ -191,6 +191,7 @@ def pick(
     data: Any = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
+    task: Any = None,
     finetune: Recipe | Finetune | None = STANDARD,
     quantize: str | None = None,
     runtime: str = Settings.runtime,
@@ -212,6 +213,7 @@ def pick(
         model: default: the sweep's. Give it again if the sweep was given a network rather than a spec.
         data: like `model`.
         weights: default: the sweep's, like `weights_key`.
+        task: default: the sweep's. Give it again if the sweep was given an object rather than a name.
         quantize, runtime, opset, rehearsal: as for `prune`.
         hardware: `device`, `devices` and `loaders`, as for `prune`.
 
@@ -238,8 +240,10 @@ def pick(
     targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
     for name, value in (("quantize", quantize), ("opset", opset)):
         SETTINGS[name].check(value)
+    before = recorded(config, parse_targets(targets))
     asked = replace(
-        recorded(config, parse_targets(targets)),
+        before,
+        task=before.task if task is None else task,
         trials=PICKED,
         quantize=quantize,
         runtime=runtime,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
+from ...reading import leaves
 from ..asked.declaration import Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
@@ -18,6 +19,11 @@ from ..tasks import CLASSIFICATION, Task
 from .fabric import HERE, fabric_of
 from .feeding import Drawn, batches_of, dense_labels, inputs_and_labels, loader, on_cpu, run
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+MOST_BYTES = 2**29  # of the inputs and outputs that a network is measured on at a time
+FEW = 2  # images whose inputs and outputs are looked at for that
 LOADED = 128  # images of a batch that a loading process makes: several wait in memory
 
 
@@ -64,6 +70,7 @@ def tallied(
     """What the task, or its judge, measures a network by on a data set; in eval mode, the network left as it was.
 
     Args:
+        batch_size: less where inputs and outputs are large.
         seed: decides what a data set draws that changes its items at random.
         dense: gives what stands for the labels if the task has none; left as it was.
         hardware: the device, and how many processes load the data.
@@ -76,6 +83,9 @@ def tallied(
     judged = fabric.to_device(copied(network).eval())
     guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
     tally: Any = None
+    with torch.no_grad(), seeded(seed):
+        few = _batches(dataset, FEW, collate, seed, 0)
+        batch_size = min(batch_size, _fitting(judged, few, task, fabric))
     with torch.no_grad(), seeded(seed):
         for batch in _batches(dataset, batch_size, collate, seed, hardware.loaders):
             images, labels = inputs_and_labels(batch, task)
@@ -91,6 +101,15 @@ def tallied(
     if tally is None:
         raise FreePruneError(f"there are no images to measure the {task.measure} on; give a data set with at least one")
     return tally
+
+
+def _fitting(network: nn.Module, batches: Iterable[Any], task: Task, fabric: Fabric) -> int:
+    """The images that may be measured at a time so that inputs and outputs take at most `MOST_BYTES`, by those of a few."""
+    for batch in batches:
+        images, _ = inputs_and_labels(batch, task)
+        held = [*leaves(images), *leaves(run(network, fabric.to_device(images)))]
+        return max(1, FEW * MOST_BYTES // max(1, sum(x.numel() * x.element_size() for x in held)))
+    return FEW
 
 
 def _batches(dataset: Any, size: int, collate: Callable[[list[Any]], Any] | None, seed: int, loaders: int) -> Any:

@@ -9,6 +9,7 @@ from freeprune.metrics import METRICS, MetricError, Reference, reference
 from freeprune.metrics.agreement import agreement
 from freeprune.metrics.freeprune import freeprune
 from freeprune.metrics.synflow import synflow
+from freeprune.reading import Reading
 
 # y = W2 relu(W1 x) with W1 = (1 0; 1 2) and W2 = (1 0; 1 -1), the images (1, 0) and (0, 1), the labels 0 and 1.
 # Dense: W1 x = (1, 1) and (0, 2), y = (1, 0) and (0, -2). Pruned, without W1[1, 0]: (1, 0) and (0, 2), y = (1, 1) and (0, -2).
@@ -260,6 +261,35 @@ def test_volume_by_hand():
     # and of five weights two are left
     whole = METRICS["calibratedkl"](lost, dense, batch) + expected / 2 + np.log(2 / 5) / 2
     assert freeprune(lost, dense, batch) == pytest.approx(whole, rel=1e-4)
+
+
+class Numbers(Reading):
+    """Outputs that are no logits."""
+
+    logits = False
+
+
+@pytest.mark.parametrize(
+    ("second", "unexplained"),
+    [([0.0, 5.0], 0), ([2.0, 2.0], 1 / 2), ([0.0, -1.0], 1), ([1.0, 0.0], 1)],
+    ids=["the same number, five times as large", "mixed with the first", "the wrong sign", "another number"],
+)
+def test_numbers_are_compared_by_the_information_that_is_lost(second, unexplained):
+    # Two uncorrelated numbers of the same variance; the first is kept, of the second only a part of the variance is explained.
+    network = linear([[1.0, 0.0], [0.0, 1.0]])
+    batch = Batch((torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]),), reading=Numbers())
+    pruned = Candidate(Skeleton(network), {"weight": torch.tensor([[3.0, 0.0], second])})
+    found = METRICS["calibratedkl"](pruned, Reference(network, batch), batch)
+    assert found == pytest.approx(-np.log(1 + 100 * unexplained) / 2 / 2, abs=1e-6)
+
+
+def test_two_numbers_have_two_directions():
+    # Nothing is subtracted over columns, as it is with logits, so that both directions count; the second is lost.
+    network = linear([[1.0, 0.0], [0.0, 1.0]])
+    batch = Batch((torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]),), reading=Numbers())
+    lost = Candidate(Skeleton(network), {"weight": torch.tensor([[1.0, 0.0], [0.0, 0.0]])})
+    expected = (np.log(2.01 / 1.01) + np.log(0.01 / 1.01)) / 4
+    assert METRICS["volume"](lost, Reference(network, batch), batch) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["agreement", "calibratedkl", "volume", "freeprune"])

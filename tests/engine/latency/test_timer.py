@@ -45,8 +45,6 @@ def test_times_that_scatter_are_taken_again(timed):
 
 
 def test_a_machine_without_rest_is_named(timed):
-    with pytest.warns(
-        FreePruneWarning, match=r"^latencies scatter by 20% on this machine, so that "
-    ):
+    with pytest.warns(FreePruneWarning, match=r"^latencies scatter by 20% on this machine, so that "):
         (pruned, _), rounds = timed([2.0**n for n in range(5)] + [1.2], [10.0] * 6, 1)
     assert (pruned, rounds) == (1.0, LONGEST)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from freeprune import FreePruneError, pick, sweep
+from freeprune import FreePruneError, OwnTask, pick, sweep
 from freeprune.engine.command.cli import main
 from freeprune.engine.studies.sweep import trials_of
 
@@ -76,6 +76,15 @@ def test_any_point_becomes_a_finished_run(finished, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sweep"] == str(out)
     exact = pick(out, target=["macs=50%"], out=tmp_path / "exact", finetune=None)
     assert exact.summary.score.best >= found.budgets[1].score
+
+
+def test_a_task_that_was_given_as_an_object_is_given_again(tmp_path):
+    task = OwnTask(measure=lambda output, labels: (output.argmax(1) == labels).float().mean(), name="hits")
+    swept(tmp_path, task=task, trials=3, budgets=[0.9, 0.6])
+    asked = {"target": ["macs=70%"], "out": tmp_path / "run", "finetune": None}
+    with pytest.raises(FreePruneError, match=r"was given in Python, and cannot be found again .* give the task itself again"):
+        pick(tmp_path, **asked)
+    assert pick(tmp_path, **asked, task=task).summary.measure == "hits"
 
 
 def test_fixed_targets_hold_everywhere(tmp_path):

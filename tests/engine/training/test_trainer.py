@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
+from freeprune.engine.training import measuring
 from freeprune.engine.training.trainer import accuracy, augmented, measured, rate_factor, train
 
 
@@ -447,6 +448,17 @@ def test_tuples_of_inputs_and_a_collate_function_of_the_users_own(dataset):
     assert 0 <= accuracy(trained, dataset, collate=collate) <= 1
     with pytest.raises(FreePruneError, match=r"augmentation needs images of shape \(N, C, H, W\), not a tuple of 2"):
         train(network, dataset, Recipe(augment=True), seed=0, collate=collate)
+
+
+def test_large_outputs_are_measured_in_small_batches(monkeypatch):
+    """Five images at a time hold 5 * (192 + 4) floats."""
+    network, seen = make(), []
+    expected = accuracy(network, Images(12))
+    network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    monkeypatch.setattr(measuring, "MOST_BYTES", 5 * 4 * (3 * 8 * 8 + 4))
+    monkeypatch.setattr(measuring, "copied", lambda network: network)  # a copy has no hooks
+    assert accuracy(network, Images(12)) == expected
+    assert seen[-3:] == [5, 5, 2]  # after the few that are looked at
 
 
 def test_accuracy_counts_over_batches_in_eval_mode():
