@@ -3,7 +3,8 @@
     python benchmarks/zoo.py [--only NAME ...] [--peer] [--page docs/zoo.md]
 
 Every network of `zoo_networks.py`, on random weights with norms as training leaves them. Each is pruned by 50% of every group,
-then by 20%, 80% and to one unit; at least that part of a group goes, and one unit stays. Each pruned network is compared with
+then by 20%, 80% and to one unit; at least that part of a group goes, and one unit stays, or two where a network runs
+other operators on one. Each pruned network is compared with
 the masked one, and its counted MACs with those of the cost model; and it is said which share of the MACs belongs to layers that
 are locked, why, and how few MACs can be reached. Needs the libraries (`pip install --no-deps`), and torch-pruning for `--peer`.
 One JSON line per network; what is there already is skipped, so a stopped run goes on. A name that ends with `/` stands for all
@@ -75,9 +76,9 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
     order = importance("l2", network)
     start = time.process_time()
     backend = BACKENDS["channel"](network, inputs, order, max_rate=1.0)
-    units = np.array([group.units for group in backend.groups])
+    units, fewest = (np.array([getattr(group, name) for group in backend.groups]) for name in ("units", "minimum"))
     for name, rate in RATES.items():
-        kept = np.maximum(1, (units * (1 - rate) + 1e-9).astype(int))
+        kept = np.maximum(fewest, (units * (1 - rate) + 1e-9).astype(int))
         try:
             plan = backend.plan(kept)
         except FreePruneError as error:

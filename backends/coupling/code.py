@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import CellType, CodeType
 from typing import Any
@@ -20,15 +20,16 @@ INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound 
 def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """The integers above 1 that a module, or an object that it has, holds alone or in a tuple and reads after construction.
 
-    The sizes of torch's own layers follow their tensors, and are no choice.
+    The sizes of torch's own layers follow their tensors, where they have some, and are no choice.
     """
     kind: Any = type(module)
-    if isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
+    own_tensors = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    if own_tensors and isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
         return
     own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
     read = _read(kind).union(*(_names_in(value) for value in own.values()))
     for name, value in held_by(module):
-        if not all(part in read for part in _parts(module, name)):
+        if not is_read(module, name, read):
             continue
         if type(value) is int and value > 1:
             yield name, None, value
@@ -38,11 +39,14 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
                     yield name, position, entry
 
 
-def _parts(module: nn.Module, name: str) -> list[str]:
-    """The names by which code reads an attribute: configurations of Hugging Face have some under other names."""
+def is_read(module: nn.Module, name: str, names: Collection[str]) -> bool:
+    """Whether an attribute, dotted or not, is among the names that code reads.
+
+    Hugging Face's configurations also have some of theirs under other names.
+    """
     outer, _, inner = name.partition(".")
     others = getattr(vars(module).get(outer), "attribute_map", None) or {}
-    return [outer, *([next((other for other, own in others.items() if own == inner), inner)] if inner else [])]
+    return outer in names and (not inner or any(one in names for one in (inner, *(o for o, own in others.items() if own == inner))))
 
 
 @functools.cache

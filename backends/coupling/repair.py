@@ -24,10 +24,10 @@ from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
-from .code import integers, names_around
+from .code import integers, is_read, names_around
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
-COUNTS = re.compile("heads|groups|num_|^n_")  # names of numbers rather than of widths; they are tried first
+COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
 FACTORS = (1, 2, 3, 4)  # how many times another an attribute may be
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
@@ -348,7 +348,7 @@ def _hypotheses(
             elif factor > 1 and value == nodes.size * factor:
                 options.append(Repair(module, name, position, nodes, factor, 1, key))
         if options:
-            choices[all(part in around for part in name.split("."))].append(options)
+            choices[is_read(owner, name, around)].append(options)
     for options in choices.values():
         options.sort(key=lambda found: not COUNTS.search(found[0].name))
     tried = set()
@@ -364,6 +364,7 @@ def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, 
     plain = [[repair for repair in options if repair.factor == repair.divisor] for options in choices]
     plain = [options for options in plain if options]
     yield tuple(options[0] for options in plain)
+    yield tuple(options[0] for options in choices if COUNTS.search(options[0].name))
     for some in (plain, choices):
         yield from ((repair,) for options in some for repair in options)
     for some in (plain, choices):
