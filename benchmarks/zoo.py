@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_networks import LIBRARIES, NAMES, build, load
+from zoo_networks import NAMES, build, load
 from zoo_networks import models as models
 
 from freeprune.backends import BACKENDS, apply, importance, masked
@@ -157,7 +157,8 @@ def peer(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     widths = ((m, getattr(m, "out_features", getattr(m, "out_channels", None))) for m in network.modules())
     last = [m for m, width in widths if width == shape[1]]
     order = torch_pruning.importance.MagnitudeImportance(p=2)
-    pruner = torch_pruning.pruner.BasePruner(network, inputs if len(inputs) > 1 else inputs[0], order, pruning_ratio=0.5, ignored_layers=last)
+    example = inputs if len(inputs) > 1 else inputs[0]
+    pruner = torch_pruning.pruner.BasePruner(network, example, order, pruning_ratio=0.5, ignored_layers=last)
     pruner.step()
     seconds = time.process_time() - start
     right = outputs_of(network, inputs)[0].shape == shape
@@ -257,6 +258,10 @@ def _rival(line: dict[str, Any]) -> str:
     return "no end" if "no end" in found.get("failed", "") else "fails" if found else ""
 
 
+def _stands_for(given: str, name: str) -> bool:
+    return name == given or (given.endswith("/") and name.startswith(given))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=NAMES)
@@ -268,7 +273,7 @@ def main() -> None:
         "--plans", type=int, help="instead, hold the counted MACs of so many random plans against torch's count"
     )
     options = parser.parse_args()
-    options.only = [name for name in NAMES if any(name == one or one.endswith("/") and name.startswith(one) for one in options.only)]
+    options.only = [name for name in NAMES if any(_stands_for(one, name) for one in options.only)]
     if options.plans:
         for name in options.only:
             print(json.dumps({"name": name, **attempt(counted, *build(name), options.plans)}), flush=True)  # noqa: T201

@@ -91,7 +91,10 @@ HF: dict[str, tuple[str, dict[str, Any]]] = {
     "whisper": ("WhisperForConditionalGeneration", {**PAIR, "num_mel_bins": 16, "max_source_positions": 32}),
     "vit": ("ViTForImageClassification", {**IMAGE, "image_size": 64, "patch_size": 8}),
     "deit": ("DeiTForImageClassification", {**IMAGE, "image_size": 64, "patch_size": 8}),
-    "swin": ("SwinForImageClassification", {**STAGES, "embed_dim": 32, "num_heads": [4, 8, 8, 8], "image_size": 128, "window_size": 4}),
+    "swin": (
+        "SwinForImageClassification",
+        {**STAGES, "embed_dim": 32, "num_heads": [4, 8, 8, 8], "image_size": 128, "window_size": 4},
+    ),
     "segformer": ("SegformerForSemanticSegmentation", {**STAGES, "num_attention_heads": [1, 2, 4, 8]}),
     "convnext": ("ConvNextForImageClassification", {**STAGES, "hidden_sizes": [16, 32, 64, 128]}),
     "detr": ("DetrForObjectDetection", {**DETR, "num_queries": 10, "num_labels": 4}),
@@ -131,6 +134,7 @@ MONAI: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+TILES = {"num_attention_heads": 8, "attention_head_dim": 8, "in_channels": 4, "num_layers": 2, "sample_size": 16}
 DIFFUSERS: dict[str, tuple[dict[str, Any], Callable[[], tuple[Tensor, ...]], tuple[str, ...]]] = {
     "UNet2DModel": (
         {**SMALL, "down_block_types": DOWN, "up_block_types": UP, "attention_head_dim": 8, "sample_size": 32},
@@ -151,19 +155,19 @@ DIFFUSERS: dict[str, tuple[dict[str, Any], Callable[[], tuple[Tensor, ...]], tup
     "AutoencoderTiny": ({}, lambda: (torch.randn(1, 3, 32, 32),), ("sample",)),
     "VQModel": ({"block_out_channels": (32,), "norm_num_groups": 8}, lambda: (torch.randn(1, 3, 32, 32),), ("sample",)),
     "DiTTransformer2DModel": (
-        {"num_attention_heads": 8, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 16,
+        {**TILES, "out_channels": 8,
          "patch_size": 2, "norm_num_groups": 8, "num_embeds_ada_norm": 10},
         lambda: (torch.randn(1, 4, 16, 16), torch.tensor([10]), torch.tensor([3])),
         ("hidden_states", "timestep", "class_labels"),
     ),
     "PixArtTransformer2DModel": (
-        {"num_attention_heads": 8, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 16,
+        {**TILES, "out_channels": 8,
          "cross_attention_dim": 64, "norm_num_groups": 8, "caption_channels": 32, "use_additional_conditions": False},
         lambda: (torch.randn(1, 4, 16, 16), torch.randn(1, 8, 32), torch.tensor([10])),
         ("hidden_states", "encoder_hidden_states", "timestep"),
     ),
     "SD3Transformer2DModel": (
-        {"num_attention_heads": 8, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "sample_size": 16,
+        {**TILES, "out_channels": 4,
          "joint_attention_dim": 32, "caption_projection_dim": 64, "pooled_projection_dim": 32, "pos_embed_max_size": 16},
         lambda: (torch.randn(1, 4, 16, 16), torch.randn(1, 8, 32), torch.randn(1, 32), torch.tensor([10])),
         ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"),
@@ -256,7 +260,11 @@ def _hugging_face(name: str, full_size: bool) -> Built:
         told = {**told, "text_config": text, "vision_config": vision}
     if name == "detr":
         backbone = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
-        told = {**told, "use_timm_backbone": False, "backbone_config": transformers.ResNetConfig(**backbone, out_features=["stage4"])}
+        told = {
+            **told,
+            "use_timm_backbone": False,
+            "backbone_config": transformers.ResNetConfig(**backbone, out_features=["stage4"]),
+        }
         told["use_pretrained_backbone"] = False
     if name == "t5":
         told = {**told, "num_heads": 8}

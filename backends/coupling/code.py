@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..surgery.sizes import held_by
+from ..surgery.sizes import AXES, held_by
 from ..surgery.surgery import REMEMBERED
 
 INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
 
 
 def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The integers above 1 that a module, or an object that it has, holds alone or in a tuple and reads after construction.
+    """The integers above 1 that a module, or an object that it has, holds and its code reads, alone or in a tuple or list.
 
     The sizes of torch's own layers follow their tensors, where they have some, and are no choice.
     """
@@ -33,7 +33,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             continue
         if type(value) is int and value > 1:
             yield name, None, value
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             for position, entry in enumerate(value):
                 if type(entry) is int and entry > 1:
                     yield name, position, entry
@@ -45,8 +45,11 @@ def is_read(module: nn.Module, name: str, names: Collection[str]) -> bool:
     Hugging Face's configurations also have some of theirs under other names.
     """
     outer, _, inner = name.partition(".")
+    if outer == AXES:
+        return outer in names or f"_{outer}" in names
     others = getattr(vars(module).get(outer), "attribute_map", None) or {}
-    return outer in names and (not inner or any(one in names for one in (inner, *(o for o, own in others.items() if own == inner))))
+    inside = [inner, *(other for other, own in others.items() if own == inner)]
+    return outer in names and (not inner or any(one in names for one in inside))
 
 
 @functools.cache

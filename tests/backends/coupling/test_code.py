@@ -1,6 +1,7 @@
 """Integers that modules hold, alone or in a configuration, and that their code reads."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import promises
 import pytest
@@ -15,7 +16,7 @@ from freeprune.backends.surgery.sizes import size_of
 class Config:
     """As Hugging Face's configurations: code may read a size under another name than it is stored."""
 
-    attribute_map = {"num_heads": "n_head"}
+    attribute_map: ClassVar = {"num_heads": "n_head"}
 
     def __init__(self, heads, each):
         self.n_head, self.each, self.unread = heads, each, 7
@@ -88,11 +89,59 @@ def test_integers_are_those_that_code_reads():
     assert size_of(module, "config.nothing") is size_of(module, "nothing.at_all") is None
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.LayerNorm(12, elementwise_affine=False), nn.RMSNorm(12, elementwise_affine=False)], ids=lambda n: type(n).__name__
-)
-def test_norms_without_weights_follow_their_stream(norm):
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_norms_without_weights_follow_their_stream(kind):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 12), norm, nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    network = nn.Sequential(nn.Linear(5, 12), kind(12, elementwise_affine=False), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
     backend = promises.kept(network, torch.randn(2, 7, 5))
     assert promises.widths(backend) == {"0": 12, "2": 8}
+
+
+class Listed(nn.Module):
+    """Its view is a list, which another list is added to."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.places, self.inner = [2, 4, width], nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.inner(x.view([len(x)] + self.places).mean((1, 2)))  # noqa: RUF005
+
+
+def test_a_size_in_a_list_follows():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), Listed(12))
+    backend = promises.kept(network, torch.randn(2, 8, 5))
+    assert promises.widths(backend) == {"0": 12}
+    assert network[2].places == [2, 4, 12]
+
+
+class Rearrange(nn.Module):
+    """As a layer of einops: the sizes of axes in a dictionary, and once more for the forward pass."""
+
+    def __init__(self, **axes_lengths):
+        super().__init__()
+        self.axes_lengths = axes_lengths
+        self._axes_lengths = tuple(self.axes_lengths.items())
+
+    def forward(self, x):
+        heads = dict(self._axes_lengths)["h"]
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+class Rearranged(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.apart = Rearrange(h=heads)
+
+    def forward(self, x):
+        q, k, v = (self.apart(layer(x)) for layer in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_heads_in_the_pattern_of_a_layer_follow():
+    network, x = around(Rearranged(24, 4), 24)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"0": 24, "1.q": 4, "1.o": 24}
+    assert network[1].apart.axes_lengths == {"h": 4}
