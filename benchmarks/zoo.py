@@ -17,6 +17,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import re
 import resource
 import statistics
 import time
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_networks import NAMES, build, load
+from zoo_networks import LIBRARIES, NAMES, build, load
 from zoo_networks import models as models
 
 from freeprune.backends import BACKENDS, apply, importance, masked
@@ -46,6 +47,12 @@ RATES = {"50%": 0.5, "20%": 0.2, "80%": 0.8, "one unit": 1.0}
 LIMIT = 600  # seconds per network
 PEER_LIMIT = 60  # it either ends in half a minute or not at all
 MEMORY = 14 * 2**30  # bytes of address space; the peer asks for more than a machine has on some attention networks
+HEADING = "## All of them"
+LEGEND = """`MACs`: what remains at 50%. `fewest`: the smallest share of the MACs that can be reached with at most 90% of
+each group removed. `locked`: the share of the MACs that belongs to outputs of layers that stay, but for the
+network's own; the reason that has the most is under `otherwise`. `error`: the largest difference of outputs
+at any of the four rates, relative. `seconds`, `peer`: CPU seconds; `fails`: it raises an error, `no end`:
+none within a minute. The first table counts the networks that are right."""
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 
 
@@ -222,32 +229,66 @@ def works(line: dict[str, Any], rate: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The results in Markdown, a row for each network, and what they come to."""
-    rows = ["| network | groups | MACs | error | seconds | peer | otherwise |", "|---|---|---|---|---|---|---|"]
-    for line in lines:
-        found, name = line["ours"], line["name"]
-        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
-        if "50%" not in found:
-            rows.append(f"| {name} | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
-            continue
-        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
-        ratio = found["50%"].get("macs", float("nan"))
-        rows.append(
-            f"| {name} | {found['groups']} | {ratio:.2f} | {error:.0e} | {found['seconds']:.2f} "
-            f"| {_rival(line)} | {', '.join(notes)} |"
-        )
+    """The results in Markdown: what they come to, and for each library a table with a row for each network."""
+    lines = sorted(lines, key=lambda line: NAMES.index(line["name"]))
+    rows = ["| | " + " | ".join(RATES) + " |", "|---" * (len(RATES) + 1) + "|"]
+    for library, names in LIBRARIES.items():
+        here = [line for line in lines if line["name"] in names]
+        if here:
+            rows.append(f"| {library} | " + " | ".join(_how_many(here, rate) for rate in RATES) + " |")
     rows.append("")
-    for rate in RATES:
-        results = [works(line, rate) for line in lines]
-        rows.append(f"- {rate}: {results.count('yes')} of {len(lines)} right, {results.count('refused')} refused")
     both = [line for line in lines if line.get("peer", {}).get("ok") and "seconds" in line["ours"]]
     if both:
         ratios = [line["ours"]["seconds"] / line["peer"]["seconds"] for line in both]
         spread = f"median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        rows.append(f"- CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}")
-    slowest = max((line["ours"].get("seconds", 0.0), line["name"]) for line in lines)
-    rows.append(f"- slowest: {slowest[1]}, {slowest[0]:.1f} s")
+        rows += [f"CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}.", ""]
+    for library, names in LIBRARIES.items():
+        here = [line for line in lines if line["name"] in names]
+        if here:
+            rows += [f"### {library}", "", *_rows(here), ""]
     return "\n".join(rows)
+
+
+def _how_many(lines: list[dict[str, Any]], rate: str) -> str:
+    results = [works(line, rate) for line in lines]
+    return f"{results.count('yes')} of {len(lines)}"
+
+
+def _rows(lines: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| network | groups | MACs | fewest | locked | error | seconds | peer | otherwise |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        found, name = line["ours"], line["name"]
+        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
+        if "50%" not in found:
+            rows.append(f"| {name} | | | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
+            continue
+        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
+        fewest = f"{found['least']:.3f}" if "least" in found else ""
+        stays = found.get("locked", {})
+        if stays:
+            notes.append(_why(max(stays, key=lambda why: stays[why])))
+        locked = f"{sum(stays.values()):.3f}" if "locked" in found else ""
+        rows.append(
+            f"| {name} | {found['groups']} | {found['50%'].get('macs', float('nan')):.2f} | {fewest} | {locked} "
+            f"| {error:.0e} | {found['seconds']:.2f} | {_rival(line)} | {'; '.join(notes)} |"
+        )
+    return rows
+
+
+def _why(reason: str) -> str:
+    """A reason, short: the operator, its line and what is said of it."""
+    found = re.match(r"operator (\S+) in module .* \((\S+:\d+)\)(?:: )?(.*)", reason)
+    text = reason if found is None else f"`{found[1]}` at {found[2]}" + (f": {found[3]}" if found[3] else "")
+    return text.replace("|", "/")
+
+
+def page(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write the results into a page, behind its heading `## All of them`."""
+    above = path.read_text().partition(HEADING)[0]
+    path.write_text(f"{above}{HEADING}\n\n{LEGEND}\n\n{table(lines).strip()}\n")
 
 
 def _rival(line: dict[str, Any]) -> str:
@@ -268,6 +309,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds per network")
     parser.add_argument("--peer", action="store_true", help="run Torch-Pruning as well, in the same process; full-size images")
+    parser.add_argument("--page", type=Path, help="write the results into this page, behind its heading")
     parser.add_argument("--no-numbers", action="store_true", help="skip the comparison of outputs")
     parser.add_argument(
         "--plans", type=int, help="instead, hold the counted MACs of so many random plans against torch's count"
@@ -286,7 +328,8 @@ def main() -> None:
             lines.append(limited(name, options))
             with options.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-    lines.sort(key=lambda line: NAMES.index(line["name"]))
+    if options.page:
+        page(options.page, lines)
     print(table([line for line in lines if line["name"] in options.only]))  # noqa: T201
 
 

@@ -315,7 +315,7 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
         spread = max(1, size // 8)
         options = range(-spread, spread + 1)
         high, low = divmod(seen[size], len(options))
-        digit = low if number % 2 == 0 else (high - low) % len(options)
+        digit = low if number % 2 == 0 else (high - 1 - low) % len(options)
         seen[size] += 1
         if number > 0 and size - least == 1:
             fewest, digit = 0, (seen[size] + number) % 2 - 1  # else small groups would all lose the same number
