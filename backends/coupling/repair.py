@@ -349,8 +349,8 @@ def _hypotheses(
                 options.append(Repair(module, name, position, nodes, factor, 1, key))
         if options:
             choices[is_read(owner, name, around)].append(options)
-    for options in choices.values():
-        options.sort(key=lambda found: not COUNTS.search(found[0].name))
+    for some in choices.values():
+        some.sort(key=lambda found: not COUNTS.search(found[0].name))
     tried = set()
     for near in (choices[True], choices[True] + choices[False]):
         for found in _assignments(near):

@@ -40,8 +40,8 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
             weight = network.get_parameter(name)
             weight.mul_(mask.to(weight.device))
     for layer in plan.biases:
-        weight: Any = modules[layer].weight
-        modules[layer].bias = nn.Parameter(weight.new_zeros(weight.shape[0]), weight.requires_grad)
+        made: Any = modules[layer].weight
+        modules[layer].bias = nn.Parameter(made.new_zeros(made.shape[0]), made.requires_grad)
     return network
 
 
