@@ -14,17 +14,25 @@ from .errors import FreePruneError
 # Where a dictionary of outputs keeps the one that it is about: Hugging Face, torchvision, and what people write.
 MAIN = ("logits", "out", "output", "outputs", "prediction", "predictions", "pred", "y")
 LOSS = "loss"  # of the labels that a network was given; no output
+# How the names end under which Hugging Face's classes also return what lies inside them. It shrinks with the network.
+INSIDE = ("hidden_state", "hidden_states", "attentions", "pooler_output", "_model_output")
 
 
 def children(given: Any) -> list[tuple[str, Any]] | None:
-    """The parts of a tuple, list, dictionary or dataclass of outputs, with their names; None for anything else."""
-    if isinstance(given, Mapping):
-        return [(str(name), value) for name, value in given.items()]
+    """The parts of a tuple, list, dictionary or dataclass of outputs, with their names; None for anything else.
+
+    States inside the network, such as `encoder_last_hidden_state`, are left out unless there is nothing else.
+    """
     if isinstance(given, tuple | list):
         return [(str(i), value) for i, value in enumerate(given)]
-    if is_dataclass(given) and not isinstance(given, type):
-        return [(one.name, getattr(given, one.name)) for one in fields(given)]
-    return None
+    if isinstance(given, Mapping):
+        found = [(str(name), value) for name, value in given.items()]
+    elif is_dataclass(given) and not isinstance(given, type):
+        found = [(one.name, getattr(given, one.name)) for one in fields(given)]
+    else:
+        return None
+    results = [(name, value) for name, value in found if not name.endswith(INSIDE)]
+    return results if any(name != LOSS and leaves(value) for name, value in results) else found
 
 
 def leaves(given: Any) -> list[Tensor]:

@@ -1,12 +1,14 @@
 """Channel pruning of other people's networks: does it work, is the result right, how long does it take?
 
-    python benchmarks/zoo.py [--only NAME ...] [--peer] [--out benchmarks/results/zoo.jsonl]
+    python benchmarks/zoo.py [--only NAME ...] [--peer] [--page docs/zoo.md]
 
-Every network of torchvision's classification zoo, 40 of timm, segmentation and video, on random weights with norms as training
-leaves them. Each is pruned by 50% of every group, then by 20%, 80% and to one unit; at least that part of a group goes, and one
-unit stays. Each pruned network is compared with the masked one, and its counted MACs with those of the cost model. Needs
-torchvision and timm (`pip install --no-deps`), and torch-pruning for `--peer`. One JSON line per network; what is there already
-is skipped, so a stopped run goes on.
+Every network of `zoo_networks.py`, on random weights with norms as training leaves them. Each is pruned by 50% of every group,
+then by 20%, 80% and to one unit; at least that part of a group goes, and one unit stays, or two where a network runs
+other operators on one. Each pruned network is compared with
+the masked one, and its counted MACs with those of the cost model; and it is said which share of the MACs belongs to layers that
+are locked, why, and how few MACs can be reached. Needs the libraries (`pip install --no-deps`), and torch-pruning for `--peer`.
+One JSON line per network; what is there already is skipped, so a stopped run goes on. A name that ends with `/` stands for all
+that begin with it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import re
 import resource
 import statistics
 import time
@@ -26,80 +29,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from zoo_networks import LIBRARIES, NAMES, build, load
+from zoo_networks import models as models
 
 from freeprune.backends import BACKENDS, apply, importance, masked
+from freeprune.backends.coupling.classes import Coupling
+from freeprune.backends.coupling.reasons import Reasons
 from freeprune.backends.tracing.meta import on_meta
+from freeprune.backends.tracing.passes import OUTPUT
+from freeprune.backends.tracing.record import OUT
 from freeprune.common import FreePruneError
+from freeprune.reading import rows
 
-register_fake = torch.library.register_fake
-
-
-def _skip_torchvision(name: Any, *args: Any, **kwargs: Any) -> Any:
-    """torchvision's wheel registers kernels that a torch without CUDA does not have."""
-    skipped = isinstance(name, str) and name.startswith("torchvision::")
-    return (lambda function: function) if skipped else register_fake(name, *args, **kwargs)
-
-
-torch.library.register_fake = _skip_torchvision
-import timm  # noqa: E402
-from torchvision import models  # noqa: E402
-
-torch.library.register_fake = register_fake
-
-TIMM = """
-    botnet26t_256 cait_xxs24_224 coatnet_nano_rw_224 convmixer_768_32 convnext_atto crossvit_9_240 cspdarknet53 davit_tiny
-    deit_tiny_patch16_224 dla34 dpn68 eca_nfnet_l0 edgenext_xx_small efficientformer_l1 efficientnet_b0 ese_vovnet19b_slim
-    fastvit_t8 focalnet_tiny_srf ghostnet_050 gmlp_ti16_224 hrnet_w18_small levit_128s maxvit_rmlp_pico_rw_256 mixer_s32_224
-    mobilevit_xxs nest_tiny pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 repvit_m1 res2net50_26w_4s resmlp_12_224
-    resnest14d resnetv2_50x1_bit rexnet_100 selecsls42 swinv2_tiny_window8_256 twins_pcpvt_small xcit_nano_12_p16_224
-""".split()
-SEGMENTATION = ["fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
-VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18"]
-NAMES = [*models.list_models(module=models), *SEGMENTATION, *VIDEO, *(f"timm/{name}" for name in TIMM)]
-
-# Image sides where 64 pixels are refused.
-SIDES = {"inception_v3": 96, "maxvit_t": 224, **{name: 224 for name in NAMES if name.startswith("vit_")}}
-FULL_SIDES = {"inception_v3": 299}
 RATES = {"50%": 0.5, "20%": 0.2, "80%": 0.8, "one unit": 1.0}
 LIMIT = 600  # seconds per network
 PEER_LIMIT = 60  # it either ends in half a minute or not at all
 MEMORY = 14 * 2**30  # bytes of address space; the peer asks for more than a machine has on some attention networks
+HEADING = "## All of them"
+LEGEND = """`MACs`: what remains at 50%. `fewest`: the smallest share of the MACs that can be reached with at most 90% of
+each group removed. `locked`: the share of the MACs that belongs to outputs of layers that stay, but for the
+network's own; the reason that has the most is under `otherwise`. `error`: the largest difference of outputs
+at any of the four rates, relative. `seconds`, `peer`: CPU seconds; `fails`: it raises an error, `no end`:
+none within a minute. The first table counts the networks that are right."""
 RESULTS = Path(__file__).parent / "results" / "zoo.jsonl"
 
 
-def build(name: str, full_size: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network on random weights with non-trivial norms, and an example of its input: 224 pixels, or fewer where it may be."""
-    torch.manual_seed(0)
-    side = FULL_SIDES.get(name, 224) if full_size else SIDES.get(name, 64)
-    if name.startswith("timm/"):
-        network = timm.create_model(name[5:])
-        config = network.pretrained_cfg
-        side = config["input_size"][-1] if full_size or config.get("fixed_input_size") else 96
-    elif name in SEGMENTATION:
-        network = models.get_model(name, weights=None, weights_backbone=None)
-    else:
-        network = models.get_model(name, weights=None)
+def outputs_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     with torch.no_grad():
-        for module in network.modules():
-            if isinstance(getattr(module, "weight", None), Tensor) and "norm" in type(module).__name__.lower():
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                if isinstance(getattr(module, "bias", None), Tensor):
-                    nn.init.normal_(module.bias, std=0.3)
-            if isinstance(getattr(module, "running_mean", None), Tensor):
-                nn.init.normal_(module.running_mean, std=0.2)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
-            if isinstance(module, nn.Linear) and not module.weight.any():
-                nn.init.normal_(module.weight, std=0.02)  # classifiers that start as zeros would hide every difference
-    shape = (1, 3, 8, 32, 32) if name in VIDEO else (1, 3, side, side)
-    return network.eval(), (torch.randn(shape),)
-
-
-def first_output(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = tree_leaves(network(*inputs))[0]
-    return result
+        return rows(network(*inputs))
 
 
 def macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -107,8 +66,12 @@ def macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            on_meta(network).requires_grad_(False)(*(x.to("meta") for x in inputs))
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                on_meta(network).requires_grad_(False)(*(x.to("meta") for x in inputs))
+        except Exception:  # it reads values
+            with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                network(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
@@ -120,9 +83,9 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
     order = importance("l2", network)
     start = time.process_time()
     backend = BACKENDS["channel"](network, inputs, order, max_rate=1.0)
-    units = np.array([group.units for group in backend.groups])
+    units, fewest = (np.array([getattr(group, name) for group in backend.groups]) for name in ("units", "minimum"))
     for name, rate in RATES.items():
-        kept = np.maximum(1, (units * (1 - rate) + 1e-9).astype(int))
+        kept = np.maximum(fewest, (units * (1 - rate) + 1e-9).astype(int))
         try:
             plan = backend.plan(kept)
         except FreePruneError as error:
@@ -133,11 +96,37 @@ def ours(network: nn.Module, inputs: tuple[Tensor, ...], numbers: bool) -> dict[
         dense, model = (float(backend.costs(k)["macs"][0]) for k in (units, kept))
         here = result[name] = {"macs": model / dense, "counted": 2 * macs(compact, inputs) == 2 * model}
         if numbers:
-            a, b = first_output(masked(network, plan), inputs), first_output(compact, inputs)
-            here["error"] = float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+            pairs = zip(outputs_of(masked(network, plan), inputs), outputs_of(compact, inputs), strict=True)
+            here["error"] = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
     result["groups"] = len(units)
     result["repairs"] = len(backend._repairs)
+    least = BACKENDS["channel"](network, inputs, order, max_rate=0.9)
+    result["least"] = share_left(least, np.array([group.minimum for group in least.groups]))
+    result["locked"] = locked(backend.channel.coupling)
     return result
+
+
+def share_left(backend: Any, kept: np.ndarray) -> float:
+    """The share of the dense MACs that so many units of each group have."""
+    left, dense = backend.costs(np.stack([kept, [group.units for group in backend.groups]]))["macs"]
+    return float(left / dense)
+
+
+def locked(coupling: Coupling) -> dict[str, float]:
+    """By reason, the share of the MACs that belongs to outputs of layers that stay, but for the network's own outputs."""
+    trace, reasons = coupling.trace, Reasons(coupling.trace)
+    leaves = {(leaf.name, leaf.dim): leaf for leaf in trace.leaves}
+    total = sum(product.size for product in trace.products)
+    found: dict[str, float] = {}
+    for product in trace.products:
+        weight = product.weight
+        dims = () if weight is None else (0,) if weight.roles is None else weight.roles.get(OUT, ())
+        leaf = leaves.get((weight.name, dims[-1])) if weight is not None and dims else None
+        if leaf is not None:
+            stays = float((coupling.position[leaf.start : leaf.start + leaf.size] == coupling.classes).mean())
+            if stays and (why := reasons.of(leaf)) != OUTPUT:
+                found[why] = found.get(why, 0.0) + stays * product.size / total
+    return found
 
 
 def counted(network: nn.Module, inputs: tuple[Tensor, ...], plans: int) -> dict[str, Any]:
@@ -169,16 +158,17 @@ def peer(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Torch-Pruning at 50%, its classifier left alone; its seconds are those of its graph and one step, criterion included."""
     import torch_pruning
 
-    shape = first_output(network, inputs).shape
+    shape = outputs_of(network, inputs)[0].shape
     before = macs(network, inputs)
     start = time.process_time()
     widths = ((m, getattr(m, "out_features", getattr(m, "out_channels", None))) for m in network.modules())
     last = [m for m, width in widths if width == shape[1]]
     order = torch_pruning.importance.MagnitudeImportance(p=2)
-    pruner = torch_pruning.pruner.BasePruner(network, inputs[0], order, pruning_ratio=0.5, ignored_layers=last)
+    example = inputs if len(inputs) > 1 else inputs[0]
+    pruner = torch_pruning.pruner.BasePruner(network, example, order, pruning_ratio=0.5, ignored_layers=last)
     pruner.step()
     seconds = time.process_time() - start
-    right = first_output(network, inputs).shape == shape
+    right = outputs_of(network, inputs)[0].shape == shape
     ratio = macs(network, inputs) / before
     return {"seconds": seconds, "macs": ratio, "ok": bool(right and ratio < 0.75)}
 
@@ -205,6 +195,7 @@ def measure(name: str, options: argparse.Namespace, pipe: Any) -> None:
 
 def limited(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One network in a process of its own, stopped at the time limit."""
+    load(name)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=measure, args=(name, options, sender))
     process.start()
@@ -238,32 +229,66 @@ def works(line: dict[str, Any], rate: str) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The results in Markdown, a row for each network, and what they come to."""
-    rows = ["| network | groups | MACs | error | seconds | peer | otherwise |", "|---|---|---|---|---|---|---|"]
-    for line in lines:
-        found, name = line["ours"], line["name"]
-        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
-        if "50%" not in found:
-            rows.append(f"| {name} | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
-            continue
-        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
-        ratio = found["50%"].get("macs", float("nan"))
-        rows.append(
-            f"| {name} | {found['groups']} | {ratio:.2f} | {error:.0e} | {found['seconds']:.2f} "
-            f"| {_rival(line)} | {', '.join(notes)} |"
-        )
+    """The results in Markdown: what they come to, and for each library a table with a row for each network."""
+    lines = sorted(lines, key=lambda line: NAMES.index(line["name"]))
+    rows = ["| | " + " | ".join(RATES) + " |", "|---" * (len(RATES) + 1) + "|"]
+    for library, names in LIBRARIES.items():
+        here = [line for line in lines if line["name"] in names]
+        if here:
+            rows.append(f"| {library} | " + " | ".join(_how_many(here, rate) for rate in RATES) + " |")
     rows.append("")
-    for rate in RATES:
-        results = [works(line, rate) for line in lines]
-        rows.append(f"- {rate}: {results.count('yes')} of {len(lines)} right, {results.count('refused')} refused")
     both = [line for line in lines if line.get("peer", {}).get("ok") and "seconds" in line["ours"]]
     if both:
         ratios = [line["ours"]["seconds"] / line["peer"]["seconds"] for line in both]
         spread = f"median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        rows.append(f"- CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}")
-    slowest = max((line["ours"].get("seconds", 0.0), line["name"]) for line in lines)
-    rows.append(f"- slowest: {slowest[1]}, {slowest[0]:.1f} s")
+        rows += [f"CPU seconds relative to Torch-Pruning's on the {len(both)} that both manage: {spread}.", ""]
+    for library, names in LIBRARIES.items():
+        here = [line for line in lines if line["name"] in names]
+        if here:
+            rows += [f"### {library}", "", *_rows(here), ""]
     return "\n".join(rows)
+
+
+def _how_many(lines: list[dict[str, Any]], rate: str) -> str:
+    results = [works(line, rate) for line in lines]
+    return f"{results.count('yes')} of {len(lines)}"
+
+
+def _rows(lines: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| network | groups | MACs | fewest | locked | error | seconds | peer | otherwise |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        found, name = line["ours"], line["name"]
+        notes = [f"{rate}: {how}" for rate in RATES if (how := works(line, rate)) != "yes"]
+        if "50%" not in found:
+            rows.append(f"| {name} | | | | | | | {_rival(line)} | {found.get('refused', found.get('failed'))} |")
+            continue
+        error = max((found[rate].get("error", 0.0) for rate in RATES if rate in found), default=0.0)
+        fewest = f"{found['least']:.3f}" if "least" in found else ""
+        stays = found.get("locked", {})
+        if stays:
+            notes.append(_why(max(stays, key=lambda why: stays[why])))
+        locked = f"{sum(stays.values()):.3f}" if "locked" in found else ""
+        rows.append(
+            f"| {name} | {found['groups']} | {found['50%'].get('macs', float('nan')):.2f} | {fewest} | {locked} "
+            f"| {error:.0e} | {found['seconds']:.2f} | {_rival(line)} | {'; '.join(notes)} |"
+        )
+    return rows
+
+
+def _why(reason: str) -> str:
+    """A reason, short: the operator, its line and what is said of it."""
+    found = re.match(r"operator (\S+) in module .* \((\S+:\d+)\)(?:: )?(.*)", reason)
+    text = reason if found is None else f"`{found[1]}` at {found[2]}" + (f": {found[3]}" if found[3] else "")
+    return text.replace("|", "/")
+
+
+def page(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write the results into a page, behind its heading `## All of them`."""
+    above = path.read_text().partition(HEADING)[0]
+    path.write_text(f"{above}{HEADING}\n\n{LEGEND}\n\n{table(lines).strip()}\n")
 
 
 def _rival(line: dict[str, Any]) -> str:
@@ -274,17 +299,23 @@ def _rival(line: dict[str, Any]) -> str:
     return "no end" if "no end" in found.get("failed", "") else "fails" if found else ""
 
 
+def _stands_for(given: str, name: str) -> bool:
+    return name == given or (given.endswith("/") and name.startswith(given))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=NAMES)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds per network")
     parser.add_argument("--peer", action="store_true", help="run Torch-Pruning as well, in the same process; full-size images")
+    parser.add_argument("--page", type=Path, help="write the results into this page, behind its heading")
     parser.add_argument("--no-numbers", action="store_true", help="skip the comparison of outputs")
     parser.add_argument(
         "--plans", type=int, help="instead, hold the counted MACs of so many random plans against torch's count"
     )
     options = parser.parse_args()
+    options.only = [name for name in NAMES if any(_stands_for(one, name) for one in options.only)]
     if options.plans:
         for name in options.only:
             print(json.dumps({"name": name, **attempt(counted, *build(name), options.plans)}), flush=True)  # noqa: T201
@@ -297,7 +328,8 @@ def main() -> None:
             lines.append(limited(name, options))
             with options.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-    lines.sort(key=lambda line: NAMES.index(line["name"]))
+    if options.page:
+        page(options.page, lines)
     print(table([line for line in lines if line["name"] in options.only]))  # noqa: T201
 
 

@@ -30,6 +30,7 @@ from ..coupling.classes import Coupling
 from ..coupling.repair import settle
 from ..difference import relative_difference
 from ..plan import Plan, structure_of
+from ..surgery.sizes import assignments
 from ..surgery.surgery import apply, shared_tensors, shrunk
 from ..surgery.trial import Repair, attributes
 from ..tracing.meta import on_meta
@@ -180,6 +181,7 @@ def pruned(network: nn.Module, coupling: Coupling, classes: NDArray[np.bool_], r
     """A copy that keeps only these classes, with its size attributes set."""
     kept = coupling.kept_indices(classes)
     smaller = shrunk(network, kept)
-    for attribute in attributes(network, shared_tensors(network), kept, coupling.kept_nodes(classes), repairs):
-        setattr(smaller.get_submodule(attribute.module), attribute.name, attribute.value)
+    sizes = attributes(network, shared_tensors(network), kept, coupling.kept_nodes(classes), repairs)
+    for module, name, value in assignments(dict(smaller.named_modules()), sizes):
+        setattr(module, name, value)
     return smaller

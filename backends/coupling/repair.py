@@ -7,34 +7,33 @@ pieces of a split are tied, and as the last resort everything that the operator 
 
 from __future__ import annotations
 
-import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import CellType, CodeType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...common import FreePruneError, Inputs
-from ..surgery.surgery import REMEMBERED, shared_tensors
+from ..surgery.surgery import shared_tensors
 from ..surgery.trial import Key, Repair, attributes, slimmed
 from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
+from .code import integers, is_read, names_around
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
+COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
+FACTORS = (1, 2, 3, 4)  # how many times another an attribute may be
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
-MAX_TAKEN_BACK = 8  # times that the hypothesis at one place is replaced for a mismatch at another
+MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
 MAX_TIES = 4  # pairs of widths tied at one line of the code
+MAX_EXPLAINED = 150  # rounds after which sizes are no longer explained, and what they belong to stays
 MAX_ROUNDS = 300
-
-INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
 
 Place = tuple[str, str]
 
@@ -62,7 +61,9 @@ def settle(
     untested = list(range(len(TRIAL_RATES)))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     slices = any(op.name in ("slice", "select") and _coordinates(op.outputs) < _coordinates(op.inputs) for op in trace.ops)
-    for _ in range(MAX_ROUNDS):
+    for turn in range(MAX_ROUNDS):
+        if turn == MAX_EXPLAINED:
+            fixes.stop_explaining()
         number = untested[0]
         classes = _trial(coupling, number, np.random.default_rng([seed, number]))
         kept = coupling.kept_nodes(classes)
@@ -110,6 +111,12 @@ class _Fixes:
     def repairs(self) -> list[Repair]:
         return [repair for found in self._accepted.values() for repair in found]
 
+    def stop_explaining(self) -> None:
+        """Take all repairs back; what they were for stays from now on."""
+        self._most, self._last = 0, None
+        self._accepted.clear()
+        self._untried.clear()
+
     def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
         """Apply the next fix for a mismatch."""
         last = self._last
@@ -142,17 +149,19 @@ class _Fixes:
 
     def _next(self, place: Place, kept: NDArray[np.bool_]) -> bool:
         """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
-        found = next(self._untried[place], None)
+        elsewhere = {r.place for there in self._untried if there != place for r in self._accepted.get(there, ())}
+        left = (tuple(r for r in found if r.place not in elsewhere) for found in self._untried[place])
+        found = next((some for some in left if some), None)  # what another place has explained is no choice here
         if found is None:
             return False
         self._accepted[place] = found
-        decided = {(r.module, r.name) for there in self._untried for r in self._accepted.get(there, ())}
+        decided = {*elsewhere, *(r.place for r in found)}
         kind = type(self._network.get_submodule(place[0]))
         for module in self._at[place[1]]:
             sister = (module, place[1])
             if sister not in self._untried and type(self._network.get_submodule(module)) is kind:  # it was not the cause
                 likewise = self._likewise(found, place[0], module, self._sizes(sister, kept))
-                self._accepted[sister] = tuple(r for r in likewise if (r.module, r.name) not in decided)
+                self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
 
     def _take_back(self, place: Place, kept: NDArray[np.bool_]) -> bool:
@@ -191,6 +200,10 @@ class _Fixes:
                             nodes = collapse(self._trace.roots[layer])
                             if len(support(nodes)) == 1:
                                 found[kind, number, position, index] = nodes.ravel()
+        for key, nodes in list(found.items()):
+            heads = _heads(nodes)
+            if heads is not None:
+                found[*key, 1] = heads
         return found
 
     def _likewise(self, repairs: Sequence[Repair], first: str, module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
@@ -201,7 +214,7 @@ class _Fixes:
             owner, nodes = outer.get(repair.module), sizes.get(repair.key)
             if owner is None or nodes is None:
                 continue
-            values = {(name, position): value for name, position, value in _integers(self._network.get_submodule(owner))}
+            values = {(name, position): value for name, position, value in integers(self._network.get_submodule(owner))}
             if values.get((repair.name, repair.position), 0) * repair.divisor == nodes.size * repair.factor:
                 result.append(replace(repair, module=owner, nodes=nodes))
         return tuple(result)
@@ -279,6 +292,13 @@ class _Fixes:
             trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
 
 
+def _heads(nodes: Layer) -> Layer | None:
+    """One node of each of the equally long runs that are removed as one, as the widths of a head are; None without such."""
+    starts = np.flatnonzero(np.diff(nodes, prepend=-1))
+    width = nodes.size // starts.size
+    return nodes[starts] if width > 1 and starts.size > 1 and np.array_equal(starts, np.arange(0, nodes.size, width)) else None
+
+
 def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Random kept classes, `(classes,)`, chosen so that no two sizes agree by accident.
 
@@ -291,12 +311,15 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
     for start, stop in itertools.pairwise(coupling.offsets.tolist()):
         size = stop - start
         least = 2 if size > 2 else 1  # a dimension of size 1 may take other operators, which proves little
+        fewest = min(1, size - least)
         spread = max(1, size // 8)
         options = range(-spread, spread + 1)
         high, low = divmod(seen[size], len(options))
-        digit = low if number % 2 == 0 else (high - low) % len(options)
+        digit = low if number % 2 == 0 else (high - 1 - low) % len(options)
         seen[size] += 1
-        gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], min(1, size - least), size - least))
+        if number > 0 and size - least == 1:
+            fewest, digit = 0, (seen[size] + number) % 2 - 1  # else small groups would all lose the same number
+        gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], fewest, size - least))
         order = rng.permutation(size)
         ends = [] if number == 0 else [0] if number == 1 else [size - 1]
         classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False
@@ -315,17 +338,19 @@ def _hypotheses(
     for key, nodes in sizes.items():
         distinct.setdefault(nodes.tobytes(), (key, nodes))
     owner = network.get_submodule(module)
-    around = _names_around(owner, line)
+    around = names_around(owner, line)
     choices: dict[bool, list[list[Repair]]] = {True: [], False: []}  # by whether the code around the line reads it
-    for name, position, value in _integers(owner):
+    for name, position, value in integers(owner):
         options = []
-        for factor, (key, nodes) in itertools.product((1, 2, 3, 4), distinct.values()):
+        for factor, (key, nodes) in itertools.product(FACTORS, distinct.values()):
             if value * factor == nodes.size and kept[nodes].sum() % factor == 0:
                 options.append(Repair(module, name, position, nodes, 1, factor, key))
             elif factor > 1 and value == nodes.size * factor:
                 options.append(Repair(module, name, position, nodes, factor, 1, key))
         if options:
-            choices[name in around].append(options)
+            choices[is_read(owner, name, around)].append(options)
+    for some in choices.values():
+        some.sort(key=lambda found: not COUNTS.search(found[0].name))
     tried = set()
     for near in (choices[True], choices[True] + choices[False]):
         for found in _assignments(near):
@@ -339,8 +364,10 @@ def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, 
     plain = [[repair for repair in options if repair.factor == repair.divisor] for options in choices]
     plain = [options for options in plain if options]
     yield tuple(options[0] for options in plain)
+    yield tuple(options[0] for options in choices if COUNTS.search(options[0].name))
     for some in (plain, choices):
         yield from ((repair,) for options in some for repair in options)
+    for some in (plain, choices):
         for one, other in itertools.combinations(some, 2):
             yield from itertools.product(one, other)
     for assignment in itertools.product(*([*options, None] for options in choices)):
@@ -353,83 +380,6 @@ def _outwards(module: str) -> Iterator[str]:
     while module:
         module = module.rpartition(".")[0]
         yield module
-
-
-def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The integers above 1 that a module holds, alone or in a tuple, and reads after construction.
-
-    The sizes of torch's own layers follow their tensors, and are no choice.
-    """
-    kind: Any = type(module)
-    if isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
-        return
-    own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
-    read = _read(kind).union(*(_names_in(value) for value in own.values()))
-    for name, value in vars(module).items():
-        if name.startswith("_") or name not in read:
-            continue
-        if type(value) is int and value > 1:
-            yield name, None, value
-        elif isinstance(value, tuple):
-            for position, entry in enumerate(value):
-                if type(entry) is int and entry > 1:
-                    yield name, position, entry
-
-
-@functools.cache
-def _read(kind: Any) -> set[str]:
-    """The names in the methods of a class, without its constructor."""
-    classes = [c for c in kind.__mro__ if c not in (nn.Module, object)]
-    return set().union(*(_names_in(m) for c in classes for name, m in vars(c).items() if name != "__init__"))
-
-
-def _names_in(function: Any) -> set[str]:
-    """The names in the code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
-    return {name for code in _codes(function) for name in _names(code)}
-
-
-def _names_around(module: nn.Module, line: str) -> set[str]:
-    """The names in the methods of a module that a line of code lies in."""
-    file, _, number = line.rpartition(":")
-    functions = [m for c in type(module).__mro__ if c not in (nn.Module, object) for m in vars(c).values()]
-    found: set[str] = set()
-    for code in itertools.chain(*map(_codes, [*functions, *vars(module).values()])):
-        lines = [n for _, _, n in code.co_lines() if n is not None]
-        if Path(code.co_filename).name == file and lines and min(lines) <= int(number) <= max(lines):
-            found.update(_names(code))
-    return found
-
-
-def _codes(function: Any) -> Iterator[CodeType]:
-    """The code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
-    seen: set[int] = set()
-    waiting = [function]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen or isinstance(one, type | nn.Module | Tensor):
-            continue
-        seen.add(id(one))
-        waiting += [inner for name in INNER if (inner := getattr(one, name, None)) is not None]
-        code = getattr(one, "__code__", None)
-        if isinstance(code, CodeType):
-            yield code
-            cells = getattr(one, "__closure__", None) or ()
-            waiting += [inner for cell in cells if callable(inner := _content(cell))]
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
-        return None
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The names in a piece of code and in what it has inside, such as a lambda or a generator expression."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)
 
 
 def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from ..coupling.repair import settle
 from ..criteria import Importance
 from ..plan import Attribute, Plan, inside, structure_of
 from ..surgery.gone import Gone, without
+from ..surgery.sizes import assignments
 from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
 from ..tracing.labels import Layer
@@ -361,8 +362,7 @@ class Channel:
         held = {name for name in dense if inside(name, gone)}
         lost = frozenset(held).union(*(branch.parameters for branch, stays in there if not stays))
         tensors = {name: sliced(dense[name], dims) for name, dims in indices.items() if name not in lost}
-        module = self._skeleton.network.get_submodule
-        where: list[tuple[nn.Module, str, Any]] = [(module(s.module), s.name, s.value) for s in self._sizes_set(kept)]
+        where = assignments(dict(self._skeleton.network.named_modules()), self._sizes_set(kept))
         where += [(holder, "_modules", {**holder._modules, **stand}) for holder, stand in self._stand_ins(gone)]
         return Candidate(self._skeleton, tensors, where, indices, lost)
 

@@ -16,6 +16,7 @@ from ...copies import copied
 from ..plan import Attribute, Plan, check_structure
 from .gone import without
 from .masked_norms import watch
+from .sizes import assignments, size_of
 
 Size = int | tuple[int, ...]
 
@@ -32,15 +33,15 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
         network = without(network, plan.gone)
     network = shrunk(network, plan.kept)
     modules = dict(network.named_modules())
-    for attribute in plan.attributes:
-        setattr(modules[attribute.module], attribute.name, attribute.value)
+    for module, name, value in assignments(modules, plan.attributes):
+        setattr(module, name, value)
     with torch.no_grad():
         for name, mask in plan.masks.items():
             weight = network.get_parameter(name)
             weight.mul_(mask.to(weight.device))
     for layer in plan.biases:
-        module: Any = modules[layer]
-        module.bias = nn.Parameter(module.weight.new_zeros(module.weight.shape[0]), module.weight.requires_grad)
+        made: Any = modules[layer].weight
+        modules[layer].bias = nn.Parameter(made.new_zeros(made.shape[0]), made.requires_grad)
     return network
 
 
@@ -52,10 +53,14 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
             raise FreePruneError(f"the plan takes out {name!r}, which is no module or parameter; run the pruning again")
     for attribute in plan.attributes:
         module = modules.get(attribute.module)
-        before = None if module is None else module.__dict__.get(attribute.name)
+        before = None if module is None else size_of(module, attribute.name)
         wanted = attribute.value if isinstance(attribute.value, tuple) else (attribute.value,)
         sizes = before if isinstance(before, tuple | list) else (before,)
-        if attribute.name.startswith("_") or len(sizes) != len(wanted) or any(type(size) is not int for size in sizes):
+        if (
+            any(part.startswith("_") for part in attribute.name.split("."))
+            or len(sizes) != len(wanted)
+            or any(type(size) is not int for size in sizes)
+        ):
             raise FreePruneError(
                 f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "
                 "network, or run the pruning again"

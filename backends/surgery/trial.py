@@ -13,6 +13,7 @@ from torch import nn
 from ..plan import Attribute
 from ..tracing.labels import Layer
 from ..tracing.passes import undisturbed
+from .sizes import assignments, size_of
 from .surgery import Owners, layer_attributes, shrunk_tensor
 
 Key = tuple[int, ...]
@@ -39,6 +40,11 @@ class Repair:
     divisor: int
     key: Key
 
+    @property
+    def place(self) -> tuple[str, str, int | None]:
+        """What it changes."""
+        return self.module, self.name, self.position
+
     def value(self, kept: NDArray[np.bool_]) -> int:
         return int(kept[self.nodes].sum()) * self.factor // self.divisor
 
@@ -55,8 +61,8 @@ def slimmed(network: nn.Module, owners: Owners, kept: KeptIndices, sizes: Sequen
     """
     modules = dict(network.named_modules())
     with undisturbed(network):
-        for size in sizes:
-            setattr(modules[size.module], size.name, size.value)
+        for module, name, value in assignments(modules, sizes):
+            setattr(module, name, value)
         for name, dims in kept.items():
             part = shrunk_tensor(owners[name][0].tensor, dims)
             for owner in owners[name]:
@@ -79,13 +85,13 @@ def attributes(
     result = layer_attributes(owners, indices)
     tuples: dict[tuple[str, str], list[int]] = {}
     for repair in repairs:
-        dense = getattr(network.get_submodule(repair.module), repair.name)
+        dense = size_of(network.get_submodule(repair.module), repair.name)
         if repair.position is None:
             if repair.value(kept) != dense:
                 result.append(Attribute(repair.module, repair.name, repair.value(kept)))
         else:
             tuples.setdefault((repair.module, repair.name), list(dense))[repair.position] = repair.value(kept)
     for (module, name), values in tuples.items():
-        if tuple(values) != tuple(getattr(network.get_submodule(module), name)):
+        if tuple(values) != tuple(size_of(network.get_submodule(module), name)):
             result.append(Attribute(module, name, tuple(values)))
     return result

@@ -13,6 +13,8 @@ from .labelling import Labelling
 from .labels import Labels, along, on_dim, support
 from .operator import Call, Operand, Undefined, UnknownOperator
 
+ALIGNED = 16  # bytes that rows of a grouped product are a multiple of
+
 
 def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
     ndim = call.outputs[0].dim()
@@ -126,13 +128,21 @@ def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
-    """Rows with a matrix of `(experts, in, out)` for each run of them, as in mixtures of experts, which stay."""
+    """Rows with a matrix of `(experts, in, out)` for each run of them, as in mixtures of experts, which stay.
+
+    Widths go in steps of 16 bytes, which is what the operator takes.
+    """
     a, b = call.tensors[:2]
     if (a.dim(), b.dim()) != (2, 3):
         raise UnknownOperator(call.name)
     operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("each", "in", "out"), (None, 1, 2))]
     tracer.count(1, [(a, 0), (a, 1), (b, 2)], operands)
     left, right = all_without(tracer, tracer.labels(a), {0}), all_without(tracer, tracer.labels(b), {0})
+    step = ALIGNED // b.element_size()
+    for layer in [*along(left, 1), *along(right, 1), *along(right, 2)]:
+        if layer.size % step == 0:
+            runs = layer.reshape(-1, step)
+            tracer.unite(runs, runs[:, :1])
     contract(tracer, along(left, 1), along(right, 1))
     result = [on_dim(x, 1, 2) for x in along(right, 2)[:1]]
     if isinstance(call["bias"], Tensor):

@@ -156,16 +156,23 @@ def flip(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def pad(tracer: Labelling, call: Call) -> list[Labels]:
-    """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to."""
+    """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to.
+
+    Widths of heads that are padded stay.
+    """
     x, amounts = call.first, call["pad"]
     layers = tracer.labels(x)
     for k in range(len(amounts) // 2):
         d, before, after = x.dim() - 1 - k, amounts[2 * k], amounts[2 * k + 1]
-        if not tracer.varies(x, d):
+        if before == after == 0 or not tracer.varies(x, d):
+            continue
+        if before < 0 or after < 0:
+            raise UnknownOperator(call.name)
+        wider = [layer for layer in layers if d in support(layer) and len(support(layer)) > 1]
+        if wider:  # heads and their widths: heads go as a whole
+            layers = all_without(tracer, layers, {d})
             continue
         here = [layer for layer in layers if d in support(layer)]
-        if before < 0 or after < 0 or any(support(layer) != (d,) for layer in here):
-            raise UnknownOperator(call.name)
         inner = here[0].ravel() if here else np.zeros(x.shape[d], np.int64)
         freeze_all(tracer, here[1:])
         wide = on_dim(np.concatenate([tracer.fresh(before), inner, tracer.fresh(after)]), d, x.dim())

@@ -1,0 +1,108 @@
+"""Reads the code of modules: which integers that they hold it reads, and where."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import CellType, CodeType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..surgery.sizes import AXES, held_by
+from ..surgery.surgery import REMEMBERED
+
+INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
+
+
+def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """The integers above 1 that a module, or an object that it has, holds and its code reads, alone or in a tuple or list.
+
+    The sizes of torch's own layers follow their tensors, where they have some, and are no choice.
+    """
+    kind: Any = type(module)
+    own_tensors = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    if own_tensors and isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
+        return
+    own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
+    read = _read(kind).union(*(_names_in(value) for value in own.values()))
+    for name, value in held_by(module):
+        if not is_read(module, name, read):
+            continue
+        if type(value) is int and value > 1:
+            yield name, None, value
+        elif isinstance(value, tuple | list):
+            for position, entry in enumerate(value):
+                if type(entry) is int and entry > 1:
+                    yield name, position, entry
+
+
+def is_read(module: nn.Module, name: str, names: Collection[str]) -> bool:
+    """Whether an attribute, dotted or not, is among the names that code reads.
+
+    Hugging Face's configurations also have some of theirs under other names.
+    """
+    outer, _, inner = name.partition(".")
+    if outer == AXES:
+        return outer in names or f"_{outer}" in names
+    others = getattr(vars(module).get(outer), "attribute_map", None) or {}
+    inside = [inner, *(other for other, own in others.items() if own == inner)]
+    return outer in names and (not inner or any(one in names for one in inside))
+
+
+@functools.cache
+def _read(kind: Any) -> set[str]:
+    """The names in the methods of a class, without its constructor."""
+    classes = [c for c in kind.__mro__ if c not in (nn.Module, object)]
+    return set().union(*(_names_in(m) for c in classes for name, m in vars(c).items() if name != "__init__"))
+
+
+def _names_in(function: Any) -> set[str]:
+    """The names in the code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
+    return {name for code in _codes(function) for name in _names(code)}
+
+
+def names_around(module: nn.Module, line: str) -> set[str]:
+    """The names in the methods of a module that a line of code lies in."""
+    file, _, number = line.rpartition(":")
+    functions = [m for c in type(module).__mro__ if c not in (nn.Module, object) for m in vars(c).values()]
+    found: set[str] = set()
+    for code in itertools.chain(*map(_codes, [*functions, *vars(module).values()])):
+        lines = [n for _, _, n in code.co_lines() if n is not None]
+        if Path(code.co_filename).name == file and lines and min(lines) <= int(number) <= max(lines):
+            found.update(_names(code))
+    return found
+
+
+def _codes(function: Any) -> Iterator[CodeType]:
+    """The code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
+    seen: set[int] = set()
+    waiting = [function]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type | nn.Module | Tensor):
+            continue
+        seen.add(id(one))
+        waiting += [inner for name in INNER if (inner := getattr(one, name, None)) is not None]
+        code = getattr(one, "__code__", None)
+        if isinstance(code, CodeType):
+            yield code
+            cells = getattr(one, "__closure__", None) or ()
+            waiting += [inner for cell in cells if callable(inner := _content(cell))]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names in a piece of code and in what it has inside, such as a lambda or a generator expression."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
