@@ -133,7 +133,7 @@ def main() -> None:
 
         summary = freeprune.prune(
             network, (train, TensorDataset(*test[:32])), target={"macs": asked.macs}, task="language", finetune=finetune,
-            trials=trials, seed=seed, depth=trials > 0, calibration_images=asked.calibration,
+            trials=trials, seed=seed, depth=trials > 0 and not asked.no_depth, calibration_images=asked.calibration,
             out=asked.out / f"{trials}-{seed}", force=True, latency_batch=1, rehearsal=trials > 0,
         ).summary  # fmt: skip
         cost, ms = summary.cost["macs"], summary.onnx.latency_ms

@@ -52,9 +52,9 @@ def compared(network: nn.Module, train: Sentences, dev: Sentences, test: Sentenc
             return found
 
         summary = freeprune.prune(
-            network, (train, dev), target={"macs": asked.macs}, trials=trials, seed=seed, finetune=finetune, depth=trials > 0,
-            calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8,
-            rehearsal=trials > 0,
+            network, (train, dev), target={"macs": asked.macs}, trials=trials, seed=seed, finetune=finetune,
+            depth=trials > 0 and not asked.no_depth, calibration_images=asked.calibration, out=asked.out / f"{trials}-{seed}",
+            force=True, latency_batch=8, rehearsal=trials > 0,
         ).summary  # fmt: skip
         cost, ms = summary.cost["macs"], summary.onnx.latency_ms
         return {**figures, "macs": cost.pruned / cost.dense, "latency": ms.pruned / ms.dense}

@@ -72,6 +72,7 @@ def options(doc: str, name: str, **defaults: Any) -> tuple[ArgumentParser, Calla
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder for what the runs write")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of searches and fine-tuning")
     parser.add_argument("--tiny", action="store_true", help="a network with random weights on made-up data, in seconds")
+    parser.add_argument("--no-depth", action="store_true", help="the search takes heads and widths, but no whole branches")
     parser.add_argument("--macs", type=float, default=defaults.pop("macs"), help="of the dense network's")
     for option, value in defaults.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=type(value), default=value)
