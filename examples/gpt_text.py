@@ -50,7 +50,7 @@ def given(asked: Namespace) -> tuple[nn.Module, TensorDataset, TensorDataset]:
     """The network with random weights, and text for training and for the test: tokens `(N, T)` that are their own labels."""
     if asked.tiny:
         text = "the cat sat on the mat and looked at the rat " * 300
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": asked.length}
+        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": asked.length}
     else:
         text = "\n".join(file.read_text(encoding="utf-8") for file in asked.text) if asked.text else docstrings()
         sizes = {"n_embd": 320, "n_layer": 8, "n_head": 8, "n_positions": asked.length}

@@ -84,7 +84,8 @@ def main() -> None:
     for seed in asked.seeds:
         keep("searched", seed, partial(searched, trials=asked.trials))
         keep("equal rates", seed, partial(searched, trials=0))
-        keep("equal rates, plain", seed, partial(searched, trials=0, recovery=False))
+        if not asked.tiny:
+            keep("equal rates, plain", seed, partial(searched, trials=0, recovery=False))
         try:
             keep("Torch-Pruning", seed, peer)
         except ImportError:
