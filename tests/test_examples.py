@@ -98,7 +98,7 @@ BRIEF = ("--tiny", "--seeds", 0, "--trials", 6, "--calibration", 32)
 def figures(printed, name):
     """What an example printed of one network, by names."""
     return {
-        what: float(value)
+        what.strip(): float(value)
         for what, value in re.findall(r"([\w ]+) (-?[\d.]+)", re.search(rf"seed 0: {name}: (.*)", printed)[1])
     }
 
