@@ -57,7 +57,7 @@ def similarities(network: nn.Module, data: Sentences) -> np.ndarray:
 
 
 def main() -> None:
-    parser, parsed = options(__doc__, "minilm-embeddings", macs=0.6, sentences=1000, length=24, trials=100, calibration=256)
+    parser, parsed = options(__doc__, "minilm-embeddings", macs=0.6, sentences=1000, length=24, trials=100, calibration=512)
     parser.add_argument("--data", type=Path, default=Path("sst2"), help="folder of SST-2")
     parser.add_argument("--weights", type=Path, help="folder of MiniLM, as Hugging Face has it; by default the package's")
     asked = parsed()
@@ -70,7 +70,7 @@ def main() -> None:
     def searched(seed: int, trials: int, recovery: bool = True) -> dict[str, float]:
         result = freeprune.prune(
             network, (train, test.some(slice(64))), target={"macs": asked.macs}, task="embedding", finetune=None, trials=trials,
-            seed=seed, depth=trials > 0 and not asked.no_depth, recovery=recovery, calibration_images=asked.calibration,
+            seed=seed, depth=trials > 0 and not asked.no_depth, recovery=recovery, criterion="obs", calibration_images=asked.calibration,
             out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8, rehearsal=trials > 0,
         )  # fmt: skip
         cost, ms = result.summary.cost["macs"], result.summary.onnx.latency_ms

@@ -93,6 +93,7 @@ def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, me
 
 
 BRIEF = ("--tiny", "--seeds", 0, "--trials", 6, "--calibration", 32)
+STEPS = {"gpt_text": ("--steps", 60, "--finetune-steps", 10)}
 
 
 def figures(printed, name):
@@ -113,7 +114,7 @@ def figures(printed, name):
 )
 def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path):
     pytest.importorskip("transformers")
-    printed = run(name, "--out", tmp_path, *BRIEF)
+    printed = run(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
     for network in ("searched", "equal rates"):
         found = figures(printed, network)
         assert sensible(found[measure])
