@@ -69,7 +69,7 @@ def trained(network: nn.Module, data: TensorDataset, steps: int, seed: int, rate
     torch.manual_seed(seed)
     tokens = data.tensors[0]
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 1.5 / steps))
     network.train()
     for _ in range(steps):
         batch = tokens[torch.randint(len(tokens), (BATCH,))]

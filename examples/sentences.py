@@ -95,9 +95,9 @@ def trained(network: nn.Module, data: Sentences, epochs: float, seed: int, rate:
     torch.manual_seed(seed)
     network.train()
     trains = [p for name, p in network.named_parameters() if "word_embeddings" not in name]
-    steps = max(int(epochs * len(data) / 32), 1)
+    steps = max(int(epochs * len(data) / 32), 2)
     optimizer = torch.optim.AdamW(trains, rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 1.5 / steps))
     rows = torch.cat([torch.randperm(len(data)) for _ in range(int(epochs) + 1)])
     for picked in rows.split(32)[:steps]:
         longest = int(data.attention_mask[picked].sum(1).max())
