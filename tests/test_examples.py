@@ -16,7 +16,7 @@ from freeprune.errors import FreePruneError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = "prune_in_a_notebook"
-SHARED = {"digits_data", "shapes", "small_vit"}  # what examples import
+SHARED = {"digits_data", "sentences", "shapes", "small_vit"}  # what examples import
 
 
 def run(name, *arguments):
@@ -44,11 +44,12 @@ def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path):
 
 
 def test_a_transformer_loses_heads_and_widths(tmp_path):
-    dense, pruned = run("vision_transformer", "--out", tmp_path, "--epochs", 4).splitlines()
+    dense, pruned, latency = run("vision_transformer", "--out", tmp_path, "--epochs", 4).splitlines()
+    assert re.fullmatch(r"latency: \d\.\d\d of the dense network's in ONNX Runtime", latency)
     for name, most in (("heads", 6), ("perceptrons", 192)):
         before, after = ([int(n) for n in re.search(rf"{name} \[(.*?)\]", line)[1].split(", ")] for line in (dense, pruned))
         assert before == [most] * 3
-        assert all(0 < n <= most for n in after)
+        assert all(0 <= n <= most for n in after)
         assert sum(after) < sum(before)
 
 
@@ -105,6 +106,44 @@ def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, me
     summary = json.loads((tmp_path / "searched-0" / "summary.json").read_text())
     assert summary["cost"]["macs"]["pruned"] <= 0.5 * summary["cost"]["macs"]["dense"]
     assert summary.get("measure", "accuracy") == measure
+
+
+BRIEF = ("--tiny", "--seeds", 0, "--trials", 6, "--calibration", 32)
+STEPS = {"gpt_text": ("--steps", 60, "--finetune-steps", 10)}
+
+
+def figures(printed, name):
+    """What an example printed of one network, by names."""
+    return {
+        what.strip(): float(value)
+        for what, value in re.findall(r"([\w ]+) (-?[\d.]+)", re.search(rf"seed 0: {name}: (.*)", printed)[1])
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "share", "sensible"),
+    [
+        ("minilm_sst2", "accuracy", 0.5, lambda value: 0.4 < value <= 1),
+        ("minilm_embeddings", "Spearman", 0.6, lambda value: 0.5 < value <= 1),
+        ("gpt_text", "perplexity", 0.6, lambda value: 1 < value < 100),
+    ],
+)
+def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path):
+    pytest.importorskip("transformers")
+    printed = run(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
+    for network in ("searched", "equal rates"):
+        found = figures(printed, network)
+        assert sensible(found[measure])
+        assert 0.5 * share < found["macs"] <= share
+        assert found["latency"] > 0
+
+
+def test_what_an_interrupted_example_has_measured_is_not_measured_again(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    results = importlib.import_module("sentences").Results
+    results(tmp_path)("dense", 3, lambda seed: {"accuracy": seed / 10})
+    assert results(tmp_path)("dense", 3, None) == {"accuracy": 0.3}
 
 
 def test_several_seeds_are_summed_up_by_a_mean_and_its_interval(monkeypatch):

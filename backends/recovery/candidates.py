@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, Inputs, Skeleton
+from .counted import among, counted
 from .products import Call, Site, Watched
 from .solve import least_squares
 from .winner import finite, run, sample
@@ -110,7 +111,7 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
         largest: above so many columns the kernel positions of a convolution share coefficients.
     """
     seen: dict[str, list[_Seen]] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator, counts = torch.Generator().manual_seed(seed), counted(network, inputs)
     skeleton = Skeleton(network)
 
     def visit(call: Call) -> Tensor:
@@ -119,7 +120,8 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
             return finite(call)
         affordable = int(EFFORT * call.samples * outputs / columns)
         count = min(SAMPLES * columns, max(affordable, FEWEST * columns))
-        rows = call.rows(sample(call.samples, count, generator).to(call.weight.device))
+        numbers = among(counts, (call.site.name, call.number), call.samples, FEWEST * columns)
+        rows = call.rows(sample(call.samples, count, generator, numbers).to(call.weight.device))
         if rows.shape[1]:
             seen.setdefault(call.site.name, []).append(_Seen.of(call, rows))
         return finite(call)

@@ -16,6 +16,7 @@ from ...copies import copied
 from ..plan import Plan
 from ..tracing.passes import plain_kernels, undisturbed
 from .attention import Scores, folded
+from .counted import among, counted
 from .products import Call, Watched
 from .solve import RIDGE, least_squares
 from .sums import End, Key, Norm
@@ -119,14 +120,15 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
     together: list[list[End]] = []  # the ends that meet in a sum, of which one is fitted to it
     skeleton = Skeleton(dense)
-    generator = torch.Generator().manual_seed(seed)
+    generator, counts = torch.Generator().manual_seed(seed), counted(dense, inputs)
 
     def visit(call: Call) -> Tensor:
         made = finite(call)
         columns = call.site.matrices(call.weight).shape[-1]
         if columns > WIDEST:
             return made
-        picked = sample(call.samples, SAMPLES * columns, generator).to(made.device)
+        rows = among(counts, (call.site.name, call.number), call.samples, POOR * columns)
+        picked = sample(call.samples, SAMPLES * columns, generator, rows).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
         wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
         if not call.site.shared and call.site.groups == 1:
@@ -166,8 +168,10 @@ def finite(call: Call) -> Tensor:
     return made
 
 
-def sample(samples: int, count: int, generator: torch.Generator) -> Tensor:
-    """So many of the samples, drawn at random; all if there are fewer."""
+def sample(samples: int, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
+    """So many of the samples, or of those with the numbers `among`, drawn at random; all if there are fewer."""
+    if among is not None:
+        return among[sample(len(among), count, generator)]
     return torch.randperm(samples, generator=generator)[:count] if count < samples else torch.arange(samples)
 
 
