@@ -17,10 +17,10 @@ from .inputs.adoption import in_float32, with_values
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
 from .inputs.data import load_data
+from .inputs.dense import dense_network, on_cpu
 from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
 from .inputs.memory_format import on_device
-from .run.job import dense_network, on_cpu
 from .run.recovery import joined, not_fitted, recovered
 from .store import run_folder as files
 from .store.summary import Recovery

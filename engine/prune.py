@@ -22,8 +22,9 @@ from .inputs.calibration import keep
 from .latency.target import OutOfReach, measured_latency
 from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
-from .run.job import STANDARD, Finetune, Job, prepare, strategy_of
+from .run.job import Job, prepare, strategy_of
 from .run.loop import search
+from .run.task import STANDARD, Finetune
 from .store import run_folder as files
 from .store.continuation import FIRST, earlier_of, goes_on, reopened
 from .store.ledger import Ledger

@@ -16,10 +16,11 @@ from .asked.settings import HardwareOptions, Settings, hardware_of
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
 from .inputs.data import load_data
+from .inputs.dense import dense_network
 from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
 from .progress import Shown, shows_progress
-from .run.job import dense_network, task_of, trained_by
+from .run.task import task_of, trained_by
 from .store import run_folder as files
 from .tasks import CLASSIFICATION, Task
 from .training import trainer

@@ -159,11 +159,12 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     from ..inputs.batches import split
     from ..inputs.calibration import draw
     from ..inputs.data import load_data
+    from ..inputs.dense import dense_network
     from ..inputs.dictionaries import working
     from ..inputs.libraries import stated_by
     from ..inputs.weights import load_weights
     from ..run import scoring
-    from ..run.job import dense_network, read_by, task_of
+    from ..run.task import read_by, task_of
 
     options.set_threads(given["threads"])
     removed = read_plan(plan)

@@ -176,7 +176,7 @@ def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
         return None
     given_ones = {name: value for name, value in told.items() if value is not None}
     if not given_ones and not more:
-        from ..run.job import STANDARD  # by which a run knows that nobody asked for it
+        from ..run.task import STANDARD  # by which a run knows that nobody asked for it
 
         return STANDARD
     return Recipe(**given_ones, **more)

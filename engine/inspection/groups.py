@@ -27,11 +27,11 @@ from ...options import declared
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
+from ..inputs.dense import dense_network
 from ..inputs.dictionaries import working
 from ..inputs.example import example_of
 from ..inputs.libraries import stated_by
 from ..inputs.tokens import check_embeddings
-from ..run.job import dense_network
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
 

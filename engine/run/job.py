@@ -6,59 +6,49 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ...backends import BACKENDS, Backend, find_backend, importance
+from ...backends import Backend, find_backend, importance
 from ...backends.base import check_options
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
-from ...backends.tracing.passes import rejected
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, Candidate, FreePruneError, find
-from ...copies import copied
+from ...common import Batch, Candidate, find
 from ...metrics import METRICS, Metric, Reference, reference
-from ...reading import leaves, main_output
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
-from ..asked.declaration import Hardware, Source
+from ..asked.declaration import Hardware
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
 from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
 from ..asked.targets import Target, resolve
-from ..inputs.adoption import bare, in_float32
+from ..inputs.adoption import in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
+from ..inputs.dense import dense_network, on_cpu
 from ..inputs.devices import device_of
 from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
-from ..inputs.libraries import is_pretrained, stated_by
+from ..inputs.libraries import stated_by
 from ..inputs.memory_format import fastest, on_device
-from ..inputs.models import load_model
 from ..inputs.models import resolve as resolve_callable
-from ..inputs.tokens import check_embeddings
-from ..inputs.weights import load_weights
-from ..randomness import seeded
 from ..store.continuation import FIRST, Earlier
-from ..tasks import TASKS, Case, Task, own_task
-from ..tasks.choice import AUTO, CLASSIFIED, Choice, chosen
+from ..tasks import Task
+from ..tasks.choice import CLASSIFIED, Choice
 from ..user_code import name_of, scored, warn
-
-Finetune = Callable[[nn.Module, Data], nn.Module]
+from .record import record
+from .task import Finetune, check_finetune, check_labels, doubt_of, read_by, task_of, trained_by
 
 HERE = Hardware()
-OWN = "own:"  # before the name of a task that was given as an object, in records
-FEW = 8  # images in the pass that tells which task fits
 
 
 @dataclass(frozen=True)
@@ -175,10 +165,7 @@ def prepare(
     metric = metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     criterion = find(CRITERIA, settings.criterion, "criterion")
-    if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)):
-        raise FreePruneError(
-            f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
-        )
+    check_finetune(finetune)
     runtime = runtime or find_runtime(settings.runtime)
     check_opset(settings.opset)
     check_options(settings.granularity, backend_class.options, settings.layout)
@@ -193,13 +180,12 @@ def prepare(
     drawn = calibration(training, data, settings.calibration_images, settings.seed, folder, None)
     choice = task_of(settings.task, network, drawn)
     batch, finetune = read_by(choice, drawn), trained_by(choice, finetune)
-    task = choice.task
     if not isinstance(model, str):  # a network built from a text registers its hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
     if getattr(metric, "needs_labels", False):
-        _check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
+        check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
     if getattr(criterion, "needs_labels", False):
-        _check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
+        check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
     start = time.perf_counter()
     options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
@@ -208,11 +194,7 @@ def prepare(
     backend: Backend = backend_class(judged, images.inputs, order, **options)
     seconds = time.perf_counter() - start
     output = reference(judged, images)
-    doubt = None
-    if task.labelled:
-        read = output.given if images.labels is None else task.output(output.given, images.labels, training=False)
-        task.check(read, batch.labels, len(data.classes))
-        doubt = None if images.labels is None else task.doubt(read, images.labels)
+    doubt = doubt_of(choice.task, output.given, batch.labels, images.labels, len(data.classes))
     if doubt is not None:
         warn(doubt)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
@@ -220,104 +202,13 @@ def prepare(
     units = np.array([group.units for group in backend.groups], np.int64)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
     fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in backend.dense.items()]
-    config = {
-        "freeprune": version("freeprune"),
-        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
-        "weights": None if weights is None else str(weights),
-        "weights_key": weights_key,
-        "data": data.source,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "image_size": data.image_size,
-        **({} if data.bad_images == Source.bad_images else {"bad_images": data.bad_images}),
-        **{
-            name: list(v) if isinstance(v, tuple) else v
-            for name, v in vars(settings).items()
-            if name not in ("target", "layout")
-        },
-        **dict.fromkeys(name for backend in BACKENDS.values() for name in backend.options),
-        **settings.layout,
-        "metric": metric_name(settings.metric),
-        "task": settings.task if isinstance(settings.task, str) else choice.name,
-        "target": [str(target) for target in settings.target],
-        "groups": [[group.name, group.units] for group in backend.groups],
-        "finetune": finetune.to_json() if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
-        **earlier.to_json(),
-    }
+    config = record(model, weights, weights_key, data, settings, choice, backend, finetune)
+    config |= {"metric": metric_name(settings.metric), **earlier.to_json()}
     return Job(
         given, network, data, training, batch, images, settings, finetune, backend, order,
         Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
         metric, output, config, seconds, choice, runtime, doubt, earlier, hardware,
     )  # fmt: skip
-
-
-STANDARD = Recipe()  # the training that a run has if nothing else is said
-
-
-def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
-    """The task that was asked for, by name, as an object, or as `path/to/file.py:object`; or told by labels and outputs.
-
-    Args:
-        network: the dense one, on the CPU.
-        batch: calibration images with their labels as the data set gives them.
-
-    Raises:
-        FreePruneError: there is no such task, or it does not fit labels and outputs.
-    """
-    output = None
-    with torch.no_grad(), seeded(0):
-        try:
-            output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
-        except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
-            check_embeddings(network, batch.inputs)
-            if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
-                raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
-    case = Case(batch.labels, output, batch.inputs)
-    if not isinstance(asked, str):
-        return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
-    if asked.startswith(OWN):
-        raise FreePruneError(
-            f"the task {asked!r} was given in Python, and cannot be found again by its name; give it as "
-            "`task=path/to/file.py:object`, or give the task itself again"
-        )
-    if ":" in asked:
-        return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
-    return chosen(asked, case)
-
-
-def read_by(choice: Choice, drawn: Batch) -> Batch:
-    """The calibration batch as the task takes its labels and reads outputs; None for labels that are not by row."""
-    task, labels = choice.task, None
-    if task.labelled and drawn.labels is not None:
-        labels = task.as_labels(drawn.labels)
-        found, count = leaves(labels), len(drawn.inputs[0])
-        listed = isinstance(labels, list) and len(labels) == count
-        if not found or listed or any(x.ndim == 0 or len(x) != count for x in found):
-            labels = None
-    return Batch(drawn.inputs, labels, task)
-
-
-def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | Finetune | None:
-    """The fine-tuning that the task allows: none by default where it has no loss.
-
-    Raises:
-        FreePruneError: a recipe was asked for, and the task has no loss.
-    """
-    if choice.task.trains or not isinstance(finetune, Recipe):
-        return finetune
-    if finetune is STANDARD:
-        return None
-    raise FreePruneError(
-        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train "
-        "with a function of your own (`finetune`), or skip training with 0 epochs"
-    )
-
-
-def _check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
-    if batch.labels is None:
-        raise FreePruneError(f"{what} reads labels, and the data have none; use {instead}")
-    if not choice.task.trains:
-        raise FreePruneError(f"{what} reads the loss of labels, and the task {choice.name!r} has none; use {instead}")
 
 
 def metric_of(given: str | Metric) -> Metric:
@@ -346,42 +237,6 @@ def strategy_of(job: Job, name: str, seed: int, points: NDArray[np.float64] | No
     if points is not None:
         return WarmStarted(make, points, (), job.space, seed, planned)
     return warm_started(make, job.space, asked.warm_starts or (), job.backend.profile(job.importance), seed, planned)
-
-
-def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int, weights_key: str | None = None) -> nn.Module:
-    """The network, given or named, without wrappers, in its own types.
-
-    Args:
-        weights: a file of weights, or `pretrained` for those that the library of a named network downloads; None for those
-            that the network has.
-        weights_key: what the weights lie under in their file; None to find them.
-    """
-    if weights_key is not None and (weights is None or is_pretrained(weights)):
-        raise FreePruneError(f"`weights_key={weights_key!r}` was given without a file of `weights`; give both, or neither")
-    if is_pretrained(weights):
-        if not isinstance(model, str):
-            raise FreePruneError(
-                "`weights='pretrained'` was given with a network, which has its weights already; leave it out, or give the "
-                "network by name, such as torchvision:resnet18"
-            )
-        return bare(built(model, seed, pretrained=True))
-    if weights is None:
-        return bare(built(model, seed) if isinstance(model, str) else model)
-    empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
-    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights, weights_key))
-
-
-def built(spec: str, seed: int, *, pretrained: bool = False) -> nn.Module:
-    """A network built by name; the seed decides its initial weights where they are not the pretrained ones."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return load_model(spec, pretrained=pretrained)
-
-
-def on_cpu(network: nn.Module) -> nn.Module:
-    """The network on the CPU; itself if it is there already."""
-    there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
-    return network if there else copied(network).cpu()
 
 
 def single(costs: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:

@@ -22,9 +22,10 @@ from ..asked.settings import Options as SearchedOptions
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import Finetune, Job, strategy_of
+from ..run.job import Job, strategy_of
 from ..run.loop import ScoreAll, search
 from ..run.recovery import made_good
+from ..run.task import Finetune
 from ..store import run_folder as files
 from ..store.documents import Interval, finite
 from ..store.ledger import Ledger, curve

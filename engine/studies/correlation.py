@@ -34,8 +34,9 @@ from ..inputs.batches import split
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import write_report
-from ..run.job import Finetune, Job, metric_name, metric_of
+from ..run.job import Job, metric_name, metric_of
 from ..run.recovery import made_good
+from ..run.task import Finetune
 from ..store import run_folder as files
 from ..store.documents import Interval, finite
 from ..store.records import Records

@@ -16,7 +16,8 @@ from ..asked.settings import Settings
 from ..delivery.rehearsal import rehearse
 from ..inputs.calibration import keep
 from ..progress import Progress
-from ..run.job import Finetune, Job, prepare
+from ..run.job import Job, prepare
+from ..run.task import Finetune
 from ..store import run_folder as files
 from ..workers.base import Placement
 from ..workers.pool import check

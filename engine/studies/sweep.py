@@ -22,8 +22,9 @@ from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import STANDARD, Finetune, Job, prepare, single, strategy_of
+from ..run.job import Job, prepare, single, strategy_of
 from ..run.loop import ScoreAll, search
+from ..run.task import STANDARD, Finetune
 from ..store import run_folder as files
 from ..store.documents import finite
 from ..store.ledger import Ledger, Trial

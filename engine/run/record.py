@@ -1,0 +1,45 @@
+"""What a run was asked, as `config.json` holds it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...backends import BACKENDS, Backend
+from ..asked.declaration import Source
+from ..asked.recipe import Recipe
+from ..asked.settings import Settings
+from ..inputs.batches import Data
+from ..tasks.choice import Choice
+from ..user_code import name_of
+from .task import Finetune
+
+
+def record(
+    model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Data, settings: Settings,
+    choice: Choice, backend: Backend, finetune: Recipe | Finetune | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Enough to ask the same again."""
+    asked = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(settings).items()}
+    del asked["target"], asked["layout"]
+    return {
+        "freeprune": version("freeprune"),
+        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "weights": None if weights is None else str(weights),
+        "weights_key": weights_key,
+        "data": data.source,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "image_size": data.image_size,
+        **({} if data.bad_images == Source.bad_images else {"bad_images": data.bad_images}),
+        **asked,
+        **dict.fromkeys(name for each in BACKENDS.values() for name in each.options),
+        **settings.layout,
+        "task": settings.task if isinstance(settings.task, str) else choice.name,
+        "target": [str(target) for target in settings.target],
+        "groups": [[group.name, group.units] for group in backend.groups],
+        "finetune": finetune.to_json() if isinstance(finetune, Recipe) else None if finetune is None else name_of(finetune),
+    }

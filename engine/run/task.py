@@ -1,0 +1,121 @@
+"""What a run is for, and what follows from it: labels, training, doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...backends.tracing.passes import rejected
+from ...common import Batch, FreePruneError
+from ...copies import copied
+from ...reading import leaves, main_output
+from ..asked.recipe import Recipe
+from ..inputs.batches import Data
+from ..inputs.models import resolve as resolve_callable
+from ..inputs.tokens import check_embeddings
+from ..randomness import seeded
+from ..tasks import TASKS, Case, Task, own_task
+from ..tasks.choice import AUTO, Choice, chosen
+
+Finetune = Callable[[nn.Module, Data], nn.Module]
+
+OWN = "own:"  # before the name of a task that was given as an object, in records
+FEW = 8  # images in the pass that tells which task fits
+STANDARD = Recipe()  # the training that a run has if nothing else is said
+
+
+def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
+    """The task that was asked for, by name, as an object, or as `path/to/file.py:object`; or told by labels and outputs.
+
+    Args:
+        network: the dense one, on the CPU.
+        batch: calibration images with their labels as the data set gives them.
+
+    Raises:
+        FreePruneError: there is no such task, or it does not fit labels and outputs.
+    """
+    output = None
+    with torch.no_grad(), seeded(0):
+        try:
+            output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
+        except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
+            check_embeddings(network, batch.inputs)
+            if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
+                raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
+    case = Case(batch.labels, output, batch.inputs)
+    if not isinstance(asked, str):
+        return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
+    if asked.startswith(OWN):
+        raise FreePruneError(
+            f"the task {asked!r} was given in Python, and cannot be found again by its name; give it as "
+            "`task=path/to/file.py:object`, or give the task itself again"
+        )
+    if ":" in asked:
+        return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
+    return chosen(asked, case)
+
+
+def read_by(choice: Choice, drawn: Batch) -> Batch:
+    """The calibration batch as the task takes its labels and reads outputs; None for labels that are not by row."""
+    task, labels = choice.task, None
+    if task.labelled and drawn.labels is not None:
+        labels = task.as_labels(drawn.labels)
+        found, count = leaves(labels), len(drawn.inputs[0])
+        listed = isinstance(labels, list) and len(labels) == count
+        if not found or listed or any(x.ndim == 0 or len(x) != count for x in found):
+            labels = None
+    return Batch(drawn.inputs, labels, task)
+
+
+def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | Finetune | None:
+    """The fine-tuning that the task allows: none by default where it has no loss.
+
+    Raises:
+        FreePruneError: a recipe was asked for, and the task has no loss.
+    """
+    if choice.task.trains or not isinstance(finetune, Recipe):
+        return finetune
+    if finetune is STANDARD:
+        return None
+    raise FreePruneError(
+        f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train "
+        "with a function of your own (`finetune`), or skip training with 0 epochs"
+    )
+
+
+def check_finetune(finetune: Any) -> None:
+    """Raises FreePruneError if this is no way to fine-tune."""
+    if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)):
+        raise FreePruneError(
+            f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
+        )
+
+
+def check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
+    """Raises FreePruneError if what reads the loss of labels has none to read."""
+    if batch.labels is None:
+        raise FreePruneError(f"{what} reads labels, and the data have none; use {instead}")
+    if not choice.task.trains:
+        raise FreePruneError(f"{what} reads the loss of labels, and the task {choice.name!r} has none; use {instead}")
+
+
+def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> str | None:
+    """Why the dense network may not have been trained on these data; None if nothing suggests so.
+
+    Args:
+        given: its outputs on the calibration batch.
+        labels: of the batch, as the task takes them.
+        scored: the same on the device of the outputs; None where the task cannot take them by row.
+        classes: of the data.
+
+    Raises:
+        FreePruneError: outputs and labels do not fit the task.
+    """
+    if not task.labelled:
+        return None
+    read = given if scored is None else task.output(given, scored, training=False)
+    task.check(read, labels, classes)
+    return None if scored is None else task.doubt(read, scored)
