@@ -55,7 +55,7 @@ class Evolution:
     SPREAD = 0.2  # their standard deviation around 0.5
     PARENTS = 6  # blending several parents averages out the noise of mutations
     TOURNAMENT = 3
-    VERSIONS = 20  # of a child, in each of the rounds
+    VERSIONS = 10  # of a child, in each of the rounds
     ROUNDS = 3  # of mutation and choice by the model; the next mutates what the last has chosen
     GENES = 4.0  # mutated in a version, on average
     STEP = 0.2  # standard deviation of the first mutations
@@ -79,6 +79,7 @@ class Evolution:
         self._points: list[Genes] = []  # what the model knows, and the scores
         self._scores: list[float] = []
         self._tried: set[bytes] = set()  # kept units
+        self._chosen: dict[bytes, NDArray[np.int64]] = {}  # of the points that the model chose, until their scores are told
         self._toolbox = base.Toolbox()
         self._toolbox.register("select", tools.selTournament, k=self.PARENTS, tournsize=self.TOURNAMENT)
         self._toolbox.register("mate", tools.cxBlend, alpha=0.0)
@@ -113,7 +114,7 @@ class Evolution:
                 individuals.append(Individual(genes.tolist()))
                 individuals[-1].fitness.values = (float(score),)
         self._survive(individuals, len(scores))
-        self.observe(self._space.project(rates), scores)
+        self.observe(self._projected(rates), scores)
         population = self._population()
         self._logbook.record(told=self._told, **(self._statistics.compile(population) if population else {}))
 
@@ -121,6 +122,15 @@ class Evolution:
         self._points += list(self._space.proposal(kept))
         self._scores += scores.tolist()
         self._tried |= {row.tobytes() for row in kept}
+
+    def _projected(self, rates: Genes) -> NDArray[np.int64]:
+        """Kept units `(P, L)` of points, most of which were projected when they were chosen."""
+        kept = [self._chosen.pop(row.tobytes(), None) for row in rates]
+        new = [place for place, row in enumerate(kept) if row is None]
+        if new:
+            for place, row in zip(new, self._space.project(rates[new]), strict=True):
+                kept[place] = row
+        return np.array(kept)
 
     def _population(self) -> Sequence[Individual]:
         """The individuals that may become parents."""
@@ -143,6 +153,7 @@ class Evolution:
         """Children `(n, L)`: of many versions of each the one that the model likes best."""
         if n == 0:
             return np.zeros((0, self._space.size))
+        self._chosen.clear()
         model = Surrogate(np.array(self._points), np.array(self._scores))
         step = max(self._first_step() * 0.5 ** (self.HALVINGS * self._told / self._trials), self.SMALLEST_STEP)
         children = self._centred(np.array([self._blended(population) for _ in range(n)]))
@@ -163,6 +174,7 @@ class Evolution:
             chosen = next((i for i in best_first if own[i].tobytes() not in tried), best_first[0])
             tried.add(own[chosen].tobytes())
             liked.append(versions[number, chosen])
+            self._chosen[liked[-1].tobytes()] = own[chosen]
         return np.array(liked)
 
     def _blended(self, population: Sequence[Individual]) -> Individual:
