@@ -115,11 +115,11 @@ def one_trace(monkeypatch):
     """Every network is traced for ONNX once and for all, also in processes that are forked later: it takes most of a run."""
     real = export._traced
 
-    def traced(network, inputs, names, opset, *, dynamic):
+    def traced(network, inputs, names, opset, axes):
         state = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
-        if (state, dynamic) not in TRACED:
-            TRACED[state, dynamic] = real(network, inputs, names, opset, dynamic=dynamic).SerializeToString()
-        return onnx.load_model_from_string(TRACED[state, dynamic])
+        if (state, str(axes)) not in TRACED:
+            TRACED[state, str(axes)] = real(network, inputs, names, opset, axes).SerializeToString()
+        return onnx.load_model_from_string(TRACED[state, str(axes)])
 
     monkeypatch.setattr(export, "_traced", traced)
 

@@ -431,10 +431,10 @@ def test_a_network_that_views_feature_maps_trains_too(dataset):
     """`view` raises on a channels_last feature map of more than one pixel."""
     network = Wrap(lambda network, images: network(torch.relu(images + 0).view(len(images), -1).view_as(images)))
     formats = []
-    plain = Wrap(lambda network, images: formats.append(images.stride(1)) or network(images))
+    plain = Wrap(lambda network, images: formats.append((len(images), images.stride(1))) or network(images))
     assert accuracy(train(network, dataset, SHORT, seed=0), dataset) >= 0
     accuracy(train(plain, dataset, SHORT, seed=0), dataset)
-    assert formats == [1] * len(formats)
+    assert {stride for count, stride in formats if count > measuring.FEW} == {1}
 
 
 def test_tuples_of_inputs_and_a_collate_function_of_the_users_own(dataset):
