@@ -30,7 +30,8 @@ CORRECTIONS = 3  # of the limit, at most
 MARGIN = 0.99  # a network right at the target would miss it every second time
 USED = 0.97  # of the target: with less, the limit is loosened
 BEST = 20  # trials that are projected again under a corrected limit
-FURTHER = 40  # trials under a corrected limit
+FURTHER = 40  # trials under a corrected limit, at most
+SHARE = 1 / 4  # of the trials before; no more than these
 ROUNDS = 3  # rounds of timing a result, so that a busy moment of the machine does not decide; the model needs only one
 
 
@@ -196,7 +197,7 @@ def _searched_again(space: Space, before: Found, trials: Sequence[Trial], score_
     ranked = sorted((trial for trial in trials if trial.projected), key=lambda trial: -trial.score)
     proposals = np.unique(np.array([np.zeros(space.size), *(trial.proposal for trial in ranked[:BEST])]), axis=0)
     found: dict[bytes, float] = {}
-    left = FURTHER if trials else 0  # without a search equal rates were asked for
+    left = min(FURTHER, int(SHARE * len(trials)))
     while True:
         rows = space.project(proposals)
         new = {row.tobytes(): row for row in rows if row.tobytes() not in found}

@@ -22,7 +22,7 @@ THOROUGH = os.environ.get("HYPOTHESIS") == "thorough"
 # The same networks in every run of the normal suite, and no shrinking: the thorough profile finds others and smaller ones.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if THOROUGH else [])]
 FUZZED = settings(
-    max_examples=2000 if THOROUGH else 60, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES, database=None,
+    max_examples=2000 if THOROUGH else 40, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES, database=None,
     derandomize=not THOROUGH,
 )  # fmt: skip
 

@@ -130,13 +130,13 @@ def test_under_another_limit_the_search_goes_on_from_what_is_known():
         scored.extend(rows)
         return ((i, (-float(sensitivity @ (1 - row / 40) ** 2), 0.0)) for i, row in enumerate(rows))
 
-    proposals = np.random.default_rng(0).random((40, 12))
+    proposals = np.random.default_rng(0).random((4 * FURTHER, 12))
     kept = wide.project(proposals)
     scores = [score for _, (score, _) in score_all(kept)]
     trials = [Trial(*each, {}, 0.0, True, 0.0, 0.0) for each in zip(proposals, kept, scores, strict=True)]
     projected = max(score for _, (score, _) in score_all(narrow.project(proposals)))
     scored.clear()
-    found = _searched_again(narrow, Found(kept[0], scores[0], 0.0, 40, 0.0, 0.0, []), trials, score_all, 0)
+    found = _searched_again(narrow, Found(kept[0], scores[0], 0.0, len(kept), 0.0, 0.0, []), trials, score_all, 0)
     assert len(scored) <= BEST + 1 + FURTHER
     assert found.kept.sum() == 240
     assert found.score == -float(sensitivity @ (1 - found.kept / 40) ** 2)
