@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ...common import FreePruneError, given_names, write_atomically
 from ...copies import copied
 from ...reading import children, leaves
 from ..difference import relative_difference
+from ..surgery.gone import with_zeros
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
 from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
@@ -83,6 +85,30 @@ def export_onnx(
     check_opset(opset)
     network = copied(network).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
+    written = None
+    if (zeros := with_zeros(network)) is not None:
+        with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
+            written = _written(zeros, inputs, opset, runtime)
+    if written is None or not written.dynamic_batch:
+        written = _written(network, inputs, opset, runtime)
+    model = written.model
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+    content = model.SerializeToString(deterministic=True)
+    write_atomically(path, content)
+    return Exported(path, len(content), written.dynamic_batch, written.dynamic_length, written.notes)
+
+
+class _Written(NamedTuple):
+    """A ModelProto that computes what the network does, and what it takes."""
+
+    model: Any
+    dynamic_batch: bool
+    dynamic_length: bool
+    notes: tuple[str, ...]
+
+
+def _written(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime) -> _Written:
     names = _named_outputs(network, inputs)
     axes = [{0: "batch"} for _ in inputs]
     lengths, notes = sequences(network, inputs), list[str]()
@@ -104,11 +130,7 @@ def export_onnx(
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
-    content = model.SerializeToString(deterministic=True)
-    write_atomically(path, content)
-    return Exported(path, len(content), dynamic, dynamic_length, tuple(notes))
+    return _Written(model, dynamic, dynamic_length, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -233,6 +255,8 @@ def _traced(
             program = exported()
         model = program.model_proto
         strip(model)
+        if axes is None:
+            _fix_sizes(model, inputs)
         onnx.checker.check_model(model, full_check=True)
     written = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     if opset not in (None, written):  # the exporter keeps its own version where the conversion fails
@@ -240,6 +264,13 @@ def _traced(
             f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {written}"
         )
     return model
+
+
+def _fix_sizes(model: Any, inputs: tuple[Tensor, ...]) -> None:
+    """State the sizes of the inputs, which the exporter may name as if they were free."""
+    for given, x in zip(model.graph.input, inputs, strict=True):
+        for dim, size in zip(given.type.tensor_type.shape.dim, x.shape, strict=True):
+            dim.dim_value = size
 
 
 def _attention_written_out(network: nn.Module) -> bool:

@@ -88,6 +88,31 @@ class Gone(nn.Module):
         return f"results={self.results}" if self.results else ""
 
 
+class Zero(nn.Module):
+    """`Gone` for exporters, which follow tensors alone: a zero without dimensions, to which any tensor can be added."""
+
+    def __init__(self, results: int) -> None:
+        super().__init__()
+        self.results = results
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        zero = torch.zeros(())
+        return (zero, *[None] * (self.results - 1)) if self.results else zero
+
+
+def with_zeros(network: nn.Module) -> nn.Module | None:
+    """A copy with `Zero` in place of every module that is `Gone`; None where there is none."""
+    gone = {name: module for name, module in network.named_modules() if name and isinstance(module, Gone)}
+    outermost = {name: module for name, module in gone.items() if name.rpartition(".")[0] not in gone}
+    if not outermost:
+        return None
+    network = copied(network)
+    for name, module in outermost.items():
+        parent, _, key = name.rpartition(".")
+        network.get_submodule(parent)._modules[key] = Zero(module.results)
+    return network
+
+
 def without(network: nn.Module, gone: Mapping[str, int]) -> nn.Module:
     """A copy with `Gone` in place of these modules; parameters that are named are None.
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
-from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.export import _fix_sizes, export_onnx
+from freeprune.backends.surgery.gone import Gone
 from freeprune.common import FreePruneError
 from freeprune.reading import leaves
 
@@ -299,3 +300,36 @@ def test_a_network_of_one_length_keeps_it(tmp_path):
     assert exported.dynamic_batch
     assert not exported.dynamic_length
     assert not exported.warnings  # it takes no other itself
+
+
+class Counting(nn.Module):
+    """Asks for the number of images by `len`, which the exporter follows through plain tensors only."""
+
+    def __init__(self, gone):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.branch, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        if gone:
+            self.branch = Gone(self.branch)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        return self.head(x + self.branch(x))[:, 0]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_without_a_branch_the_file_takes_any_batch_all_the_same(gone, tmp_path):
+    network, x = Counting(gone).eval(), torch.randn(8, 4, 6)
+    exported = export_onnx(network, (x,), tmp_path / "model.onnx", {})
+    assert (exported.dynamic_batch, exported.warnings) == (True, ())
+    more = torch.randn(11, 4, 6)
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(ONNX_RUNTIME.outputs(exported.path, (more,))[0]), network(more), atol=1e-5)
+
+
+def test_a_file_for_one_batch_size_says_so_in_its_inputs():
+    """So that more rows are run in parts. The exporter may leave a name there, as if any size would do."""
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["s34", 4, 6])
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "one", [given], []))
+    _fix_sizes(model, (torch.zeros(8, 4, 6),))
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [8, 4, 6]
