@@ -55,7 +55,7 @@ class Evolution:
     SPREAD = 0.2  # their standard deviation around 0.5
     PARENTS = 6  # blending several parents averages out the noise of mutations
     TOURNAMENT = 3
-    VERSIONS = 10  # of a child, in each of the rounds
+    VERSIONS = 20  # of a child, in each of the rounds
     ROUNDS = 3  # of mutation and choice by the model; the next mutates what the last has chosen
     GENES = 4.0  # mutated in a version, on average
     STEP = 0.2  # standard deviation of the first mutations
