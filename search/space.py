@@ -148,7 +148,8 @@ class Space:
         """Kept units `(L,)` of the largest network that meets the targets and keeps the same share of every group.
 
         The shares are those that leave whole units of the smallest group, so that layers of one kind stay alike, and the heads
-        of a stream go with its width. Nothing is given back after it, so that a target is met, but not exactly.
+        of a stream go with its width. Nothing is given back after it, so that a target is met, but not exactly. If no share
+        meets the targets, as where branches must go, `uniform`.
         """
         widths = ~self.switches & (self.minimum < self.units)
         smallest = int(self.units[widths].min(initial=max(int(self.units.max(initial=1)), 1)))

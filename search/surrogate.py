@@ -29,8 +29,7 @@ class Surrogate:
 
     def __init__(self, points: Values, scores: Values) -> None:
         finite = np.isfinite(scores)
-        worst = float(scores[finite].min(initial=0.0))
-        scores = np.where(finite, scores, worst)
+        scores = np.where(finite, scores, scores[finite].min() if finite.any() else 0.0)
         best = np.argsort(-scores, kind="stable")[: self.MOST]
         self._centre = points[best[0]]
         self._points = points[best] - self._centre

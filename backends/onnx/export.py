@@ -109,6 +109,11 @@ class _Written(NamedTuple):
 
 
 def _written(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime) -> _Written:
+    """The ModelProto of a network, a copy that may be changed: for any batch and length where that can be had.
+
+    Raises:
+        FreePruneError: it cannot be exported, or the export differs from it.
+    """
     names = _named_outputs(network, inputs)
     axes = [{0: "batch"} for _ in inputs]
     lengths, notes = sequences(network, inputs), list[str]()

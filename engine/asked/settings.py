@@ -108,7 +108,10 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     unknown = next((name for name in layout if name not in known), None)
     if unknown is not None and not plugins("granularity"):  # a plug-in granularity checks its own options
         raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
-    return Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
+    made = Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
+    if made.even and made.trials not in (0, Settings.trials):
+        raise FreePruneError(f"`trials` is {made.trials} beside `even=True`, which makes no search; leave out one of the two")
+    return made
 
 
 def _several(value: Any, option: Option) -> Any:

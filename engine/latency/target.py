@@ -143,7 +143,10 @@ class Latency:
             except FreePruneError:  # even the smallest network is predicted to take longer
                 break
             self._progress("latency", len(measured), CORRECTIONS, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
-            candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
+            if self._job.settings.even:
+                candidate = _scored(space.even(), candidate, score_all)
+            else:
+                candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
             if any((candidate.kept == before.kept).all() for _, before, _ in measured):
                 break
             measured.append((self._over(candidate.kept), candidate, limit))
@@ -184,6 +187,12 @@ def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, floa
     pruned, dense = min(report["measured_ms"], ms["pruned"]), min(report["dense_ms"], ms["dense"])
     limit = target.resolve(dense)
     return {**report, "target_ms": limit, "measured_ms": pruned, "dense_ms": dense, "met": pruned <= limit}
+
+
+def _scored(kept: NDArray[np.int64], before: Found, score_all: ScoreAll) -> Found:
+    """What was found before, with another network and its score."""
+    ((_, (score, _)),) = score_all([kept])
+    return replace(before, kept=kept, score=-math.inf if math.isnan(score) else score)
 
 
 def _searched_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll, seed: int) -> Found:

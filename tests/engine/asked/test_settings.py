@@ -36,3 +36,10 @@ def test_a_single_text_stands_for_a_list_of_one_and_none_for_nothing_given():
 def test_what_no_setting_takes_belongs_to_the_granularity():
     asked = settings({"nonzero": 0.5}, {"granularity": "nm", "nm": "1:4", "block": None})
     assert asked.layout == {"nm": "1:4"}
+
+
+def test_even_shares_are_no_search():
+    assert settings({"macs": 0.5}, {}, even=True).even
+    assert settings({"macs": 0.5}, {}, even=True, trials=0).even
+    with pytest.raises(FreePruneError, match=r"^`trials` is 20 beside `even=True`, which makes no search; leave out one of "):
+        settings({"macs": 0.5}, {}, even=True, trials=20)

@@ -163,6 +163,15 @@ def test_without_trials_equal_rates_are_tightened(clock, tmp_path):
     assert prune(tmp_path / "out", trials=0).summary["latency"]["met"]
 
 
+def test_even_shares_stay_even_under_a_corrected_limit(clock, tmp_path):
+    clock.disturb = lambda ms: 1.15 * ms
+    result = prune(tmp_path / "out", "latency=65%", trials=0, even=True)
+    assert result.summary["latency"]["met"]
+    assert result.summary["latency"]["tightened"] >= 1
+    first, second = kept_units(result)
+    assert second == -(-UNITS[1] * first // UNITS[0])
+
+
 class Killed(BaseException):
     """As sudden as a signal."""
 
