@@ -39,7 +39,6 @@ from freeprune.backends.onnx.runtime import first_rows
 from freeprune.common import write_atomically
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data
-from freeprune.engine.inputs.calibration import recalibrated
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
@@ -82,9 +81,12 @@ def cells() -> Iterator[Cell]:
 class Bench:
     """The data, and for a network its groups and the clock; made once a process."""
 
-    def __init__(self, data: Path, weights: Path, images: int = IMAGES, trials: int | None = None) -> None:
+    def __init__(
+        self, data: Path, weights: Path, images: int = IMAGES, trials: int | None = None, precision: str = "bf16-mixed"
+    ) -> None:
         self.data: Data = replace(load_data(f"imagefolder:{data}"), source="CIFAR-10 as JPEG")
-        self.weights, self.images = weights.resolve(), images
+        self.weights = weights.resolve()
+        self.recipe = freeprune.Recipe(images=images, precision=precision)
         self.searched = {} if trials is None else {"trials": trials}
         self._jobs: dict[tuple[str, int, int], Job] = {}
         self._clocks: dict[str, Clock] = {}
@@ -235,7 +237,7 @@ def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str,
     else:
         found = at_latency(bench, cell, seeds)
     about = {
-        "network": cell.network, "share": cell.share, "method": cell.method, "finetune_images": bench.images,
+        "network": cell.network, "share": cell.share, "method": cell.method, "finetune_images": bench.recipe.images,
         "seconds": (time.perf_counter() - start) / len(seeds), "machine": machine(),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("freeprune", "torch", "onnxruntime")}},
     }  # fmt: skip
@@ -249,24 +251,20 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
-def recipe(bench: Bench) -> freeprune.Recipe:
-    return freeprune.Recipe(images=bench.images, precision="bf16-mixed")
-
-
 def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
     """One run, by what users call."""
     spec, file = NETWORKS[cell.network]
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             spec, bench.data, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"], out=Path(folder) / "run",
-            seed=seed, calibration_images=CALIBRATION, finetune=recipe(bench), progress=False,
+            seed=seed, calibration_images=CALIBRATION, finetune=bench.recipe, progress=False,
             **bench.searched, **SEARCHED[cell.method],
         )  # fmt: skip
         summary = result.summary.to_json()
         share = bench.clock(cell.network).share(result.network, 3)
     names = ("accuracy", "score", "trials", "threads", "latency_target", "latency")
     return {
-        "accuracy": summary["accuracy"]["finetuned"], "latency_share": share,
+        "accuracy": summary["accuracy"]["finetuned"], "recovered": summary["accuracy"]["recovered"], "latency_share": share,
         "kept": {g["name"]: g["kept"] for g in summary["groups"]},
         "summary": {name: summary[name] for name in names if name in summary}, "parts": summary["seconds"],
     }  # fmt: skip
@@ -286,24 +284,16 @@ def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, di
             break
         low, high = (middle, high) if share > cell.share else (low, middle)
     assert best is not None
-    share, t, pruned = best
+    _, t, pruned = best
     found = {}
     for seed in seeds:
         job = bench.job(cell.network, seed)
-        plain = recalibrated(pruned.network, job.batch)
         good = made_good(job, apply(job.network, pruned.plan), pruned.plan)[1]
-        training = replace(recipe(bench), augment=bench.data.augment)
-        results = {}
-        for what, start in (("plain", plain), ("recovered", good)):
-            tuned = train(start, job.train, training, seed=seed)
-            results[what] = {
-                "before": accuracy(start, bench.data.test), "finetuned": accuracy(tuned, bench.data.test),
-                "latency_share": clock.share(tuned, 3) if what == "recovered" else share,
-            }  # fmt: skip
+        tuned = train(good, job.train, replace(bench.recipe, augment=bench.data.augment), seed=seed)
         found[seed] = {
-            "accuracy": max(one["finetuned"] for one in results.values()),
-            "latency_share": results["recovered"]["latency_share"],
-            "kept": dict(zip([g.name for g in job.backend.groups], pruned.kept.tolist(), strict=True)), "at": t, **results,
+            "accuracy": accuracy(tuned, bench.data.test), "recovered": accuracy(good, bench.data.test),
+            "latency_share": clock.share(tuned, 3), "at": t,
+            "kept": dict(zip([g.name for g in job.backend.groups], pruned.kept.tolist(), strict=True)),
         }  # fmt: skip
     return found
 
@@ -314,9 +304,10 @@ def main() -> None:
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="cells by name, without the seed")
+    parser.add_argument("--precision", default="bf16-mixed", help="of fine-tuning; 32-true on a CPU without AMX")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(options.data, options.weights)
+    bench = Bench(options.data, options.weights, precision=options.precision)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for cell in cells():
         missing = tuple(s for s in range(options.seeds) if not (RESULTS / f"{cell.name(s)}.json").exists())
