@@ -9,21 +9,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
 from ...layouts import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
-from ..cost import Size, SumOfProducts, Term
-from ..coupling.branches import Branch, branches, removed
+from ..coupling.branches import branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
 from ..coupling.repair import settle
@@ -33,16 +32,10 @@ from ..surgery.gone import Gone, without
 from ..surgery.sizes import assignments
 from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
-from ..tracing.labels import Layer
 from ..tracing.passes import trace, trace_example
-from ..tracing.record import Product, Trace
-from ..tracing.weights import Layout, sort_out
-
-# The channels in a unit by the width of a group: from so many channels on, this many. Runtimes for CPUs keep channels in
-# blocks of 16 (of 8 without AVX-512): a layer with 20 outputs takes what one with 32 does. Where there are few blocks, steps
-# within one are worth something as inputs of the next layer, down to the 4 below which the fast layout is left
-# (`docs/latency.md`).
-AUTO = ((64, 16), (32, 8), (16, 4))
+from ..tracing.record import Trace
+from .sizes import Sizes
+from .widths import unit_widths
 
 
 class Channel:
@@ -54,7 +47,7 @@ class Channel:
         importance: orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
         round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
-            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at (`AUTO`),
+            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at,
             which is what a run asks for unless it is told something else.
         min_width: the fewest channels that stay of a group, if it has as many.
         depth: whether residual branches may go as a whole. Each is one more group, after those of channels, of a single unit
@@ -96,10 +89,8 @@ class Channel:
         self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
         self.options["min_width"].check(min_width)
-        steps = _steps(round_to)
-        parameters = dict(network.named_parameters())
-        found = [steps[_kind(group, parameters)] or self._fast(group, span) for group in self._coupling.groups]
-        self._steps = np.array([*found, *(1 for _ in self.branches)], np.int64)
+        steps = unit_widths(self._coupling.groups, dict(self._traced.named_parameters()), round_to, span)
+        self._steps = np.array([*steps, *(1 for _ in self.branches)], np.int64)
         self._widths = np.array([*np.diff(self._coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
         self._order = self._ordered(importance)
@@ -110,7 +101,7 @@ class Channel:
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
-        self._costs = self._cost_model(dense)
+        self.sizes = Sizes(self._traced, self._inputs, dense, self._coupling, self.branches)
 
     @property
     def split(self) -> int:
@@ -128,13 +119,6 @@ class Channel:
     @property
     def channel(self) -> Channel:
         return self
-
-    def _fast(self, group: ClassGroup, span: int) -> int:
-        """The number of channels in a unit by `AUTO`; fewer where one takes several coordinates along, as a head does."""
-        parameters = dict(self._traced.named_parameters())  # a group has one at least, though a buffer may come first
-        channels = next(parameters[name].shape[dim] for name, dim in group.members if name in parameters)
-        step = next((step for least, step in AUTO if channels >= least), 1)
-        return math.lcm(span, max(1, step * group.roots.size // channels))
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
         groups = zip(self._coupling.groups, self._steps, strict=False)
@@ -206,104 +190,12 @@ class Channel:
         groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
         return [start + np.argsort(-total, kind="stable") for start, total in groups]
 
-    def _cost_model(self, dense: Trace) -> dict[str, SumOfProducts]:
-        groups = len(self.groups)
-        at_work, computed = sort_out(dense.products)
-        own = {*at_work, *(name for _, weight in computed.values() for name in weight.factors)}
-        weights = [term for name, term in self._terms.items() if name in own]  # with the branches that they lie in
-        for name, (product, weight) in computed.items():
-            if name == weight.name and name not in own:
-                there = self._there(name, product.module)
-                weights.append((weight.constant, [*(self._counts(product.dims[d]) for d in weight.dims), *there]))
-        lying = [self._lying_in(branch, dense) for branch in self.branches]
-        products = []
-        for number, product in enumerate(dense.products):
-            there = self._switched(index for index, inside in enumerate(lying) if number in inside)
-            products.append((product.constant, [*(self._counts(ids) for ids in product.dims), *there]))
-        return {
-            "macs": SumOfProducts(products, groups),
-            "params": SumOfProducts(list(self._terms.values()), groups),
-            "nonzero": SumOfProducts(weights, groups),
-        }
-
-    def _counts(self, ids: Layer) -> Size:
-        """As `Coupling.counts`, over all groups."""
-        always, per_unit = self._coupling.counts(ids)
-        return always, np.append(per_unit, np.zeros(len(self.branches), np.int64))
-
-    def _there(self, parameter: str, module: str = "") -> list[Size]:
-        """For each branch that a parameter or module lies in, a size of 1 while the branch is there."""
-        return self._switched(index for index, branch in enumerate(self.branches) if branch.holds(parameter, module))
-
-    def _switched(self, holding: Iterable[int]) -> list[Size]:
-        """For each of these branches a size of 1 while it is there."""
-        return [(0, np.eye(1, len(self._steps), self.split + index, np.int64)[0]) for index in holding]
-
-    def _lying_in(self, branch: Branch, dense: Trace) -> set[int]:
-        """The products of a trace that go with a branch, by number.
-
-        Code between the modules of a branch may multiply as well, as attention by hand does. Whether that lies in the branch,
-        only a trace without the branch tells: its products are the dense ones in the same order, without some.
-        """
-        inside = {
-            number
-            for number, product in enumerate(dense.products)
-            if branch.holds(product.weight.name if product.weight is not None else "", product.module)
-        }
-        around = {module.rpartition(".")[0] for module in branch.modules}
-        if all(product.weight is not None or product.module not in around for product in dense.products):
-            return inside
-        left = iter(trace(without(self._traced, branch.removed), self._inputs).products)
-        following, found = next(left, None), set()
-        for number, product in enumerate(dense.products):
-            if following is not None and _alike(product, following):
-                following = next(left, None)
-            else:
-                found.add(number)
-        return found
-
     def there(self, kept: Counts) -> dict[str, NDArray[np.bool_]]:
         """For each parameter in a branch whether it is there `(P,)`, for `kept` `(P, L)` units of each group."""
         found: dict[str, NDArray[np.bool_]] = {}
         for index, branch in enumerate(self.branches):
             for name in branch.parameters:
                 found[name] = found.get(name, True) & (kept[:, self.split + index] > 0)
-        return found
-
-    @cached_property
-    def _sizes(self) -> dict[str, dict[int, Size]]:
-        """The size of each traced dimension of every parameter."""
-        leaves: dict[str, dict[int, Size]] = {}
-        for leaf in self._coupling.trace.leaves:
-            ids = np.arange(leaf.start, leaf.start + leaf.size)
-            leaves.setdefault(leaf.name, {})[leaf.dim] = self._counts(ids)
-        return leaves
-
-    @cached_property
-    def _terms(self) -> dict[str, Term]:
-        """The number of entries of each parameter, as a term of a cost."""
-        terms: dict[str, Term] = {}
-        for name, parameter in self._traced.named_parameters():
-            dims = self._sizes.get(name, {})
-            terms[name] = (
-                math.prod([n for d, n in enumerate(parameter.shape) if d not in dims]),
-                [*dims.values(), *self._there(name)],
-            )
-        return terms
-
-    def entries(self, names: Iterable[str]) -> SumOfProducts:
-        """The number of entries of these weights, one term each, as a function of the kept channels."""
-        return SumOfProducts([self._terms[name] for name in names], len(self.groups))
-
-    def times(self, layouts: Iterable[Layout]) -> list[SumOfProducts]:
-        """For each weight the multiplications of an entry per image, as a function of the kept channels."""
-        found = []
-        for layout in layouts:
-            terms = []
-            for product, weight in layout.uses:
-                others = [ids for d, ids in enumerate(product.dims) if d not in weight.dims]
-                terms.append((product.constant // weight.constant, [self._counts(ids) for ids in others]))
-            found.append(SumOfProducts(terms, len(self.groups)))
         return found
 
     @property
@@ -318,23 +210,11 @@ class Channel:
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         channels = self.channels(kept)
-        return {name: cost(channels) for name, cost in self._costs.items()}
+        return {name: cost(channels) for name, cost in self.sizes.costs.items()}
 
     def shapes(self, kept: Counts) -> dict[str, Counts]:
         """The shape `(P, dims)` of each convolution and linear weight for `kept` `(P, L)` units of each group."""
-        channels = self.channels(kept)
-        known: dict[tuple[int, bytes], Counts] = {}  # a network has few distinct sizes
-        found = {}
-        for name in sorted({p.parameter for p in self._coupling.trace.products if p.parameter is not None}):
-            shape = self._traced.get_parameter(name).shape
-            columns = np.broadcast_to(np.array(shape, np.int64), (len(channels), len(shape))).copy()
-            for dim, (always, per_unit) in self._sizes.get(name, {}).items():
-                key = always, per_unit.tobytes()
-                if key not in known:
-                    known[key] = always + channels @ per_unit
-                columns[:, dim] = known[key]
-            found[name] = columns
-        return found
+        return self.sizes.shapes(self.channels(kept))
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
         """The width of a channel group on these dimensions that `span` does not divide; None if there is none."""
@@ -420,35 +300,10 @@ class Channel:
         )
 
 
-def _alike(one: Product, other: Product) -> bool:
-    """Whether a product may be that of another trace, in which less depends on the network's input."""
-    names = [None if each.weight is None else each.weight.name for each in (one, other)]
-    if one.weight is None and other.weight is not None and other.weight.mixed_by:
-        names[1] = None
-    return (one.module, one.size, names[0]) == (other.module, other.size, names[1])
-
-
-def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
-    """The kind of layer that makes a group's channels: "conv" or "linear"."""
-    made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
-    return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
-
-
 def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Group:
     units = -(-group.roots.size // step)
     fewest = max(minimum_units(units, max_rate), min(-(-min_width // step), units))
     return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
-
-
-def _steps(round_to: int | str) -> dict[str, int | None]:
-    """Parse `round_to`: the number of channels in a unit, by kind of layer; None for `auto`."""
-    steps: dict[str, int | None] = {"conv": 1, "linear": 1}
-    for part in str(round_to).split(","):
-        kind, _, number = part.rpartition("=")
-        if kind not in ("", *steps) or (number != "auto" and (not number.isdecimal() or int(number) < 1)):
-            raise FreePruneError(f"`round_to={round_to}` is no number of channels; write auto, 8, or conv=8,linear=4")
-        steps.update(dict.fromkeys([kind] if kind else steps, None if number == "auto" else int(number)))
-    return steps
 
 
 def nothing_to_prune(dense: Trace, round_to: int | str) -> str:

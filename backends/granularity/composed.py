@@ -84,8 +84,8 @@ class Composed:
 
         self.mask = self.second(network, inputs, importance, max_rate=max_rate, leave=leave, **own)
         self.dense = self.mask.dense
-        self._entries = self.channel.entries(self.mask.layouts)
-        self._times = self.channel.times(self.mask.layouts.values())
+        self._entries = self.channel.sizes.entries(self.mask.layouts)
+        self._times = self.channel.sizes.times(self.mask.layouts.values())
         self._importance = importance
         self.split = len(self.channel.groups)
         layers = [Group(f"{g.name}:{self.second.name}", g.units, g.minimum, g.tied) for g in self.mask.groups]
