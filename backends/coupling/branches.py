@@ -74,9 +74,10 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
     for branch in found:
         levels.setdefault(sum(branch.parameters < other.parameters for other in found), []).append(branch)
     able: set[str] = set()
+    trains = _trains(twin, example)
     for level in levels.values():
-        good = _proved(twin, example, level)
-        able.update(branch.name for branch in level if good or _proved(twin, example, [branch]))
+        good = _proved(twin, example, level, trains)
+        able.update(branch.name for branch in level if good or _proved(twin, example, [branch], trains))
     return tuple(branch for branch in found if branch.name in able)
 
 
@@ -207,15 +208,31 @@ def _named(found: Sequence[Branch], weights: frozenset[str]) -> list[Branch]:
     return result
 
 
-def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
-    """Whether the network without these branches computes what it computes with their parameters at zero."""
+def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch], trains: bool) -> bool:
+    """Whether the network without these branches computes what it computes with their parameters at zero.
+
+    Args:
+        trains: whether it has to run in training mode as well, where code may ask more of a branch.
+    """
     zeroed = copied(network)
     parameters = dict(zeroed.named_parameters())
     try:
+        smaller = without(network, removed(some))
         with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
                 parameters[name].zero_()
-            left, right = (leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))
-    except Exception:  # code that needs more of a branch than its sum, such as its shape
+            left, right = (leaves(each(*inputs)) for each in (smaller, zeroed))
+    except Exception:  # code that needs more of a branch than its sum, such as a part of it
         return False
-    return relative_difference(right, left) < MAX_DIFFERENCE
+    return relative_difference(right, left) < MAX_DIFFERENCE and (not trains or _trains(smaller, inputs))
+
+
+def _trains(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network runs in training mode. Nothing is left of the pass, not even a random number drawn."""
+    twin = copied(network).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            twin(*inputs)
+    except Exception:
+        return False
+    return True

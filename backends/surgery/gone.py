@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import ATOMS, copied
+from ..tracing.meta import flat
 
 ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
 SUBTRACTIONS = frozenset({torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
@@ -23,8 +24,29 @@ JOINS = frozenset({torch.cat, torch.concat, torch.stack, torch.where})
 class Nothing:
     """What a branch gives that is gone: the zero that costs nothing.
 
-    Every operator hands it on, except that a sum with a tensor is that tensor. It has no shape, and code that needs one fails.
+    Every operator hands it on, except that a sum with a tensor is that tensor. It has no entries. Code that asks for its shape,
+    type or device, as stochastic depth does, is told those of what the branch was given.
+
+    Args:
+        given: the first tensor that the module got that is gone; without it, code that needs a shape fails.
     """
+
+    def __init__(self, given: Tensor | None = None) -> None:
+        if given is not None:
+            self.shape, self.dtype, self.device = given.shape, given.dtype, given.device
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -35,7 +57,8 @@ class Nothing:
             return args[0]
         if function in JOINS or function in SUBTRACTIONS:
             raise TypeError(f"{function.__name__} of a branch that is gone")
-        return NOTHING
+        given = flat((*args, *(kwargs or {}).values()))
+        return next((one for one in given if isinstance(one, Nothing)), NOTHING)
 
     def __getattr__(self, name: str) -> Callable[..., Nothing]:
         if name.startswith("__") or not callable(getattr(Tensor, name, None)):
@@ -82,7 +105,9 @@ class Gone(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (NOTHING, *[None] * (self.results - 1)) if self.results else NOTHING
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor | Nothing)), None)
+        nothing = given if isinstance(given, Nothing) else Nothing(given)
+        return (nothing, *[None] * (self.results - 1)) if self.results else nothing
 
     def extra_repr(self) -> str:
         return f"results={self.results}" if self.results else ""

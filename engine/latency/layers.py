@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +92,26 @@ def _call(name: str, module: Any, given: Tensor, output: Tensor) -> Call:
         return Call(name, Layer("MatMul", rows, columns, 1, (), (count,), count), count)
     dims = len(kernel)
     batched = given if given.dim() == dims + 2 else given[None]
-    size = (len(batched), *batched.shape[2:])
     attributes = {"strides": module.stride, "dilations": module.dilation, "pads": _pads(module)}
     if module.transposed:
         attributes["output_padding"] = module.output_padding
+        size = (len(batched), *batched.shape[2:])
+    else:  # a module may pad its input by itself
+        size = (len(batched), *map(max, batched.shape[2:], _least(module, output.shape[-dims:])))
     entries = size[0] * math.prod(output.shape[-dims:])
     layer = Layer(
         "ConvTranspose" if module.transposed else "Conv", rows, columns, module.groups, tuple(kernel), tuple(size),
         math.prod(size) if module.transposed else entries, tuple((k, tuple(v)) for k, v in attributes.items()),
     )  # fmt: skip
     return Call(name, layer, entries)
+
+
+def _least(module: Any, made: Sequence[int]) -> list[int]:
+    """The smallest input of a convolution that gives an output of this size."""
+    pads = _pads(module)
+    padded = [before + after for before, after in zip(pads, pads[len(made) :], strict=False)]
+    taken = zip(made, module.kernel_size, module.stride, module.dilation, padded, strict=True)
+    return [(out - 1) * stride + dilation * (kernel - 1) + 1 - pad for out, kernel, stride, dilation, pad in taken]
 
 
 def _pads(module: Any) -> tuple[int, ...]:

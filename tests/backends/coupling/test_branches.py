@@ -16,6 +16,7 @@ from freeprune.backends import BACKENDS, Plan, apply, find_backend, importance
 from freeprune.backends.coupling.branches import branches
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.surgery.gone import without
 from freeprune.backends.surgery.surgery import masked
 from freeprune.common import Batch, FreePruneError
 from freeprune.metrics import METRICS, reference
@@ -86,7 +87,7 @@ class Nested(nn.Module):
 
 
 class Read(nn.Module):
-    """The branch is read a second time, or its shape is asked for."""
+    """The branch is read a second time, or one of its entries is."""
 
     def __init__(self, twice):
         super().__init__()
@@ -98,7 +99,7 @@ class Read(nn.Module):
         x = F.relu(self.stem(x))
         y = self.body(x)
         out = x + y
-        return self.head(out * y.sigmoid()) if self.twice else self.head(out.view(y.shape))
+        return self.head(out * y.sigmoid()) if self.twice else self.head(out * float(y.max()))
 
 
 def found(network, x=None):
@@ -123,8 +124,37 @@ def test_a_branch_in_a_branch_goes_with_it_and_alone():
 
 
 @pytest.mark.parametrize("twice", [True, False])
-def test_what_is_read_twice_or_asked_for_its_shape_stays(twice):
+def test_what_is_read_twice_or_asked_for_an_entry_stays(twice):
     assert found(Read(twice)) == ()
+
+
+class Dropping(nn.Module):
+    """Stochastic depth by hand: in training a branch is asked for its shape, type and device, or for its entries."""
+
+    def __init__(self, entries):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, CLASSES)
+        self.entries = entries
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.branch(x)
+        if self.training:
+            kept = torch.rand([y.size(0)] + [1] * (y.dim() - 1), dtype=y.dtype, device=y.device) < 0.8
+            y = y / 0.8 * kept
+            if self.entries:
+                y = y * float(y.max())
+        return self.head((x + y).mean((2, 3)))
+
+
+def test_a_branch_goes_only_where_training_runs_without_it():
+    network, other, given = Dropping(entries=False), Dropping(entries=True), images(4)
+    before = torch.get_rng_state()
+    (branch,) = found(network, given)
+    assert found(other, given) == ()
+    assert torch.equal(torch.get_rng_state(), before)
+    smaller = without(network, branch.removed).train()
+    assert torch.equal(smaller(given), network.head(network.stem(given).mean((2, 3))))
 
 
 NETWORKS = {

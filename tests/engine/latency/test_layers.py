@@ -4,6 +4,7 @@ import json
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.engine.latency.layers import Layer, calls
@@ -48,3 +49,16 @@ def test_every_kind_of_layer_is_found_and_runs_alone():
         narrow = max(call.layer.rows // 2, 1)
         assert layer_ms(call.layer, narrow, call.layer.columns, threads=1) > 0
         assert Layer.from_json(json.loads(json.dumps(call.layer.to_json()))) == call.layer
+
+
+class Padding(nn.Conv2d):
+    """Pads by itself, as ports of TensorFlow's networks do."""
+
+    def forward(self, x):
+        return super().forward(functional.pad(x, (1, 2, 1, 2)))
+
+
+def test_a_layer_that_pads_by_itself_is_timed_on_what_it_pads():
+    (call,) = calls(Padding(4, 4, 5, groups=4).eval(), (torch.randn(2, 4, 4, 4),))
+    assert call.layer.size == (2, 7, 7)
+    assert layer_ms(call.layer, 4, 1, threads=1) > 0
