@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -22,42 +22,23 @@ OURS = "freeprune"
 NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 METHODS = {
     OURS: "**FreePrune**",
-    "fastnas": "FastNAS (NVIDIA ModelOpt)",
-    "eagleeye": "EagleEye's protocol",
-    "eagleeye-256": "EagleEye's score, 300 random allocations, labels",
-    "torch-pruning": "Torch-Pruning, one ratio for all layers",
-    "torch-pruning-global": "Torch-Pruning, one threshold for all layers",
-    "uniform": "equal rates in all layers",
+    "torch-pruning-8": "Torch-Pruning, one ratio for all layers",
+    "torch-pruning-global-8": "Torch-Pruning, one threshold for all layers",
+    "inner-halved": "widths inside the blocks, equal rates",
+    "blocks-from-the-end": "whole blocks from the end",
+    "uniform-8": "equal rates in all layers",
 }
-CELLS = [("resnet20", 0.6), ("resnet20", 0.45), ("resnet20", 0.3), ("resnet56", 0.45)]
-SEARCHED = ("resnet20", 0.45)  # the cell that every search has
-COLOURS = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f"]
+CELLS = [("resnet20", 0.65), ("resnet20", 0.5), ("resnet56", 0.65), ("resnet56", 0.5)]
+COLOURS = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f"]
 
 
 @dataclass
 class Runs:
-    """Of one method on one network at one budget, one entry a seed: accuracy in percent, latency as a share, CPU seconds."""
+    """Of one method on one network at one share of the latency, one entry a seed: percent, percent, and shares."""
 
     accuracy: list[float] = field(default_factory=list)
+    recovered: list[float] = field(default_factory=list)  # before any training
     latency: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-
-def at_equal_macs() -> Mapping[tuple[str, float, str], Runs]:
-    """By network, share of the MACs and method. Table d has the searches that table a leaves out."""
-    found: dict[tuple[str, float, str], Runs] = defaultdict(Runs)
-    for letter in "ad":
-        had = set(found)
-        for path in sorted((RESULTS / "peers").glob(f"{letter}-*.json")):
-            document = json.loads(path.read_text())
-            for method, run in document["methods"].items():
-                key = document["network"], document["target"].get("macs"), method
-                if "accuracy" not in run or key in had:
-                    continue
-                found[key].accuracy.append(100 * run["accuracy"])
-                found[key].latency.append(run["latency"]["1"]["pruned"] / run["latency"]["1"]["dense"])
-                found[key].seconds.append(run.get("processor_seconds", 0.0))
-    return found
 
 
 def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
@@ -67,56 +48,44 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
         run = json.loads(path.read_text())
         key = run["network"], run["share"], run["method"]
         found[key].accuracy.append(100 * run["accuracy"])
+        found[key].recovered.append(100 * run["recovered"])
         found[key].latency.append(run["latency_share"])
     return found
 
 
+def dense_accuracy(network: str) -> list[float]:
+    """Of the dense network after the same fine-tuning, in percent, one entry a seed."""
+    paths = sorted((RESULTS / "peers").glob(f"a-{network}-channel-macs100-dense-*.json"))
+    return [100 * json.loads(path.read_text())["methods"]["dense"]["accuracy"] for path in paths]
+
+
 def table() -> str:
-    """Accuracy at equal MACs, and what the search took: ten lines."""
-    found = at_equal_macs()
+    """Accuracy at equal latency, in ten lines."""
+    found = at_equal_latency()
     heads = [f"{NAMES[network]}, {share:.0%}" for network, share in CELLS]
-    lines = [["CIFAR-10 (JPEG), what is left of the MACs", *heads, "search, CPU s"], ["---", *["---:"] * (len(CELLS) + 1)]]
+    lines = [["CIFAR-10 (JPEG), share of the dense latency", *heads], ["---", *["---:"] * len(CELLS)]]
     for method, name in METHODS.items():
-        means = [told(found.get((*cell, method))) for cell in CELLS]
-        searched = found.get((*SEARCHED, method))
-        seconds = "" if searched is None else f"{mean(searched.seconds):.0f}"
-        cells = [*means, seconds]
-        lines.append([name, *(f"**{text}**" for text in cells)] if method == OURS else [name, *cells])
-    lines.append(["dense", *(told(found.get((network, 1.0, "dense"))) for network, _ in CELLS), ""])
+        means = [told(runs.accuracy) if (runs := found.get((*cell, method))) else "" for cell in CELLS]
+        lines.append([name, *(f"**{told}**" if method == OURS and told else told for told in means)])
+    lines.append(["dense", *(told(dense_accuracy(network)) for network, _ in CELLS)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def told(runs: Runs | None) -> str:
+def told(values: Sequence[float]) -> str:
     """The mean, with a star for a single seed."""
-    if runs is None:
-        return ""
-    return f"{mean(runs.accuracy):.1f}" + ("*" if len(runs.accuracy) == 1 else "")
+    return f"{mean(values):.1f}" + ("*" if len(values) == 1 else "")
 
 
 def draw(axis: Any, network: str) -> None:
-    """Filled: asked for a latency. Hollow: asked for MACs, of which the latency is what came of it."""
-    timed, counted = at_equal_latency(), at_equal_macs()
-    dense = counted.get((network, 1.0, "dense"))
-    if dense is not None:
-        axis.axhline(mean(dense.accuracy), color="black", lw=0.8, ls=":")
-        axis.annotate("dense", (0.36, mean(dense.accuracy)), (0, 3), textcoords="offset points", fontsize=9)
-    present = {method for name, _, method in timed if name == network}
-    others = [method for method in METHODS if method not in present or method == OURS]
-    for results, methods, filled in ((counted, others, False), (timed, [*present], True)):
-        for method in methods:
-            runs = sorted(
-                (mean(r.latency), mean(r.accuracy)) for (name, share, m), r in results.items()
-                if name == network and m == method and share != 1.0
-            )  # fmt: skip
-            if not runs:
-                continue
-            colour = COLOURS[[*METHODS].index(method)] if method in METHODS else None
-            style = {"lw": 2.5, "ms": 8, "zorder": 3} if method == OURS and filled else {"lw": 1.2, "ms": 6}
-            label = METHODS.get(method, method).strip("*") + (", asked for MACs" if method == OURS and not filled else "")
-            axis.plot(
-                *zip(*runs, strict=True), "o-" if filled else "o--", color=colour, mfc=colour if filled else "white",
-                label=label, **style,
-            )  # fmt: skip
+    found = at_equal_latency()
+    dense = mean(dense_accuracy(network))
+    axis.axhline(dense, color="black", lw=0.8, ls=":")
+    axis.annotate("dense", (0.5, dense), (0, 3), textcoords="offset points", fontsize=9)
+    for colour, (method, name) in zip(COLOURS, METHODS.items(), strict=True):
+        points = sorted((mean(r.latency), mean(r.accuracy)) for (n, _, m), r in found.items() if (n, m) == (network, method))
+        if points:
+            style = {"lw": 2.5, "ms": 8, "zorder": 3} if method == OURS else {"lw": 1.2, "ms": 6}
+            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name.strip("*"), **style)
     axis.set(title=NAMES[network], xlabel="measured latency, share of the dense network's")
     axis.grid(alpha=0.3)
 
@@ -134,9 +103,7 @@ def picture() -> None:
         draw(axis, network)
     axes[0].set_ylabel("accuracy after the same fine-tuning, %")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    ours = METHODS[OURS].strip("*")
-    order = sorted(handles, key=lambda label: (label != ours, not label.startswith(ours)))
-    figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 

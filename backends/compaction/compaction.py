@@ -6,6 +6,8 @@
    constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
 3. A class of coupled channels is removed if each of its readers can do without it or makes only channels that are removed. One
    channel of each dimension stays, and so does whatever reaches an operator without a rule in `constants.py`.
+4. Where runtimes compute channels in blocks, a width that fills them goes on filling them: of 32 channels of which one is of no
+   use, all stay, since 31 would take longer.
 
 All channels are judged together, backwards from the output, so compacting again changes nothing. Values are assumed to be
 finite (zero times anything is zero).
@@ -13,6 +15,7 @@ finite (zero times anything is zero).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,12 +56,13 @@ class Compacted:
     plan: Plan
 
 
-def compact(network: nn.Module, inputs: Inputs) -> Compacted:
+def compact(network: nn.Module, inputs: Inputs, *, block: int = 1) -> Compacted:
     """Remove the channels that contribute only a constant.
 
     Args:
         network: with zeros for pruned weights; left as it is, and compacted for eval mode.
         inputs: example inputs, on which the outputs before and after are compared.
+        block: what divides this number and the number of a layer's channels goes on dividing the latter.
 
     Returns:
         A network with the same outputs for inputs of that shape; an equal copy if nothing can be removed.
@@ -73,7 +77,7 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
     coupling, repairs = Coupling(dense, traced), list[Repair]()
     if not _needed(coupling, flow).all():
         coupling, repairs = settle(copied(traced), example, dense)
-    classes = _certified(traced, example, coupling, repairs, flow)
+    classes = _certified(traced, example, coupling, repairs, flow, block)
     indices = coupling.kept_indices(classes)
     plan = Plan(
         granularity="compaction",
@@ -106,7 +110,7 @@ def compact(network: nn.Module, inputs: Inputs) -> Compacted:
 
 
 def _certified(
-    traced: nn.Module, example: Inputs, coupling: Coupling, repairs: Sequence[Repair], flow: Flow
+    traced: nn.Module, example: Inputs, coupling: Coupling, repairs: Sequence[Repair], flow: Flow, block: int
 ) -> NDArray[np.bool_]:
     """Which classes stay, `(classes,)`. If the smaller network does not run as predicted at an operator, all its channels stay.
 
@@ -114,7 +118,7 @@ def _certified(
         FreePruneError: it still does not run as predicted.
     """
     dense = coupling.trace
-    classes = _needed(coupling, flow)
+    classes = _in_blocks(_needed(coupling, flow), coupling, traced, block)
     while True:
         try:
             replay(pruned(traced, coupling, classes, repairs), example, dense, coupling.kept_nodes(classes))
@@ -122,7 +126,7 @@ def _certified(
             op = dense.ops[error.index]
             there = [layer.ravel() for _, layers in [*op.inputs, *op.outputs] for layer in layers]
             flow = replace(flow, stay=[*flow.stay, *there])
-            fewer, classes = classes, _needed(coupling, flow)
+            fewer, classes = classes, _in_blocks(_needed(coupling, flow), coupling, traced, block)
             if (fewer == classes).all():
                 raise FreePruneError(
                     f"the compacted network is not what was planned: at {op} {error}; keep the network as it is"
@@ -152,6 +156,18 @@ def _needed(coupling: Coupling, flow: Flow) -> NDArray[np.bool_]:
         if empty is None:
             return live[:-1]
         live[empty[0]] = True
+
+
+def _in_blocks(classes: NDArray[np.bool_], coupling: Coupling, network: nn.Module, block: int) -> NDArray[np.bool_]:
+    """With as many more classes as it takes for every width to keep the divisors that it has in common with `block`."""
+    parameters, result = dict(network.named_parameters()), classes.copy()
+    for group, start in zip(coupling.groups, coupling.offsets, strict=False):
+        here = result[start : start + group.roots.size]
+        channels = next((parameters[name].shape[dim] for name, dim in group.members if name in parameters), here.size)
+        shared, coordinates = math.gcd(channels, block), max(1, channels // here.size)
+        missing = -int(here.sum()) % (shared // math.gcd(shared, coordinates))
+        here[np.flatnonzero(~here)[:missing]] = True
+    return result
 
 
 def _shifts(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[str, Tensor]:

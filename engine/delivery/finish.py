@@ -62,6 +62,8 @@ from .int8 import compared, quantised
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
 
+BLOCK = 16  # channels that runtimes compute at a time, at most
+
 
 @dataclass(frozen=True)
 class Result(Showable):
@@ -117,7 +119,7 @@ def finish(
     progress("export", 1, 1, "")
     judge = job.task.judge
     divergences = _each(judge.divergence, tallies)
-    latency = None if timed is None else _timed_target(timed, job, onnx)
+    latency = None if timed is None else _timed_target(timed, job, onnx, same=second is None)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
@@ -162,7 +164,8 @@ def finish(
 def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
     """The network without channels that pruning made useless, the plan of their removal if there are any, and a report.
 
-    Granularities whose layout compaction would break are skipped.
+    Granularities whose layout compaction would break are skipped. Widths stay as fast as they were, unless steps of one channel
+    were asked for.
     """
     before = _entries(final)
     (folder / files.COMPACTION).unlink(missing_ok=True)
@@ -175,7 +178,8 @@ def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn
     if job.backend.uncompacted is not None:
         return unchanged(f"not tried, since {job.backend.uncompacted}")
     try:
-        found = compact(final, tuple(x[:64] for x in job.batch.inputs))
+        ragged = str(job.settings.layout.get("round_to")) == "1"  # asked for
+        found = compact(final, tuple(x[:64] for x in job.batch.inputs), block=1 if ragged else BLOCK)
     except FreePruneError as error:
         return unchanged(str(error))
     if not found.plan.kept:
@@ -263,11 +267,15 @@ def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     }
 
 
-def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx) -> TimedTarget:
-    """The outcome of the target on latency, including the time of the delivered file."""
+def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx, same: bool) -> TimedTarget:
+    """The outcome of the target on latency, including the time of the delivered file.
+
+    Args:
+        same: whether it has the widths of the network that the search timed.
+    """
     if onnx.latency_ms is not None:
         (target,) = (target for target in job.settings.target if target.cost == LATENCY)
-        timed = with_delivered(timed, target, onnx.latency_ms.to_json())
+        timed = with_delivered(timed, target, onnx.latency_ms.to_json(), same=same)
     return TimedTarget.from_json(timed)
 
 

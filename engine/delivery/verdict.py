@@ -6,7 +6,7 @@ from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
 from ..asked.targets import LATENCY
-from ..store.summary import NOISE, LatencyMs
+from ..store.summary import LatencyMs
 
 
 def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:
@@ -27,7 +27,7 @@ def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, run
 
 
 def _advice(backend: Backend, asked: Settings, ms: LatencyMs) -> list[str]:
-    faster, slower = ms.faster, ms.pruned > (1 + NOISE) * ms.dense
+    faster = ms.faster
     advice = []
     if backend.shrinks and not faster:
         if not any(target.cost == LATENCY for target in asked.target):
@@ -38,8 +38,6 @@ def _advice(backend: Backend, asked: Settings, ms: LatencyMs) -> list[str]:
             advice.append("leave out `round_to=1`, since ragged widths cost more than they save")
     if faster and not backend.shrinks:
         advice.append("this runtime skips no zeros, so that what it gained comes from channels that compaction removed")
-    if slower and not backend.shrinks and asked.compaction:
-        advice.append("the widths that compaction leaves can cost more than they save: try `compaction=False`")
     if backend.mask is not None or not faster:
         advice.append(backend.gain)
     return advice

@@ -177,14 +177,18 @@ class Latency:
         return pruned / self.target.resolve(dense)
 
 
-def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, float]) -> dict[str, Any]:
-    """The report of `hold`, updated with the latency of the delivered ONNX file; of both times the lower one counts.
+def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, float], *, same: bool) -> dict[str, Any]:
+    """The report of `hold`, updated with the latency of the delivered ONNX file.
 
     Args:
         target: on latency.
         ms: of the `pruned` and the `dense` file, timed in turn.
+        same: whether the file has the widths of the network that was timed before. Then of both times the lower one counts,
+            else those of the file.
     """
-    pruned, dense = min(report["measured_ms"], ms["pruned"]), min(report["dense_ms"], ms["dense"])
+    pruned, dense = ms["pruned"], ms["dense"]
+    if same:
+        pruned, dense = min(report["measured_ms"], pruned), min(report["dense_ms"], dense)
     limit = target.resolve(dense)
     return {**report, "target_ms": limit, "measured_ms": pruned, "dense_ms": dense, "met": pruned <= limit}
 

@@ -419,6 +419,19 @@ class Doubled(nn.Linear):
         return F.linear(x, self.weight) + 2 * self.bias
 
 
+@pytest.mark.parametrize(("width", "useless", "left"), [(32, 1, 32), (32, 17, 16), (40, 9, 32), (12, 5, 8), (7, 3, 4)])
+def test_a_width_that_fills_blocks_goes_on_filling_them(width, useless, left):
+    network = seeded(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3), nn.Flatten(), nn.Linear(4 * 8 * 16, 3))
+    unread(network[2], *range(useless))
+    images = torch.randn(4, 3, 12, 20, generator=torch.Generator().manual_seed(3))
+    found = compact(network, (images,), block=16)
+    assert found.network[0].out_channels == left
+    with torch.no_grad():
+        assert torch.allclose(found.network(images), network(images), atol=1e-5)
+    assert not compact(found.network, (images,), block=16).plan.kept
+    assert compact(network, (images,)).network[0].out_channels == width - useless
+
+
 def test_layers_of_another_kind_take_no_constant():
     network = seeded(nn.Linear(6, 6), nn.Sigmoid(), Doubled(6, 4))
     zero(network[0], 1)

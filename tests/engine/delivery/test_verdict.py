@@ -57,13 +57,6 @@ def test_zeros_that_seem_faster_are_put_down_to_compaction():
     assert "compaction" not in said("channel", 0.6)
 
 
-def test_zeros_that_are_slower_point_to_the_widths_of_compaction():
-    assert "try `compaction=False`" in said("weight", 1.2)
-    assert "compaction" not in said("weight", 1.2, compaction=False)
-    assert "compaction" not in said("weight", 1.0)
-    assert "compaction" not in said("channel+weight", 1.2)
-
-
 @pytest.mark.parametrize(
     ("granularity", "layout", "name"),
     [

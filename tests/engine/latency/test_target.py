@@ -153,9 +153,10 @@ def test_after_three_times_a_target_is_missed(clock, tmp_path):
 
 def test_the_file_that_the_run_leaves_is_measured_too():
     report, target = {"measured_ms": 5.0, "dense_ms": 8.0, "met": True, "tightened": 1}, parse_targets(["latency=70%"])[0]
-    slower = with_delivered(report, target, {"pruned": 4.5, "dense": 6.0})
+    slower = with_delivered(report, target, {"pruned": 4.5, "dense": 6.0}, same=True)
     assert slower == {"measured_ms": 4.5, "dense_ms": 6.0, "target_ms": pytest.approx(4.2), "met": False, "tightened": 1}
-    assert with_delivered(report, target, {"pruned": 9.0, "dense": 9.0})["met"]
+    assert with_delivered(report, target, {"pruned": 9.0, "dense": 9.0}, same=True)["met"]
+    assert not with_delivered(report, target, {"pruned": 9.0, "dense": 9.0}, same=False)["met"]
 
 
 def test_without_trials_equal_rates_are_tightened(clock, tmp_path):
