@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ...copies import copied
 from ...reading import leaves
+from ...sharing import light
 from ..difference import relative_difference
 from ..plan import inside
 from ..surgery.gone import without
@@ -64,7 +65,7 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         inputs: example inputs.
         weights: the parameters of convolutions and matrix products; a branch has at least one.
     """
-    twin = copied(network).eval()
+    twin = light(network).eval()
     example = tuple(x[:EXAMPLES].to(next(twin.parameters()).device) for x in inputs)
     try:
         found = _found(twin, example, frozenset(weights))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...common import FreePruneError
-from ...copies import copied
 from ...errors import first_line
+from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
 from ..tasks import Task
@@ -58,7 +58,7 @@ class Learner:
         self._pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
         self._guide = None
         if teacher is not None and (recipe.distill or not task.labelled):
-            self._guide = fabric.to_device(copied(teacher).eval())
+            self._guide = fabric.to_device(light(teacher).eval())
         self._channels_last: bool | None = None  # known from the first batch
         self._average = Average(student, recipe.average) if recipe.average else None
         self.batch_size = batch_size
