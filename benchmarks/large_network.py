@@ -113,7 +113,7 @@ def measured(size: str, step: str, folder: Path, trials: int, scored: int) -> di
     import freeprune
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    tokens = sequences(4 * scored + 8, VOCABULARY[size], 1)
+    tokens = sequences(max(4 * scored, 16) + 8, VOCABULARY[size], 1)
     torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2))
     import transformers.models.llama.modeling_llama  # noqa: F401
 

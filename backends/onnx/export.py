@@ -73,7 +73,8 @@ def export_onnx(
         metadata: the file's properties, written sorted by key.
         runtime: runs the file for the comparison.
         opset: the version of ONNX's operators; None for the exporter's own choice.
-        largest: bytes of weights in float32 above which they go to a second file, `model.onnx.data`, one after another; None for `LARGEST_FILE`.
+        largest: bytes of weights in float32 above which they go to a second file, `model.onnx.data`, one after
+            another; None for `LARGEST_FILE`.
 
     Raises:
         FreePruneError: the network cannot be exported, or the export differs from it.

@@ -46,5 +46,6 @@ class Shelf:
     def _read(self, start: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         found = torch.empty(shape, dtype=dtype)
         self._file.seek(start)
-        self._file.readinto(memoryview(found.numpy()).cast("B"))
+        if found.numel():
+            self._file.readinto(memoryview(found.numpy()).cast("B"))
         return found.to(device)

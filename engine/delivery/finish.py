@@ -32,6 +32,7 @@ from ..progress import Progress
 from ..report.page import write_report
 from ..run.job import Job, single
 from ..run.loop import Found
+from ..run.memory import peak
 from ..run.outputs import outputs
 from ..run.recovery import made_good
 from ..shown import Showable, Shown
@@ -153,6 +154,7 @@ def finish(
         task=job.choice.name,
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
         config=config,
+        memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)

@@ -26,7 +26,7 @@ from ..store.records import Records
 from ..store.run_folder import Read
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
-from ..store.tables import factor, heading, in_direction, interval, number, points, regret_in
+from ..store.tables import factor, heading, in_direction, interval, number, of_memory, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
 
@@ -86,7 +86,7 @@ def _environment() -> Environment:
     environment.globals |= {"heading": heading, "in_direction": in_direction}
     environment.filters |= {
         "amount": amount, "percent": _percent, "score": number, "interval": interval, "label": label, "pyrepr": repr,
-        "measured": with_unit, "factor": factor, "points": points, "regret_in": regret_in,
+        "measured": with_unit, "factor": factor, "points": points, "regret_in": regret_in, "peak": of_memory,
     }  # fmt: skip
     return environment
 
