@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ...common import FreePruneError, given_names
 from ...reading import children, leaves
-from ...sharing import light, widened
+from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
@@ -85,16 +86,35 @@ def export_onnx(
         raise FreePruneError(f"the example inputs have shapes {shapes}; give tensors that share their first dimension")
     check_opset(opset)
     size = 4 * sum(t.numel() for t in (*network.parameters(), *network.buffers()))
-    beside = path if size > (LARGEST_FILE if largest is None else largest) else None
-    network = light(network if beside else widened(network)).cpu().eval()
-    inputs = tuple(x.detach().cpu() for x in inputs)
+    apart = size > (LARGEST_FILE if largest is None else largest)
+    with ExitStack() as scratch:
+        beside = None
+        if apart or is_large(network):
+            folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
+            beside = Place(Path(folder) / path.name, apart)
+        written = _in_its_best_form(light(network).cpu().eval(), tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
+        size = written.model.save(path, metadata)
+    return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
+
+
+def _in_its_best_form(
+    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
+) -> _Written:
+    """The model of a network, without the branches that are gone where that can be exported."""
     written = None
     if (zeros := with_zeros(network)) is not None:
         with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
             written = _written(zeros, inputs, opset, runtime, beside)
     if written is None or not written.dynamic_batch:
         written = _written(network, inputs, opset, runtime, beside)
-    return Exported(path, written.model.save(path, metadata), written.dynamic_batch, written.dynamic_length, written.notes)
+    return written
+
+
+class Place(NamedTuple):
+    """The file to write to at first, and whether its weights stay in a second one."""
+
+    path: Path
+    apart: bool
 
 
 class _Written(NamedTuple):
@@ -107,7 +127,7 @@ class _Written(NamedTuple):
 
 
 def _written(
-    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Path | None
+    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
 ) -> _Written:
     """The model of a network, a copy that may be changed: for any batch and length where that can be had.
 
@@ -225,7 +245,7 @@ def _any_batch(
     opset: int | None,
     runtime: Runtime,
     axes: list[Axes],
-    beside: Path | None,
+    beside: Place | None,
 ) -> Model:
     """The model of a network, compared with it on batches of several sizes."""
     model = _traced(network, inputs, names, opset, axes, beside)
@@ -236,13 +256,13 @@ def _any_batch(
 
 def _traced(
     network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, axes: list[Axes] | None,
-    beside: Path | None,
+    beside: Place | None,
 ) -> Model:  # fmt: skip
     """The checked model of a network, without source paths and stack traces.
 
     Args:
         axes: those of any size.
-        beside: the file to come, where the weights go to a second one; else None.
+        beside: where weights are written one after another; None for a network that is not large.
     """
 
     def exported() -> Any:
@@ -276,7 +296,7 @@ def _traced(
             finish(proto)
             model = Whole(proto)
         else:
-            model = Beside(program, network, beside, finish)
+            model = Beside(program, network, *beside, finish)
     if opset not in (None, model.opset):  # the exporter keeps its own version where the conversion fails
         raise FreePruneError(
             f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {model.opset}"

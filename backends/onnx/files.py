@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,29 +61,33 @@ class Whole(Model):
         return runtime.open(self._proto.SerializeToString(), 1)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> int:
-        _describe(self._proto, metadata)
-        content: bytes = self._proto.SerializeToString(deterministic=True)
+        return self.write(self._proto, path, metadata)
+
+    @staticmethod
+    def write(proto: Any, path: Path, metadata: Mapping[str, str]) -> int:
+        _describe(proto, metadata)
+        content: bytes = proto.SerializeToString(deterministic=True)
         write_atomically(path, content)
         data_of(path).unlink(missing_ok=True)
         return len(content)
 
 
 class Beside(Model):
-    """A model whose weights lie in a second file, in a folder beside the file to come.
+    """A model whose weights lie in a second file while it is made and checked.
 
     Args:
         program: what the exporter made of `hollow(network)`, without optimising it.
         network: gives the weights, one at a time.
-        path: of the file to come.
+        path: where it is made, on the disk of the file to come.
+        apart: whether they stay in a second file.
         finish: changes the ModelProto, which has no weights.
     """
 
-    def __init__(self, program: Any, network: nn.Module, path: Path, finish: Callable[[Any], None]) -> None:
+    def __init__(self, program: Any, network: nn.Module, path: Path, apart: bool, finish: Callable[[Any], None]) -> None:
         import onnx
         import onnx_ir
 
-        self._scratch = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
-        self._file = Path(self._scratch.name) / path.name
+        self._file, self._apart = path, apart
         weights = _taken_out(program.model, network)
         program.optimize()
         _put_in(program.model, weights)
@@ -106,13 +109,14 @@ class Beside(Model):
     def save(self, path: Path, metadata: Mapping[str, str]) -> int:
         import onnx
 
-        proto = onnx.load(self._file, load_external_data=False)
+        proto = onnx.load(self._file, load_external_data=not self._apart)
+        if not self._apart:
+            return Whole.write(proto, path, metadata)
         _describe(proto, metadata)
         self._file.write_bytes(proto.SerializeToString(deterministic=True))
         path.unlink(missing_ok=True)  # a file without its own weights beside it is no file
         os.replace(data_of(self._file), data_of(path))
         os.replace(self._file, path)
-        self._scratch.cleanup()
         return bytes_of(path)
 
 

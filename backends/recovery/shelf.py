@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -25,7 +26,8 @@ class Shelf:
     """Keeps tensors in a temporary file, which goes with this object and what it has kept."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  open for as long as anything refers to it
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  open for as long as anything refers to this object
+        weakref.finalize(self, self._file.close)
 
     def __call__(self, tensor: Tensor) -> Kept:
         """Keep a tensor.

@@ -99,6 +99,7 @@ def finish(
     recover_seconds = time.perf_counter() - start
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
+    del plain  # its memory
     start = time.perf_counter()
     final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
     finetune_seconds = time.perf_counter() - start

@@ -121,6 +121,7 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "progress": _progress(trials, config, summary),
         "clouds": _clouds(scored, best, config, summary),
         "command": command_line(*command),
+        "data": (folder / files.ONNX_DATA).exists(),
         "versions": _versions(summary, config),
     }
 

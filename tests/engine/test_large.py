@@ -8,7 +8,7 @@ from torch import nn
 
 import freeprune
 from freeprune import sharing
-from freeprune.backends import apply, masked
+from freeprune.backends import Plan, apply, masked
 from freeprune.backends.onnx import export, files
 from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.inputs import sharded
@@ -92,7 +92,7 @@ def test_the_masked_network_is_never_held(monkeypatch):
     tokens = torch.stack([tokens for tokens, _ in items(8)])
     kept = {"gate.weight": 0, "up.weight": 0, "down.weight": 1}
     ids = torch.arange(0, 32, 2).numpy()
-    plan = freeprune.Plan(granularity="channel", structure={}, rates={}, kept={name: {dim: ids} for name, dim in kept.items()})
+    plan = Plan(granularity="channel", structure={}, rates={}, kept={name: {dim: ids} for name, dim in kept.items()})
     hidden = masked(given, plan)
     assert {p.data_ptr() for p in hidden.parameters()} == {p.data_ptr() for p in given.parameters()}
     with torch.no_grad():

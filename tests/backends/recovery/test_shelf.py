@@ -20,7 +20,6 @@ def test_tensors_come_back(keep):
 
 def test_a_full_disk_is_a_sentence(monkeypatch):
     shelf = Shelf()
-    shelf._file.close()
     shelf._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with shelf._file, pytest.raises(FreePruneError, match="set TMPDIR to another folder, or use `recovery=False`"):
         shelf(torch.ones(2**16))
