@@ -92,7 +92,8 @@ def export_onnx(
         if apart or is_large(network):
             folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
             beside = Place(Path(folder) / path.name, apart)
-        written = _in_its_best_form(light(network).cpu().eval(), tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
+        network, inputs = light(network).cpu().eval(), tuple(x.detach().cpu() for x in inputs)
+        written = _in_its_best_form(network, inputs, opset, runtime, beside)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
 
