@@ -18,8 +18,10 @@ import platform
 import shutil
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SIZES: dict[str, dict[str, int]] = {
     "10M": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1024},
@@ -35,6 +37,7 @@ EVERY = 0.02  # seconds between samples
 def network(size: str) -> Any:
     """A Llama with random weights in bfloat16, made without a float32 copy."""
     import torch
+    from torch import nn
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = SIZES[size]
@@ -42,13 +45,23 @@ def network(size: str) -> Any:
         **sizes, vocab_size=VOCABULARY[size], num_key_value_heads=sizes["num_attention_heads"] // 4, tie_word_embeddings=True,
         max_position_embeddings=128, attn_implementation="sdpa",
     )  # fmt: skip
-    torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        return LlamaForCausalLM(config).eval()
+        with ExitStack() as unset:  # values are drawn once, below
+            for kind, name in ((nn.Linear, "reset_parameters"), (nn.Embedding, "reset_parameters")):
+                unset.enter_context(patch.object(kind, name))
+            unset.enter_context(patch.object(LlamaForCausalLM, "_init_weights"))
+            made = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            nn.init.uniform_(parameter, -0.035, 0.035, generator)
+        else:
+            nn.init.ones_(parameter)
+    return made
 
 
 def sequences(count: int, vocabulary: int, seed: int) -> list[dict[str, Any]]:
@@ -177,12 +190,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--sequences", type=int, default=16, help="that are scored")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "large_network.json")
+    parser.add_argument("--steps", nargs="+", choices=["inspect", "prune"], default=["inspect", "prune"])
     parser.add_argument("--keep", action="store_true", help="leave the runs where they are")
     asked = parser.parse_args()
     found = json.loads(asked.out.read_text()) if asked.out.exists() else {"machine": platform.machine(), "sizes": {}}
     for size in asked.sizes:
         rung = found["sizes"].setdefault(size, {})
-        for step in ("inspect", "prune"):
+        for step in asked.steps:
             if step in rung:
                 continue
             rung[step] = apart(size, step, asked.folder, asked.trials, asked.sequences)

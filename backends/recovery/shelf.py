@@ -48,6 +48,5 @@ class Shelf:
     def _read(self, start: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         found = torch.empty(shape, dtype=dtype)
         self._file.seek(start)
-        if found.numel():
-            self._file.readinto(memoryview(found.numpy()).cast("B"))
+        self._file.readinto(found.view(-1).view(torch.uint8).numpy().data)
         return found.to(device)

@@ -21,5 +21,5 @@ def peak(network: nn.Module) -> Memory | None:
     except ImportError:  # on Windows
         return None
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    used = torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.max_memory_allocated()
+    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Memory(sum(p.numel() * p.element_size() for p in network.parameters()), held, used or None)
