@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import copied, live
+from .copies import live
 from .errors import FreePruneError as FreePruneError
 from .errors import brief as brief
 from .errors import cause as cause
 from .errors import nearest as nearest
 from .reading import PLAIN, Reading
+from .sharing import light
 from .tables import entries as entries
 from .tables import find as find
 
@@ -158,7 +159,7 @@ UNSET = object()  # of an attribute that a module itself does not have
 
 
 class Skeleton:
-    """A private copy of the dense network, on which candidates run: eval mode, no gradients.
+    """A private copy of the dense network (`light`), on which candidates run: eval mode, no gradients.
 
     Attributes:
         network: the copy.
@@ -167,7 +168,7 @@ class Skeleton:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = live(copied(network)).eval().requires_grad_(False)
+        self.network = live(light(network)).eval().requires_grad_(False)
         self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self._norms = list(norms.values())

@@ -40,6 +40,11 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {brief(line)}" if line else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left: of a device, of Python, or of torch on a CPU, which has no class."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def first_line(text: object) -> str:
     """The first line of a text, such as that of an error, without codes for a terminal; "" where there is none."""
     return CODES.sub("", str(text)).strip().partition("\n")[0].strip()

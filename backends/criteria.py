@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..common import Batch, FreePruneError, Inputs, find, needs_labels
 from ..reading import PLAIN
+from ..sharing import is_large
 from .recovery.order import Slices, Values, eliminated
 
 
@@ -202,13 +203,39 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
     }
 
 
-def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -> dict[str, Values]:
+def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -> Mapping[str, Values]:
     """A value for each element of the parameters that count: those of two or more dimensions.
 
     Biases and the scales of norms have one number per channel. Scaled to the same mean as a whole kernel they would decide the
     order of coupled channels, and measurably worse.
     """
-    return {name: value(_numpy(parameter)) for name, parameter in network.named_parameters() if parameter.dim() > 1}
+    counted = {name: parameter for name, parameter in network.named_parameters() if parameter.dim() > 1}
+    if is_large(network):
+        return _Asked(counted, value)
+    return {name: value(_numpy(parameter)) for name, parameter in counted.items()}
+
+
+class _Asked(Mapping[str, Values]):
+    """Values that are computed when they are asked for, of which the last are kept."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], value: Callable[[Values], Values]) -> None:
+        self._parameters, self._value = parameters, value
+        self._last: tuple[str, Values] | None = None
+
+    def __getitem__(self, name: str) -> Values:
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, self._value(_numpy(self._parameters[name]))
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
 
 def _numpy(tensor: Tensor) -> Values:

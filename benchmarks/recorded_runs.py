@@ -41,7 +41,7 @@ KEPT = (
 )
 # Of a clock, of a version or of a place, wherever they stand.
 TIMED = {
-    "seconds", "elapsed", "overhead", "latency_ms", "verdict", "versions", "freeprune", "torch", "threads", "curve",
+    "seconds", "memory", "elapsed", "overhead", "latency_ms", "verdict", "versions", "freeprune", "torch", "threads", "curve",
     "per_trial", "trace", "warnings", "gzip_bytes", "dense_gzip_bytes", "bytes", "dense_bytes",
     "ms", "data", "sweep",
 }  # fmt: skip

@@ -21,6 +21,7 @@ from .inputs.dense import dense_network, on_cpu
 from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
 from .inputs.memory_format import on_device
+from .inputs.sharded import save_weights, weights_at
 from .run.recovery import joined, not_fitted, recovered
 from .store import run_folder as files
 from .store.summary import Recovery
@@ -96,7 +97,7 @@ def applied(
         SETTINGS[name].check(value)
     if out is not None:
         files.check_folder(Path(out), resume=False, force=force)
-        if (Path(out) / files.WEIGHTS).exists() and not force:
+        if weights_at(Path(out) / files.WEIGHTS) and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
     dense = dense_network(model, weights, seed, weights_key)
@@ -108,7 +109,7 @@ def applied(
     if out is not None:
         files.make_folder(Path(out))
         removed.save(Path(out))
-        files.save_weights(smaller, Path(out) / files.WEIGHTS)
+        save_weights(smaller, Path(out) / files.WEIGHTS)
     return Applied(dense, smaller, removed, recovery)
 
 

@@ -19,6 +19,7 @@ from .inputs.data import load_data
 from .inputs.dense import dense_network
 from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
+from .inputs.sharded import save_weights
 from .progress import Shown, shows_progress
 from .run.task import task_of, trained_by
 from .store import run_folder as files
@@ -149,7 +150,7 @@ def train(
         working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked, hardware=machine
     )
     if out is not None:
-        files.save_weights(trained, Path(out))
+        save_weights(trained, Path(out), sys.maxsize)
     if saving is not None:
         saving.path.unlink(missing_ok=True)
     return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)

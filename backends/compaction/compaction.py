@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied, live
+from ...copies import live
 from ...reading import leaves
+from ...sharing import light, widened
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
 from ..coupling.repair import settle
@@ -72,11 +73,11 @@ def compact(network: nn.Module, inputs: Inputs, *, block: int = 1) -> Compacted:
     """
     _, example, dense = trace_example(network, inputs)
     # A fresh copy for every forward pass, which may leave state behind, such as a cache.
-    traced = live(on_meta(network) if example[0].is_meta else copied(network).eval().cpu())
-    flow = flow_of(network, copied(traced), example, dense)
+    traced = live(on_meta(network) if example[0].is_meta else light(widened(network)).eval().cpu())
+    flow = flow_of(network, light(traced), example, dense)
     coupling, repairs = Coupling(dense, traced), list[Repair]()
     if not _needed(coupling, flow).all():
-        coupling, repairs = settle(copied(traced), example, dense)
+        coupling, repairs = settle(light(traced), example, dense)
     classes = _certified(traced, example, coupling, repairs, flow, block)
     indices = coupling.kept_indices(classes)
     plan = Plan(
@@ -189,7 +190,7 @@ def _difference(network: nn.Module, smaller: nn.Module, inputs: Inputs) -> float
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = tuple(x.to(device) for x in inputs)
     with torch.no_grad():
-        before, after = (leaves(net(*example)) for net in (copied(network).eval(), smaller))
+        before, after = (leaves(net(*example)) for net in (light(network).eval(), smaller))
     return relative_difference(before, after)
 
 

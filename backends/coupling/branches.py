@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ...copies import copied
 from ...reading import leaves
+from ...sharing import light
 from ..difference import relative_difference
 from ..plan import inside
 from ..surgery.gone import without
@@ -64,7 +65,7 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         inputs: example inputs.
         weights: the parameters of convolutions and matrix products; a branch has at least one.
     """
-    twin = copied(network).eval()
+    twin = light(network).eval()
     example = tuple(x[:EXAMPLES].to(next(twin.parameters()).device) for x in inputs)
     try:
         found = _found(twin, example, frozenset(weights))
@@ -229,7 +230,7 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch], trains: 
 
 def _trains(network: nn.Module, inputs: Inputs) -> bool:
     """Whether a network runs in training mode. Nothing is left of the pass, not even a random number drawn."""
-    twin = copied(network).train()
+    twin = light(network).train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             twin(*inputs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, given_names, write_atomically
-from ...copies import copied
+from ...common import FreePruneError, given_names
 from ...reading import children, leaves
+from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..surgery.gone import with_zeros
+from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
 from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
@@ -24,7 +26,7 @@ from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
 LOWEST_OPSET = 18  # what the exporter writes; it turns it into later ones
-LARGEST_WEIGHTS = 2**31 - 2**24  # bytes: a protobuf message holds 2 GiB; 16 MiB are left for the graph
+LARGEST_FILE = 2**30  # bytes of weights in one file: a protobuf message holds 2 GiB, and lies in memory several times
 
 
 Axes = dict[int, str]
@@ -57,8 +59,9 @@ def export_onnx(
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
     opset: int | None = None,
+    largest: int | None = None,
 ) -> Exported:
-    """Export a network in eval mode to one ONNX file without source paths or times: the same network gives the same file.
+    """Export a network in eval mode to ONNX, without source paths or times: the same network gives the same file.
 
     The file is checked by ONNX and compared with the network on batches of 1 and 3, and, where the network reads sequences of
     tokens, on shorter ones. A network with a fixed batch size or length is exported with that of `inputs`, and a warning says
@@ -71,45 +74,63 @@ def export_onnx(
         metadata: the file's properties, written sorted by key.
         runtime: runs the file for the comparison.
         opset: the version of ONNX's operators; None for the exporter's own choice.
+        largest: bytes of weights in float32 above which they go to a second file, `model.onnx.data`, one after
+            another; None for `LARGEST_FILE`.
 
     Raises:
-        FreePruneError: the network cannot be exported, the export differs from it, or its weights exceed 2 GiB.
+        FreePruneError: the network cannot be exported, or the export differs from it.
     """
     path = Path(path)
     if not inputs or any(x.ndim == 0 or len(x) != len(inputs[0]) for x in inputs):
         shapes = [tuple(x.shape) for x in inputs]
         raise FreePruneError(f"the example inputs have shapes {shapes}; give tensors that share their first dimension")
-    size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
-    if size > LARGEST_WEIGHTS:
-        raise FreePruneError(f"the weights take {size / 2**30:.1f} GiB, but a single ONNX file holds less than 2 GiB")
     check_opset(opset)
-    network = copied(network).cpu().eval()
-    inputs = tuple(x.detach().cpu() for x in inputs)
+    size = 4 * sum(t.numel() for t in (*network.parameters(), *network.buffers()))
+    apart = size > (LARGEST_FILE if largest is None else largest)
+    with ExitStack() as scratch:
+        beside = None
+        if apart or is_large(network):
+            folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
+            beside = Place(Path(folder) / path.name, apart)
+        network, inputs = light(network).cpu().eval(), tuple(x.detach().cpu() for x in inputs)
+        written = _in_its_best_form(network, inputs, opset, runtime, beside)
+        size = written.model.save(path, metadata)
+    return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
+
+
+def _in_its_best_form(
+    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
+) -> _Written:
+    """The model of a network, without the branches that are gone where that can be exported."""
     written = None
     if (zeros := with_zeros(network)) is not None:
         with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
-            written = _written(zeros, inputs, opset, runtime)
+            written = _written(zeros, inputs, opset, runtime, beside)
     if written is None or not written.dynamic_batch:
-        written = _written(network, inputs, opset, runtime)
-    model = written.model
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
-    content = model.SerializeToString(deterministic=True)
-    write_atomically(path, content)
-    return Exported(path, len(content), written.dynamic_batch, written.dynamic_length, written.notes)
+        written = _written(network, inputs, opset, runtime, beside)
+    return written
+
+
+class Place(NamedTuple):
+    """The file to write to at first, and whether its weights stay in a second one."""
+
+    path: Path
+    apart: bool
 
 
 class _Written(NamedTuple):
-    """A ModelProto that computes what the network does, and what it takes."""
+    """A model that computes what the network does, and what it takes."""
 
-    model: Any
+    model: Model
     dynamic_batch: bool
     dynamic_length: bool
     notes: tuple[str, ...]
 
 
-def _written(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime) -> _Written:
-    """The ModelProto of a network, a copy that may be changed: for any batch and length where that can be had.
+def _written(
+    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
+) -> _Written:
+    """The model of a network, a copy that may be changed: for any batch and length where that can be had.
 
     Raises:
         FreePruneError: it cannot be exported, or the export differs from it.
@@ -120,18 +141,18 @@ def _written(network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, 
     model = None
     if lengths is not None:
         try:
-            model = _any_batch(network, inputs, names, opset, runtime, lengths.axes)
+            model = _any_batch(network, inputs, names, opset, runtime, lengths.axes, beside)
             _check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), runtime, follows=True)
         except Exception as error:
             model = None
             notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {cause(error)}")
     dynamic_length, dynamic = model is not None, True
     try:
-        model = model or _any_batch(network, inputs, names, opset, runtime, axes)
+        model = model or _any_batch(network, inputs, names, opset, runtime, axes, beside)
     except Exception as error:
         dynamic, notes = False, [f"the ONNX file takes batches of {len(inputs[0])} only: {cause(error)}"]
         try:
-            model = _traced(network, inputs, names, opset, None)
+            model = _traced(network, inputs, names, opset, None, beside)
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
             raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
@@ -225,31 +246,43 @@ def _any_batch(
     opset: int | None,
     runtime: Runtime,
     axes: list[Axes],
-) -> Any:
-    """The ModelProto of a network, compared with it on batches of several sizes."""
-    model = _traced(network, inputs, names, opset, axes)
+    beside: Place | None,
+) -> Model:
+    """The model of a network, compared with it on batches of several sizes."""
+    model = _traced(network, inputs, names, opset, axes, beside)
     for batch in CHECKED_BATCHES:
         _check(model, network, first_rows(inputs, batch), runtime, follows=True)
     return model
 
 
 def _traced(
-    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, axes: list[Axes] | None
-) -> Any:
-    """The checked ModelProto of a network, without source paths and stack traces; `axes` are those of any size."""
-    import onnx
+    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, axes: list[Axes] | None,
+    beside: Place | None,
+) -> Model:  # fmt: skip
+    """The checked model of a network, without source paths and stack traces.
+
+    Args:
+        axes: those of any size.
+        beside: where weights are written one after another; None for a network that is not large.
+    """
 
     def exported() -> Any:
         return torch.onnx.export(
-            network,
+            network if beside is None else hollow(network),
             inputs,
             dynamo=True,
             verbose=False,
+            optimize=beside is None,
             opset_version=opset,
             input_names=given_names(network),
             output_names=names,
             dynamic_shapes=None if axes is None else tuple(axes),
         )
+
+    def finish(proto: Any) -> None:
+        strip(proto)
+        if axes is None:
+            _fix_sizes(proto, inputs)
 
     with quiet():
         try:
@@ -258,15 +291,16 @@ def _traced(
             if not _attention_written_out(network):
                 raise
             program = exported()
-        model = program.model_proto
-        strip(model)
-        if axes is None:
-            _fix_sizes(model, inputs)
-        onnx.checker.check_model(model, full_check=True)
-    written = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    if opset not in (None, written):  # the exporter keeps its own version where the conversion fails
+        model: Model
+        if beside is None:
+            proto = program.model_proto
+            finish(proto)
+            model = Whole(proto)
+        else:
+            model = Beside(program, network, *beside, finish)
+    if opset not in (None, model.opset):  # the exporter keeps its own version where the conversion fails
         raise FreePruneError(
-            f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {written}"
+            f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {model.opset}"
         )
     return model
 
@@ -300,13 +334,13 @@ def strip(message: Any) -> None:
                 strip(part)
 
 
-def _check(model: Any, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
+def _check(model: Model, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
     """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
     batch = len(inputs[0])
     with torch.no_grad():
         expected = leaves(network(*inputs))
     try:
-        opened = runtime.open(model.SerializeToString(), 1)
+        opened = model.open(runtime)
     except Exception as error:
         raise FreePruneError(f"{runtime.name} cannot run it: {cause(error)}") from error
     given = run_rows(opened, as_arrays(inputs))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...common import FreePruneError, write_atomically
 from .export import strip
+from .files import data_of
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
 from .runtime import Arrays, Runtime, as_arrays, cause, run_rows
@@ -51,6 +52,8 @@ def quantise_onnx(
 
     path, target = Path(path), Path(target)
     arrays = as_arrays(inputs)
+    if data_of(path).exists():
+        raise FreePruneError("the network cannot be quantised to int8: its weights lie in a second file, as those of 1 GiB do")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             model = _quantised(path, Path(scratch), arrays)

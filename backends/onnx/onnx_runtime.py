@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...common import FreePruneError
+from .files import data_of
 from .runtime import Arrays, Opened, Runtime, cause
 
 
@@ -136,6 +137,9 @@ def session(model: str | bytes, threads: int, providers: tuple[Any, ...], profil
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Otherwise idle threads spin for a while after a run, on the cores on which the next session is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if isinstance(model, str) and data_of(Path(model)).exists():  # weights stay where they are mapped, not copied once more
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     made = onnxruntime.InferenceSession(model, options, providers=list(providers))

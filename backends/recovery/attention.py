@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...copies import copied
+from ...sharing import light
 from ..plan import Plan
 from .products import Call, Site
 
@@ -116,7 +116,7 @@ class Scores:
 
 def folded(dense: nn.Module, pruned: nn.Module, plan: Plan, maps: Mapping[str, tuple[Site, Tensor]]) -> nn.Module:
     """A copy of the pruned network whose queries and keys are these maps of the dense network's."""
-    network = copied(pruned)
+    network = light(pruned)
     given, parameters = dict(dense.named_parameters()), dict(network.named_parameters())
     with torch.no_grad():
         for name, (site, made) in maps.items():
@@ -125,9 +125,10 @@ def folded(dense: nn.Module, pruned: nn.Module, plan: Plan, maps: Mapping[str, t
             inputs = plan.kept[name].get(site.inputs)
             if inputs is not None:
                 weight = weight.index_select(site.inputs, torch.from_numpy(inputs).to(weight.device))
-            parameters[name].copy_(weight)
+            parameters[name].data = weight.to(parameters[name].dtype).contiguous()
             if site.bias is not None:
-                parameters[site.bias].copy_(made.mT @ given[site.bias].double())
+                bias = parameters[site.bias]
+                bias.data = (made.mT @ given[site.bias].double()).to(bias.dtype)
     return network
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...common import Inputs, Skeleton
+from ...sharing import is_large
 from ..tracing.passes import undisturbed
 from .sums import Key
 
-PART = 32  # rows of inputs in one pass, which keeps all that its gradients need
+PART, FEW = 32, 2  # rows of inputs in one pass, which keeps all that its gradients need; of a large network
 
 
 def counted(network: nn.Module, inputs: Inputs) -> dict[Key, Tensor]:
@@ -37,7 +38,7 @@ def counted(network: nn.Module, inputs: Inputs) -> dict[Key, Tensor]:
     for parameter in skeleton.network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     generator = torch.Generator().manual_seed(0)
-    for start, stop in _parts(len(inputs[0])):
+    for start, stop in _parts(len(inputs[0]), FEW if is_large(network) else PART):
         seen.clear()
         with undisturbed(skeleton.network), torch.enable_grad(), skeleton.batch_statistics():
             outputs = skeleton.network(*(x[start:stop] for x in inputs))
@@ -58,9 +59,9 @@ def among(counts: Mapping[Key, Tensor], key: Key, samples: int, fewest: int) -> 
     return found.nonzero()[:, 0].cpu()
 
 
-def _parts(count: int) -> list[tuple[int, int]]:
+def _parts(count: int, part: int) -> list[tuple[int, int]]:
     """Starts and stops of parts that are not all of one size, so that other dimensions are not taken for the first."""
-    stops = [*range(PART - 1, count, PART), count] if count > 1 else [count]
+    stops = [*range(part - 1, count, part), count] if count > 1 else [count]
     return [pair for pair in zip([0, *stops], stops, strict=False) if pair[0] < pair[1]]
 
 

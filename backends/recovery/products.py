@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...sharing import origin
 from .sums import Ends, Summed
 
 
@@ -162,14 +163,18 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter of two or more dimensions that a tensor is, or is a view of."""
-        name, parameter = self._parameters.get(tensor.untyped_storage()._cdata, ("", tensor))
+        given = origin(tensor)
+        name, parameter = self._parameters.get((tensor if given is None else given).untyped_storage()._cdata, ("", tensor))
         return name if name and parameter.dim() > 1 else None
 
     def _whole(self, tensor: Any) -> str | None:
         """The parameter that a tensor is the whole of, in its own shape."""
         if not isinstance(tensor, Tensor):
             return None
-        name, parameter = self._parameters.get(tensor.untyped_storage()._cdata, ("", tensor))
+        given = origin(tensor)
+        name, parameter = self._parameters.get((tensor if given is None else given).untyped_storage()._cdata, ("", tensor))
+        if given is not None and given is not parameter:  # a pruned network's
+            return None
         same = tensor.shape == parameter.shape and tensor.stride() == parameter.stride()
         return name if name and same and tensor.storage_offset() == parameter.storage_offset() else None
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs, Skeleton
-from ...copies import copied
+from ...sharing import is_large, light
 from ..plan import Plan
 from ..tracing.passes import plain_kernels, undisturbed
 from .attention import Scores, folded
 from .counted import among, counted
 from .products import Call, Watched
+from .shelf import Kept, Shelf, held
 from .solve import RIDGE, least_squares
 from .sums import End, Key, Norm
 
@@ -55,8 +56,8 @@ class _Wanted:
 
     samples: int
     picked: Tensor
-    rows: Tensor
-    sums: Tensor | None = None
+    rows: Kept
+    sums: Kept | None = None
 
 
 def recover(
@@ -99,11 +100,10 @@ def recover(
     while passes:
         run(skeleton, Watched(skeleton.tensors, fit, LARGEST, summed=fit.summed), inputs)
         passes = max(passes - 1, fit.finish())
-    network = copied(pruned)
+    network = light(pruned)
     parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, value in fit.found.items():
-            parameters[name].copy_(value)
+    for name, value in fit.found.items():
+        parameters[name].data = value
     return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
 
 
@@ -120,6 +120,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
     together: list[list[End]] = []  # the ends that meet in a sum, of which one is fitted to it
     skeleton = Skeleton(dense)
+    keep = Shelf() if is_large(dense) else held
     generator, counts = torch.Generator().manual_seed(seed), counted(dense, inputs)
 
     def visit(call: Call) -> Tensor:
@@ -130,7 +131,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
         rows = among(counts, (call.site.name, call.number), call.samples, POOR * columns)
         picked = sample(call.samples, SAMPLES * columns, generator, rows).to(made.device)
         rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
-        wanted[call.site.name, call.number] = _Wanted(call.samples, picked, rows)
+        wanted[call.site.name, call.number] = _Wanted(call.samples, picked, keep(rows))
         if not call.site.shared and call.site.groups == 1:
             results[call.site.name, call.number] = made.shape, call.results
         scores.made(call, made)
@@ -142,7 +143,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
             if end.key in results:
                 shape, rows = results[end.key]
                 here = wanted[end.key]
-                wanted[end.key] = replace(here, sums=rows((own + other).reshape(shape), here.picked))
+                wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
 
     watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
     run(skeleton, watched, inputs)
@@ -210,7 +211,7 @@ class _Fit:
         self.poor: dict[str, None] = {}
 
     def __call__(self, call: Call) -> Tensor:
-        name, bias = call.site.name, call.site.bias
+        name = call.site.name
         here = self._wanted.get((name, call.number))
         if here is not None and here.samples == call.samples > 0 and name in self._names:
             if name in self._ends:
@@ -222,8 +223,18 @@ class _Fit:
                 self._sums.setdefault(name, (call, []))[1].append(pair)
             else:
                 self._solve(call, [pair])
-        weight = self.found.get(name, call.weight)
-        return call.run(weight, call.bias if bias is None else self.found.get(bias, call.bias))
+        return call.run(*self._now(call))
+
+    def _now(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias of a product as they are by now."""
+        weight, bias = self.found.get(call.site.name, call.weight), call.bias
+        if call.site.bias is not None and bias is not None:
+            bias = self.found.get(call.site.bias, bias).to(bias.dtype)
+        return weight.to(call.weight.dtype), bias
+
+    def _put(self, name: str, value: Tensor) -> None:
+        """Note a new value, in the type that the network holds it in."""
+        self.found[name] = value.to(self._tensors[name].dtype)
 
     def summed(self, ends: list[tuple[End, Tensor, Tensor]]) -> tuple[int, Tensor] | None:
         """Fit the end of a branch to what the sum should be; its number, and what it then gives."""
@@ -236,13 +247,13 @@ class _Fit:
     def _fitted(self, waiting: _Waiting, end: End, other: Tensor) -> Tensor:
         call, here = waiting.call, self._wanted[end.key]
         assert here.sums is not None
+        sums = here.sums()
         kept = self._kept(call.site.name, call.site.outputs)
-        sums = here.sums if kept is None else here.sums[:, kept.to(here.sums.device)]
+        sums = sums if kept is None else sums[:, kept.to(sums.device)]
         targets = (sums - call.results(other.reshape(waiting.shape), here.picked))[None]
         if end.norm is None:
             self._solve(call, [(targets, waiting.rows)])
-            bias = call.bias if call.site.bias is None else self.found.get(call.site.bias, call.bias)
-            return call.run(self.found[call.site.name], bias)
+            return call.run(*self._now(call))
         return self._normed(waiting, targets, end.norm, here.picked)
 
     def _normed(self, waiting: _Waiting, targets: Tensor, norm: Norm, picked: Tensor) -> Tensor:
@@ -266,7 +277,8 @@ class _Fit:
         seen = call.results(made, picked).mean(0) - made.mean(others)  # the samples' mean is not that of all
         scale = size / rescaled
         shift = targets[0].mean(0) - seen / rescaled
-        self.found |= {site.name: weight, norm.scale: scale, norm.shift: shift}
+        for name, value in ((site.name, weight), (norm.scale, scale), (norm.shift, shift)):
+            self._put(name, value)
         return F.batch_norm(made, None, None, scale, shift, True, 0.0, norm.eps)
 
     def finish(self) -> bool:
@@ -287,12 +299,13 @@ class _Fit:
 
     def _targets(self, call: Call, here: _Wanted) -> Tensor:
         """What should come out `(groups, R, outputs)`; where positions share coefficients, what should go in."""
+        rows = here.rows()
         if call.site.shared:
-            return here.rows[None]
+            return rows[None]
         if call.site.name in self._maps:
-            return (here.rows.double() @ self._maps[call.site.name]).to(here.rows.dtype)[None]
+            return (rows.double() @ self._maps[call.site.name]).to(rows.dtype)[None]
         kept = self._kept(call.site.name, call.site.outputs)
-        rows = here.rows if kept is None else here.rows[:, kept.to(here.rows.device)]
+        rows = rows if kept is None else rows[:, kept.to(rows.device)]
         return rows.reshape(len(rows), call.site.groups, -1).movedim(1, 0)
 
     def _kept(self, name: str, dim: int) -> Tensor | None:
@@ -324,19 +337,19 @@ class _Fit:
         moments, cross = _products(rows, targets)
         weight = call.weight
         if site.shared:  # the outputs that should come out are what the dense weights make of what should go in
-            outer = self._dense[site.name].detach().to(weight.device)
+            outer = self._dense[site.name].detach().to(weight.device, weight.dtype)
             kept = self._kept(site.name, site.outputs)
             outer = outer if kept is None else outer.index_select(site.outputs, kept.to(outer.device))
             cross = site.matrices(outer) @ cross
         solved = least_squares(site.matrices(weight), cross, moments, self._masked(call), self._ridge)
-        self.found[site.name] = site.restored(solved, weight.shape).to(weight.dtype)
+        self._put(site.name, site.restored(solved, weight.shape).to(weight.dtype))
         if site.bias is not None and call.bias is not None:
             if site.shared:
                 before = (site.matrices(outer).double() @ aim.mT)[..., 0].reshape(-1, site.positions).sum(1)
                 after = (solved @ middle.mT)[..., 0].reshape(-1, site.positions).sum(1)
-                self.found[site.bias] = (call.bias + before - after).to(call.bias.dtype)
+                self._put(site.bias, (call.bias + before - after).to(call.bias.dtype))
             else:
-                self.found[site.bias] = (aim - middle @ solved.mT).reshape(-1).to(call.bias.dtype)
+                self._put(site.bias, (aim - middle @ solved.mT).reshape(-1).to(call.bias.dtype))
 
 
 def _products(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...common import FreePruneError
 from ...copies import copied
+from ...sharing import Lent, given_back, is_large, light
 from ..plan import Attribute, Plan, check_structure
 from .gone import without
 from .masked_norms import watch
@@ -80,26 +81,40 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
     """
     check_structure(network, plan)
-    network = copied(network)
+    network = light(network)
     parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if plan.is_gone(name):
-                parameter.zero_()
-        for name, dims in plan.kept.items():
-            if name not in parameters:
-                continue  # running statistics: whatever they are, scale and shift are zero
-            for dim, kept in dims.items():
-                gone = np.setdiff1d(np.arange(parameters[name].shape[dim]), kept)
-                parameters[name].index_fill_(dim, torch.from_numpy(gone).to(parameters[name].device), 0.0)
-        for name, mask in plan.masks.items():
-            dense = torch.zeros(parameters[name].shape, dtype=torch.bool)
-            left = [plan.kept.get(name, {}).get(d, np.arange(size)) for d, size in enumerate(dense.shape)]
-            dense[np.ix_(*left)] = mask.cpu()  # a mask has the shape that is left after whole channels are gone
-            parameters[name].mul_(dense.to(parameters[name].device))
+    made = {name: zeros for name, parameter in parameters.items() if (zeros := _zeros(name, parameter, plan)) is not None}
+    if is_large(network):
+        Lent({id(parameters[name]): zeros for name, zeros in made.items()}).install(given_back(network))
+    else:
+        with torch.no_grad():
+            for name, zeros in made.items():
+                zeros(parameters[name])
     if plan.kept:
         watch(network, plan.kept)
     return network
+
+
+def _zeros(name: str, parameter: Tensor, plan: Plan) -> Callable[[Tensor], Tensor] | None:
+    """What sets the values of a parameter to zero, in place, where the plan removes something; None where it does not."""
+    if plan.is_gone(name):
+        return torch.Tensor.zero_
+    dims, mask = plan.kept.get(name, {}), plan.masks.get(name)
+    if not dims and mask is None:
+        return None
+
+    def zeros(values: Tensor) -> Tensor:
+        for dim, kept in dims.items():
+            gone = np.setdiff1d(np.arange(values.shape[dim]), kept)
+            values.index_fill_(dim, torch.from_numpy(gone).to(values.device), 0.0)
+        if mask is not None:
+            dense = torch.zeros(values.shape, dtype=torch.bool)
+            left = [dims.get(d, np.arange(size)) for d, size in enumerate(dense.shape)]
+            dense[np.ix_(*left)] = mask.cpu()  # a mask has the shape that is left after whole channels are gone
+            values.mul_(dense.to(values.device))
+        return values
+
+    return zeros
 
 
 def shrunk(network: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> nn.Module:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import copied
+from ...sharing import HALVES, given_back, is_lent
 
 # What operators made on the meta device, by their arguments; emptied when it gets long.
 _MADE: dict[Any, Any] = {}
@@ -222,11 +223,12 @@ def flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """A copy in eval mode without values. Unlike `to("meta")` it keeps shared tensors shared."""
+    """A copy in eval mode without values, in the types it computes in. Unlike `to("meta")` it keeps shared tensors shared."""
     tensors = [*network.parameters(), *network.buffers()]
-    return copied(network, {id(t): _without_values(t) for t in tensors}).eval()
+    return given_back(copied(network, {id(t): _without_values(t, lent=is_lent(network)) for t in tensors}).eval())
 
 
-def _without_values(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
+def _without_values(tensor: Tensor, *, lent: bool) -> Tensor:
+    wide = lent and tensor.dtype in HALVES
+    empty = tensor.detach().to("meta", torch.float32 if wide else tensor.dtype)
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

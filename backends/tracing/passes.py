@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied, live
+from ...copies import live
 from ...errors import first_line
 from ...reading import leaves
+from ...sharing import light, widened
 from .meta import on_meta
 from .record import Trace
 from .tracer import Tracer
@@ -143,7 +144,7 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that needs values fails here; a wrong shape fails again below, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        twin = live(copied(network)).eval().cpu()
+        twin = live(light(widened(network))).eval().cpu()
         return twin, example, trace(twin, example)
 
 

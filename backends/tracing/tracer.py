@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
+from ...sharing import origin
 from .algebra import merge
 from .arithmetic import multihead_attention
 from .labels import Labels, Layer, along, on_dim, support
@@ -161,6 +162,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._noted(tensor)
         if known is not None:
             return known
+        given = origin(tensor)
+        if given is not None and given.shape == tensor.shape:
+            layers = self._labels[tensor] = self.labels(given)
+            return layers
         if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
             return []
         name, is_parameter = self._names[id(tensor)]
@@ -269,7 +274,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _parameter(self, weight: Tensor) -> str | None:
         """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
-        name = self._storages.get(weight.untyped_storage()._cdata)
+        given = origin(weight)
+        name = self._storages.get((weight if given is None else given).untyped_storage()._cdata)
         whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
         return name if whole else None
 

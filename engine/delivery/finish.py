@@ -19,17 +19,20 @@ from torch import nn
 from ...backends import Plan, compact
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import export_onnx
+from ...backends.onnx.files import bytes_of, data_of
 from ...backends.onnx.runtime import first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config
+from ..inputs.sharded import save_weights
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
 from ..run.job import Job, single
 from ..run.loop import Found
+from ..run.memory import peak
 from ..run.outputs import outputs
 from ..run.recovery import made_good
 from ..shown import Showable, Shown
@@ -98,6 +101,7 @@ def finish(
     recover_seconds = time.perf_counter() - start
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
+    del plain  # its memory
     start = time.perf_counter()
     final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
     finetune_seconds = time.perf_counter() - start
@@ -107,7 +111,7 @@ def finish(
     config = _configured(job, delivered)
     final = job.working(delivered)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
-    files.save_weights(delivered, folder / files.WEIGHTS)
+    save_weights(delivered, folder / files.WEIGHTS)
     start = time.perf_counter()
     progress("export", 0, 1, "")
     onnx: Onnx | NoOnnx
@@ -153,6 +157,7 @@ def finish(
         task=job.choice.name,
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
         config=config,
+        memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
     )
     files.write_document(folder, summary)
@@ -218,7 +223,11 @@ def _export(
     exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime, job.settings.opset)
     dense = dense or DenseExport(job)
     eight, notes = quantised(job, dense.file.path, exported.path, folder)
-    compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
+    compressed = None
+    if job.settings.compress and data_of(exported.path).exists():
+        notes = (*notes, "the weights lie in a second file, so that zeros were not taken out of it")
+    elif job.settings.compress:
+        compressed = compress_onnx(exported.path, images, job.runtime)
     agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
     timed = first_rows(images, job.settings.latency_batch)
     paths = {"dense": dense.file.path, "pruned": exported.path, **eight}
@@ -226,7 +235,7 @@ def _export(
     ms = LatencyMs(latency["dense"], latency["pruned"])
     sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
     onnx = Onnx(
-        bytes=exported.path.stat().st_size,
+        bytes=bytes_of(exported.path),
         dense_bytes=dense.file.bytes,
         gzip_bytes=sizes[0],
         dense_gzip_bytes=sizes[1],
@@ -246,7 +255,15 @@ def _export(
 
 
 def _gzip_bytes(path: Path) -> int:
-    return len(zlib.compress(path.read_bytes()))
+    """The size of an ONNX file when it is compressed; with a second file as fast as that goes, and never all in memory."""
+    if not data_of(path).exists():
+        return len(zlib.compress(path.read_bytes()))
+    packer, size = zlib.compressobj(1), 0
+    for one in (path, data_of(path)):
+        with one.open("rb") as file:
+            while part := file.read(2**24):
+                size += len(packer.compress(part))
+    return size + len(packer.flush())
 
 
 def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int64]]]:

@@ -15,7 +15,7 @@ from ...backends import Plan, apply, masked
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...common import FreePruneError, Inputs
-from ...copies import copied
+from ...sharing import light
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.targets import LATENCY
@@ -98,7 +98,7 @@ def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module,
 
 def _check_repeatable(job: Job, images: Inputs) -> None:
     """Check that two passes of the dense network in eval mode agree."""
-    network = copied(job.network)
+    network = light(job.network)
     with seeded(job.settings.seed):
         difference = relative_difference(outputs(network, images), outputs(network, images))
     if not difference < SAME_DIFFERENCE:
@@ -142,7 +142,7 @@ def _exported(job: Job, images: Inputs) -> DenseExport:
     try:
         dense = DenseExport(job)
         found = job.runtime.outputs(dense.file.path, images)
-        difference = relative_difference(outputs(copied(job.network), images), found)
+        difference = relative_difference(outputs(light(job.network), images), found)
         if not difference < LARGEST_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
     except FreePruneError as error:

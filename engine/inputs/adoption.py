@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from ...common import FreePruneError, brief
 from ...copies import copied, held_tensors
+from ...sharing import HALVES, Lent, is_large, is_lent
 
 # By class, where a wrapper keeps the network; by name, since importing some of them takes a second.
 WRAPPERS = {
@@ -61,18 +62,26 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
 
 
 def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """The network with all floating tensors in float32, on a device if one is given; itself if nothing has to change."""
+    """The network with all floating tensors in float32, on a device if one is given; itself if nothing has to change.
+
+    The weights of a large network in half precision stay what they are, and are read in float32 one by one (`Lent`).
+    """
+    lends = not is_lent(network) and _can_lend(network)
+    kept = set(map(id, network.parameters())) if lends or is_lent(network) else set()
     everything = [*network.parameters(), *network.buffers(), *held_tensors(network)]
-    changed = {id(t): _moved(t, device) for t in everything if _is_odd(t) or device not in (None, t.device)}
-    if not changed:
+    odd = {id(t) for t in everything if _is_odd(t)} - kept
+    changed = {id(t): _moved(t, device, id(t) in odd) for t in everything if id(t) in odd or device not in (None, t.device)}
+    if not changed and not lends:
         return network
     twin = twin_of(network, changed)
-    before = {parameter.dtype for parameter in network.parameters() if _is_odd(parameter)}
+    before = {parameter.dtype for parameter in network.parameters() if _is_odd(parameter) and not is_lent(network)}
     for module in twin.modules() if before else ():
         # What `x.to(self.dtype)` casts to; casts that the code spells out are taken back where a layer reads their result.
         vars(module).update({k: torch.float32 for k, v in vars(module).items() if isinstance(v, torch.dtype) and v in before})
         if module._parameters:
             module.register_forward_pre_hook(with_float32, with_kwargs=True)
+    if lends:
+        Lent().install(twin)
     return twin
 
 
@@ -85,8 +94,14 @@ def _is_odd(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float32
 
 
-def _moved(tensor: Tensor, device: torch.device | None) -> Tensor:
-    moved = tensor.detach().to(device or tensor.device, torch.float32 if _is_odd(tensor) else tensor.dtype)
+def _can_lend(network: nn.Module) -> bool:
+    """Whether a network's weights are left in half precision, and read in float32 one by one: those of a large one are."""
+    types = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    return bool(types & {*HALVES}) and types <= {torch.float32, *HALVES} and is_large(network)
+
+
+def _moved(tensor: Tensor, device: torch.device | None, widened: bool) -> Tensor:
+    moved = tensor.detach().to(device or tensor.device, torch.float32 if widened else tensor.dtype)
     return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
@@ -162,6 +177,22 @@ def with_values(network: nn.Module, other: nn.Module) -> nn.Module:
         for name, tensor in tensors(twin).items():
             tensor.copy_(values[name])
     return twin.train(other.training)
+
+
+def with_tensors(network: nn.Module, other: nn.Module) -> nn.Module:
+    """As `with_values`, for a network with parameters on the meta device; the other one's are shared where they can be."""
+    values, own = tensors(other), tensors(network)
+    with torch.no_grad():
+        put = {id(t): _parameter(values[name].detach().to(t.dtype), t) for name, t in own.items() if t.is_meta}
+        twin = copied(network, put)
+        for name, tensor in tensors(twin).items():
+            if not own[name].is_meta:
+                tensor.copy_(values[name])
+    return twin.train(other.training)
+
+
+def _parameter(values: Tensor, like: Tensor) -> Tensor:
+    return nn.Parameter(values, like.requires_grad)
 
 
 def check_still_finite(before: nn.Module, after: nn.Module) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...common import Batch, FreePruneError, brief, write_atomically
-from ...copies import copied
 from ...reading import PLAIN
+from ...sharing import light
 from ..randomness import seeded
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, Images, stack
@@ -141,7 +141,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 def recalibrated(network: nn.Module, batch: Batch) -> nn.Module:
     """A copy whose batch norms hold the statistics of the calibration batch, so that it works before any fine-tuning."""
-    network = copied(network).eval()
+    network = light(network).eval()
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...common import FreePruneError, brief, cause
+from .sharded import read_index
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.
 UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
@@ -117,6 +118,7 @@ def _read_torch(path: Path) -> object:
 
 READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": safetensors.torch.load_file,
+    ".json": read_index,
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl"), _read_torch),
 }
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...common import FreePruneError
 from ...copies import copied
+from ...sharing import light
 from .adoption import bare
 from .libraries import is_pretrained
 from .models import load_model
@@ -48,4 +49,4 @@ def built(spec: str, seed: int, *, pretrained: bool = False) -> nn.Module:
 def on_cpu(network: nn.Module) -> nn.Module:
     """The network on the CPU; itself if it is there already."""
     there = all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers()))
-    return network if there else copied(network).cpu()
+    return network if there else light(network).cpu()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...common import FreePruneError, Inputs, Keywords
-from ...copies import copied
+from ...sharing import Lent, light
 from ..randomness import seeded
 from .adoption import hook_name, with_float32
 
@@ -58,7 +58,8 @@ def _foreign(network: nn.Module) -> list[_Hook]:
     def known(hook: Any) -> bool:
         while isinstance(hook, functools.partial):
             hook = hook.func
-        if hook is with_float32 or isinstance(hook, Keywords) or id(getattr(hook, "__self__", None)) in modules:
+        owner = getattr(hook, "__self__", None)
+        if hook is with_float32 or isinstance(hook, Keywords) or isinstance(owner, Lent) or id(owner) in modules:
             return True
         names = [kind.__module__ for kind in type(hook).__mro__] + [str(getattr(hook, "__module__", ""))]
         if any(name.startswith("torch.nn.utils.") for name in names):
@@ -77,7 +78,7 @@ def _foreign(network: nn.Module) -> list[_Hook]:
 
 def _outputs(network: nn.Module, without: list[_Hook], inputs: Inputs) -> list[Tensor] | None:
     """The outputs of the network without some hooks; None if it fails."""
-    twin = copied(network).eval()
+    twin = light(network).eval()
     for hook in without:
         del getattr(twin.get_submodule(hook.module), hook.place)[hook.key]
     try:

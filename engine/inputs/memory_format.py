@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common import Batch
-from ...copies import copied
+from ...sharing import light
 from .devices import AUTO, device_of
 
 
@@ -35,7 +35,7 @@ def on_device(network: nn.Module, batch: Batch, device: torch.device | None = No
         device: None for a GPU where there is one, else the CPU.
     """
     device = device_of(AUTO) if device is None else device
-    judged = copied(network).to(device)
+    judged = light(network).to(device)
     return judged, fastest(judged, batch.to(device))
 
 

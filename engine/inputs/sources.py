@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common import FreePruneError, cause
-from ...copies import copied
+from ...sharing import light
 from ..randomness import seeded
 from .batches import Data, Images, parted
 from .encoded import Encoded, first_shape, joined, read_images
@@ -118,7 +118,7 @@ def _takes_grey(network: nn.Module, encoded: Encoded, form: Form) -> bool:
         _, height, width = first_shape(encoded, form)
     except FreePruneError:  # told when all are read
         return False
-    network = copied(network).eval()
+    network = light(network).eval()
 
     def takes(channels: int) -> bool:
         try:

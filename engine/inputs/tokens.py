@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...common import FreePruneError, Inputs
-from ...copies import copied
+from ...sharing import light
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")  # how configurations name the longest sequence
 
@@ -49,7 +49,7 @@ def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
     """
     if not any(isinstance(module, nn.Embedding) for module in network.modules()):
         return
-    twin = copied(network).cpu().eval()
+    twin = light(network).cpu().eval()
     given = tuple(x[:1].cpu() for x in inputs)
     failed = False
     with torch.no_grad(), _Embeddings(twin, given):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...backends.granularity.channel import Channel
 from ...backends.onnx import Runtime
 from ...backends.onnx.runtime import first_rows
-from ...copies import copied
+from ...sharing import light
 from ..progress import Progress
 from ..run.job import Job
 from .layers import Call, Layer, calls
@@ -33,7 +33,7 @@ def wanted_for(job: Job) -> Wanted:
     if channel is None:
         raise ValueError(f"{job.backend.name} removes no channels, so that its latency does not change")
     known = channel.shapes(np.array([[group.units for group in channel.groups]]))
-    network = copied(job.network).cpu().eval()
+    network = light(job.network).cpu().eval()
     # Layers whose weights the backend does not know count as other multiplications.
     found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
     grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime)

@@ -18,6 +18,7 @@ from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
 from ..asked.targets import LATENCY, label
+from ..inputs.sharded import files_of, weights_at
 from ..shown import with_unit
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial, curve
@@ -25,7 +26,7 @@ from ..store.records import Records
 from ..store.run_folder import Read
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
-from ..store.tables import factor, heading, in_direction, interval, number, points, regret_in
+from ..store.tables import factor, heading, in_direction, interval, number, of_memory, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
 
@@ -85,7 +86,7 @@ def _environment() -> Environment:
     environment.globals |= {"heading": heading, "in_direction": in_direction}
     environment.filters |= {
         "amount": amount, "percent": _percent, "score": number, "interval": interval, "label": label, "pyrepr": repr,
-        "measured": with_unit, "factor": factor, "points": points, "regret_in": regret_in,
+        "measured": with_unit, "factor": factor, "points": points, "regret_in": regret_in, "peak": of_memory,
     }  # fmt: skip
     return environment
 
@@ -120,6 +121,7 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "progress": _progress(trials, config, summary),
         "clouds": _clouds(scored, best, config, summary),
         "command": command_line(*command),
+        "data": (folder / files.ONNX_DATA).exists(),
         "versions": _versions(summary, config),
     }
 
@@ -157,11 +159,13 @@ def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None) -> list[dic
 
 def _shapes(folder: Path) -> list[tuple[str, list[int], list[int]]]:
     """The tensors that are smaller than the dense network's: name, shape before and after."""
-    if not (folder / files.PLAN).exists() or not (folder / files.WEIGHTS).exists():
+    if not (folder / files.PLAN).exists() or weights_at(folder / files.WEIGHTS) is None:
         return []
     before = files.read_json(folder / files.PLAN)["structure"]
-    with safe_open(folder / files.WEIGHTS, "numpy") as tensors:
-        after = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no mapping
+    after: dict[str, list[int]] = {}
+    for path in files_of(weights_at(folder / files.WEIGHTS) or folder / files.WEIGHTS):
+        with safe_open(path, "numpy") as tensors:
+            after |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no mapping
     return [(name, shape, after[name]) for name, shape in before.items() if name in after and after[name] != shape]
 
 

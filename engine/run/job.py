@@ -24,6 +24,7 @@ from ...common import Batch, Candidate, find
 from ...metrics import METRICS, Metric, Reference, reference
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
+from ...sharing import is_large
 from ..asked.declaration import Hardware
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
@@ -128,8 +129,11 @@ class Job:
 
     @cached_property
     def recovery(self) -> Recovery | None:
-        """What makes candidates good; None where only the winner is, since masks ask for a system for every output, or none."""
-        if not self.settings.recovery or not self.backend.shrinks or self.backend.mask is not None:
+        """What makes candidates good; None where only the winner is, or none.
+
+        Masks ask for a system for every output, and a large network for the moments of all its layers at once.
+        """
+        if not self.settings.recovery or not self.backend.shrinks or self.backend.mask is not None or is_large(self.network):
             return None
         return Recovery(self.dense.dense.skeleton.network, self.fitted.inputs, self.settings.seed)
 

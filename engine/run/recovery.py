@@ -10,8 +10,8 @@ from torch import nn
 from ...backends import Plan
 from ...backends.recovery.winner import recover
 from ...common import Batch, FreePruneError
-from ...copies import copied
 from ...metrics.calibratedkl import divergence
+from ...sharing import light
 from ..inputs.batches import Data
 from ..inputs.calibration import held_out, recalibrated
 from ..store.summary import Recovery
@@ -72,7 +72,7 @@ def recovered(
     plain = renewed(dense, pruned, plan, batch)
     device = next(fast.parameters()).device
     try:
-        found = recover(fast, copied(pruned).to(device), plan, images.inputs, seed)
+        found = recover(fast, light(pruned).to(device), plan, images.inputs, seed)
     except FreePruneError as error:
         return plain, plain, Recovery(False, str(error), 0, (), None, None)
     better = renewed(dense, found.network.cpu(), plan, batch)
@@ -107,5 +107,5 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
 def _agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
     """How well the outputs agree, in nats: 0 is best; see the metric `calibratedkl`."""
     with torch.no_grad():
-        one, other = (images.reading.scored(copied(each).eval()(*images.inputs)) for each in (dense, network))
+        one, other = (images.reading.scored(light(each).eval()(*images.inputs)) for each in (dense, network))
     return divergence(one, other, images.reading.logits)

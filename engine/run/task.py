@@ -10,8 +10,8 @@ from torch import nn
 
 from ...backends.tracing.passes import rejected
 from ...common import Batch, FreePruneError
-from ...copies import copied
 from ...reading import leaves, main_output
+from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.batches import Data
 from ..inputs.models import resolve as resolve_callable
@@ -40,7 +40,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
     output = None
     with torch.no_grad(), seeded(0):
         try:
-            output = main_output(copied(network).eval()(*(x[:FEW] for x in batch.inputs)))
+            output = main_output(light(network).eval()(*(x[:FEW] for x in batch.inputs)))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             check_embeddings(network, batch.inputs)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):

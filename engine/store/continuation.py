@@ -9,11 +9,12 @@ from typing import Any
 
 from ...common import FreePruneError
 from ..asked.settings import PLANNED
+from ..inputs.sharded import remove_weights
 from .ledger import Ledger
-from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, REPORT, SUMMARY, TRAINING, WEIGHTS, read_json
+from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, ONNX_DATA, REPORT, SUMMARY, TRAINING, WEIGHTS, read_json
 from .shapes import fits
 
-MADE_LAST = (SUMMARY, REPORT, WEIGHTS, ONNX, INT8, COMPACTION, TRAINING)  # by the steps after the search
+MADE_LAST = (SUMMARY, REPORT, ONNX, ONNX_DATA, INT8, COMPACTION, TRAINING)  # by the steps after the search
 SHAPE = {"trials": int, "planned": (int, None), "ends": [int], "time_limit": (float, None)}  # of what is read of config.json
 
 
@@ -84,6 +85,7 @@ def reopened(folder: Path) -> None:
     """Remove what the steps after the search made, the summary first: without it a run is not finished."""
     for name in MADE_LAST:
         (folder / name).unlink(missing_ok=True)
+    remove_weights(folder / WEIGHTS)
 
 
 def _more_trials(before: Any, now: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -12,17 +13,17 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_model
 from torch import nn
 
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
-from ...common import DAMAGE, FreePruneError, brief, cause, parse_json, write_atomically
-from ...errors import first_line
+from ...backends.onnx.files import DATA
+from ...common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
+from ...errors import first_line, is_out_of_memory
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
+from ..inputs.sharded import remove_weights, weights_at
 from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
@@ -38,6 +39,7 @@ Read = TypeVar("Read", bound=Document)
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
 COMPACTION = "compaction.json"  # the plan of the channels removed after fine-tuning, applied after the first plan
 WEIGHTS, ONNX, SUMMARY = "model.safetensors", "model.onnx", Summary.FILE
+ONNX_DATA = f"{ONNX}{DATA}"  # the weights of the ONNX file, where they are too large for it
 INT8 = "model-int8.onnx"  # the ONNX file quantised
 LATENCY = "latency.jsonl"  # the measurements for a target on latency
 CANDIDATES, SCORES, STUDY = "candidates.jsonl", "scores.jsonl", Study.FILE  # of a study
@@ -48,7 +50,7 @@ ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 FILES = (
-    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, INT8, SUMMARY, LATENCY),
+    *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, ONNX_DATA, INT8, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR, TRAINING),
 )
 
@@ -93,10 +95,13 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
             raise UserError(
                 f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
             ) from error.__cause__
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
             raise FreePruneError(
-                f"the device is out of memory ({first_line(error)}); lower `calibration_images` or the `image_size`"
-                f"{', and go on with `resume=True`' if (folder / CONFIG).exists() else ''}"
+                f"{where} is out of memory ({first_line(error)}); lower `calibration_images` or the `image_size`, or give "
+                f"shorter sequences{', and go on with `resume=True`' if (folder / CONFIG).exists() else ''}"
             ) from error
         finally:
             leave(folder)
@@ -149,6 +154,7 @@ def remove_checkpoint(folder: Path) -> None:
 def _remove_run(folder: Path) -> None:
     for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
         path.unlink(missing_ok=True)
+    remove_weights(folder / WEIGHTS)
     _remove_parts(folder)
 
 
@@ -156,7 +162,10 @@ def _remove_parts(folder: Path) -> None:
     """Delete temporary files of interrupted writes; see `write_atomically` and `save_weights`."""
     for name in FILES:
         for path in folder.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -226,24 +235,12 @@ def studies_beside(folder: Path) -> dict[str, Study]:
     return found
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors; shared tensors are written once."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_model(network, str(temporary))
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise FreePruneError(f"{path} cannot be written ({cause(error)}); make room, or give another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load(folder: str | Path, network: nn.Module) -> nn.Module:
     """The pruned, fine-tuned network of a finished run.
 
     Args:
-        folder: the run folder; `plan.json` and `model.safetensors` are read, and `masks.safetensors` and `compaction.json`
-            if they exist.
+        folder: the run folder; `plan.json` and `model.safetensors`, or the files of its index, are read, and
+            `masks.safetensors` and `compaction.json` if they exist.
         network: the dense network as its code makes it, with any weights, wrapped or not; not changed.
 
     Returns:
@@ -256,9 +253,9 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     smaller = apply(bare(network, trained=False), Plan.load(folder))
     if (folder / COMPACTION).exists():
         smaller = apply(smaller, Plan.load(folder, COMPACTION))
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise FreePruneError(f"{path} is missing; finish the run with `resume=True`")
+    path = weights_at(folder / WEIGHTS)
+    if path is None:
+        raise FreePruneError(f"{folder / WEIGHTS} is missing; finish the run with `resume=True`")
     try:
         load_weights(smaller, path)
     except FreePruneError as error:

@@ -263,6 +263,21 @@ class Seconds(Document):
 
 
 @dataclass(frozen=True)
+class Memory(Document):
+    """The most memory that was held at a time, in bytes.
+
+    Attributes:
+        weights: of the dense network in its own types, to compare with.
+        resident: by the process, from its start; files that it has mapped count as far as they are in memory.
+        gpu: by tensors on a GPU; None, and not in the file, where none was used.
+    """
+
+    weights: Annotated[int, is_positive]
+    resident: int
+    gpu: int | None = None
+
+
+@dataclass(frozen=True)
 class Parameters(Document):
     """Number of parameters before and after compaction."""
 
@@ -340,6 +355,7 @@ class Summary(Document):
         divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
             data have no labels; None, and not in the file, elsewhere.
         config: whether the network's configuration follows; None, and not in the file, where it has none.
+        memory: the most that was held; None, and not in the file, where the system does not say.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -369,6 +385,7 @@ class Summary(Document):
     told: str | None = None
     divergence: Accuracy | None = None
     config: Configuration | None = None
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):

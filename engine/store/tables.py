@@ -12,7 +12,7 @@ from ..shown import NONE, PERCENT, Shown, with_unit
 if TYPE_CHECKING:
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import Accuracy, Configuration, MetTarget, Onnx, Recovery, Summary, TimedTarget
+    from .summary import Accuracy, Configuration, Memory, MetTarget, Onnx, Recovery, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -61,6 +61,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     seconds, params = summary.seconds, summary.compaction.params
     trial = "" if seconds.per_trial is None else f" ({seconds.per_trial * 1000:.0f} ms a trial)"
     notes.append(f"{seconds.search:.0f} s search{trial}, {seconds.finetune:.0f} s fine-tuning, {seconds.export:.0f} s export")
+    if summary.memory is not None:
+        notes.append(of_memory(summary.memory))
     if params.after < params.before:
         notes.append(f"compaction took {params.before - params.after:,} further parameters that no longer mattered")
     notes += [f"warning: {warning}" for warning in summary.warnings]
@@ -68,6 +70,12 @@ def of_run(summary: Summary, granularity: str) -> Shown:
     if summary.exported is not None and not summary.exported.latency_ms.faster:
         title += ": not faster than the dense network"
     return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
+
+
+def of_memory(found: Memory) -> str:
+    """The peak of memory, in a sentence."""
+    gpu = "" if found.gpu is None else f", {found.gpu / 1e9:.2f} GB on the GPU"
+    return f"at most {found.resident / 1e9:.2f} GB of memory{gpu}; the dense weights are {found.weights / 1e9:.2g} GB"
 
 
 def of_config(found: Configuration) -> str:

@@ -13,8 +13,9 @@ from ...backends import Plan, apply
 from ...backends.difference import relative_difference
 from ...common import FreePruneError, Inputs
 from ...copies import copied
+from ...sharing import emptied, is_large, light, widened
 from ..asked.recipe import Recipe
-from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_values
+from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_tensors, with_values
 from ..progress import Progress, silent
 from ..randomness import seeded
 from ..run.job import Job
@@ -46,7 +47,7 @@ def finetuned(
     Raises:
         FreePruneError: training fails, or its result is not finite or is another network.
     """
-    tuned = _tuned(compact, plan, job, seed, progress, saving)
+    tuned = _tuned(compact if job.finetune is None else widened(compact), plan, job, seed, progress, saving)
     tuned = job.working(in_types_of_given(tuned, job, plan))
     check_still_finite(compact, tuned)
     return tuned
@@ -61,10 +62,11 @@ def in_types_of_given(network: nn.Module, job: Job, *plans: Plan) -> nn.Module:
     """
     if job.given is job.network:
         return network
-    twin = job.given
+    large = is_large(job.given)
+    twin = emptied(job.given) if large else job.given
     for plan in plans:
         twin = apply(twin, plan)
-    return with_values(twin, network)
+    return with_tensors(twin, network) if large else with_values(twin, network)
 
 
 def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progress, saving: Saving | None) -> nn.Module:
@@ -152,7 +154,7 @@ def _returned(compact: nn.Module, found: object, images: Inputs, job: Job) -> nn
 def _drawn(network: nn.Module, images: Inputs) -> tuple[NDArray[Any], ...]:
     """The outputs in eval mode, with the same random draws each time."""
     with seeded(0):
-        return outputs(copied(network), images)
+        return outputs(light(network), images)
 
 
 def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:

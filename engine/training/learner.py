@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...common import FreePruneError
-from ...copies import copied
-from ...errors import first_line
+from ...errors import first_line, is_out_of_memory
+from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
 from ..tasks import Task
@@ -58,7 +58,7 @@ class Learner:
         self._pruned = [(parameter, fabric.to_device(dropped)) for parameter, dropped in pruned]
         self._guide = None
         if teacher is not None and (recipe.distill or not task.labelled):
-            self._guide = fabric.to_device(copied(teacher).eval())
+            self._guide = fabric.to_device(light(teacher).eval())
         self._channels_last: bool | None = None  # known from the first batch
         self._average = Average(student, recipe.average) if recipe.average else None
         self.batch_size = batch_size
@@ -201,9 +201,10 @@ class Learner:
         """One step of the optimizer; pruned entries are zero again after it."""
         try:
             self._fabric.backward(loss)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an operation has no derivative, or gradients are turned off
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            # An operation has no derivative, or gradients are turned off.
             raise FreePruneError(
                 f"the network's backward pass failed ({first_line(error)}); give one whose operations all have a gradient, "
                 "or 0 epochs"

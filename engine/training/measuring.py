@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
-from ...copies import copied
 from ...reading import leaves
+from ...sharing import light
 from ..asked.declaration import Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
@@ -80,8 +80,8 @@ def tallied(
     """
     task = task.judge
     fabric = fabric_of(hardware)
-    judged = fabric.to_device(copied(network).eval())
-    guide = None if dense is None or task.labelled else fabric.to_device(copied(dense).eval())
+    judged = fabric.to_device(light(network).eval())
+    guide = None if dense is None or task.labelled else fabric.to_device(light(dense).eval())
     tally: Any = None
     with torch.no_grad(), seeded(seed):
         few = _batches(dataset, FEW, collate, seed, 0)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
-from ...errors import first_line
+from ...errors import first_line, is_out_of_memory
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
@@ -134,9 +134,12 @@ def train(
         else:
             found = together(_part, (training, saving), progress or _nothing, hardware)
             trained = _with_tensors(network, found)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
         raise FreePruneError(
-            f"the device is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
+            f"{where} is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
             "`resume=True`"
         ) from error
     trained = trained.to(home).eval()

@@ -10,8 +10,8 @@ from toys import network
 import freeprune
 from freeprune.backends import Plan
 from freeprune.engine.apply import applied
+from freeprune.engine.inputs.sharded import save_weights
 from freeprune.engine.run import recovery as recovery_module
-from freeprune.engine.store.run_folder import save_weights
 from freeprune.engine.store.tables import of_recovery
 
 

@@ -172,7 +172,7 @@ def files_of(folder):
     """Everything in a run folder but what was measured."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     summary = json.loads(found.pop("summary.json"))
-    del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
+    del summary["seconds"], summary["memory"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
     del found["trials.jsonl"], found["report.html"]  # which says how long things took
     return found, summary, trials(folder / "trials.jsonl")
 

@@ -153,7 +153,7 @@ def same_files(a, b):
     assert strip[0] == strip[1]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (a, b)]
     for summary in summaries:
-        del summary["seconds"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
+        del summary["seconds"], summary["memory"], summary["onnx"]["latency_ms"], summary["onnx"]["verdict"]
     assert summaries[0] == summaries[1]
 
 

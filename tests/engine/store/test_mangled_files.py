@@ -34,6 +34,7 @@ from freeprune.engine.command.dashboard import studies
 from freeprune.engine.inputs import calibration
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.sharded import save_weights
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.measurements import Measurements, Setting, Timed
@@ -99,6 +100,8 @@ def runs(tmp_path_factory):
     labels = {f"y_{part}": np.arange(n) % 3 for part, n in (("train", 12), ("test", 6))}
     np.savez(root / "data.npz", **images, **labels)
     save_file(network().state_dict(), root / "weights.safetensors")
+    (root / "sharded").mkdir()
+    save_weights(network(), root / "sharded" / "model.safetensors", 300)
     torch.save(network().state_dict(), root / "weights.pt")
     torch.save(network().state_dict(), root / "old.pth", _use_new_zipfile_serialization=False)
     checkpoint.save(checkpoint.Checkpoint({"seed": 1}, 2, {}, network().state_dict()), root / "training.safetensors")
@@ -356,6 +359,7 @@ READERS = {
     "study/study.json": (mangled_json, lambda p: read_report(p, Study)),
     "data.npz": (mangled_zip, read_data),
     "weights.safetensors": (mangled_header, lambda p: read_weights(p, "weights.safetensors")),
+    "sharded/model.safetensors.index.json": (mangled_json, lambda p: read_weights(p, "model.safetensors.index.json")),
     "weights.pt": (mangled_zip, lambda p: read_weights(p, "weights.pt")),
     "old.pth": (mangled_bytes, lambda p: read_weights(p, "old.pth")),
     "training.safetensors": (mangled_header, read_checkpoint),

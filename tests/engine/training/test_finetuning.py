@@ -273,7 +273,8 @@ def test_a_device_without_memory_is_a_sentence_with_the_option_to_lower(tmp_path
         prune(tmp_path / "out", freeprune.Recipe(batch_size=10))
     monkeypatch.undo()
     monkeypatch.setattr(finish_module, "made_good", full)
-    with pytest.raises(FreePruneError, match=r"lower `calibration_images` or the `image_size`, and go on with `resume=True`"):
+    sentence = r"lower `calibration_images` or the `image_size`, or give shorter sequences, and go on with `resume=True`"
+    with pytest.raises(FreePruneError, match=sentence):
         prune(tmp_path / "out", freeprune.Recipe(batch_size=10), resume=True)
 
 

@@ -1,0 +1,143 @@
+"""Weights in several files with an index, as Hugging Face has them: `model-00001-of-00003.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ...common import FreePruneError, cause, parse_json, write_atomically
+
+SHARD = 2**29  # bytes: of more, weights are written in several files
+INDEX = ".index.json"  # after the name that one file would have
+
+
+def index_of(path: Path) -> Path:
+    """The index of weights that would be in one file of this name."""
+    return path.with_name(f"{path.name}{INDEX}")
+
+
+def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
+    """Write a network's tensors as safetensors; shared tensors are written once.
+
+    Args:
+        path: of the file; where they take more than one, these are numbered, and stand in an index beside them.
+        shard: bytes from which on there are several files; a larger tensor has one to itself.
+
+    Raises:
+        FreePruneError: the disk is full, or the folder is not writable.
+    """
+    tensors = _once(network)
+    parts = _parts(tensors, shard)
+    names = [f"{path.stem}-{i:05d}-of-{len(parts):05d}{path.suffix}" for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else [path.name]
+    try:
+        for name, part in zip(names, parts, strict=True):
+            if len(parts) == 1:
+                safetensors.torch.save_model(network, str(_temporary(path, name)))
+            else:
+                whole = {key: tensors[key].detach().contiguous() for key in part}
+                safetensors.torch.save_file(whole, _temporary(path, name), {"format": "pt"})
+        remove_weights(path)
+        for name in names:
+            _temporary(path, name).replace(path.with_name(name))
+    except (OSError, SafetensorError) as error:
+        raise FreePruneError(f"{path} cannot be written ({cause(error)}); make room, or give another place") from None
+    finally:
+        for name in names:
+            _temporary(path, name).unlink(missing_ok=True)
+    if len(parts) > 1:
+        total = sum(t.numel() * t.element_size() for t in tensors.values())
+        places = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_atomically(index_of(path), (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+
+def remove_weights(path: Path) -> None:
+    """Delete the weights under this name, in one file or several; the index goes first."""
+    index_of(path).unlink(missing_ok=True)
+    shard = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
+    for one in [path, *(other for other in path.parent.glob(f"{path.stem}-*{path.suffix}") if shard.fullmatch(other.name))]:
+        one.unlink(missing_ok=True)
+
+
+def weights_at(path: Path) -> Path | None:
+    """The file of weights of this name, or else their index; None if there is neither."""
+    return next((one for one in (path, index_of(path)) if one.exists()), None)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the weights: this one, or those that it is the index of.
+
+    Raises:
+        ValueError: it is no index, or one of its files is not beside it.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    document = parse_json(path.read_bytes())
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError("it is no index of weights")
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"it names {name[:80]!r}, where a safetensors file beside it was expected")
+        if not path.with_name(name).is_file():
+            raise ValueError(f"its file {name} is missing")
+    return [path.with_name(name) for name in names]
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The tensors in the files of an index.
+
+    Raises:
+        ValueError: a file is missing, cut short or unreadable, or does not hold what the index says.
+    """
+    found: dict[str, Any] = {}
+    for one in files_of(path):
+        try:
+            found |= safetensors.torch.load_file(one)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"its file {one.name} is damaged ({cause(error)})") from error
+    missing = next((name for name in parse_json(path.read_bytes())["weight_map"] if name not in found), None)
+    if missing is not None:
+        raise ValueError(f"none of its files holds {str(missing)[:80]!r}")
+    return found
+
+
+def _temporary(path: Path, name: str) -> Path:
+    return path.with_name(f".{path.name}.{name}.part")
+
+
+def _once(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that are saved, by their first names."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def _parts(tensors: dict[str, Tensor], largest: int) -> list[list[str]]:
+    """The names in their order, for each file those that fit into it."""
+    parts: list[list[str]] = [[]]
+    left = largest
+    for name, size in _sizes(tensors.items()):
+        if size > left and parts[-1]:
+            parts.append([])
+            left = largest
+        parts[-1].append(name)
+        left -= size
+    return parts
+
+
+def _sizes(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, int]]:
+    return [(name, tensor.numel() * tensor.element_size()) for name, tensor in tensors]

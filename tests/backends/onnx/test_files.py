@@ -1,0 +1,100 @@
+"""ONNX files whose weights lie in a second file."""
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from freeprune import sharing
+from freeprune.backends.difference import relative_difference
+from freeprune.backends.onnx import ONNX_RUNTIME, files
+from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.onnx.files import bytes_of, data_of
+from freeprune.backends.onnx.int8 import quantise_onnx
+from freeprune.common import FreePruneError
+from freeprune.engine.inputs.adoption import in_float32
+
+
+class Network(nn.Module):
+    """A convolution, a layer that reads its weight turned, and one weight that is read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.second(self.second(self.first(x[:, None])))
+
+
+IMAGES = (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    monkeypatch.setattr(files, "SMALLEST", 20)
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+def test_large_weights_go_to_a_second_file(tmp_path, network):
+    whole = export_onnx(network, IMAGES, tmp_path / "whole.onnx", {"a": "b"})
+    parts = export_onnx(network, IMAGES, tmp_path / "model.onnx", {"a": "b"}, largest=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "whole.onnx"]
+    assert parts.dynamic_batch
+    assert parts.bytes == bytes_of(parts.path) > data_of(parts.path).stat().st_size > 1000
+    assert data_of(parts.path).name in parts.path.read_bytes().decode(errors="ignore")
+    model = onnx.load(parts.path, load_external_data=False)
+    assert [(one.key, one.value) for one in model.metadata_props] == [("a", "b")]
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    given, other = (ONNX_RUNTIME.outputs(one.path, IMAGES) for one in (whole, parts))
+    assert relative_difference(given, other) < 1e-6
+    for one in (whole, parts):  # weights are turned once, when they are written
+        graph = onnx.load(one.path, load_external_data=False).graph
+        assert "Transpose" not in [node.op_type for node in graph.node]
+
+
+def test_the_same_network_gives_the_same_files(tmp_path, network):
+    made = [
+        export_onnx(network, IMAGES, tmp_path / name / "m.onnx", {}, largest=0).path
+        for name in ("a", "b")
+        if not (tmp_path / name).mkdir()
+    ]
+    for one, other in zip(*((path, data_of(path)) for path in made), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_half_precision_is_written_as_float32(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(sharing, "LARGE", 0)
+    lent = in_float32(network.bfloat16())
+    found = export_onnx(lent, IMAGES, tmp_path / "model.onnx", {}, largest=0)
+    with torch.no_grad():
+        assert relative_difference(lent(*IMAGES), ONNX_RUNTIME.outputs(found.path, IMAGES)) < 1e-5
+    assert all(p.dtype is torch.bfloat16 for p in lent.parameters())
+
+
+def test_one_file_replaces_two(tmp_path, network):
+    path = tmp_path / "model.onnx"
+    export_onnx(network, IMAGES, path, {}, largest=0)
+    assert export_onnx(network, IMAGES, path, {}).bytes == path.stat().st_size
+    assert not data_of(path).exists()
+
+
+def test_a_wrong_export_leaves_nothing(tmp_path, network, monkeypatch):
+    monkeypatch.setattr(files, "_lazy", lambda tensor, name: onnx_zeros(tensor, name))
+    with pytest.raises(FreePruneError, match="differs from the network"):
+        export_onnx(network, IMAGES, tmp_path / "model.onnx", {}, largest=0)
+    assert not list(tmp_path.iterdir())
+
+
+def onnx_zeros(tensor, name):
+    import onnx_ir
+
+    return onnx_ir.Tensor(torch.zeros(tensor.shape).numpy(), name=name)
+
+
+def test_what_cannot_read_a_second_file_says_so(tmp_path, network):
+    path = export_onnx(network, IMAGES, tmp_path / "model.onnx", {}, largest=0).path
+    with pytest.raises(FreePruneError, match="its weights lie in a second file"):
+        quantise_onnx(path, tmp_path / "int8.onnx", IMAGES)
