@@ -172,8 +172,10 @@ class _Fixes:
         """
         around = set(_outwards(place[0]))
         for other in reversed(list(self._accepted)):
-            repairs = self._accepted[other]
-            if other == place or other not in self._untried or not any(repair.module in around for repair in repairs):
+            if other == place or other not in self._untried:
+                continue
+            repairs = itertools.chain(*(self._accepted.get(there, ()) for there in self._alike(other)))
+            if not any(repair.module in around for repair in repairs):
                 continue
             if self._taken_back[other] >= MAX_TAKEN_BACK:
                 continue
@@ -181,10 +183,16 @@ class _Fixes:
             if not self._next(other, kept):
                 for module in self._at[other[1]]:
                     self._accepted.pop((module, other[1]), None)
-            self._accepted.pop(place, None)
+            for there in self._alike(place):
+                self._accepted.pop(there, None)
             self._untried.pop(place, None)
             return True
         return False
+
+    def _alike(self, place: Place) -> list[Place]:
+        """A place, and those of its line that have no hypotheses of their own, but take them over."""
+        places = [(module, place[1]) for module in self._at[place[1]]]
+        return [there for there in places if there == place or there not in self._untried]
 
     def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
         """The nodes of every size that changed at a place: made by the operator, then of results, then of inputs."""

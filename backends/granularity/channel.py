@@ -96,7 +96,7 @@ class Channel:
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
-            raise FreePruneError(nothing_to_prune(self._coupling.trace, round_to))
+            raise FreePruneError(nothing_to_prune(self._coupling.trace, self._widths, round_to, min_width))
         least = np.maximum([group.minimum for group in self.groups], 1)
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
@@ -306,10 +306,13 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
     return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
 
 
-def nothing_to_prune(dense: Trace, round_to: int | str) -> str:
-    """The error for a network without a channel to remove."""
+def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], round_to: int | str, min_width: int) -> str:
+    """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole."""
     if not any(product.parameter for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
-    hint = f" or lower `round_to={round_to}`" if round_to not in (1, "auto") else ""
-    return f"the network has no channel that may be removed ({where}); use `granularity=weight`{hint}"
+    options = {"round_to": round_to, "min_width": min_width}
+    lower = [f"lower `{name}={value}`" for name, value in options.items() if value not in (1, "auto")]
+    if lower and widths.size:
+        where = f"the widest of {widths.size} groups has {widths.max()}"
+    return f"the network has no channel that may be removed ({where}); {' or '.join(['use `granularity=weight`', *lower])}"

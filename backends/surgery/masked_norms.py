@@ -25,7 +25,7 @@ from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
-STATISTICS = set("mean sum amax amin var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
+STATISTICS = set("mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
 def watch(network: nn.Module, kept: Kept) -> None:

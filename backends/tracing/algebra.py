@@ -126,10 +126,11 @@ def _settled(tracer: Labelling, layers: Labels, operands: Sequence[tuple[Sequenc
     """The labels of an operand without those that would keep the heads of another from going one by one.
 
     A layer of heads and widths keeps its widths rather than its heads where it meets widths that no parameter makes, such as
-    angles of positions.
+    angles of positions, or a parameter with a dimension for either.
     """
-    wide = {d for _, others in operands for other in others for d in support(other)[1:]}
-    weak = [x for x in layers if len(support(x)) == 1 and support(x)[0] in wide and tracer.is_weak(x)]
+    wide = {d: support(other)[0] for _, others in operands for other in others for d in support(other)[1:]}
+    single = {support(x)[0]: x for x in layers if len(support(x)) == 1}
+    weak = [x for d, x in single.items() if d in wide and (wide[d] in single or tracer.is_weak(x))]
     freeze_all(tracer, weak)
     return [x for x in layers if all(x is not other for other in weak)] if weak else layers
 

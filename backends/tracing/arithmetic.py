@@ -168,7 +168,8 @@ def attention(tracer: Labelling, call: Call) -> list[Labels]:
     q, k, v = call["query"], call["key"], call["value"]
     if q.dim() != 4:
         raise UnknownOperator(call.name)
-    labels = [all_without(tracer, whole_heads(tracer, t, 1), (0, 2)) for t in (q, k, v)]
+    alike = not call["is_causal"] and not call.tensors[3:]  # a token that asks is told nothing of the others that do
+    labels = [all_without(tracer, whole_heads(tracer, t, 1), (0, *([] if t is q and alike else [2]))) for t in (q, k, v)]
     tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (q, 3)])
     tracer.count(q.shape[0] * q.shape[2] * k.shape[2], [(q, 1), (v, 3)])
     contract(tracer, along(labels[0], 3), along(labels[1], 3))
@@ -181,9 +182,19 @@ def attention(tracer: Labelling, call: Call) -> list[Labels]:
         merge(tracer, [(scores, [on_dim(x, 1, 4) for x in heads]), (mask.shape, within)], 4)
     if call["scale"] is None:
         freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
-    made = [on_dim(x, 1, 4) for x in heads] + [x for x in labels[2] if support(x) == (3,)]
-    statistics = [[on_dim(x, 1, t.dim()) for x in heads] if t.shape[1:2] == q.shape[1:2] else [] for t in call.outputs[1:]]
+    tokens = along(labels[0], 2)
+    rows = [on_dim(x, d, 4) for d, some in ((1, heads), (2, tokens)) for x in some]
+    made = rows + [x for x in labels[2] if support(x) == (3,)]
+    statistics = [[x[..., 0] for x in rows] if t.shape[1:3] == q.shape[1:3] else [] for t in call.outputs[1:]]
     return [made, *statistics]
+
+
+def distances(tracer: Labelling, call: Call) -> list[Labels]:
+    """Distances between the rows of two tensors, over their last dimension."""
+    a, b = call.tensors
+    contract(tracer, along(tracer.labels(a), a.dim() - 1), along(tracer.labels(b), b.dim() - 1))
+    freeze_all(tracer, [x for t in (a, b) for x in tracer.labels(t) if support(x) != (t.dim() - 1,)])
+    return [[] for _ in call.outputs]
 
 
 def batch_norm(tracer: Labelling, call: Call) -> list[Labels]:
@@ -244,6 +255,15 @@ def statistic(tracer: Labelling, call: Call) -> list[Labels]:
     return _reduced(call, all_without(tracer, layers, dims))
 
 
+def extreme(tracer: Labelling, call: Call) -> list[Labels]:
+    """A largest or smallest number and its place; who reads the place needs all the coordinates that it lies among."""
+    dims = reduced(call)
+    made = statistic(tracer, call)
+    among = [layer for layer in tracer.labels(call.first) if set(support(layer)) & dims]
+    places = [node.reshape([1] * t.dim()) for t in call.outputs[1:] for layer in among for node in layer.ravel()]
+    return [*made[:1], *[[*layers, *places] for layers in made[1:]]]
+
+
 def reduced(call: Call) -> set[int]:
     """The dimensions that a reduction sums up."""
     x, given = call.first, call["dim"]
@@ -279,6 +299,12 @@ def spatial(tracer: Labelling, call: Call) -> list[Labels]:
     x = call.first
     layers = along_free(tracer, x, set(range(2, x.dim())))
     return [layers for _ in call.outputs]
+
+
+def unpool(tracer: Labelling, call: Call) -> list[Labels]:
+    """Numbers put back where pooling took them from: channels go with those of the places."""
+    kept = set(range(2, call.first.dim()))
+    return [merge(tracer, [(t.shape, along_free(tracer, t, kept)) for t in call.tensors], call.first.dim())]
 
 
 def multihead_attention(tracer: Labelling, module: nn.MultiheadAttention) -> None:

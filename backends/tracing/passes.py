@@ -151,9 +151,11 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
 def rejected(inputs: Inputs, error: Exception) -> FreePruneError:
     """What is said of a network that raises this on these inputs."""
     shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+    types = "" if all(x.is_floating_point() for x in inputs) else " and ".join(str(x.dtype)[6:] for x in inputs)
+    given, wanted = (f" and type {types}", " and type") if types else ("", "")
     return FreePruneError(
-        f"the network rejects an input of shape {shapes}: {sentence(error)}; "
-        "give data of the shape that the network was trained on"
+        f"the network rejects an input of shape {shapes}{given}: {sentence(error)}; "
+        f"give data of the shape{wanted} that the network was trained on"
     )
 
 

@@ -20,7 +20,9 @@ from .arithmetic import (
     batch_norm,
     batched_matmul,
     convolution,
+    distances,
     elementwise,
+    extreme,
     group_norm,
     grouped_matmul,
     layer_norm,
@@ -28,6 +30,7 @@ from .arithmetic import (
     reduction,
     spatial,
     statistic,
+    unpool,
     weight_norm,
 )
 from .meta import name_of
@@ -161,6 +164,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (matmul, COMMUTES, "mm addmm"),
     (batched_matmul, NONE, "bmm baddbmm"),
     (grouped_matmul, NONE, "_grouped_mm"),
+    (distances, NONE, "_cdist_forward _euclidean_dist"),
     # norms
     (batch_norm, COMMUTES, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"),
     (batch_norm, COMMUTES, "cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"),
@@ -171,11 +175,13 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     # reductions
     (statistic, COMMUTES, "mean sum amax amin linalg_vector_norm norm all any nansum"),
     (statistic, NONE, "var var_mean std std_mean"),
-    (reduction, COMMUTES, "argmax argmin logsumexp prod max min"),
+    (extreme, COMMUTES, "max min"),
+    (reduction, COMMUTES, "argmax argmin logsumexp prod"),
     (along_one_dim, NONE, "_softmax _safe_softmax softmax _log_softmax cumsum sort topk"),
     # pooling and resampling
     (spatial, COMMUTES, "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d"),
     (spatial, COMMUTES, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d"),
+    (unpool, COMMUTES, "max_unpool2d max_unpool3d"),
     (spatial, COMMUTES, "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d"),
     (spatial, COMMUTES, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
     (spatial, COMMUTES, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),

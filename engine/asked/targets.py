@@ -112,6 +112,9 @@ def _target(cost: str, value: float, relative: bool, text: str) -> Target:
     return Target(cost, value, relative)
 
 
+SHARE = 1e-3  # below this part of the dense network a number up to 100 was meant as a percentage
+
+
 def resolve(
     targets: Iterable[Target], dense: Mapping[str, float], backend: Backend, *, timed: bool = False
 ) -> dict[str, float]:
@@ -121,7 +124,8 @@ def resolve(
         timed: whether a target on latency, which is measured later, is allowed.
 
     Raises:
-        FreePruneError: the granularity does not change that cost, or the target is above the dense network's.
+        FreePruneError: the granularity does not change that cost, or the target is above the dense network's or hardly above
+            nothing.
     """
     result = {}
     for target in targets:
@@ -137,6 +141,11 @@ def resolve(
         if amount > dense[target.cost]:
             raise FreePruneError(
                 f"`target` {str(target)!r} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
+            )
+        if not target.relative and amount <= 100 and amount < SHARE * dense[target.cost]:
+            raise FreePruneError(
+                f"`target` {str(target)!r} is a number of {label(target.cost)}, of which the dense network has "
+                f"{dense[target.cost]:g}; write a share as '{target.cost}=60%' or 0.6"
             )
         result[target.cost] = amount
     return result

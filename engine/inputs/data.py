@@ -27,6 +27,7 @@ OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 
 
+ARRAYS = (Tensor, np.ndarray)
 PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
 SKIPPING = declared(Source)["bad_images"]
 
@@ -144,7 +145,7 @@ def _given(source: object, task: Task | None, network: nn.Module | None) -> Data
             "neither"
         )
     shapes = [[(x.dtype, *x.shape) for x in one.inputs] for one in (train, test)]
-    if not labelled[0] and isinstance(source[1], Tensor) and shapes[0] != shapes[1]:
+    if not labelled[0] and isinstance(source[1], ARRAYS) and shapes[0] != shapes[1]:
         raise FreePruneError(
             f"the training data are {described(source[0])} and the test data {described(source[1])}; expected inputs of one "
             "type and shape; if the second are labels, give a pair of `TensorDataset(inputs, labels)`, training and test"
@@ -164,6 +165,11 @@ class _Read:
 
 def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -> _Read:
     """A data set of the user's; the first item is read, to see that it will do."""
+    if _is_columns(given):
+        raise FreePruneError(
+            f"the {name} data are {described(given)} of {len(given[0])} entries each; expected items; give "
+            "`TensorDataset(inputs, labels)`"
+        )
     dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
     if isinstance(given, DataLoader):
         dataset = given.dataset
@@ -180,6 +186,13 @@ def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -
         raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
     collate = by_name(dataset, collate, network)
     return _Read(dataset, collate, *stack(dataset, [0], collate, task))
+
+
+def _is_columns(given: object) -> bool:
+    """Whether this is inputs and labels side by side, rather than items: arrays of one length and different shapes."""
+    if not isinstance(given, tuple | list) or not given or not all(isinstance(x, ARRAYS) and x.ndim for x in given):
+        return False
+    return len({len(x) for x in given}) == 1 and len({x.shape for x in given}) > 1
 
 
 def _single(read: _Read) -> Data:

@@ -365,6 +365,8 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"model": nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(3))}, "'2.weight' has no size yet"),
         ({"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))}, "nothing to prune"),
         ({"round_to": 64}, "no channel that may be removed .*lower `round_to=64`"),
+        ({"min_width": 100}, r"may be removed \(the widest of \d groups has \d+\); use .* or lower `min_width=100`"),
+        ({"target": {"macs": 45}}, "'macs=45' is a number of MACs, of which .*; write a share as 'macs=60%' or 0.6"),
         ({"weights": "missing.safetensors"}, "missing.safetensors"),
     ],
 )

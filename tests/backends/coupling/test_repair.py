@@ -210,3 +210,42 @@ def test_hooks_that_a_pass_installs_do_not_last_and_those_of_before_can_be_taken
     assert not network._forward_pre_hooks
     mine.remove()
     assert not network._forward_hooks
+
+
+class Windowed(nn.Module):
+    """Attention in windows of as many places as it has heads, with a bias for each pair of places."""
+
+    def __init__(self, width, count):
+        super().__init__()
+        self.window, self.heads = count, count
+        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.randn(count * count, count))
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT + self.bias.view(self.window, self.window, -1).permute(2, 0, 1)
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class WindowedBlock(nn.Module):
+    """A block that cuts its input into such windows."""
+
+    def __init__(self, width, count, tokens):
+        super().__init__()
+        self.window, self.tokens = count, tokens
+        self.norm, self.attention = nn.LayerNorm(width), Windowed(width, count)
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        assert tokens == self.tokens
+        parts = self.norm(x).view(n, tokens // self.window, self.window, width).reshape(-1, self.window, width)
+        return x + self.attention(parts).view(n, tokens, width)
+
+
+def test_what_other_modules_took_over_from_a_wrong_explanation_is_taken_back_with_it():
+    torch.manual_seed(0)
+    blocks = [WindowedBlock(16, 4, 12), WindowedBlock(16, 4, 12), nn.Linear(16, 32), WindowedBlock(32, 4, 12)]
+    network = nn.Sequential(nn.Linear(5, 16), *blocks, nn.Linear(32, 3))
+    backend = promises.kept(network, torch.randn(2, 12, 5))
+    assert not promises.locked(backend)

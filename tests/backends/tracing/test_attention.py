@@ -160,6 +160,56 @@ def test_the_mean_over_heads_of_the_weights_locks_nothing(read):
     assert len(backend.groups) == 2
 
 
+class Asking(nn.Module):
+    """Learned queries, whose results are joined by a mean: masked, one that is gone counts nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+
+    def forward(self, x):
+        y, _ = self.attention(self.asked.repeat(len(x), 1, 1), x, x, need_weights=False)
+        return y.mean(1, keepdim=True)
+
+
+def test_learned_queries_go_one_by_one():
+    network, x = encoder(Asking())
+    assert promises.widths(promises.kept(network, x))["attention"] == 5
+
+
+def biased(queries, keys):
+    """A parameter with a dimension for heads and one for widths."""
+    return lambda q, k, v: F.scaled_dot_product_attention(q + queries, k * keys[:, None], v)
+
+
+def scored(to, by):
+    """Attention by the sum of two numbers for each head, as of graphs (GAT)."""
+
+    def joined(q, k, v):
+        scores = (q * to).sum(-1)[..., None] + (k * by[:, None]).sum(-1)[..., None, :]
+        return F.leaky_relu(scores).softmax(-1) @ v
+
+    return joined
+
+
+class Joining(Attention):
+    def __init__(self, kind):
+        super().__init__(None)
+        self.queries, self.keys = nn.Parameter(torch.randn(4, 1, EACH)), nn.Parameter(torch.randn(4, EACH))
+        self.kind = kind
+
+    def forward(self, x):
+        self.joined = self.kind(self.queries, self.keys)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [biased, scored])
+def test_a_parameter_for_each_width_of_each_head_lets_heads_go(kind):
+    network, x = encoder(Joining(kind))
+    assert promises.widths(promises.kept(network, x)) == {"first": WIDTH, "attention.q": 4, "up": 16}
+
+
 def test_whole_branches_of_such_blocks_go():
     network, x = encoder(Attention(lambda q, k, v: F.scaled_dot_product_attention(halves(q), halves(k), v)), nn.RMSNorm)
     backend = promises.kept(network, x, depth=True, onnx=True)

@@ -50,6 +50,8 @@ NORMS = {
     "both_at_once": lambda x: (lambda v, m: (x - m) / (v + 1e-6).sqrt())(*torch.var_mean(x, -1, keepdim=True)),
     "sum_of_exponentials": lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
     "largest": lambda x: x / x.abs().amax(-1, keepdim=True),
+    "largest_beside_its_place": lambda x: x / x.abs().max(-1, keepdim=True)[0],
+    "least_beside_its_place": lambda x: x - x.min(-1, keepdim=True).values,
     "length": lambda x: F.normalize(x, dim=-1),
     "spread": lambda x: x / x.std(-1, keepdim=True).expand_as(x),
 }
@@ -204,3 +206,64 @@ def test_a_buffer_that_the_state_does_not_hold_is_cut_too(tmp_path):
     plan.save(tmp_path)
     with torch.no_grad():
         assert torch.equal(apply(network, Plan.load(tmp_path))(x), apply(network, plan)(x))
+
+
+class Placed(nn.Module):
+    """Reads where the largest channel lies, or returns it."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        largest, place = x.max(1, keepdim=True)
+        y = self.last(self.second(x).relu() + largest)
+        return y + x.gather(1, place) if self.reads else (y, place)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_channels_among_which_a_place_is_read_stay(reads):
+    torch.manual_seed(0)
+    backend = promises.kept(Placed(reads), torch.randn(2, 3, 4, 4))
+    assert promises.widths(backend) == {"second": 6}
+
+
+class Unpooled(nn.Module):
+    """What was pooled is put back where it came from, as in SegNet."""
+
+    def __init__(self, dims):
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+        self.unpool = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[dims - 1]
+        self.first, self.second, self.last = conv(3, 8, 1), conv(8, 8, 1), conv(8, 2, 1)
+
+    def forward(self, x):
+        x, places = self.pool(self.first(x), 2, return_indices=True)
+        return self.last(self.unpool(self.second(x), places, 2))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_channels_go_with_the_places_that_they_were_pooled_from(dims):
+    torch.manual_seed(0)
+    backend = promises.kept(Unpooled(dims), torch.randn(2, 3, *[4] * dims))
+    assert promises.widths(backend) == {"first": 8}
+
+
+class Prototypes(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 6)
+        self.points = nn.Parameter(torch.randn(count, 6))
+
+    def forward(self, x):
+        return torch.cdist(self.last(self.first(x).relu()), self.points)
+
+
+@pytest.mark.parametrize("count", [3, 40])  # with more than 25 torch multiplies matrices
+def test_widths_that_distances_sum_up_go(count):
+    torch.manual_seed(0)
+    backend = promises.kept(Prototypes(count), torch.randn(2, 5))
+    assert promises.widths(backend) == {"first": 8, "last": 6}

@@ -451,3 +451,9 @@ def test_recurrent_layers_lose_what_they_read_and_what_they_make():
     assert [group.name for group in backend.groups] == ["conv", "head", "rows"]
     rows = apply(network, backend.plan(np.array([8, 3, 2]))).rows
     assert (rows.input_size, rows.hidden_size) == (3, 2)
+
+
+def test_the_type_of_an_input_that_is_no_number_of_floats_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    with pytest.raises(FreePruneError, match=r"of shape 1x3x8x8 and type uint8: .*; give data of the shape and type that"):
+        Channel(network.eval(), (torch.zeros(2, 3, 8, 8, dtype=torch.uint8),), importance("l2", network))

@@ -792,3 +792,12 @@ def test_stack_names_an_image_that_has_gone(folder):
     (folder / "train" / "ant" / "1.png").unlink()
     with raises("image '.*ant/1.png' cannot be read"):
         stack(data.train, [0, 1])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_inputs_and_labels_side_by_side_are_no_data_sets(kind):
+    inputs, labels = kind(np.zeros((20, 3, 4, 4), np.float32)), kind(np.zeros(20, np.int64))
+    with pytest.raises(FreePruneError, match="if the second are labels, give a pair of `TensorDataset"):
+        load_data((inputs, labels))
+    with pytest.raises(FreePruneError, match=r"training data are a tuple of 20 entries each; .*`TensorDataset\(inputs"):
+        load_data(((inputs, labels), (inputs, labels)))
