@@ -25,6 +25,7 @@ from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config
+from ..latency.foreseen import foreseen
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
@@ -36,6 +37,7 @@ from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
 from ..store.documents import finite
+from ..store.ledger import Trial
 from ..store.summary import (
     Accuracy,
     Agreement,
@@ -85,8 +87,9 @@ class Result(Showable):
 
 
 def finish(
-    job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed, folder: Path, progress: Progress
-) -> Result:
+    job: Job, found: Found, trials: Sequence[Trial], timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed,
+    folder: Path, progress: Progress,
+) -> Result:  # fmt: skip
     """Run the steps after the search, and return the result."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     start = time.perf_counter()
@@ -118,6 +121,10 @@ def finish(
     judge = job.task.judge
     divergences = _each(judge.divergence, tallies)
     latency = None if timed is None else _timed_target(timed, job, onnx)
+    export_seconds, instead = time.perf_counter() - start, None
+    if isinstance(onnx, Onnx):
+        so_far = job.trace_seconds + found.seconds + recover_seconds + finetune_seconds + export_seconds
+        instead = foreseen(job, found, trials, onnx.latency_ms, so_far, progress)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
@@ -133,7 +140,7 @@ def finish(
             per_trial=found.seconds / found.trials if found.trials else None,
             recover=recover_seconds,
             finetune=finetune_seconds,
-            export=time.perf_counter() - start,
+            export=export_seconds,
         ),
         recovery=recovery,
         compaction=compaction,
@@ -152,6 +159,7 @@ def finish(
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
         config=config,
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
+        foreseen=instead,
     )
     files.write_document(folder, summary)
     files.remove_checkpoint(folder)

@@ -75,6 +75,38 @@ class TimedTarget(Document):
 
 
 @dataclass(frozen=True)
+class LatencyShare(Document):
+    """The best network found for a target on latency that was not asked for; neither measured nor trained.
+
+    Attributes:
+        share: of the dense latency.
+        predicted_ms: milliseconds, predicted.
+        score: larger is better; `Scores.best` compares.
+        branches: how many residual branches are gone.
+    """
+
+    share: Positive
+    predicted_ms: float
+    score: float
+    branches: int
+
+
+@dataclass(frozen=True)
+class Foreseen(Document):
+    """What targets on latency would have given, predicted from the times of single layers.
+
+    Attributes:
+        predicted_ms: milliseconds of the run's own network by the same prediction; `Onnx.latency_ms` has what it took.
+        networks: how many networks were scored for it; a search scores many more.
+        shares: that can be reached.
+    """
+
+    predicted_ms: float
+    networks: int
+    shares: tuple[LatencyShare, ...]
+
+
+@dataclass(frozen=True)
 class MetTarget(Document):
     """A target as it was given, whether it is met, and whether it limits the size of the network."""
 
@@ -340,6 +372,8 @@ class Summary(Document):
         divergence: mean KL divergence of the outputs from the dense network's on the test images, in nats, measured where the
             data have no labels; None, and not in the file, elsewhere.
         config: whether the network's configuration follows; None, and not in the file, where it has none.
+        foreseen: what a target on latency would have given; None, and not in the file, where there was one, no channels were
+            removed, or it would have taken too long to find out.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -369,6 +403,7 @@ class Summary(Document):
     told: str | None = None
     divergence: Accuracy | None = None
     config: Configuration | None = None
+    foreseen: Foreseen | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):
