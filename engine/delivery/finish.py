@@ -19,7 +19,7 @@ from torch import nn
 from ...backends import Plan, compact
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import first_rows
+from ...backends.onnx.runtime import Subject, first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
@@ -219,14 +219,16 @@ def _export(
         "score": repr(found.score),
         "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
     }
-    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime, job.settings.opset)
+    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime.files, job.settings.opset)
     dense = dense or DenseExport(job)
     eight, notes = quantised(job, dense.file.path, exported.path, folder)
-    compressed = compress_onnx(exported.path, images, job.runtime) if job.settings.compress else None
-    agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
+    compressed = compress_onnx(exported.path, images, job.runtime.files) if job.settings.compress else None
+    agreement = relative_difference(outputs(final, images), job.runtime.files.outputs(exported.path, images))
     timed = first_rows(images, job.settings.latency_batch)
-    paths = {"dense": dense.file.path, "pruned": exported.path, **eight}
-    latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)
+    subjects: dict[str, Subject] = {"dense": dense.file.path, "pruned": exported.path, **eight}
+    if job.runtime.networks:
+        subjects = {"dense": job.network, "pruned": final}
+    latency = job.runtime.latency_ms(subjects, timed, threads=job.settings.latency_threads)
     ms = LatencyMs(latency["dense"], latency["pruned"])
     sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
     onnx = Onnx(

@@ -232,7 +232,8 @@ class Onnx(Document):
         latency_batch: images per batch.
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
-        runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU.
+        runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU. Where that is
+            PyTorch, the times are those of the network, and the file was run in ONNX Runtime.
         dynamic_length: whether the file takes sequences of tokens of any length; not in the file where it does not, or the
             network reads none.
         int8: its int8 version; None, and not in the file, if not asked for or not possible.
