@@ -144,7 +144,7 @@ def finish(
         ),
         recovery=recovery,
         compaction=compaction,
-        groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
+        groups=_groups(job, found.kept),
         trials=found.trials,
         search=tuple(found.log),
         images=Images(len(job.train), len(job.data.test), job.data.labelled),  # type: ignore[arg-type]
@@ -200,6 +200,21 @@ def _configured(job: Job, network: nn.Module) -> Configuration | None:
     found = followed(job.given, job.working(network), few, job.data.collate)
     set_config(network, found.sizes)
     return Configuration(found.sizes, found.note)
+
+
+def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
+    """What is left of each group; of those of channels also how wide they are."""
+    channel = job.backend.channel
+    widths = np.zeros((2, 0), np.int64)
+    if channel is not None:
+        own = np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]
+        widths = channel.channels(np.stack(own))[:, : channel.split]
+    shared = job.backend.profile(job.importance).shared
+    groups = []
+    for i, (group, left) in enumerate(zip(job.backend.groups, kept, strict=True)):
+        known = (*map(int, widths[:, i]), bool(shared[i])) if i < widths.shape[1] else ()
+        groups.append(GroupLeft(group.name, group.units, int(left), *known))
+    return tuple(groups)
 
 
 def _entries(network: nn.Module) -> int:

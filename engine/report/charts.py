@@ -170,7 +170,7 @@ def _drawn(one: Series, across: _Scale, up: _Scale) -> Markup:
         line = [place for pair in zip(places, [*corners, places[-1]], strict=True) for place in pair]
         drawn += Markup('<path class="line {}" d="{}"/>').format(one.style, _path(line))
     if one.shape == "points" or one.titles:
-        radius = 2 * RADIUS if one.style == "chosen" else RADIUS
+        radius = 2 * RADIUS if len(places) == 1 else RADIUS
         titles = one.titles or [""] * len(places)
         drawn += Markup("").join(_point(place, radius, one.style, title) for place, title in zip(places, titles, strict=True))
     return drawn
