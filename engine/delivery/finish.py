@@ -205,16 +205,13 @@ def _configured(job: Job, network: nn.Module) -> Configuration | None:
 def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
     """What is left of each group; of those of channels also how wide they are."""
     channel = job.backend.channel
-    widths = np.zeros((2, 0), np.int64)
+    known: list[tuple[int, int, bool]] = []
     if channel is not None:
-        own = np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]
-        widths = channel.channels(np.stack(own))[:, : channel.split]
-    shared = job.backend.profile(job.importance).shared
-    groups = []
-    for i, (group, left) in enumerate(zip(job.backend.groups, kept, strict=True)):
-        known = (*map(int, widths[:, i]), bool(shared[i])) if i < widths.shape[1] else ()
-        groups.append(GroupLeft(group.name, group.units, int(left), *known))
-    return tuple(groups)
+        own = np.stack([np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]])
+        before, after = channel.channels(own)[:, : channel.split].tolist()
+        known = list(zip(before, after, channel.streams, strict=True))
+    there = zip(job.backend.groups, kept.tolist(), strict=True)
+    return tuple(GroupLeft(g.name, g.units, k, *(known[i] if i < len(known) else ())) for i, (g, k) in enumerate(there))
 
 
 def _entries(network: nn.Module) -> int:
