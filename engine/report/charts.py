@@ -187,5 +187,5 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 def lower_edge(scores: NDArray[np.float64]) -> float:
     """The lowest score that a chart shows, so that a few very poor ones do not squeeze all others."""
-    best, typical = float(scores.max()), float(np.median(scores))
-    return max(float(scores.min()), best - 4 * max(best - typical, 1e-9))
+    best, typical, worst = float(scores.max()), float(np.median(scores)), float(scores.min())
+    return max(worst, best - 4 * max(best - typical, 0.02 * (best - worst)))  # most of them may be the best

@@ -19,7 +19,7 @@ from toys import network
 import freeprune
 from freeprune import FreePruneError
 from freeprune.engine.command.cli import main
-from freeprune.engine.report.charts import MOST, Axis, Series, chart, ticks
+from freeprune.engine.report.charts import MOST, Axis, Series, chart, lower_edge, ticks
 from freeprune.engine.report.page import render, write_report
 from freeprune.engine.store.run_folder import read_document
 from freeprune.engine.store.summary import NoOnnx, Summary
@@ -354,6 +354,13 @@ def test_points_lie_where_they_belong():
     assert left < middle < right
     assert middle == pytest.approx((left + right) / 2)
     assert bottom == edge > top  # what lies below the cut is drawn at the edge
+
+
+def test_a_few_poor_scores_do_not_squeeze_the_others():
+    scores = np.array([-9.0, -0.4, -0.3, -0.3, -0.2])
+    assert lower_edge(scores) == pytest.approx(-0.2 - 0.08 * 8.8)
+    assert lower_edge(np.array([-0.6, -0.4, -0.3])) == -0.6
+    assert lower_edge(np.array([-1.0, *[-0.25] * 9])) == pytest.approx(-0.25 - 0.06)  # not a millionth below the best
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 2e-7), (39.2, 40.0), (1e6, 1.0001e6), (-2, -1)])
