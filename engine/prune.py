@@ -182,7 +182,7 @@ def finished_run(
             job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return finish(job, found, timed, plan, rehearsed, folder, progress)
+    return finish(job, found, ledger.trials, timed, plan, rehearsed, folder, progress)
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:

@@ -1,15 +1,21 @@
-"""Writes, runs, times and compresses ONNX files. To add a runtime: write a module here and add its line to RUNTIMES."""
+"""Writes, runs, times and compresses ONNX files, and times networks.
+
+To add a runtime: write a module here and add its line to RUNTIMES.
+"""
 
 from ...common import FreePruneError, find
 from .onnx_runtime import CUDA, ONNX_RUNTIME, TENSORRT
 from .openvino import OPENVINO
 from .runtime import Runtime as Runtime
+from .torch_runtime import TORCH, TORCH_COMPILE
 
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": ONNX_RUNTIME,
     "openvino": OPENVINO,
     "onnxruntime-cuda": CUDA,
     "tensorrt": TENSORRT,
+    "torch": TORCH,
+    "torch-compile": TORCH_COMPILE,
 }
 
 

@@ -1,4 +1,4 @@
-"""The interface of runtimes, which run and time ONNX files."""
+"""The interface of runtimes, which run and time ONNX files or networks."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
 
 Arrays = tuple[NDArray[Any], ...]
 
+Subject = str | os.PathLike[str] | nn.Module
+"""What is timed: an ONNX file by its path; or a network, in a runtime of `networks`."""
+
 LATENCY_SECONDS = 4.0  # no further turn of a measurement begins after so many
 
 
 class Opened(Protocol):
-    """An opened ONNX file, ready to run.
+    """An opened ONNX file or network, ready to run."""
 
-    Attributes:
-        inputs: the number of inputs.
-        batch: the fixed batch size; None if any will do.
-    """
+    @property
+    def inputs(self) -> int | None:
+        """The number of inputs; None if it is not known."""
 
-    inputs: int
-    batch: int | None
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size; None if any will do."""
 
     def run(self, arrays: Arrays) -> Arrays:
         """The outputs for `inputs` arrays of `batch` rows.
@@ -41,19 +44,21 @@ class Opened(Protocol):
 
 
 class Runtime(ABC):
-    """Runs and times ONNX files.
+    """Runs and times ONNX files; or times networks, and leaves files to another runtime.
 
     Attributes:
         name: in sentences: "ONNX Runtime".
         place: where it runs, as it follows "in": "ONNX Runtime on this CPU".
         step: layers are timed at widths that are multiples of it, and interpolated between.
         alignment: a layer with a number of input channels that is no multiple of it may be much slower; 1 if none is.
+        networks: whether it times networks, not files.
     """
 
     name: str
     place: str
     step: int
     alignment: int
+    networks: bool = False
 
     @property
     @abstractmethod
@@ -64,6 +69,11 @@ class Runtime(ABC):
     def missing(self) -> str | None:
         """Why it cannot be used here and what to do, as it follows "since"; None if it can."""
         return None
+
+    @property
+    def files(self) -> Runtime:
+        """The runtime that checks and runs ONNX files: this one, unless it times networks."""
+        return self
 
     @abstractmethod
     def open(self, model: str | bytes, threads: int) -> Opened:
@@ -110,15 +120,15 @@ class Runtime(ABC):
         return run_rows(self.ready(path, threads or torch.get_num_threads()), as_arrays(inputs))
 
     def latency_ms(
-        self, paths: Mapping[str, str | os.PathLike[str]], inputs: tuple[Tensor, ...], *, threads: int, repeats: int = 50
+        self, subjects: Mapping[str, Subject], inputs: tuple[Tensor, ...], *, threads: int, repeats: int = 50
     ) -> dict[str, float]:
-        """The time in milliseconds of one run of each file, for comparison: the minimum over turns.
+        """The time in milliseconds of one run of each file or network, for comparison: the minimum over turns.
 
-        Files are run in turn, which spreads a machine's slow moments over all of them, and the minimum discards these. A file
+        They are run in turn, which spreads a machine's slow moments over all of them, and the minimum discards these. A file
         with a fixed batch size is timed over as many of its batches as the inputs need.
 
         Args:
-            paths: file by name.
+            subjects: files or networks by name.
             inputs: `(N, ...)` each.
             threads: of the runtime.
             repeats: the most turns; fewer, but at least 3, if they take longer than `LATENCY_SECONDS`.
@@ -127,7 +137,7 @@ class Runtime(ABC):
             FreePruneError: as for `outputs`.
         """
         arrays = as_arrays(inputs)
-        files = {name: self.ready(path, threads) for name, path in paths.items()}
+        files = {name: self.ready(subject, threads) for name, subject in subjects.items()}
         best = dict.fromkeys(files, float("inf"))
         for file in files.values():
             run_rows(file, arrays)
@@ -141,21 +151,23 @@ class Runtime(ABC):
             turns += 1
         return best
 
-    def ready(self, path: str | os.PathLike[str], threads: int) -> Opened:
-        """Open a file.
+    def ready(self, subject: Subject, threads: int) -> Opened:
+        """Open a file or a network.
 
         Raises:
-            FreePruneError: it is missing or not ONNX.
+            FreePruneError: the file is missing or not ONNX, or a network was given to a runtime of files.
         """
+        if isinstance(subject, nn.Module):
+            raise FreePruneError(f"{self.name} runs ONNX files, but was given a network; export it first")
         try:
-            return self.open(os.fspath(path), threads)
+            return self.open(os.fspath(subject), threads)
         except Exception as error:
-            raise FreePruneError(f"{os.fspath(path)} cannot be run by {self.name}: {cause(error)}") from error
+            raise FreePruneError(f"{os.fspath(subject)} cannot be run by {self.name}: {cause(error)}") from error
 
 
 def run_rows(file: Opened, arrays: Arrays) -> Arrays:
     """Run all rows through an opened file; if its batch size is fixed, in chunks, of which the last is padded."""
-    if file.inputs != len(arrays):
+    if file.inputs not in (None, len(arrays)):
         raise FreePruneError(f"the ONNX file takes {file.inputs} inputs, but {len(arrays)} were given")
     rows, batch = len(arrays[0]), file.batch
     if batch is None or batch == rows:

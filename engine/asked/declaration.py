@@ -140,7 +140,7 @@ class Settings:
     )
     runtime: str = option(
         "onnxruntime",
-        "What the ONNX file is run and timed in: onnxruntime, openvino, onnxruntime-cuda, tensorrt.",
+        "What the result is timed in: onnxruntime, openvino, onnxruntime-cuda, tensorrt, torch, torch-compile.",
     )
     opset: int | None = option(
         None,

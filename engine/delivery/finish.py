@@ -20,13 +20,14 @@ from ...backends import Plan, compact
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import export_onnx
 from ...backends.onnx.files import bytes_of, data_of
-from ...backends.onnx.runtime import first_rows
+from ...backends.onnx.runtime import Subject, first_rows
 from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config
 from ..inputs.sharded import save_weights
+from ..latency.foreseen import foreseen
 from ..latency.target import with_delivered
 from ..progress import Progress
 from ..report.page import write_report
@@ -39,6 +40,7 @@ from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
 from ..store.documents import finite
+from ..store.ledger import Trial
 from ..store.summary import (
     Accuracy,
     Agreement,
@@ -90,8 +92,9 @@ class Result(Showable):
 
 
 def finish(
-    job: Job, found: Found, timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed, folder: Path, progress: Progress
-) -> Result:
+    job: Job, found: Found, trials: Sequence[Trial], timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed,
+    folder: Path, progress: Progress,
+) -> Result:  # fmt: skip
     """Run the steps after the search, and return the result."""
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     start = time.perf_counter()
@@ -124,6 +127,10 @@ def finish(
     judge = job.task.judge
     divergences = _each(judge.divergence, tallies)
     latency = None if timed is None else _timed_target(timed, job, onnx, same=second is None)
+    export_seconds, instead = time.perf_counter() - start, None
+    if isinstance(onnx, Onnx):
+        so_far = job.trace_seconds + found.seconds + recover_seconds + finetune_seconds + export_seconds
+        instead = foreseen(job, found, trials, onnx.latency_ms, so_far, progress)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
@@ -139,11 +146,11 @@ def finish(
             per_trial=found.seconds / found.trials if found.trials else None,
             recover=recover_seconds,
             finetune=finetune_seconds,
-            export=time.perf_counter() - start,
+            export=export_seconds,
         ),
         recovery=recovery,
         compaction=compaction,
-        groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
+        groups=_groups(job, found.kept),
         trials=found.trials,
         search=tuple(found.log),
         images=Images(len(job.train), len(job.data.test), job.data.labelled),  # type: ignore[arg-type]
@@ -159,6 +166,7 @@ def finish(
         config=config,
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
+        foreseen=instead,
     )
     files.write_document(folder, summary)
     files.remove_checkpoint(folder)
@@ -203,6 +211,18 @@ def _configured(job: Job, network: nn.Module) -> Configuration | None:
     return Configuration(found.sizes, found.note)
 
 
+def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
+    """What is left of each group; of those of channels also how wide they are."""
+    channel = job.backend.channel
+    known: list[tuple[int, int, bool]] = []
+    if channel is not None:
+        own = np.stack([np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]])
+        before, after = channel.channels(own)[:, : channel.split].tolist()
+        known = list(zip(before, after, channel.streams, strict=True))
+    there = zip(job.backend.groups, kept.tolist(), strict=True)
+    return tuple(GroupLeft(g.name, g.units, k, *(known[i] if i < len(known) else ())) for i, (g, k) in enumerate(there))
+
+
 def _entries(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -220,18 +240,20 @@ def _export(
         "score": repr(found.score),
         "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
     }
-    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime, job.settings.opset)
+    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime.files, job.settings.opset)
     dense = dense or DenseExport(job)
     eight, notes = quantised(job, dense.file.path, exported.path, folder)
     compressed = None
     if job.settings.compress and data_of(exported.path).exists():
         notes = (*notes, "the weights lie in a second file, so that zeros were not taken out of it")
     elif job.settings.compress:
-        compressed = compress_onnx(exported.path, images, job.runtime)
-    agreement = relative_difference(outputs(final, images), job.runtime.outputs(exported.path, images))
+        compressed = compress_onnx(exported.path, images, job.runtime.files)
+    agreement = relative_difference(outputs(final, images), job.runtime.files.outputs(exported.path, images))
     timed = first_rows(images, job.settings.latency_batch)
-    paths = {"dense": dense.file.path, "pruned": exported.path, **eight}
-    latency = job.runtime.latency_ms(paths, timed, threads=job.settings.latency_threads)
+    subjects: dict[str, Subject] = {"dense": dense.file.path, "pruned": exported.path, **eight}
+    if job.runtime.networks:
+        subjects = {"dense": job.network, "pruned": final}
+    latency = job.runtime.latency_ms(subjects, timed, threads=job.settings.latency_threads)
     ms = LatencyMs(latency["dense"], latency["pruned"])
     sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
     onnx = Onnx(

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from ...backends import Plan, apply, masked
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
+from ...backends.onnx.runtime import as_arrays, first_rows
 from ...common import FreePruneError, Inputs
 from ...sharing import light
 from ..asked.declaration import Hardware
@@ -40,7 +41,7 @@ class DenseExport:
         folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.file: Exported = export_onnx(
-            job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime, job.settings.opset
+            job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime.files, job.settings.opset
         )
 
 
@@ -76,6 +77,9 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
     dense = _exported(job, images) if exports else None
+    if exports and job.runtime.networks:
+        timed = as_arrays(first_rows(job.batch.inputs, job.settings.latency_batch))
+        job.runtime.ready(job.network, job.settings.latency_threads).run(timed)
     progress("rehearse", 3, 3, "all of it works")
     return Rehearsed(dense)
 
@@ -141,7 +145,7 @@ def _few(dataset: Dataset[object], count: int) -> Subset[object]:
 def _exported(job: Job, images: Inputs) -> DenseExport:
     try:
         dense = DenseExport(job)
-        found = job.runtime.outputs(dense.file.path, images)
+        found = job.runtime.files.outputs(dense.file.path, images)
         difference = relative_difference(outputs(light(job.network), images), found)
         if not difference < LARGEST_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")

@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..run.job import Job
 from .layers import Call, Layer, calls
 from .measurements import Measurements, Timed, Wanted
-from .tables import Grid, Point, Reach, grid
+from .tables import LEVELS, Grid, Point, Reach, grid
 from .timer import TimeLayer, TimeNetwork
 
 PASSES = 3  # passes over all points, so that a slow moment of the machine spoils at most one of them
@@ -41,8 +41,10 @@ def wanted_for(job: Job) -> Wanted:
     return Wanted(found, grids, networks[: len(FITTED)], networks[len(FITTED) :], batch)
 
 
-def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime) -> dict[Layer, Grid]:
-    """The sizes to time each distinct layer at: those that pruning may leave."""
+def grids_of(
+    found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime, levels: int = LEVELS
+) -> dict[Layer, Grid]:
+    """The sizes to time each distinct layer at, of those that pruning may leave; `levels` as for `grid`."""
     units = np.array([group.units for group in channel.groups])
     minimum = np.maximum(minimum, 1)
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
@@ -52,7 +54,7 @@ def grids_of(found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64]
         step = math.gcd(*map(int, shapes[call.weight][1:, 1] - columns)) or runtime.step  # 0 where no group changes them
         old = reaches.get(call.layer, Reach(rows, columns, step))
         reaches[call.layer] = Reach(min(old.rows, rows), min(old.columns, columns), math.gcd(old.step, step))
-    return {layer: grid(layer, reach, runtime) for layer, reach in reaches.items()}
+    return {layer: grid(layer, reach, runtime, levels) for layer, reach in reaches.items()}
 
 
 def _random_networks(job: Job) -> NDArray[np.int64]:

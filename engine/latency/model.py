@@ -24,6 +24,8 @@ class LatencyModel:
         wanted: the measurements that the model needs.
         measured: all of them.
         channel: gives shapes and counted costs for kept units.
+        dense: milliseconds of the dense network; None for those of `measured`. If given, nothing is fitted: layers take what
+            their tables say, and what these leave of the dense network's time goes with the entries.
 
     Attributes:
         tables: one for each distinct layer.
@@ -32,18 +34,23 @@ class LatencyModel:
         errors: relative error of the prediction for each network in `wanted.checked`.
     """
 
-    def __init__(self, wanted: Wanted, measured: Measurements, channel: Channel) -> None:
+    def __init__(self, wanted: Wanted, measured: Measurements, channel: Channel, dense: float | None = None) -> None:
         self._channel, self._batch, self._groups = channel, wanted.batch, len(channel.groups)
         self.tables = [table(layer, sizes, measured.least(layer)) for layer, sizes in wanted.grids.items()]
         self._users = [[call for call in wanted.calls if call.layer == one.layer] for one in self.tables]
         self._scale = np.zeros(3)
+        self.errors: list[float]
         ((table_ms, entries, others, macs),) = self._parts(np.array([[group.units for group in channel.groups]]))
         for part, (value, least) in enumerate(((table_ms, 0.0), (entries, 0.0), (others, 1e-6 * macs))):
             self._scale[part] = 1 / value if value > least else 0.0
+        if dense is not None:
+            alone = min(table_ms, dense)
+            self.dense, self.coefficients, self.errors = dense, np.array([alone, dense - alone, 0.0]), []
+            return
         fitted, checked = ([measured.networks[tuple(map(int, k))] for k in some] for some in (wanted.fitted, wanted.checked))
         self.dense = min(one.dense for one in (*fitted, *checked))
         self.coefficients = self._fit(wanted.fitted, self._ms(fitted))
-        self.errors: list[float] = np.abs(self(wanted.checked) / self._ms(checked) - 1).tolist()
+        self.errors = np.abs(self(wanted.checked) / self._ms(checked) - 1).tolist()
 
     def _ms(self, networks: list[Timed]) -> NDArray[np.float64]:
         """`(P,)` milliseconds, from the ratio to the dense network timed in turn, so that temporary slowdowns cancel."""

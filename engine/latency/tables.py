@@ -46,22 +46,22 @@ class Grid:
         return list(dict.fromkeys((r, c) for r in self.rows for widths in self.widths for c in widths))
 
 
-def grid(layer: Layer, reach: Reach, runtime: Runtime) -> Grid:
-    """The sizes to time a layer at.
+def grid(layer: Layer, reach: Reach, runtime: Runtime, levels: int = LEVELS) -> Grid:
+    """The sizes to time a layer at, at most `levels` along one axis beside the smallest and the dense one.
 
     A layer whose number of inputs is not aligned may be much slower. A search proposes such widths as often as any other
     if it may, so a column of the table is the mean over the widths down to the next aligned one: aligned widths alone would
     promise a speed that most networks do not have.
     """
-    rows = _levels(reach.rows, layer.rows, runtime.step)
-    columns = _levels(reach.columns, layer.columns, runtime.step) if layer.groups == 1 else (layer.columns,)
+    rows = _levels(reach.rows, layer.rows, runtime.step, levels)
+    columns = _levels(reach.columns, layer.columns, runtime.step, levels) if layer.groups == 1 else (layer.columns,)
     less = range(0, runtime.alignment, reach.step)
     return Grid(rows, columns, tuple(tuple(size - n for n in less if size - n >= reach.columns) for size in columns))
 
 
-def _levels(smallest: int, dense: int, step: int) -> tuple[int, ...]:
-    """The smallest size, at most `LEVELS` multiples of the step spread evenly, and the dense size."""
-    even = np.ceil(np.linspace(smallest, dense, LEVELS) / step) * step
+def _levels(smallest: int, dense: int, step: int, levels: int) -> tuple[int, ...]:
+    """The smallest size, at most `levels` multiples of the step spread evenly, and the dense size."""
+    even = np.ceil(np.linspace(smallest, dense, levels) / step) * step
     return tuple(sorted({smallest, *(int(size) for size in even if smallest < size < dense), dense}))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from ...backends import apply
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...backends.onnx.export import export_onnx
-from ...backends.onnx.runtime import first_rows
+from ...backends.onnx.runtime import Subject, first_rows
 from ...common import FreePruneError
 from ..run.job import Job
 from ..user_code import warn
@@ -41,7 +41,7 @@ def layer_timer(job: Job) -> TimeLayer:
 
 
 class NetworkTimer:
-    """Exports networks and times them beside the dense one.
+    """Exports networks, unless the runtime runs them as they are, and times them beside the dense one.
 
     Where times scatter, it measures longer, and if that does not help, it warns once.
     """
@@ -53,10 +53,12 @@ class NetworkTimer:
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
 
     @cached_property
-    def _dense(self) -> Path:
-        return self._exported(self._job.network, "dense.onnx")
+    def _dense(self) -> Subject:
+        return self._subject(self._job.network, "dense.onnx")
 
-    def _exported(self, network: nn.Module, name: str) -> Path:
+    def _subject(self, network: nn.Module, name: str) -> Subject:
+        if self._job.runtime.networks:
+            return network
         try:
             return export_onnx(
                 network, self._images, self._scratch / name, {}, self._job.runtime, self._job.settings.opset
@@ -66,12 +68,12 @@ class NetworkTimer:
 
     def __call__(self, kept: NDArray[np.int64], rounds: int) -> tuple[float, float]:
         job, dense = self._job, self._dense
-        pruned = self._exported(apply(job.network, job.backend.plan(kept)), "pruned.onnx")
-        paths = {"dense": dense, "pruned": pruned}
+        pruned = self._subject(apply(job.network, job.backend.plan(kept)), "pruned.onnx")
+        subjects = {"dense": dense, "pruned": pruned}
         threads = job.settings.latency_threads
         found: list[dict[str, float]] = []
         while len(found) < rounds or (_scatter(found) > SCATTER and len(found) < LONGEST):
-            found.append(job.runtime.latency_ms(paths, self._images, threads=threads, repeats=REPEATS))
+            found.append(job.runtime.latency_ms(subjects, self._images, threads=threads, repeats=REPEATS))
         if _scatter(found) > SCATTER and not self._warned:
             self._warned = True
             warn(

@@ -20,7 +20,7 @@ from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, Candidate, find
+from ...common import Batch, Candidate, FreePruneError, find
 from ...metrics import METRICS, Metric, Reference, reference
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
@@ -172,6 +172,11 @@ def prepare(
     check_finetune(finetune)
     runtime = runtime or find_runtime(settings.runtime)
     check_opset(settings.opset)
+    if settings.quantize is not None and runtime.networks:
+        raise FreePruneError(
+            f"`quantize={settings.quantize!r}` makes an ONNX file, which {runtime.name} does not run; leave it out, or choose "
+            "another `runtime`"
+        )
     check_options(settings.granularity, backend_class.options, settings.layout)
     if settings.warm_starts is None:
         few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS

@@ -75,6 +75,38 @@ class TimedTarget(Document):
 
 
 @dataclass(frozen=True)
+class LatencyShare(Document):
+    """The best network found for a target on latency that was not asked for; neither measured nor trained.
+
+    Attributes:
+        share: of the dense latency.
+        predicted_ms: milliseconds, predicted.
+        score: larger is better; `Scores.best` compares.
+        branches: how many residual branches are gone.
+    """
+
+    share: Positive
+    predicted_ms: float
+    score: float
+    branches: int
+
+
+@dataclass(frozen=True)
+class Foreseen(Document):
+    """What targets on latency would have given, predicted from the times of single layers.
+
+    Attributes:
+        predicted_ms: milliseconds of the run's own network by the same prediction; `Onnx.latency_ms` has what it took.
+        networks: how many networks were scored for it; a search scores many more.
+        shares: that can be reached.
+    """
+
+    predicted_ms: float
+    networks: int
+    shares: tuple[LatencyShare, ...]
+
+
+@dataclass(frozen=True)
 class MetTarget(Document):
     """A target as it was given, whether it is met, and whether it limits the size of the network."""
 
@@ -200,7 +232,8 @@ class Onnx(Document):
         latency_batch: images per batch.
         latency_threads: threads of the runtime.
         verdict: whether pruning made it faster, in one sentence.
-        runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU.
+        runtime: the runtime that it was run and timed in; not in the file where it is ONNX Runtime on a CPU. Where that is
+            PyTorch, the times are those of the network, and the file was run in ONNX Runtime.
         dynamic_length: whether the file takes sequences of tokens of any length; not in the file where it does not, or the
             network reads none.
         int8: its int8 version; None, and not in the file, if not asked for or not possible.
@@ -308,11 +341,21 @@ class Configuration(Document):
 
 @dataclass(frozen=True)
 class GroupLeft(Document):
-    """A group, and how many of its units were kept."""
+    """A group, and how many of its units were kept.
+
+    Attributes:
+        name: of the group.
+        units, kept: in the dense and in the pruned network.
+        width, left: its channels, before and after; None, and not in the file, for anything else.
+        shared: whether it is a stream, whose channels several layers write and read; not in the file where it is not.
+    """
 
     name: str
     units: int
     kept: int
+    width: int | None = None
+    left: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -356,6 +399,8 @@ class Summary(Document):
             data have no labels; None, and not in the file, elsewhere.
         config: whether the network's configuration follows; None, and not in the file, where it has none.
         memory: the most that was held; None, and not in the file, where the system does not say.
+        foreseen: what a target on latency would have given; None, and not in the file, where there was one, no channels were
+            removed, or it would have taken too long to find out.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -386,6 +431,7 @@ class Summary(Document):
     divergence: Accuracy | None = None
     config: Configuration | None = None
     memory: Memory | None = None
+    foreseen: Foreseen | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):

@@ -12,7 +12,7 @@ from ..shown import NONE, PERCENT, Shown, with_unit
 if TYPE_CHECKING:
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import Accuracy, Configuration, Memory, MetTarget, Onnx, Recovery, Summary, TimedTarget
+    from .summary import Accuracy, Configuration, Foreseen, Memory, MetTarget, Onnx, Recovery, Summary, TimedTarget
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,6 +52,8 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         f"masked against compact {summary.agreement.masked_vs_compact:.1e}, compact against ONNX "
         f"{NONE if difference is None else f'{difference:.1e}'}"
     )
+    if summary.foreseen is not None:
+        notes.append(of_foreseen(summary, summary.foreseen))
     if summary.recovery is not None and not summary.recovery.kept:
         notes.append(of_recovery(summary.recovery))
     if summary.told is not None:
@@ -76,6 +78,15 @@ def of_memory(found: Memory) -> str:
     """The peak of memory, in a sentence."""
     gpu = "" if found.gpu is None else f", {found.gpu / 1e9:.2f} GB on the GPU"
     return f"at most {found.resident / 1e9:.2f} GB of memory{gpu}; the dense weights are {found.weights / 1e9:.2g} GB"
+
+
+def of_foreseen(summary: Summary, found: Foreseen) -> str:
+    """What a target on latency would have given, in a sentence."""
+    ways = ", ".join(f"{number(one.score)} with latency={one.share:.0%}" for one in found.shares)
+    return (
+        f"a target on latency instead would give a score of {ways} or better (predicted, {found.networks} networks scored, "
+        "none trained or timed)"
+    )
 
 
 def of_config(found: Configuration) -> str:

@@ -11,7 +11,10 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import RUNTIMES, find_runtime
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import Runtime, as_arrays, run_rows
+from freeprune.backends.onnx.torch_runtime import _operator
 from freeprune.common import FreePruneError
+from freeprune.engine.latency.layers import Layer, calls
+from freeprune.engine.latency.timer import _layer_file, layer_ms
 
 
 class Two(nn.Module):
@@ -31,12 +34,27 @@ def inputs(rows, seed=0):
     return torch.randn(rows, 4, generator=generator), torch.randn(rows, 6, generator=generator)
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
+def there(name):
+    if RUNTIMES[name].missing is not None:
+        pytest.skip(RUNTIMES[name].missing)
+    return RUNTIMES[name]
+
+
+@pytest.fixture(params=sorted(name for name in RUNTIMES if not RUNTIMES[name].networks))
 def runtime(request):
-    found = RUNTIMES[request.param]
-    if found.missing is not None:
-        pytest.skip(found.missing)
-    return found
+    """One that runs ONNX files."""
+    return there(request.param)
+
+
+@pytest.fixture(params=sorted(name for name in RUNTIMES if RUNTIMES[name].networks))
+def of_networks(request):
+    """One that times networks."""
+    return there(request.param)
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+def any_runtime(request):
+    return there(request.param)
 
 
 @pytest.fixture
@@ -48,6 +66,14 @@ def network():
 @pytest.fixture
 def path(network, runtime, tmp_path):
     return export_onnx(network, inputs(2), tmp_path / "model.onnx", {}, runtime).path
+
+
+@pytest.fixture
+def subject(network, any_runtime, tmp_path):
+    """What the runtime times."""
+    if any_runtime.networks:
+        return network
+    return export_onnx(network, inputs(2), tmp_path / "model.onnx", {}, any_runtime).path
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
@@ -99,14 +125,14 @@ def test_inputs_that_do_not_fit_are_one_sentence(runtime, path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_times_are_positive_and_of_every_file(runtime, path, threads):
-    found = runtime.latency_ms({"dense": path, "pruned": path}, inputs(3), threads=threads, repeats=5)
+def test_times_are_positive_and_of_every_subject(any_runtime, subject, threads):
+    found = any_runtime.latency_ms({"dense": subject, "pruned": subject}, inputs(3), threads=threads, repeats=5)
     assert list(found) == ["dense", "pruned"]
     assert all(0 < ms < math.inf for ms in found.values())
 
 
-def test_files_are_run_in_turns(runtime, path, monkeypatch):
-    """Each file once to warm up, then one after the other."""
+def test_subjects_are_run_in_turns(any_runtime, subject, monkeypatch):
+    """Each once to warm up, then one after the other."""
     order = []
 
     class Watched:
@@ -117,30 +143,75 @@ def test_files_are_run_in_turns(runtime, path, monkeypatch):
             order.append(self.name)
             return self.opened.run(arrays)
 
-    names, ready = iter("ab"), runtime.ready
-    monkeypatch.setattr(runtime, "ready", lambda path, threads: Watched(ready(path, threads), next(names)), raising=False)
-    runtime.latency_ms({"x": path, "y": path}, inputs(3), threads=1, repeats=3)
+    names, ready = iter("ab"), any_runtime.ready
+    monkeypatch.setattr(any_runtime, "ready", lambda one, threads: Watched(ready(one, threads), next(names)), raising=False)
+    any_runtime.latency_ms({"x": subject, "y": subject}, inputs(3), threads=1, repeats=3)
     assert order == ["a", "b"] * 4
 
 
-def test_the_kernel_of_an_operator_takes_time(runtime, tmp_path):
-    from freeprune.engine.latency.layers import Layer
-    from freeprune.engine.latency.timer import layer_ms
-
+def test_the_kernel_of_an_operator_takes_time(any_runtime):
     small, large = (Layer("MatMul", width, width, 1, (), (64,), 64) for width in (16, 1024))
-    assert 0 < layer_ms(small, 16, 16, 1, runtime) < layer_ms(large, 1024, 1024, 1, runtime)
-    with pytest.raises(FreePruneError, match=f"{runtime.name} cannot time a MatMul of 0 by 4 channels: "):
-        layer_ms(Layer("MatMul", 4, 4, 1, (), (), 1), 0, 4, 1, runtime)
+    assert 0 < layer_ms(small, 16, 16, 1, any_runtime) < layer_ms(large, 1024, 1024, 1, any_runtime)
+    with pytest.raises(FreePruneError, match=f"{any_runtime.name} cannot time a MatMul of 0 by 4 channels: "):
+        layer_ms(Layer("MatMul", 4, 4, 1, (), (), 1), 0, 4, 1, any_runtime)
 
 
-def test_names_are_there_for_sentences(runtime):
-    assert runtime.name in runtime.place
-    assert runtime.version
+def test_names_are_there_for_sentences(any_runtime):
+    assert any_runtime.name in any_runtime.place
+    assert any_runtime.version
 
 
-def test_widths_at_which_layers_are_timed_are_aligned(runtime):
-    assert runtime.alignment >= 1
-    assert runtime.step % runtime.alignment == 0
+def test_widths_at_which_layers_are_timed_are_aligned(any_runtime):
+    assert any_runtime.alignment >= 1
+    assert any_runtime.step % any_runtime.alignment == 0
+
+
+def test_a_network_is_run_as_it_is_and_left_alone(of_networks, network, monkeypatch):
+    before, threads = {name: x.clone() for name, x in network.state_dict().items()}, []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    opened, given = of_networks.ready(network.train(), 2), inputs(3)
+    found = opened.run(as_arrays(given))
+    assert threads == [2, torch.get_num_threads()]
+    assert network.training
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+    left, right = given
+    assert relative_difference((network.left(left) * network.right(right), network.left(left)), found) < 1e-5
+    with pytest.raises(FreePruneError, match=rf"{of_networks.name} fails on inputs of shapes \[\(3, 6\), \(3, 4\)\]: ") as told:
+        opened.run(as_arrays((right, left)))
+    assert "\n" not in str(told.value)
+
+
+def test_files_are_left_to_onnx_runtime(of_networks, network, tmp_path):
+    assert of_networks.files is RUNTIMES["onnxruntime"]
+    path = export_onnx(network, inputs(2), tmp_path / "model.onnx", {}, of_networks).path
+    assert relative_difference(of_networks.outputs(path, inputs(3)), of_networks.files.outputs(path, inputs(3))) == 0
+
+
+def test_a_network_is_no_file(runtime, network):
+    assert runtime.files is runtime
+    with pytest.raises(FreePruneError, match=f"{runtime.name} runs ONNX files, but was given a network; export it first"):
+        runtime.latency_ms({"it": network}, inputs(2), threads=1)
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (5, 6)),
+    "convolution": (nn.Conv2d(6, 8, 3, stride=2, padding=1, dilation=2), (2, 6, 9, 9)),
+    "groups": (nn.Conv2d(6, 12, 3, groups=3), (2, 6, 9, 9)),
+    "uneven padding": (nn.Conv1d(4, 6, 4, padding="same"), (2, 4, 9)),
+    "transposed": (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 6, 5, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_pytorch_times_the_operator_that_a_file_holds(kind):
+    module, shape = LAYERS[kind]
+    ((_, layer, _),) = [(one.weight, one.layer, one.outputs) for one in calls(module.eval(), (torch.randn(shape),))]
+    model = _layer_file(layer, layer.rows, layer.columns)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = run_rows(RUNTIMES["onnxruntime"].open(model, 1), as_arrays((x,)))
+    assert relative_difference(_operator(model)(), expected) < 1e-5
+    assert RUNTIMES["torch"].kernel_ms(model, layer.op, 1, runs=(1, 2), seconds=0.0) > 0
 
 
 class Clocked(Runtime):
@@ -203,6 +274,9 @@ def test_what_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr("freeprune.backends.onnx.openvino.find_spec", lambda name: None)
     assert RUNTIMES["onnxruntime"].missing is None
     assert RUNTIMES["openvino"].missing == "it is not installed; pip install 'freeprune[openvino]'"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert RUNTIMES["torch"].missing is None
+    assert RUNTIMES["torch-compile"].missing.startswith("torch.compile needs a C++ compiler")
     for name, provider in (("onnxruntime-cuda", "CUDA"), ("tensorrt", "Tensorrt")):
         assert f"has no {provider}ExecutionProvider; install onnxruntime-gpu" in RUNTIMES[name].missing
 

@@ -75,18 +75,18 @@ def prune(out, **more):
 def test_a_run_in_every_runtime(name, tmp_path):
     if RUNTIMES[name].missing is not None:
         pytest.skip(RUNTIMES[name].missing)
-    result = prune(tmp_path / "out", runtime=name, quantize="int8")
+    quantize = None if RUNTIMES[name].networks else "int8"
+    result = prune(tmp_path / "out", runtime=name, quantize=quantize)
     onnx = result.summary.onnx
     assert onnx.warnings == ()
     assert onnx.runtime == RUNTIMES[name].name
     assert f"in {RUNTIMES[name].place}, batch" in onnx.verdict
     assert result.summary.versions[name] == RUNTIMES[name].version
     assert result.summary.agreement.compact_vs_onnx < 1e-4
-    assert onnx.int8 is not None
+    assert (onnx.int8 is None) == (quantize is None)
     page = render(result.folder)
-    assert f"compact against {RUNTIMES[name].name}" in page
     assert ("--runtime" in page) == (name != "onnxruntime")
-    again = prune(tmp_path / "out", runtime=name, quantize="int8", resume=True)
+    again = prune(tmp_path / "out", runtime=name, quantize=quantize, resume=True)
     assert again.summary == result.summary
 
 
@@ -108,6 +108,39 @@ def test_a_target_on_latency_is_measured_in_it(monkeypatch, tmp_path):
     assert {"Conv", "MatMul"} <= set(asked)
     assert "Latency in Counted" in render(result.folder)
     assert json.loads((tmp_path / "out" / "latency.jsonl").read_text().splitlines()[1])["runtime"] == "Counted"
+
+
+def test_pytorch_times_the_network_itself(monkeypatch, tmp_path):
+    torch_runtime, timed = RUNTIMES["torch"], []
+
+    def latency_ms(subjects, inputs, *, threads, repeats=50):
+        timed.append(subjects)
+        return {name: sum(p.numel() for p in one.parameters()) / 1e3 for name, one in subjects.items()}
+
+    monkeypatch.setattr(torch_runtime, "latency_ms", latency_ms, raising=False)
+    monkeypatch.setattr(torch_runtime, "kernel_ms", lambda model, *args, **more: len(model) / 1e4, raising=False)
+    result = prune(tmp_path / "out", runtime="torch", target={"latency": 0.9}, recovery=False)
+    assert sum(p.numel() for p in result.network.parameters()) == sum(p.numel() for p in timed[-1]["pruned"].parameters())
+    assert result.summary.onnx.latency_ms.pruned <= 0.9 * result.summary.onnx.latency_ms.dense
+    assert "of the dense latency in PyTorch on this CPU" in result.summary.onnx.verdict
+    assert "Latency in PyTorch" in render(result.folder)
+    assert json.loads((tmp_path / "out" / "latency.jsonl").read_text().splitlines()[1])["runtime"] == "PyTorch"
+
+
+def test_a_network_that_pytorch_cannot_time_is_refused_before_the_search(monkeypatch, tmp_path):
+    def refuse(subject, threads):
+        raise FreePruneError("compiled PyTorch fails on inputs of shapes []: no header")
+
+    monkeypatch.setattr(RUNTIMES["torch"], "ready", refuse, raising=False)
+    with pytest.raises(FreePruneError, match="no header"):
+        prune(tmp_path / "out", runtime="torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_is_refused_where_files_are_not_run(tmp_path):
+    with pytest.raises(FreePruneError, match="`quantize='int8'` makes an ONNX file, which PyTorch does not run; leave it out"):
+        prune(tmp_path / "out", runtime="torch", quantize="int8")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_runtime_that_is_missing_is_refused_before_anything_is_written(tmp_path, monkeypatch):

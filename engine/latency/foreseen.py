@@ -1,0 +1,198 @@
+"""What a target on latency would have given a run that had none: predicted, and scored without training.
+
+Only the layers are timed, at few widths, and few networks are scored, so that it takes little beside the run. What even that
+leaves out stands in `COST`: nothing is said where it would take more.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends import find_backend
+from ...backends.granularity.channel import Channel
+from ...backends.onnx.runtime import first_rows
+from ...common import FreePruneError
+from ...copies import copied
+from ...search import Space
+from ...search.warm_starts import Depth
+from ..asked.layout import layout_of
+from ..asked.selection import fewest_units
+from ..asked.targets import LATENCY, Target
+from ..progress import Progress
+from ..run.job import Job
+from ..run.loop import Found
+from ..store.ledger import Trial
+from ..store.summary import Foreseen, LatencyMs, LatencyShare
+from ..user_code import scored
+from .layers import calls
+from .measurements import Measurements, Wanted
+from .measuring import grids_of
+from .model import LatencyModel
+from .tables import Point
+from .timer import TimeLayer, layer_timer
+
+SHARES = (0.8, 0.65, 0.5)  # of the dense latency
+COST = 0.1  # of the seconds that the run has taken so far
+LEVELS = 3  # sizes along one axis that layers are timed at
+BEST = 8  # trials of the search that are projected onto each share
+
+Kept = NDArray[np.int64]
+
+
+class _TooLong(Exception):
+    """What was to be done takes longer than is left."""
+
+
+def foreseen(
+    job: Job, found: Found, trials: Sequence[Trial], ms: LatencyMs, seconds: float, progress: Progress,
+    *, time_layer: TimeLayer | None = None,
+) -> Foreseen | None:  # fmt: skip
+    """What targets of `SHARES` of the dense latency would have given.
+
+    For each, equal rates, the best trials of the search and, where branches may go, the warm start `depth` are projected onto
+    the predicted latency and scored; the best score counts. A search of its own would find better ones.
+
+    Args:
+        job: without a target on latency.
+        found: the result of its search.
+        trials: of that search.
+        ms: of the dense and the pruned file.
+        seconds: that the run has taken so far.
+        progress: is called once.
+        time_layer: the clock; by default that of the job's runtime.
+
+    Returns:
+        None if there is a target on latency, no channels are removed, no share can be reached, the runtime cannot time a layer,
+        or it would take more than `COST` of the seconds.
+    """
+    channel = job.backend.channel
+    if channel is None or job.backend.mask is not None or any(target.cost == LATENCY for target in job.settings.target):
+        return None
+    end = time.perf_counter() + COST * seconds
+    progress("latency", 0, 1, "what a target on it would give")
+    try:
+        wanted, measured = _timed(job, channel, time_layer or layer_timer(job), end)
+        channel = _deeper(job, end) or channel
+        model = LatencyModel(wanted, measured, channel, ms.dense)
+        own = _padded(found.kept[None], channel)
+        scores = _scores(job, channel, model, trials, end) | {own.tobytes(): found.score}
+    except (FreePruneError, _TooLong):
+        return None
+    finally:
+        progress("latency", 1, 1, "")
+    best = _best(scores, channel, model)
+    return Foreseen(float(model(own)[0]), len(scores) - 1, best) if best else None
+
+
+def _timed(job: Job, channel: Channel, time_layer: TimeLayer, end: float) -> tuple[Wanted, Measurements]:
+    """The layers of the network, and the times of each at few widths; no whole networks."""
+    batch, known = job.settings.latency_batch, channel.shapes(np.array([[group.units for group in channel.groups]]))
+    network = copied(job.network).cpu().eval()
+    run = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
+    grids = grids_of(run, channel, job.space.minimum[: len(channel.groups)], job.runtime, LEVELS)
+    measured = Measurements()
+    for layer, sizes in grids.items():
+        times = dict[Point, float]()
+        for point in sizes.points:
+            if time.perf_counter() > end:
+                raise _TooLong
+            times[point] = time_layer(layer, *point)
+        measured.add_pass(layer, times, 0.0)
+    nothing = np.zeros((0, len(channel.groups)), np.int64)
+    return Wanted(run, grids, nothing, nothing, batch), measured
+
+
+def _deeper(job: Job, end: float) -> Channel | None:
+    """The granularity as a run with a target on latency has it, with branches; None if it has none, or there is no time."""
+    asked = replace(job.settings, target=(Target(LATENCY, SHARES[0], relative=True),))
+    kind = find_backend(asked.granularity)
+    layout = layout_of(kind, asked)
+    if layout == layout_of(kind, job.settings) or job.trace_seconds > (end - time.perf_counter()) / 4:
+        return None
+    rate = {} if asked.max_rate is None else {"max_rate": asked.max_rate}
+    network = job.dense.dense.skeleton.network
+    channel = kind(network, job.scored.inputs, job.importance, **rate, **layout).channel
+    return channel if channel is not None and channel.branches else None
+
+
+def _padded(rows: NDArray[Any], channel: Channel, value: float = 1) -> NDArray[Any]:
+    """Rows for the groups of channels, with this value for the branches that they lack: 1 kept unit."""
+    return np.pad(rows, ((0, 0), (0, len(channel.groups) - rows.shape[1])), constant_values=value)
+
+
+def _scores(job: Job, channel: Channel, model: LatencyModel, trials: Sequence[Trial], end: float) -> dict[bytes, float]:
+    """The scores of networks near the shares, by their kept units; as many as there is time for."""
+    scores: dict[bytes, float] = {}
+
+    def score(kept: Kept) -> float:
+        if time.perf_counter() > end:
+            raise _TooLong
+        if kept.tobytes() not in scores:
+            candidate = channel.candidate(kept)
+            candidate = candidate if job.recovery is None else job.recovery(candidate)
+            scores[kept.tobytes()] = scored(job.metric, candidate, job.dense, job.scored)
+        return scores[kept.tobytes()]
+
+    spaces = _spaces(job, channel, model)
+    ranked = sorted((trial for trial in trials if trial.can_win), key=lambda trial: -trial.score)[:BEST]
+    equal = np.zeros((1, len(channel.groups)))
+    best = [_padded(trial.proposal[None], channel, 0)[0] for trial in ranked]
+    try:
+        deep = _without_branches(job, channel, spaces, score, trials, end)
+        turns = [[*equal, *(p for pair in zip_longest(deep[share], best) for p in pair if p is not None)] for share in spaces]
+        for proposals in zip_longest(*turns):  # each share in turn, in case there is no time for all
+            for space, proposal in zip(spaces.values(), proposals, strict=True):
+                if proposal is not None:
+                    score(space.project(proposal[None])[0])
+    except _TooLong:
+        pass
+    return scores
+
+
+def _spaces(job: Job, channel: Channel, model: LatencyModel) -> dict[float, Space]:
+    """The networks that are predicted to take at most each share; without those that are out of reach."""
+    units = np.array([group.units for group in channel.groups], np.int64)
+    minimum = fewest_units(channel.groups, job.settings.only, job.settings.ignore)
+    least = float(model(minimum)[0])
+    return {
+        share: Space(units, minimum, lambda kept: {LATENCY: model(kept)}, {LATENCY: share * model.dense})
+        for share in SHARES
+        if least <= share * model.dense
+    }
+
+
+def _without_branches(
+    job: Job, channel: Channel, spaces: Mapping[float, Space], score: Callable[[Kept], float], trials: Sequence[Trial],
+    end: float,
+) -> dict[float, Sequence[NDArray[np.float64]]]:  # fmt: skip
+    """For each share proposals without the branches that matter least; none where probing these would take too long."""
+    shared = channel.profile(job.importance).shared
+    depths = {share: Depth(space, shared, 0) for share, space in spaces.items()}  # of a single round
+    took = [trial.seconds for trial in trials if trial.seconds > 0]
+    if not depths or not took or len(channel.branches) * statistics.median(took) > (end - time.perf_counter()) / 2:
+        return dict.fromkeys(spaces, ())
+    (share, first), *_ = depths.items()
+    probed = np.array([score(kept) for kept in spaces[share].round(first.probes)])
+    return {share: list(depth.after(probed)[1]) for share, depth in depths.items()}
+
+
+def _best(scores: Mapping[bytes, float], channel: Channel, model: LatencyModel) -> tuple[LatencyShare, ...]:
+    """For each share the network with the best score of those that are predicted to take no more."""
+    rows = np.array([np.frombuffer(key, np.int64) for key in scores])
+    values, ms = np.array(list(scores.values())), model(rows)
+    found = []
+    for share in SHARES:
+        within = np.where((ms <= share * model.dense) & ~np.isnan(values), values, -np.inf)
+        first = int(np.argmax(within))
+        if np.isfinite(within[first]):
+            gone = int((rows[first, channel.split :] == 0).sum())
+            found.append(LatencyShare(share, float(ms[first]), float(within[first]), gone))
+    return tuple(found)
