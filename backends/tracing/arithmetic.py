@@ -260,7 +260,7 @@ def extreme(tracer: Labelling, call: Call) -> list[Labels]:
     dims = reduced(call)
     made = statistic(tracer, call)
     among = [layer for layer in tracer.labels(call.first) if set(support(layer)) & dims]
-    places = [node.reshape([1] * t.dim()) for t in call.outputs[1:] for layer in among for node in layer.ravel()]
+    places = [node for t in call.outputs[1:] for layer in among for node in layer.reshape(-1, *[1] * t.dim())]
     return [*made[:1], *[[*layers, *places] for layers in made[1:]]]
 
 
