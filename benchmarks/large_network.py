@@ -161,7 +161,8 @@ def measured(size: str, step: str, folder: Path, trials: int, scored: int) -> di
     peak = max(one["peak_mb"] for one in steps.values())
     mb = weights * 2 / 1e6
     return {
-        "weights": weights, "trials": trials, "sequences": scored, "weights_mb": round(mb, 1), "base_mb": round(base, 1), "peak_mb": peak,
+        "weights": weights, "trials": trials, "sequences": scored,
+        "weights_mb": round(mb, 1), "base_mb": round(base, 1), "peak_mb": peak,
         "peak_of_weights": round(peak / mb, 3), "above_base_of_weights": round((peak - base) / mb, 3), "steps": steps, **found,
     }  # fmt: skip
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ...copies import copied
 from ...reading import leaves
 from ...sharing import light
 from ..difference import relative_difference
@@ -210,12 +209,12 @@ def _named(found: Sequence[Branch], weights: frozenset[str]) -> list[Branch]:
 
 def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
     """Whether the network without these branches computes what it computes with their parameters at zero."""
-    zeroed = copied(network)
+    zeroed = light(network)
     parameters = dict(zeroed.named_parameters())
     try:
         with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
-                parameters[name].zero_()
+                parameters[name].data = torch.zeros_like(parameters[name])
             left, right = (leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))
     except Exception:  # code that needs more of a branch than its sum, such as its shape
         return False
