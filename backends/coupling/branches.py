@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...common import Inputs
 from ...reading import leaves
-from ...sharing import light
+from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..plan import inside
 from ..surgery.gone import without
@@ -214,7 +214,8 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch]) -> bool:
     try:
         with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
-                parameters[name].data = torch.zeros_like(parameters[name])
+                zeros = parameters[name].new_zeros(()).expand_as(parameters[name])  # takes no memory
+                parameters[name].data = zeros if is_large(network) else torch.zeros_like(parameters[name])
             left, right = (leaves(each(*inputs)) for each in (without(network, removed(some)), zeroed))
     except Exception:  # code that needs more of a branch than its sum, such as its shape
         return False
