@@ -5,7 +5,7 @@
 The weights are random. Each size is inspected in one process and pruned in another; with what is in FILE already a stopped
 ladder goes on. Memory is what is resident, sampled every 20 ms: that of the process (`peak_mb`), and the part of it that does
 not lie in files (`private_mb`, with its own peak). `weights_mb` is the size of the network in bfloat16, `base_mb` what the
-process held before it was built.
+process held before it was built. `cpu_seconds` is what the processor worked, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.steps: dict[str, dict[str, float]] = {}
-        self._step, self._begun = "start", time.perf_counter()
+        self._step, self._begun, self._used = "start", time.perf_counter(), time.process_time()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -94,19 +94,22 @@ class Memory:
         self._thread.join()
         self._note()
         self._pass()
-        return {name: {k: round(v, 2 if k == "seconds" else 1) for k, v in one.items()} for name, one in self.steps.items()}
+        return {
+            name: {k: round(v, 2 if k.endswith("seconds") else 1) for k, v in one.items()} for name, one in self.steps.items()
+        }
 
     def _pass(self) -> None:
-        now = time.perf_counter()
+        now, used = time.perf_counter(), time.process_time()
         self.steps[self._step]["seconds"] += now - self._begun
-        self._begun = now
+        self.steps[self._step]["cpu_seconds"] += used - self._used
+        self._begun, self._used = now, used
 
     def _watch(self) -> None:
         while not self._ends.wait(EVERY):
             self._note()
 
     def _note(self) -> None:
-        here = self.steps.setdefault(self._step, {"seconds": 0.0, "peak_mb": 0.0, "private_mb": 0.0})
+        here = self.steps.setdefault(self._step, {"seconds": 0.0, "cpu_seconds": 0.0, "peak_mb": 0.0, "private_mb": 0.0})
         held, private = resident()
         here["peak_mb"], here["private_mb"] = max(here["peak_mb"], held), max(here["private_mb"], private)
 
@@ -158,7 +161,8 @@ def measured(size: str, step: str, folder: Path, trials: int, scored: int) -> di
     peak = max(one["peak_mb"] for one in steps.values())
     mb = weights * 2 / 1e6
     return {
-        "weights": weights, "weights_mb": round(mb, 1), "base_mb": round(base, 1), "peak_mb": peak,
+        "weights": weights, "trials": trials, "sequences": scored,
+        "weights_mb": round(mb, 1), "base_mb": round(base, 1), "peak_mb": peak,
         "peak_of_weights": round(peak / mb, 3), "above_base_of_weights": round((peak - base) / mb, 3), "steps": steps, **found,
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
+from ..sharing import origin
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
@@ -233,6 +234,7 @@ class _Layers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _keep(self, weight: Tensor, call: LayerCall, transposed: bool) -> None:
-        name, shape = self._names.get(weight.untyped_storage()._cdata, ("", None))
+        given = origin(weight)
+        name, shape = self._names.get((weight if given is None else given).untyped_storage()._cdata, ("", None))
         if shape == (weight.T if transposed else weight).shape:
             self.calls[name] = call

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from freeprune import sharing
+from freeprune.common import Batch
 from freeprune.copies import copied
 from freeprune.engine.inputs.adoption import in_float32
+from freeprune.metrics.base import Reference
 from freeprune.sharing import emptied, given_back, is_large, is_lent, light, origin, widened
 
 TOKENS = torch.randint(0, 12, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -139,3 +141,8 @@ def test_hooks_and_values_can_be_taken_away(large):
         plain._forward_pre_hooks
     )
     assert all(p.is_meta for p in emptied(lent).parameters())
+
+
+def test_the_inputs_of_every_layer_are_known(large):
+    lent = in_float32(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).bfloat16())
+    assert set(Reference(lent, Batch((torch.randn(4, 4),))).layers) == {"0.weight", "2.weight"}

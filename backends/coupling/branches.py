@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ...copies import copied
 from ...reading import leaves
-from ...sharing import light
+from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..plan import inside
 from ..surgery.gone import without
@@ -215,13 +214,14 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch], trains: 
     Args:
         trains: whether it has to run in training mode as well, where code may ask more of a branch.
     """
-    zeroed = copied(network)
+    zeroed = light(network)
     parameters = dict(zeroed.named_parameters())
     try:
         smaller = without(network, removed(some))
         with torch.no_grad(), plain_kernels(network):
             for name in set().union(*(branch.parameters for branch in some)):
-                parameters[name].zero_()
+                zeros = parameters[name].new_zeros(()).expand_as(parameters[name])  # takes no memory
+                parameters[name].data = zeros if is_large(network) else torch.zeros_like(parameters[name])
             left, right = (leaves(each(*inputs)) for each in (smaller, zeroed))
     except Exception:  # code that needs more of a branch than its sum, such as a part of it
         return False

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copies import ATOMS, copied
+from ...copies import ATOMS
+from ...sharing import light
 from ..tracing.meta import flat
 
 ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
@@ -131,7 +132,7 @@ def with_zeros(network: nn.Module) -> nn.Module | None:
     outermost = {name: module for name, module in gone.items() if name.rpartition(".")[0] not in gone}
     if not outermost:
         return None
-    network = copied(network)
+    network = light(network)
     for name, module in outermost.items():
         parent, _, key = name.rpartition(".")
         network.get_submodule(parent)._modules[key] = Zero(module.results)
@@ -139,13 +140,13 @@ def with_zeros(network: nn.Module) -> nn.Module | None:
 
 
 def without(network: nn.Module, gone: Mapping[str, int]) -> nn.Module:
-    """A copy with `Gone` in place of these modules; parameters that are named are None.
+    """A copy (`light`) with `Gone` in place of these modules; parameters that are named are None.
 
     Args:
         network: left as it is.
         gone: for each module or parameter the number of its results, as for `Gone`.
     """
-    network = copied(network)
+    network = light(network)
     for name, results in gone.items():
         parent, _, key = name.rpartition(".")
         holder = network.get_submodule(parent)

@@ -144,3 +144,11 @@ def test_no_memory_left_is_a_sentence(tmp_path, monkeypatch, error, where):
     monkeypatch.setattr(finish_module, "made_good", full)
     with pytest.raises(freeprune.FreePruneError, match=f"{where} is out of memory .* lower `calibration_images` or the"):
         run(tmp_path / "run")
+
+
+def test_what_can_be_pruned_is_the_same(monkeypatch):
+    given = network().float()
+    expected = str(freeprune.inspect(given, ("ids:1x6",)))
+    assert "branch" in expected
+    monkeypatch.setattr(sharing, "LARGE", 0)
+    assert str(freeprune.inspect(network(), ("ids:1x6",))) == expected
