@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -50,6 +51,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         FreePruneError: the file is missing or unreadable, or its name ends in something else.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise FreePruneError(
+            f"weights {str(path)!r} are a folder; give a file of weights in it, or the .index.json of its parts"
+        )
     if suffix not in READERS:
         raise FreePruneError(f"weights {str(path)!r} end in {suffix!r}; expected {', '.join(READERS)}")
     if not path.is_file():
@@ -61,7 +66,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if found is not None:
             raise needs_code(path, found[1] or found[2], "") from error
         raise FreePruneError(
-            f"weights {str(path)!r} cannot be read ({cause(error)}); expected a sound file that holds only tensors, such "
+            f"weights {str(path)!r} cannot be read ({_why(error)}); expected a sound file that holds only tensors, such "
             "as one of network.state_dict()"
         ) from error
     tensors: dict[str, Tensor] = {}
@@ -76,6 +81,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             holders.append(key)
     holders = [one for one in holders if one and any(key.startswith(f"{one}.") for key in tensors)]
     return Checkpoint(path, tensors, tuple(holders), strange, _in_words(content))
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice to run the code in it."""
+    if "TorchScript" in str(error):
+        return "it is a scripted network"
+    return "it is no file of torch.save" if "weights_only" in str(error) else cause(error)
 
 
 class Unread:
@@ -115,9 +127,25 @@ def _read_torch(path: Path) -> object:
             unknown.append(name)
 
 
+def _read_parts(path: Path) -> object:
+    """The parts that an index names, which lie beside it, as Hugging Face writes large networks."""
+    names = {*json.loads(path.read_text())["weight_map"].values()}
+    content: dict[str, object] = {}
+    for name in sorted(names):
+        part = path.parent / Path(name).name
+        if part.suffix == path.suffix:
+            raise ValueError(f"it names {name} as a part")
+        read = READERS[part.suffix](part)
+        if not isinstance(read, dict):
+            raise ValueError(f"its part {name} holds {kind(read)}")
+        content.update(read)
+    return content
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": safetensors.torch.load_file,
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl"), _read_torch),
+    ".json": _read_parts,
 }
 
 
