@@ -281,8 +281,8 @@ asked for the latency (`--target latency=65%`); every other method has one numbe
 over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the same 15,000
 images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cifar10 --weights weights --precision 32-true`
 
-- `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width. The
-  residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
+- `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width.
+  The residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
 - `inner-halved`: widths inside the blocks at equal rates in steps of 4, the residual streams whole, as those who halve them by
   hand do.
 - `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.

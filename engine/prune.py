@@ -19,6 +19,7 @@ from .asked.targets import LATENCY
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
+from .inputs.data import asked_data
 from .latency.target import OutOfReach, measured_latency
 from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
@@ -94,13 +95,15 @@ def prune(
             is called with the progress.
         options: all other options in the table of `docs/options.md`: the `task`, by name or one of your own (by default it is
             told by labels and outputs, see `docs/tasks.md`), the criterion, layers to leave out, options of a
-            granularity such as `nm="2:4"`, warm starts, compaction, where the latency is measured, and so on.
+            granularity such as `nm="2:4"`, of data given as a text such as `image_size`, warm starts, compaction, where the
+            latency is measured, and so on.
 
     Raises:
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
     assert callable(progress)  # shows_progress made it a function
     placement, hardware = placed(workers, options), hardware_of(options)
+    data = asked_data(data, options)
     asked = settings(
         target,
         options,

@@ -12,10 +12,10 @@ from torch import nn
 from ..common import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
-from .asked.settings import HardwareOptions, Settings, hardware_of
+from .asked.settings import Settings, TrainOptions, hardware_of
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
-from .inputs.data import load_data
+from .inputs.data import asked_data, load_data
 from .inputs.dense import dense_network
 from .inputs.dictionaries import working
 from .inputs.libraries import stated_by
@@ -88,7 +88,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     progress: Shown = None,
-    **hardware: Unpack[HardwareOptions],
+    **options: Unpack[TrainOptions],
 ) -> Trained:
     """Train a network, or adapt a trained one to other data, before `prune`.
 
@@ -105,7 +105,8 @@ def train(
         seed: of all random draws.
         resume: go on with a training that was interrupted, from the checkpoint beside `out`.
         progress: as for `prune`.
-        hardware: `device`, `devices`, `nodes` and `loaders`, as for `prune`.
+        options: `device`, `devices`, `nodes` and `loaders`, and `mean`, `std`, `image_size` and `bad_images` of a spec, as for
+            `prune`.
 
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
@@ -114,7 +115,7 @@ def train(
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     SETTINGS["seed"].check(seed)
-    machine = hardware_of(hardware)
+    machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)
     saving = _saving(out, resume)
     if not isinstance(recipe, Recipe):

@@ -31,6 +31,19 @@ class HardwareOptions(TypedDict, total=False):
     loaders: int
 
 
+class DataOptions(TypedDict, total=False):
+    """Options of data given as a text, such as `imagefolder:DIR`."""
+
+    mean: Iterable[float] | None
+    std: Iterable[float] | None
+    image_size: int | None
+    bad_images: str
+
+
+class TrainOptions(HardwareOptions, DataOptions, total=False):
+    """Further options of `train`."""
+
+
 class PlaceOptions(HardwareOptions, total=False):
     """Options of where work is done, besides the number of workers."""
 
@@ -38,7 +51,7 @@ class PlaceOptions(HardwareOptions, total=False):
     ray_gpus: float
 
 
-class SpaceOptions(PlaceOptions, total=False):
+class SpaceOptions(PlaceOptions, DataOptions, total=False):
     """Options of the search space; granularities of other packages add more."""
 
     task: Any

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         FreePruneError: the file is missing or unreadable, or its name ends in something else.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise FreePruneError(
+            f"weights {str(path)!r} are a folder; give a file of weights in it, or the .index.json of its parts"
+        )
     if suffix not in READERS:
         raise FreePruneError(f"weights {str(path)!r} end in {suffix!r}; expected {', '.join(READERS)}")
     if not path.is_file():
@@ -62,7 +67,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if found is not None:
             raise needs_code(path, found[1] or found[2], "") from error
         raise FreePruneError(
-            f"weights {str(path)!r} cannot be read ({cause(error)}); expected a sound file that holds only tensors, such "
+            f"weights {str(path)!r} cannot be read ({_why(error)}); expected a sound file that holds only tensors, such "
             "as one of network.state_dict()"
         ) from error
     tensors: dict[str, Tensor] = {}
@@ -77,6 +82,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             holders.append(key)
     holders = [one for one in holders if one and any(key.startswith(f"{one}.") for key in tensors)]
     return Checkpoint(path, tensors, tuple(holders), strange, _in_words(content))
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice to run the code in it."""
+    if "TorchScript" in str(error):
+        return "it is a scripted network"
+    return "it is no file of torch.save" if "weights_only" in str(error) else cause(error)
 
 
 class Unread:
@@ -116,11 +128,11 @@ def _read_torch(path: Path) -> object:
             unknown.append(name)
 
 
-READERS: dict[str, Callable[[Path], object]] = {
+PARTS: dict[str, Callable[[Path], object]] = {
     ".safetensors": safetensors.torch.load_file,
-    ".json": read_index,
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl"), _read_torch),
 }
+READERS = {**PARTS, ".json": partial(read_index, readers=PARTS)}
 
 
 def _walked(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:

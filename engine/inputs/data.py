@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from ...common import FreePruneError, nearest
 from ...options import declared
 from ..asked.declaration import Source
+from ..asked.settings import DataOptions
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, described, parted, stack
 from .dictionaries import ByName, by_name
@@ -36,11 +37,20 @@ SKIPPING = declared(Source)["bad_images"]
 class Asked:
     """Data by their spec, with the options that go with it: read once it is known which network they are for."""
 
-    source: str
+    source: Any
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     image_size: int | None = None
     bad_images: str = SKIPPING.default
+
+
+def asked_data(data: Any, options: DataOptions) -> Any:
+    """The data with the options that go with them, which are taken out of the others."""
+    mean, std = (None if some is None else tuple(some) for some in (options.pop("mean", None), options.pop("std", None)))
+    image_size, bad_images = options.pop("image_size", None), options.pop("bad_images", SKIPPING.default)
+    if (mean, std, image_size, bad_images) == (None, None, None, SKIPPING.default):
+        return data
+    return Asked(data, mean, std, image_size, bad_images)
 
 
 def load_data(

@@ -34,6 +34,7 @@ THREADS_PER_CORE = 4
 HEAD, TAIL = 4096, 16  # bytes of a file that are looked at
 PNG_END = b"IEND\xaeB`\x82"
 TOLD = 3  # names of bad images in a warning
+LEAVE_OUT = ", or leave such images out with `bad_images=skip`"
 
 
 class Encoded(ABC):
@@ -164,8 +165,10 @@ def first_shape(encoded: Encoded, form: Form, skip: bool = False) -> tuple[int, 
     for i in range(len(encoded)):
         try:
             return encoded.decoded(i, replace(form, wide=True)).shape
-        except FreePruneError:
-            if not skip or i + 1 == len(encoded):
+        except FreePruneError as error:
+            if not skip:
+                raise FreePruneError(f"{error}{LEAVE_OUT}") from error
+            if i + 1 == len(encoded):
                 raise
     raise AssertionError("there are images")
 
@@ -225,7 +228,7 @@ def _tell(failures: dict[int, FreePruneError], encoded: Encoded, skip: bool) -> 
     first = min(failures)
     if not skip or len(failures) == len(encoded):
         more = f" ({len(failures) - 1} more cannot be read either)" if len(failures) > 1 else ""
-        way_out = "" if skip else ", or leave such images out with `bad_images=skip`"
+        way_out = "" if skip else LEAVE_OUT
         raise FreePruneError(f"{failures[first]}{way_out}{more}") from failures[first]
     names = ", ".join(encoded.name(i) for i in sorted(failures)[:TOLD])
     more = ", ..." if len(failures) > TOLD else ""

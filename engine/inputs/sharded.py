@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,11 @@ def weights_at(path: Path) -> Path | None:
     return next((one for one in (path, index_of(path)) if one.exists()), None)
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(path: Path, endings: Iterable[str] = (".safetensors",)) -> list[Path]:
     """The files that hold the weights: this one, or those that it is the index of.
+
+    Args:
+        endings: of the names of files that an index may name.
 
     Raises:
         ValueError: it is no index, or one of its files is not beside it.
@@ -86,25 +89,31 @@ def files_of(path: Path) -> list[Path]:
         raise ValueError("it is no index of weights")
     names = sorted({str(name) for name in places.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"it names {name[:80]!r}, where a safetensors file beside it was expected")
+        if Path(name).name != name or Path(name).suffix not in endings:
+            raise ValueError(f"it names {name[:80]!r}, where a file of weights beside it was expected")
         if not path.with_name(name).is_file():
             raise ValueError(f"its file {name} is missing")
     return [path.with_name(name) for name in names]
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path, readers: Mapping[str, Callable[[Path], object]]) -> dict[str, Any]:
     """The tensors in the files of an index.
+
+    Args:
+        readers: by the ending of a file's name.
 
     Raises:
         ValueError: a file is missing, cut short or unreadable, or does not hold what the index says.
     """
     found: dict[str, Any] = {}
-    for one in files_of(path):
+    for one in files_of(path, readers):
         try:
-            found |= safetensors.torch.load_file(one)
-        except (OSError, SafetensorError) as error:
+            content = readers[one.suffix](one)
+        except Exception as error:
             raise ValueError(f"its file {one.name} is damaged ({cause(error)})") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"its file {one.name} holds no weights")
+        found |= content
     missing = next((name for name in parse_json(path.read_bytes())["weight_map"] if name not in found), None)
     if missing is not None:
         raise ValueError(f"none of its files holds {str(missing)[:80]!r}")

@@ -18,10 +18,16 @@ USUAL = {
     "state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params", "state", "module",
     "_orig_mod",
 }  # fmt: skip
-WRAPPERS = ("_orig_mod", "module")  # that may stand within a name, where a part of the network was wrapped
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "module",
+)  # that may stand within a name, where a part of the network was wrapped
 AVERAGES = {"ema", "swa", "averaged", "shadow"}  # in the name of weights averaged over training
 OTHERS = re.compile(r"optim|grad|moment|exp_avg")  # in the name of tensors by the names of weights that are none
 COUNTER = "n_averaged"  # that `AveragedModel` adds
+PART = re.compile(r"-\d+-of-\d+$")  # in the name of one of several files
 SHOWN = 3  # names of each kind in a sentence
 
 
@@ -67,7 +73,8 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
 
     Args:
         network: changed only if everything fits.
-        path: `.safetensors`, or a file of `torch.save`: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin` (read without running code).
+        path: `.safetensors`, or a file of `torch.save`: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin` (read without running code);
+            or the `.index.json` that names several of them as parts.
         key: the keys, joined by dots, that the weights lie under, such as `ema` or `state_dict.teacher`; None to find them.
 
     Raises:
@@ -104,7 +111,7 @@ def _under(checkpoint: Checkpoint, key: str) -> dict[str, Tensor]:
 def _fits(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[Fit]:
     """The tensors held against the network, under every prefix that may be meant; simple readings first."""
     yielded = False
-    for removed in ((), WRAPPERS[:1], WRAPPERS):
+    for removed in ((), WRAPPERS[:-1], WRAPPERS):
         read = _without(tensors, removed, expected)
         if read is None:
             continue
@@ -212,9 +219,10 @@ def _misfit(checkpoint: Checkpoint, fit: Fit, count: int) -> FreePruneError:
     if whole is not None and len(fit.unexpected) == len(fit.given):  # nothing in common, and a network beside it
         return needs_code(checkpoint.path, checkpoint.strange[whole], whole)
     under = f" under {fit.prefix!r}" if fit.prefix else ""
+    wanted = "the .index.json of all parts" if PART.search(checkpoint.path.stem) else "the weights of this very network"
     return FreePruneError(
         f"the weights in {str(checkpoint.path)!r} do not fit the network: of its {count} tensors and the file's "
-        f"{len(fit.given)}{under}, {fit.troubles}; give the weights of this very network"
+        f"{len(fit.given)}{under}, {fit.troubles}; give {wanted}"
     )
 
 

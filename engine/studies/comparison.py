@@ -19,6 +19,7 @@ from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
+from ..inputs.data import asked_data
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
@@ -83,6 +84,7 @@ def compare(
     assert callable(progress)  # shows_progress made it a function
     names = listed(strategies)
     _check(names, trials, seeds)
+    data = asked_data(data, options)
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     options["warm_starts"] = options.get("warm_starts") or ()

@@ -31,6 +31,7 @@ from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
 from ..inputs.batches import split
+from ..inputs.data import asked_data
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import write_report
@@ -112,6 +113,7 @@ def correlate(
         raise FreePruneError("the study compares scores with accuracies after fine-tuning; give a recipe")
     plan = Options(candidates, seeds, repeat, tuple(table), rescore)
     check_all(plan)
+    data = asked_data(data, options)
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume or rescore, force, progress)
     asked = settings(target, options, strategy="random", warm_starts=())
     job = opening.job(model, weights, weights_key, data, asked, finetune)

@@ -17,7 +17,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
-from ..inputs.data import Asked
+from ..inputs.data import Asked, asked_data
 from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
@@ -84,6 +84,7 @@ def sweep(
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
+    data = asked_data(data, options)
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
     job = opening.job(model, weights, weights_key, data, asked, None)

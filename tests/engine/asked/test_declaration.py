@@ -15,7 +15,7 @@ from freeprune.backends import BACKENDS, find_backend
 from freeprune.common import FreePruneError
 from freeprune.engine.asked import declaration
 from freeprune.engine.asked.commands import COMMANDS, LAYOUT, layout_options, options_of
-from freeprune.engine.asked.declaration import Hardware, Placement, Settings
+from freeprune.engine.asked.declaration import Hardware, Placement, Settings, Source
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.asked.settings import Options, RunOptions, recorded, settings
 from freeprune.engine.asked.targets import parse_targets
@@ -84,7 +84,7 @@ def test_all_kinds_are_known_to_what_is_made_from_them():
 @pytest.mark.parametrize("told", [Options, RunOptions])
 def test_the_keywords_are_declared(told):
     """A type checker cannot read a declaration, so the names stand there once more."""
-    known = {**declared(Settings), **declared(Placement), **declared(Hardware), **layout_options()}
+    known = {**declared(Source), **declared(Settings), **declared(Placement), **declared(Hardware), **layout_options()}
     assert get_type_hints(told, localns={"Metric": object}).keys() <= known.keys()
     layouts = {name for backend in BACKENDS.values() for name in backend.options}
     assert layouts <= told.__annotations__.keys()

@@ -16,7 +16,7 @@ import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
 from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
-from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions, StudyOptions, settings
+from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions, StudyOptions, TrainOptions, settings
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
@@ -349,7 +349,7 @@ KEYWORDS = {
     "sweep": Options,
     "correlate": StudyOptions,
     "pick": HardwareOptions,
-    "train": HardwareOptions,
+    "train": TrainOptions,
     "apply": {},
 }
 

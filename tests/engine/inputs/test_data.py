@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+import freeprune
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.batches import Data, split, stack
@@ -801,3 +802,25 @@ def test_inputs_and_labels_side_by_side_are_no_data_sets(kind):
         load_data((inputs, labels))
     with pytest.raises(FreePruneError, match=r"training data are a tuple of 20 entries each; .*`TensorDataset\(inputs"):
         load_data(((inputs, labels), (inputs, labels)))
+
+
+@pytest.mark.parametrize("call", [freeprune.prune, freeprune.train])
+def test_options_of_a_spec_are_keywords_in_python(call, tmp_path):
+    more = {"out": tmp_path / "w.safetensors"} | ({"target": {"macs": 0.5}} if call is freeprune.prune else {})
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    for part, count in (("train", 6), ("test", 2)):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / part / label / f"{number}.png")
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"no image")
+    spec = f"imagefolder:{tmp_path}"
+    with pytest.raises(FreePruneError, match=r"cannot be read .*`bad_images=skip`"):
+        call(network, spec, **more)
+    with (
+        pytest.warns(freeprune.FreePruneWarning, match="1 "),
+        pytest.raises(FreePruneError, match="rejects an input of shape 1x3x5x5"),
+    ):
+        call(network, spec, bad_images="skip", image_size=5, **more)
+    with pytest.raises(FreePruneError, match="`image_size=5` was given, but it applies to imagefolder:DIR"):
+        call(network, [(torch.zeros(3, 3, 3), 0)], image_size=5, **more)

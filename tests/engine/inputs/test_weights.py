@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import enum
+import json
 import pathlib
 from itertools import permutations
 
@@ -184,7 +185,7 @@ def test_a_prefix_of_ones_own(tmp_path):
     arrives(tmp_path, lambda state: under("lit.backbone.", state))
 
 
-@pytest.mark.parametrize("part", ["_orig_mod", "module"])
+@pytest.mark.parametrize("part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
 def test_a_part_of_the_network_that_was_wrapped(tmp_path, part):
     arrives(tmp_path, lambda state: {name.replace("0.", f"0.{part}.", 1): tensor for name, tensor in state.items()})
     arrives(tmp_path, lambda s: {"model." + name.replace("1.", f"1.{part}.", 1): tensor for name, tensor in s.items()})
@@ -311,3 +312,66 @@ def test_another_architecture_under_a_prefix(tmp_path):
 
 def test_values_of_other_weights_do_not_matter(tmp_path):
     arrives(tmp_path, lambda state: {"model": state, "log": {"loss": torch.tensor([float("nan")])}})
+
+
+# --- several parts ----------------------------------------------------------------------------------------------------
+
+
+def in_parts(tmp_path, state, suffix=".safetensors"):
+    """Writes two parts and returns the path of their index."""
+    names = [f"model-0000{number}-of-00002{suffix}" for number in (1, 2)]
+    places = {key: names[number % 2] for number, key in enumerate(state)}
+    for name in names:
+        some = {key: tensor for key, tensor in state.items() if places[key] == name}
+        save_file(some, tmp_path / name) if suffix == ".safetensors" else torch.save(some, tmp_path / name)
+    index = tmp_path / f"model{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_parts_are_read_by_their_index(tmp_path, suffix, prefix):
+    source = small()
+    index = in_parts(tmp_path, under(prefix, source.state_dict()), suffix)
+    assert_same_state(load_weights(small(), index).state_dict(), source.state_dict())
+
+
+def test_a_part_alone_and_a_folder_are_sentences(tmp_path):
+    index = in_parts(tmp_path, small().state_dict())
+    with pytest.raises(FreePruneError, match=r"do not fit the network: .*; give the .index.json of all parts"):
+        load_weights(small(), tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(FreePruneError, match=r"are a folder; give a file of weights in it, or the .index.json"):
+        load_weights(small(), tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FreePruneError, match=r"cannot be read .*model-00002-of-00002.safetensors"):
+        load_weights(small(), index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": [1]}}',
+        '{"weight_map": {"a": "w.onnx"}}',
+        '{"weight_map": {"a": "model.index.json"}}',
+        '{"weight_map": {"a": "../../w.pt"}}',
+        "[" * 9999,
+    ],
+)
+def test_an_index_that_is_none_is_a_sentence(tmp_path, content):
+    (tmp_path / "model.index.json").write_text(content)
+    with pytest.raises(FreePruneError, match="cannot be read") as caught:
+        load_weights(small(), tmp_path / "model.index.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pkl"])
+def test_what_torch_did_not_write_is_said_in_a_few_words(tmp_path, suffix):
+    (tmp_path / f"w{suffix}").write_text("<html>404")
+    with pytest.raises(FreePruneError, match=r"cannot be read \(it is no file of torch.save\)"):
+        load_weights(small(), tmp_path / f"w{suffix}")
