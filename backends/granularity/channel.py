@@ -398,6 +398,13 @@ class Channel:
             gone=self._gone(kept),
         )
 
+    @property
+    def streams(self) -> list[bool]:
+        """Which groups of channels are written by several layers and read by several, as those of a residual stream."""
+        many = {name for name, parameter in self._traced.named_parameters() if parameter.dim() > 1}
+        ends = [Counter(dim for name, dim in group.members if name in many) for group in self._coupling.groups]
+        return [found[0] > 1 and found[1] > 1 for found in ends]
+
     def profile(self, importance: Importance) -> Profile:
         """The importance of units, and a density for each group. A branch has the mean density, and an importance of 1.
 
@@ -405,10 +412,8 @@ class Channel:
         channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes.
         """
         shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
-        densities, shared = [], []
+        densities = []
         for group in self._coupling.groups:
-            ends = Counter(dim for name, dim in group.members if len(shapes.get(name, ())) > 1)
-            shared.append(ends[0] > 1 and ends[1] > 1)
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
         units = zip(self._totals(importance), self._steps, strict=False)
@@ -416,7 +421,7 @@ class Channel:
         return Profile(
             (*channels, *(np.ones(1) for _ in self.branches)),
             np.array([*densities, *(np.mean(densities) for _ in self.branches)]),
-            np.array([*shared, *(True for _ in self.branches)], np.bool_),
+            np.array([*self.streams, *(True for _ in self.branches)], np.bool_),
         )
 
 

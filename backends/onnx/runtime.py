@@ -25,15 +25,15 @@ LATENCY_SECONDS = 4.0  # no further turn of a measurement begins after so many
 
 
 class Opened(Protocol):
-    """An opened ONNX file or network, ready to run.
+    """An opened ONNX file or network, ready to run."""
 
-    Attributes:
-        inputs: the number of inputs; None if it is not known.
-        batch: the fixed batch size; None if any will do.
-    """
+    @property
+    def inputs(self) -> int | None:
+        """The number of inputs; None if it is not known."""
 
-    inputs: int | None
-    batch: int | None
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size; None if any will do."""
 
     def run(self, arrays: Arrays) -> Arrays:
         """The outputs for `inputs` arrays of `batch` rows.

@@ -139,12 +139,12 @@ def _operator(model: bytes) -> Callable[[], Tensor]:
     named = {"stride": said["strides"], "dilation": said["dilations"], "groups": said["group"]}
     if node.op_type == "ConvTranspose":
         back = getattr(F, f"conv_transpose{dims}d")
-        return lambda: back(x, weight, padding=begin, output_padding=said["output_padding"], **named)  # type: ignore[no-any-return]
+        return lambda: back(x, weight, padding=begin, output_padding=said["output_padding"], **named)
     convolve = getattr(F, f"conv{dims}d")
     if begin == end:
-        return lambda: convolve(x, weight, padding=begin, **named)  # type: ignore[no-any-return]
+        return lambda: convolve(x, weight, padding=begin, **named)
     around = [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair]
-    return lambda: convolve(F.pad(x, around), weight, **named)  # type: ignore[no-any-return]
+    return lambda: convolve(F.pad(x, around), weight, **named)
 
 
 TORCH = Torch("PyTorch", "PyTorch on this CPU", compiled=False)

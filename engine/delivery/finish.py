@@ -144,7 +144,7 @@ def finish(
         ),
         recovery=recovery,
         compaction=compaction,
-        groups=tuple(GroupLeft(g.name, g.units, int(k)) for g, k in zip(job.backend.groups, found.kept, strict=True)),
+        groups=_groups(job, found.kept),
         trials=found.trials,
         search=tuple(found.log),
         images=Images(len(job.train), len(job.data.test), job.data.labelled),  # type: ignore[arg-type]
@@ -200,6 +200,18 @@ def _configured(job: Job, network: nn.Module) -> Configuration | None:
     found = followed(job.given, job.working(network), few, job.data.collate)
     set_config(network, found.sizes)
     return Configuration(found.sizes, found.note)
+
+
+def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
+    """What is left of each group; of those of channels also how wide they are."""
+    channel = job.backend.channel
+    known: list[tuple[int, int, bool]] = []
+    if channel is not None:
+        own = np.stack([np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]])
+        before, after = channel.channels(own)[:, : channel.split].tolist()
+        known = list(zip(before, after, channel.streams, strict=True))
+    there = zip(job.backend.groups, kept.tolist(), strict=True)
+    return tuple(GroupLeft(g.name, g.units, k, *(known[i] if i < len(known) else ())) for i, (g, k) in enumerate(there))
 
 
 def _entries(network: nn.Module) -> int:

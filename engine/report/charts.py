@@ -170,7 +170,7 @@ def _drawn(one: Series, across: _Scale, up: _Scale) -> Markup:
         line = [place for pair in zip(places, [*corners, places[-1]], strict=True) for place in pair]
         drawn += Markup('<path class="line {}" d="{}"/>').format(one.style, _path(line))
     if one.shape == "points" or one.titles:
-        radius = 2 * RADIUS if one.style == "chosen" else RADIUS
+        radius = 2 * RADIUS if len(places) == 1 else RADIUS
         titles = one.titles or [""] * len(places)
         drawn += Markup("").join(_point(place, radius, one.style, title) for place, title in zip(places, titles, strict=True))
     return drawn
@@ -187,5 +187,5 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 def lower_edge(scores: NDArray[np.float64]) -> float:
     """The lowest score that a chart shows, so that a few very poor ones do not squeeze all others."""
-    best, typical = float(scores.max()), float(np.median(scores))
-    return max(float(scores.min()), best - 4 * max(best - typical, 1e-9))
+    best, typical, worst = float(scores.max()), float(np.median(scores)), float(scores.min())
+    return max(worst, best - 4 * max(best - typical, 0.02 * (best - worst)))  # most of them may be the best

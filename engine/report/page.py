@@ -25,9 +25,11 @@ from ..store.records import Records
 from ..store.run_folder import Read
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
-from ..store.tables import factor, heading, in_direction, interval, number, points, regret_in
+from ..store.tables import factor, heading, in_direction, interval, number, of_recovery, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
+from .shape import BRANCH, Layer, branches_of, layers_of, shape
+from .steps import accuracy_and_latency, steps
 
 TEMPLATES = Path(__file__).parent / "templates"
 GRID = 200  # points of a drawn curve
@@ -108,6 +110,8 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     elif scored:
         first = max(scored, key=lambda one: one.score)
         best, kept = {"score": first.score, "costs": dict(first.costs)}, first.kept.tolist()
+    widths = [] if summary is None else layers_of(summary.groups)
+    made = [] if summary is None else steps(summary)
     known = {**config, "out": folder, "threads": None if summary is None else summary.threads}
     command = ("pick", {**known, "sweep_folder": config["sweep"]}) if "sweep" in config else ("prune", known)
     return {
@@ -115,7 +119,13 @@ def _run(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "note": note,
         "done": len(trials),
         "best": best,
-        "pictures": _pictures(config, kept),
+        "pictures": _pictures(config, kept, widths),
+        "branches": branches_of(config["groups"], kept),
+        "shape": shape(widths),
+        "streams": any(layer.shared for layer in widths),
+        "steps": made,
+        "plane": None if summary is None else accuracy_and_latency(summary, made),
+        "recovered": None if summary is None or summary.recovery is None else of_recovery(summary.recovery),
         "shapes": [] if summary is None else _shapes(folder),
         "progress": _progress(trials, config, summary),
         "clouds": _clouds(scored, best, config, summary),
@@ -137,14 +147,23 @@ def _trials(path: Path) -> tuple[list[Trial], str | None]:
         return [], str(error)
 
 
-def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None) -> list[dict[str, Any]]:
+def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None, layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """What is left of each group: channel widths on one common scale, and the density of masked layers.
 
-    With two granularities at once the masked layers come second, and their names end in the granularity.
+    Branches are not among them. With two granularities at once the masked layers come second, and their names end in the
+    granularity.
+
+    Args:
+        layers: the channels of each group, where they are known; else units count.
     """
     backend = find_backend(str(config["granularity"]))
     left = [None] * len(config["groups"]) if kept is None else kept
-    rows = [{"name": name, "units": units, "kept": k} for (name, units), k in zip(config["groups"], left, strict=True)]
+    known = {one.name: (one.before, 0 if one.gone else one.after) for one in layers}
+    rows: list[dict[str, Any]] = []
+    for (name, units), k in zip(config["groups"], left, strict=True):
+        if not name.endswith(BRANCH):
+            before, after = known.get(name, (units, k))
+            rows.append({"name": name, "units": before, "kept": after})
     masked = [row for row in rows if backend.is_masked(str(row["name"]))]
     widths = [row for row in rows if row not in masked]
     widest = max((row["units"] for row in widths), default=1)

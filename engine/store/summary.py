@@ -326,11 +326,21 @@ class Configuration(Document):
 
 @dataclass(frozen=True)
 class GroupLeft(Document):
-    """A group, and how many of its units were kept."""
+    """A group, and how many of its units were kept.
+
+    Attributes:
+        name: of the group.
+        units, kept: in the dense and in the pruned network.
+        width, left: its channels, before and after; None, and not in the file, for anything else.
+        shared: whether it is a stream, whose channels several layers write and read; not in the file where it is not.
+    """
 
     name: str
     units: int
     kept: int
+    width: int | None = None
+    left: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)

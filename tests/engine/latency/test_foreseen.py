@@ -57,7 +57,7 @@ def test_it_is_told_with_what_it_is(tmp_path):
     page = render(result.folder)
     assert 'id="foreseen"' in page
     assert "--target latency=65%" in page
-    assert "measured 11.5 ms (96%)" in page
+    assert "this network, measured</th><td>11.5 ms (96%)</td>" in page
 
 
 def test_branches_may_go(tmp_path):

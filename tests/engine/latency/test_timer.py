@@ -16,7 +16,7 @@ def timed(monkeypatch, tmp_path):
     """A function from the times that rounds find to what the timer makes of them, and how many rounds it took."""
     monkeypatch.setattr(timer, "first_rows", lambda inputs, count: inputs)
     monkeypatch.setattr(timer, "apply", lambda network, plan: network)
-    monkeypatch.setattr(NetworkTimer, "_exported", lambda self, network, name: tmp_path / name)
+    monkeypatch.setattr(NetworkTimer, "_subject", lambda self, network, name: tmp_path / name)
 
     def run(pruned, dense, rounds):
         left = [{"pruned": a, "dense": b} for a, b in zip(pruned, dense, strict=True)]

@@ -19,7 +19,7 @@ from toys import network
 import freeprune
 from freeprune import FreePruneError
 from freeprune.engine.command.cli import main
-from freeprune.engine.report.charts import MOST, Axis, Series, chart, ticks
+from freeprune.engine.report.charts import MOST, Axis, Series, chart, lower_edge, ticks
 from freeprune.engine.report.page import render, write_report
 from freeprune.engine.store.run_folder import read_document
 from freeprune.engine.store.summary import NoOnnx, Summary
@@ -87,8 +87,8 @@ MAKE = {
     ),
 }  # fmt: skip
 SECTIONS = {
-    "run": ["verdict", "asked", "result", "layers", "search", "checks", "load", "repeat"],
-    "composed": ["verdict", "asked", "result", "layers", "search", "checks", "load", "repeat"],
+    "run": ["verdict", "result", "layers", "search", "asked", "checks", "load", "repeat"],
+    "composed": ["verdict", "result", "layers", "search", "asked", "checks", "load", "repeat"],
     "comparison": ["asked", "result", "search", "repeat"],
     "sweep": ["asked", "result", "search", "load", "repeat"],
     "study": ["asked", "result", "search", "repeat"],
@@ -153,10 +153,55 @@ def test_what_came_out_is_on_the_page(run):
     assert f"{summary['agreement']['compact_vs_onnx']:.1e}" in text
     assert f"{summary['score']['best']:.4f}" in text
     for group in summary["groups"]:
-        assert f"{group['name']}{group['kept']} of {group['units']}" in text
+        assert f"{group['name']}{group['left']} of {group['width']}" in text
     assert all(f"{name} {version}" in text for name, version in summary["versions"].items())
     assert f"freeprune.load({str(run)!r}, network)" in text
-    assert render(run).count('<circle class="chosen"') == 2  # against MACs and against parameters
+    assert render(run).count('<circle class="chosen"') == 3  # accuracy and latency; score against MACs, against parameters
+
+
+def test_the_first_view_has_every_network_by_accuracy_and_latency(run):
+    int8 = {"bytes": 1536, "dense_bytes": 3072, "accuracy": {"dense": 0.625, "pruned": 0.5625}}
+    int8 |= {"latency_ms": {"dense": 3.0, "pruned": 1.0}}
+    change(run / "summary.json", onnx__latency_ms={"dense": 4.0, "pruned": 2.0}, onnx__int8=int8, accuracy__recovered=0.4375)
+    text = render(run)
+    drawn = text[text.index('id="result"') : text.index('id="layers"')]
+    places = {
+        kind: (float(x), float(y)) for kind, x, y in re.findall(r'<circle class="([^"]+)" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    }
+    assert list(places) == ["dense", "trial", "s5", "chosen", "dense ring", "chosen ring"]
+    assert places["trial"][0] == places["s5"][0] == places["chosen"][0]
+    assert places["chosen ring"][0] < places["chosen"][0] < places["dense ring"][0] < places["dense"][0]
+    assert places["chosen ring"][1] > places["dense ring"][1]  # 56% lies below 62%
+    told = " ".join(Page(text).text.split())
+    assert "recovered43.75%" in told
+    assert "dense, int862.50%3 ms75%3 KiB" in told
+    assert "fine-tuned, int856.25%1 ms25%2 KiB" in told
+    change(run / "summary.json", onnx=NoOnnx.because("none").to_json())
+    assert Page(render(run)).text.count("43.75%") == 1  # without a file the table alone
+
+
+def test_the_shape_has_streams_above_and_branches_below(run):
+    groups = [("stem", 16, 12, True), ("a.conv1", 16, 4, False), ("b.conv1", 8, 8, False)]
+    made = [
+        {"name": n, "units": 4, "kept": 3, "width": w, "left": k, **({"shared": True} if s else {})} for n, w, k, s in groups
+    ]
+    made += [{"name": "a branch", "units": 1, "kept": 1}, {"name": "b branch", "units": 1, "kept": 0}]
+    change(run / "summary.json", groups=made)
+    change(run / "config.json", groups=[[one["name"], one["units"]] for one in made])
+    text = render(run)
+    drawn = text[text.index('<svg class="shape"') : text.index("</svg>", text.index('<svg class="shape"'))]
+    bars = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', drawn)
+    kinds = [(kind, round(float(height))) for kind, *_, height in bars]
+    assert kinds == [("before", 100), ("stream", 75), ("before", 100), ("after", 25), ("lost", 50)]
+    assert all(float(y) < 100 for kind, _, y, *_ in bars[:2])
+    assert all(float(y) == 100 for kind, _, y, *_ in bars[2:])
+    assert float(bars[0][3]) > 2 * float(bars[2][3])  # as long as it runs
+    assert "<title>b.conv1: gone, with its branch</title>" in drawn
+    page = " ".join(Page(text).text.split())
+    assert "Gone as a whole: b." in page
+    assert "Residual branches1 of 2" in page.replace(" 1 of 2", "1 of 2")
+    assert "a.conv14 of 16" in page
+    assert "b.conv10 of 8" in page
 
 
 def test_shapes_are_those_of_the_saved_tensors(run):
@@ -227,7 +272,7 @@ def test_a_target_on_latency_is_accounted_for(run):
     page = " ".join(Page(text).text.split())
     assert "1.25 ms measured, at most 1.75 asked, 1.55 predicted, 2.5 dense; the target was tightened 2 times." in page
     assert "missed at first" in page
-    assert text.count('<circle class="chosen"') == 3
+    assert text.count('<circle class="chosen"') == 4
     assert "predicted latency, ms" in page
 
 
@@ -242,13 +287,13 @@ def test_an_unfinished_run_shows_what_there_is(run):
     assert str(run / "report.html") in result.output
     page = Page((run / "report.html").read_text())
     assert "Not finished: 5 of 12 trials are done" in page.text
-    assert page.ids == ["asked", "layers", "search", "repeat"]
+    assert page.ids == ["layers", "search", "asked", "repeat"]
     assert "best so far" in page.text
     assert ledger.read_bytes() == before
     ledger.unlink()
     page = Page(render(run))
     assert "0 of 12 trials" in page.text
-    assert page.ids == ["asked", "layers", "repeat"]
+    assert page.ids == ["layers", "asked", "repeat"]
 
 
 @pytest.mark.parametrize("kind", ["comparison", "sweep", "study"])
@@ -311,6 +356,13 @@ def test_points_lie_where_they_belong():
     assert bottom == edge > top  # what lies below the cut is drawn at the edge
 
 
+def test_a_few_poor_scores_do_not_squeeze_the_others():
+    scores = np.array([-9.0, -0.4, -0.3, -0.3, -0.2])
+    assert lower_edge(scores) == pytest.approx(-0.2 - 0.08 * 8.8)
+    assert lower_edge(np.array([-0.6, -0.4, -0.3])) == -0.6
+    assert lower_edge(np.array([-1.0, *[-0.25] * 9])) == pytest.approx(-0.25 - 0.06)  # not a millionth below the best
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 2e-7), (39.2, 40.0), (1e6, 1.0001e6), (-2, -1)])
 def test_ticks_are_round_and_within(low, high):
     found = ticks(low, high)
@@ -367,12 +419,26 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_screen(browser, folders, kind):
         assert corners[width, "dark"] < 3 * 40
 
 
+@pytest.mark.parametrize("kind", sorted(MAKE))
+def test_a_browser_prints_it_in_colour_on_white(browser, folders, kind):
+    page = browser.new_page(viewport={"width": 720, "height": 900}, color_scheme="dark")
+    page.goto((folders(kind) / "report.html").resolve().as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    ink, adjust = page.evaluate("(style => [style.color, style.printColorAdjust])(getComputedStyle(document.body))")
+    assert max(map(int, re.findall(r"\d+", ink))) < 64
+    assert adjust == "exact"
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_the_chosen_network(browser, folders, scheme):
     page, picture = shown(browser, folders("run"), 390, scheme)
     points = page.locator("circle.chosen")
-    assert points.count() == 2
-    for i in range(2):
+    assert points.count() == 3
+    for i in range(3):
         box = points.nth(i).bounding_box()
         colour = page.evaluate("point => getComputedStyle(point).fill", points.nth(i).element_handle())
         found = picture.getpixel((round(box["x"] + box["width"] / 2), round(box["y"] + box["height"] / 2)))
