@@ -1,7 +1,7 @@
 """What a target on latency would have given a run that had none: predicted, and scored without training.
 
-Only the layers are timed, at few widths, and few networks are scored, so that it takes little beside the run. What even that
-leaves out stands in `COST`: nothing is said where it would take more.
+Only layers are timed, at few widths, and few networks are scored, so that it takes little beside the run. It stops after `COST`
+of the run's seconds: fewer networks are scored then, or nothing is said.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ class _TooLong(Exception):
 
 
 def foreseen(
-    job: Job, found: Found, trials: Sequence[Trial], ms: LatencyMs, seconds: float, progress: Progress,
-    *, time_layer: TimeLayer | None = None,
-) -> Foreseen | None:  # fmt: skip
+    job: Job, found: Found, trials: Sequence[Trial], ms: LatencyMs, seconds: float, progress: Progress
+) -> Foreseen | None:
     """What targets of `SHARES` of the dense latency would have given.
 
     For each, equal rates, the best trials of the search and, where branches may go, the warm start `depth` are projected onto
@@ -66,12 +65,11 @@ def foreseen(
         trials: of that search.
         ms: of the dense and the pruned file.
         seconds: that the run has taken so far.
-        progress: is called once.
-        time_layer: the clock; by default that of the job's runtime.
+        progress: is called at the beginning and at the end.
 
     Returns:
-        None if there is a target on latency, no channels are removed, no share can be reached, the runtime cannot time a layer,
-        or it would take more than `COST` of the seconds.
+        None if there is a target on latency, zeros stay in place, no share can be reached, the runtime cannot time a layer, or
+        timing the layers takes more than `COST` of the seconds.
     """
     channel = job.backend.channel
     if channel is None or job.backend.mask is not None or any(target.cost == LATENCY for target in job.settings.target):
@@ -79,7 +77,7 @@ def foreseen(
     end = time.perf_counter() + COST * seconds
     progress("latency", 0, 1, "what a target on it would give")
     try:
-        wanted, measured = _timed(job, channel, time_layer or layer_timer(job), end)
+        wanted, measured = _timed(job, channel, layer_timer(job), end)
         channel = _deeper(job, end) or channel
         model = LatencyModel(wanted, measured, channel, ms.dense)
         own = _padded(found.kept[None], channel)
