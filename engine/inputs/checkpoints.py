@@ -132,7 +132,7 @@ PARTS: dict[str, Callable[[Path], object]] = {
     ".safetensors": safetensors.torch.load_file,
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl"), _read_torch),
 }
-READERS = {**PARTS, ".json": partial(read_index, readers=PARTS)}
+READERS: dict[str, Callable[[Path], object]] = {**PARTS, ".json": partial(read_index, readers=PARTS)}
 
 
 def _walked(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
