@@ -68,8 +68,8 @@ def load_data(
 
     Args:
         source: one of
-            `imagefolder:DIR`, with `train/` and `test/` (or `val/`) and a folder per class in each; without labels images alone
-            in both, in `train/` or in DIR;
+            `imagefolder:DIR`, with `train/` and `test/` (or `val/`, `valid/`, `validation/`) and a folder per class in each;
+            without labels images alone in both, in `train/` or in DIR;
             `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels 0 to K-1, images uint8 `(N, H, W, C)` or `(N, H, W)`, or
             float32 `(N, C, H, W)`; without labels `x_train`, and `x_test` or not;
             `hf:NAME`, a data set of Hugging Face by its name or in a folder on disk, with a column of images and one of labels;

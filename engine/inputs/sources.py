@@ -28,6 +28,8 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of an .npz file
 # Crop-and-flip says nothing about images smaller than this.
 AUGMENT_FROM = 24  # pixels of height
 
+TESTS = ("test", "val", "valid", "validation")  # names of the folder of images for the test; of several the first
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -56,9 +58,8 @@ def image_folder(folder: Path, asked: Pictures, network: nn.Module | None = None
         raise FreePruneError(f"the image size is {asked.size}; expected at least 1 pixel")
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
-    train_folder, test_folder = folder / "train", folder / "test"
-    if not test_folder.is_dir():
-        test_folder = folder / "val"
+    train_folder = folder / "train"
+    test_folder = next((folder / name for name in TESTS if (folder / name).is_dir()), folder / "test")
     files = _unlabelled(folder, train_folder, test_folder)
     labels: list[Tensor | None] = [None, None]
     classes: tuple[str, ...] = ()

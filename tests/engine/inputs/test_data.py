@@ -358,7 +358,7 @@ def test_images_in_no_folders_have_no_labels(tmp_path):
     assert torch.equal(images, torch.stack(list(data.train)))
 
 
-@pytest.mark.parametrize("test", ["test", "val", None])
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation", None])
 def test_train_and_test_without_classes_have_no_labels(tmp_path, test):
     flat(tmp_path / "train", 10)
     if test is not None:
