@@ -155,7 +155,7 @@ def finished_run(
         occupy(folder)
         reopened(folder)
         files.write_json(folder / files.CONFIG, job.config)
-    files.open_folder(folder, job.config, resume, force)
+    files.open_folder(folder, job.config, resume, force, keep=True)
     keep(job.batch, job.data, folder)
     finished = read_finished(folder, Summary)
     if finished is not None:
@@ -170,6 +170,7 @@ def finished_run(
             files.withdraw(folder)
             raise
         job = replace(job, space=latency.space(latency.limit))
+    files.settled(folder)
 
     def tell(done: int, total: int, best: float) -> None:
         progress("search", done, total, f"best score {best:.4f}")

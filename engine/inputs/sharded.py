@@ -61,10 +61,15 @@ def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
 
 def remove_weights(path: Path) -> None:
     """Delete the weights under this name, in one file or several; the index goes first."""
-    index_of(path).unlink(missing_ok=True)
+    for one in all_weights(path):
+        one.unlink()
+
+
+def all_weights(path: Path) -> list[Path]:
+    """The files that hold weights under this name, their index first."""
     shard = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
-    for one in [path, *(other for other in path.parent.glob(f"{path.stem}-*{path.suffix}") if shard.fullmatch(other.name))]:
-        one.unlink(missing_ok=True)
+    shards = [other for other in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")) if shard.fullmatch(other.name)]
+    return [one for one in (index_of(path), path, *shards) if one.exists()]
 
 
 def weights_at(path: Path) -> Path | None:

@@ -23,7 +23,7 @@ from ...errors import first_line, is_out_of_memory
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
-from ..inputs.sharded import remove_weights, weights_at
+from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..inputs.weights import load_weights
 from ..user_code import UserError
 from .documents import Document
@@ -48,6 +48,7 @@ SWEEP = Sweep.FILE
 TRAINING = "training.safetensors"  # the checkpoint of a fine-tuning, until the run is finished
 ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
+REPLACED = ".replaced"  # folder of the files of a run that another one is about to replace
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, ONNX_DATA, INT8, SUMMARY, LATENCY),
@@ -109,8 +110,11 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
     return kept
 
 
-def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool) -> None:
+def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool, *, keep: bool = False) -> None:
     """Prepare the folder: remove the files of a run to replace, or compare the options of a run to resume.
+
+    Args:
+        keep: a run to replace is set aside until `settled`, so that `withdraw` gives it back.
 
     Raises:
         FreePruneError: the run to resume has other options; the first difference is named.
@@ -124,6 +128,8 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool)
         (folder / ERROR).unlink(missing_ok=True)
         _remove_parts(folder)
         return
+    if keep:
+        _set_aside(folder)
     _remove_run(folder)
     write_json(folder / CONFIG, config)
 
@@ -137,13 +143,38 @@ def make_folder(folder: Path) -> None:
 
 
 def withdraw(folder: Path) -> None:
-    """Remove the files of a run that was refused before its first trial, and the folder if it is then empty."""
+    """Remove the files of a run that was refused before its first trial; the run that it would have replaced is back.
+
+    The folder goes if it is then empty.
+    """
     if (folder / LEDGER).exists():
         return
     _remove_run(folder)
+    if (folder / REPLACED).is_dir():
+        for path in (folder / REPLACED).iterdir():
+            path.replace(folder / path.name)
+    settled(folder)
     leave(folder)
     with suppress(OSError):  # not empty
         folder.rmdir()
+
+
+def settled(folder: Path) -> None:
+    """The run goes on: the one that it replaces is deleted."""
+    shutil.rmtree(folder / REPLACED, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> None:
+    settled(folder)
+    (folder / REPLACED).mkdir()
+    for path in _files_of_run(folder):
+        path.replace(folder / REPLACED / path.name)
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    named = [path for name in FILES if (path := folder / name).exists()]
+    weights = [path for path in all_weights(folder / WEIGHTS) if path not in named]
+    return [*named, *weights]
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -229,6 +229,17 @@ def test_what_cannot_be_met_leaves_nothing_behind(clock, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
 
 
+def test_a_run_is_replaced_only_once_the_target_can_be_met(clock, tmp_path):
+    prune(tmp_path / "out", rehearsal=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(FreePruneError, match=r"target latency=5% .* cannot be met"):
+        prune(tmp_path / "out", "latency=5%", force=True, rehearsal=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    prune(tmp_path / "out", "latency=75%", force=True, rehearsal=False)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
+    assert (tmp_path / "out" / "config.json").read_bytes() != before["config.json"]
+
+
 class Unexportable(nn.Module):
     def __init__(self):
         super().__init__()
