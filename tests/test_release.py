@@ -16,7 +16,7 @@ TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, SETUP = TOML["project"], TOML["tool"]["setuptools"]
 LEFT_OUT = {"tests", "docs", "examples", "benchmarks", "build", "runs"}
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not the name of the package
-ALSO = {"IPython", "markupsafe"}  # they come with ipykernel and jinja2
+ALSO = {"IPython", "markupsafe", "onnx_ir"}  # they come with ipykernel, jinja2 and onnxscript
 
 
 def script():

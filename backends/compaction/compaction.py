@@ -6,8 +6,8 @@
    constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
 3. A class of coupled channels is removed if each of its readers can do without it or makes only channels that are removed. One
    channel of each dimension stays, and so does whatever reaches an operator without a rule in `constants.py`.
-4. Where runtimes compute channels in blocks, a width that fills them goes on filling them: of 32 channels of which one is of no
-   use, all stay, since 31 would take longer.
+4. Where runtimes lay channels out in blocks, a width that fills them goes on filling them: of 32 channels of which one is of
+   no use, all stay, since 31 would take twice as long as 32, and 28 as long.
 
 All channels are judged together, backwards from the output, so compacting again changes nothing. Values are assumed to be
 finite (zero times anything is zero).

@@ -67,7 +67,7 @@ from .int8 import compared, quantised
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
 
-BLOCK = 16  # channels that runtimes compute at a time, at most
+BLOCK = 4  # channels that runtimes lay out together: any other width leaves their fast layout
 
 
 @dataclass(frozen=True)

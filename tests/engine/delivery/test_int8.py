@@ -65,7 +65,8 @@ def test_document_table_and_page_have_it(finished):
     assert f"{eight.bytes / onnx.dense_bytes:.1%}" in text
     assert f"{eight.latency_ms.pruned / onnx.latency_ms.dense:.1%}" in text
     assert f"{eight.accuracy.pruned:.2%}" in text
-    for shown in (f"{eight.accuracy.dense:.2%}", f"{eight.bytes / onnx.dense_bytes:.1%}", "model-int8.onnx", "--quantize int8"):
+    size = f"<small>{eight.bytes / onnx.dense_bytes:.0%}</small>"
+    for shown in (f"{eight.accuracy.dense:.2%}", size, "model-int8.onnx", "--quantize int8"):
         assert shown in page
 
 

@@ -93,9 +93,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         ),
         (
             lambda p: p.write_text('{"weight_map": {"0.weight": "../other.safetensors"}}'),
-            "'../other.safetensors', where a safetensors",
+            "'../other.safetensors', where a file of weights",
         ),
-        (lambda p: p.write_text('{"weight_map": {"0.weight": "model.bin"}}'), "'model.bin', where a safetensors file"),
+        (lambda p: p.write_text('{"weight_map": {"0.weight": "model.bin"}}'), "its file model.bin is missing"),
         (lambda p: p.write_text('{"weights": {}}'), "it is no index of weights"),
         (lambda p: p.write_text(p.read_text().replace('"0.bias"', '"0.offset"')), "none of its files holds '0.offset'"),
         (lambda p: p.write_text("[" * 9), "cannot be read"),
