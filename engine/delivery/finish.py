@@ -39,6 +39,7 @@ from ..run.recovery import made_good
 from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
+from ..store.deployed import LatencyMs, NoOnnx, Onnx, TimedTarget
 from ..store.documents import finite
 from ..store.ledger import Trial
 from ..store.summary import (
@@ -49,15 +50,11 @@ from ..store.summary import (
     Cost,
     GroupLeft,
     Images,
-    LatencyMs,
     MetTarget,
-    NoOnnx,
-    Onnx,
     Parameters,
     Scores,
     Seconds,
     Summary,
-    TimedTarget,
 )
 from ..tasks.choice import AUTO
 from ..training.checkpoint import Saving

@@ -16,7 +16,7 @@ from ...common import FreePruneError
 from ..progress import Progress
 from ..run.job import Job
 from ..store import run_folder as files
-from ..store.summary import Int8, LatencyMs, Measured
+from ..store.deployed import Int8, LatencyMs, Measured
 from ..training.trainer import measured
 from ..user_code import warn
 

@@ -6,7 +6,7 @@ from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
 from ..asked.targets import LATENCY
-from ..store.summary import LatencyMs
+from ..store.deployed import LatencyMs
 
 
 def verdict(backend: Backend, asked: Settings, ms: LatencyMs, packed: float, runtime: Runtime = ONNX_RUNTIME) -> str:

@@ -29,8 +29,8 @@ from ..asked.targets import LATENCY, Target
 from ..progress import Progress
 from ..run.job import Job
 from ..run.loop import Found
+from ..store.deployed import Foreseen, LatencyMs, LatencyShare
 from ..store.ledger import Trial
-from ..store.summary import Foreseen, LatencyMs, LatencyShare
 from ..user_code import scored
 from .layers import calls
 from .measurements import Measurements, Wanted

@@ -10,9 +10,10 @@ from ..asked.targets import LATENCY, label
 from ..shown import NONE, PERCENT, Shown, with_unit
 
 if TYPE_CHECKING:
+    from .deployed import Foreseen, Onnx, TimedTarget
     from .documents import Interval
     from .studies import Comparison, Judged, Study, Sweep
-    from .summary import Accuracy, Configuration, Foreseen, Memory, MetTarget, Onnx, Recovery, Summary, TimedTarget
+    from .summary import Accuracy, Configuration, Memory, MetTarget, Recovery, Summary
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -20,7 +20,7 @@ from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.report.page import render
 from freeprune.engine.run.job import prepare, strategy_of
-from freeprune.engine.store.summary import LatencyMs
+from freeprune.engine.store.deployed import LatencyMs
 from freeprune.engine.workers.base import Placement
 
 

@@ -10,7 +10,7 @@ from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_target
 from freeprune.engine.command.wording import in_options
 from freeprune.engine.delivery.verdict import verdict
-from freeprune.engine.store.summary import LatencyMs
+from freeprune.engine.store.deployed import LatencyMs
 
 
 @functools.cache

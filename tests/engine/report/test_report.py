@@ -21,8 +21,9 @@ from freeprune import FreePruneError
 from freeprune.engine.command.cli import main
 from freeprune.engine.report.charts import MOST, Axis, Series, chart, lower_edge, ticks
 from freeprune.engine.report.page import render, write_report
+from freeprune.engine.store.deployed import NoOnnx
 from freeprune.engine.store.run_folder import read_document
-from freeprune.engine.store.summary import NoOnnx, Summary
+from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
