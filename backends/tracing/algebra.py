@@ -129,8 +129,9 @@ def _settled(tracer: Labelling, layers: Labels, operands: Sequence[tuple[Sequenc
     angles of positions, or a parameter with a dimension for either.
     """
     wide = {d: support(other)[0] for _, others in operands for other in others for d in support(other)[1:]}
-    single = {support(x)[0]: x for x in layers if len(support(x)) == 1}
-    weak = [x for d, x in single.items() if d in wide and (wide[d] in single or tracer.is_weak(x))]
+    single = [(support(x)[0], x) for x in layers if len(support(x)) == 1]
+    dims = {d for d, _ in single}
+    weak = [x for d, x in single if d in wide and (wide[d] in dims or tracer.is_weak(x))]
     freeze_all(tracer, weak)
     return [x for x in layers if all(x is not other for other in weak)] if weak else layers
 
