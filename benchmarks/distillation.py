@@ -3,10 +3,11 @@
     python benchmarks/distillation.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
 
 DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`. For each cell and seed
-one search; its recovered network is trained on the labels alone, with distillation at two weights from the dense network, and
-with distillation from the dense network after it was trained on as many images (`adapted`). `rounds`: half of the way (the
-square root of the share), half of the images, and the rest of both. One JSON a cell and seed in `results/distillation/`; what
-is there is not computed again.
+one search; its recovered network is trained on the labels alone, following the dense network at first (`distilled`, the
+package's standard), and following the dense network after that was trained on as many images (`adapted`). `rounds`: half of
+the way (the square root of the share), half of the images, and the rest of both, on labels. One JSON a cell and seed in
+`results/distillation/`; what is there is not computed again. The files there also hold two weights that stayed the same to the
+end (`constant 0.5`, `constant 0.9`; `adapted` with the former), which the package had before.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
+from freeprune.engine.tasks import CLASSIFICATION
 from freeprune.engine.training.trainer import accuracy, train
 
 RESULTS = HERE / "results" / "distillation"
 CELLS = [("resnet20", 0.45), ("resnet20", 0.3), ("vgg", 0.3), ("resnet56", 0.45)]
-WEIGHTS = (0.5, 0.9)  # of the divergence from the dense network
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
-    recipe = freeprune.Recipe(images=IMAGES, precision=options.precision)
+    recipe = freeprune.Recipe(images=IMAGES, precision=options.precision, distill=0.0)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for network, share in CELLS:
@@ -78,10 +79,9 @@ def ways(dense: nn.Module, share: float, seed: int, data: Any, recipe: freeprune
     recipe = replace(recipe, augment=data.augment)
     start = pruned(dense, share, seed, data, None)
     found = {"recovered": start, "labels": train(start, training, recipe, seed=seed)}
-    for weight in WEIGHTS:
-        found[f"distill {weight}"] = train(start, training, replace(recipe, distill=weight), seed=seed, teacher=dense)
-    adapted = train(dense, training, recipe, seed=seed)
-    found["adapted"] = train(start, training, replace(recipe, distill=WEIGHTS[0]), seed=seed, teacher=adapted)
+    following = replace(recipe, distill=CLASSIFICATION.distill)
+    found["distilled"] = train(start, training, following, seed=seed, teacher=dense)
+    found["adapted"] = train(start, training, following, seed=seed, teacher=train(dense, training, recipe, seed=seed))
     half = replace(recipe, images=IMAGES // 2)
     found["rounds"] = pruned(pruned(dense, share**0.5, seed, data, half), share**0.5, seed, data, half)
     return {way: accuracy(network, data.test) for way, network in found.items()}

@@ -6,8 +6,9 @@ DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet
 other networks are in `studies/weights`. FreePrune is asked for the latency; every other method has one number that makes its
 network smaller, and bisection over measurements finds the one that gives the latency. Latency is that of the exported file in
 ONNX Runtime, one thread, batch 32, in turn with the dense one in one process. All networks get the same recovery from the same
-images without labels, and then the same 15,000 images of fine-tuning. One JSON a cell in `results/latency/`; what is there is
-not computed again. `peers_report.py` makes the table of it.
+images without labels, and then the same 15,000 images of fine-tuning, twice: by the package's standard recipe, which follows
+the dense network at first (`accuracy`), and on the labels alone (`labels`). One JSON a cell in `results/latency/`; what is
+there is not computed again. `peers_report.py` makes the table of it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
 from freeprune.common import write_atomically
 from freeprune.engine.asked.settings import settings
-from freeprune.engine.inputs.batches import Data
+from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.run.job import Job, prepare
 from freeprune.engine.run.recovery import made_good
+from freeprune.engine.tasks import CLASSIFICATION
 from freeprune.engine.training.trainer import accuracy, train
 
 RESULTS = HERE / "results" / "latency"
@@ -257,14 +259,14 @@ def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             spec, bench.data, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"], out=Path(folder) / "run",
-            seed=seed, calibration_images=CALIBRATION, finetune=bench.recipe, progress=False,
+            seed=seed, calibration_images=CALIBRATION, finetune=None, progress=False,
             **bench.searched, **SEARCHED[cell.method],
         )  # fmt: skip
         summary = result.summary.to_json()
         share = bench.clock(cell.network).share(result.network, 3)
     names = ("accuracy", "score", "trials", "threads", "latency_target", "latency")
     return {
-        "accuracy": summary["accuracy"]["finetuned"], "recovered": summary["accuracy"]["recovered"], "latency_share": share,
+        **trained(bench, cell.network, result.network, seed), "latency_share": share,
         "kept": {g["name"]: g["kept"] for g in summary["groups"]},
         "summary": {name: summary[name] for name in names if name in summary}, "parts": summary["seconds"],
     }  # fmt: skip
@@ -289,12 +291,20 @@ def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, di
     for seed in seeds:
         job = bench.job(cell.network, seed)
         good = made_good(job, apply(job.network, pruned.plan), pruned.plan)[1]
-        tuned = train(good, job.train, replace(bench.recipe, augment=bench.data.augment), seed=seed)
         found[seed] = {
-            "accuracy": accuracy(tuned, bench.data.test), "recovered": accuracy(good, bench.data.test),
-            "latency_share": clock.share(tuned, 3), "at": t,
+            **trained(bench, cell.network, good, seed), "latency_share": clock.share(good, 3), "at": t,
             "kept": dict(zip([g.name for g in job.backend.groups], pruned.kept.tolist(), strict=True)),
         }  # fmt: skip
+    return found
+
+
+def trained(bench: Bench, name: str, start: nn.Module, seed: int) -> dict[str, float]:
+    """Test accuracies of a recovered network, as it is and after both trainings."""
+    dense, found = bench.network(name), {"recovered": accuracy(start, bench.data.test)}
+    training, _ = split(bench.data, seed)
+    for way, distill in (("accuracy", CLASSIFICATION.distill), ("labels", 0.0)):
+        recipe = replace(bench.recipe, augment=bench.data.augment, distill=distill)
+        found[way] = accuracy(train(start, training, recipe, seed=seed, teacher=dense), bench.data.test)
     return found
 
 

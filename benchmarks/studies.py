@@ -32,7 +32,8 @@ PLAIN = ("networks.py:plain", "weights/plain.safetensors")
 
 def cell(network: tuple[str, str], granularity: str, target: str, images: int = IMAGES, **options: Any) -> dict[str, Any]:
     model, weights = network
-    asked = {"granularity": granularity, "target": [target], "finetune": Recipe(images=images, precision="bf16-mixed")}
+    recipe = Recipe(images=images, precision="bf16-mixed", distill=0.0)
+    asked = {"granularity": granularity, "target": [target], "finetune": recipe}
     steps = {"round_to": 1} if granularity == "channel" else {}
     return {"model": model, "weights": weights, **asked, **steps, **options}
 

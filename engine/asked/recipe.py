@@ -34,7 +34,10 @@ class Recipe:
         weight_decay: on tensors of two or more dimensions; biases and norms are left alone. By default 5e-4, and 0.01 with
             "adamw".
         warmup: the fraction of steps in which the learning rate rises linearly from near 0.
-        distill: the weight of the divergence from the teacher's softened outputs; the cross entropy gets the rest.
+        distill: the weight of the divergence from the teacher's softened outputs at the first step; the loss on the labels gets
+            the rest. It falls linearly to 0 at the end, so that a teacher that knows less than the labels does no harm;
+            Annealing-KD (arXiv:2104.07163) trains on the one and then on the other. None: a run takes the task's own weight,
+            and 0 where the dense network may not have been trained on the data; a training from scratch takes 0.
         augment: random crops after zero padding by an eighth of the image, and random mirroring. Off by default, since
             digits and letters must not be mirrored.
         crop: the smallest share of an image that a random crop shows; the crop is scaled back to the size of the image, by
@@ -97,9 +100,11 @@ class Recipe:
         holds=lambda value: 0 <= value <= 1,
         expected="a fraction of the steps, from 0 to 1",
     )
-    distill: float = _field(
-        0.0,
-        "Weight of the distillation loss towards the dense network, 0 to 1.",
+    distill: float | None = _field(
+        None,
+        "Weight of the distillation towards the dense network at first, 0 to 1; it falls to 0 during training.",
+        kind=Kind.NUMBER,
+        shown="0.9 for one class an image, else 0",
         holds=lambda value: 0 <= value <= 1,
         expected="a number from 0 to 1",
     )

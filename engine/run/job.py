@@ -47,7 +47,7 @@ from ..tasks import Task
 from ..tasks.choice import CLASSIFIED, Choice
 from ..user_code import name_of, scored, warn
 from .record import record
-from .task import Finetune, check_finetune, check_labels, doubt_of, read_by, task_of, trained_by
+from .task import Finetune, check_finetune, check_labels, doubt_of, guided, read_by, task_of, trained_by
 
 HERE = Hardware()
 
@@ -206,6 +206,7 @@ def prepare(
     doubt = doubt_of(choice.task, output.given, batch.labels, images.labels, len(data.classes))
     if doubt is not None:
         warn(doubt)
+    finetune = guided(finetune, choice.task, doubt)
     dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
     limits = resolve(settings.target, dense, backend, timed=timed)
     units = np.array([group.units for group in backend.groups], np.int64)

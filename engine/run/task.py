@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,6 +85,17 @@ def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | F
         f"the task {choice.name!r} has no loss, so that the built-in training cannot be used; give the task a `loss`, train "
         "with a function of your own (`finetune`), or skip training with 0 epochs"
     )
+
+
+def guided(finetune: Recipe | Finetune | None, task: Task, doubt: str | None) -> Recipe | Finetune | None:
+    """A recipe with the weight of its distillation, where none was asked for.
+
+    Args:
+        doubt: why the dense network may not have been trained on these data, so that it is no teacher; None if nothing says so.
+    """
+    if not isinstance(finetune, Recipe) or finetune.distill is not None:
+        return finetune
+    return replace(finetune, distill=0.0 if doubt else task.distill)
 
 
 def check_finetune(finetune: Any) -> None:

@@ -44,6 +44,8 @@ class Task(Reading, ABC):
         larger: whether a larger measure is better.
         labelled: whether the labels of the data are read; else the dense network's outputs are taken for them.
         trains: whether there is a loss, so that the built-in training can be used.
+        distill: the weight of the distillation in fine-tuning where none is asked for. Above 0 only where it is known to help,
+            and where loss and distillation are in one unit.
     """
 
     label: str
@@ -54,6 +56,7 @@ class Task(Reading, ABC):
     larger: bool = True
     labelled: bool = True
     trains: bool = True
+    distill: float = 0.0
 
     def fits(self, case: Case) -> bool:
         """Whether these labels and outputs are of this task. `--task auto` takes the first task of the table that says so."""

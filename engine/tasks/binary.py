@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...common import FreePruneError
 from .base import PERCENT, Case, Task, are_zeros_and_ones, described, one_output, squeezed
-from .classification import TEMPERATURE, hardly_right
+from .classification import DISTILL, TEMPERATURE, hardly_right
 
 
 class Binary(Task):
@@ -21,6 +21,7 @@ class Binary(Task):
     outputs = "one logit for each image, of shape (N,) or (N, 1)"
     measure = "accuracy"
     unit = PERCENT
+    distill = DISTILL
 
     def fits(self, case: Case) -> bool:
         """Labels of zeros and ones, one for each image, and as many outputs."""

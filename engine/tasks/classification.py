@@ -12,6 +12,7 @@ from torch import Tensor
 from ...common import FreePruneError
 from .base import PERCENT, Case, Task, described, is_whole, one_output, squeezed
 
+DISTILL = 0.9  # figures: docs/results.md
 TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
 
 
@@ -26,6 +27,7 @@ class Classification(Task):
     outputs = "logits of shape (N, classes)"
     measure = "accuracy"
     unit = PERCENT
+    distill = DISTILL
 
     def fits(self, case: Case) -> bool:
         """Labels `(N,)` of whole numbers and outputs `(N, classes)`."""

@@ -81,7 +81,7 @@ class Learner:
         images, labels = self._placed(batch, draws)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.learning_rate * rate_factor(number, self._steps, self._recipe.warmup)
-        loss = self._loss(images, labels)
+        loss = self._loss(images, labels, number)
         value = loss.item()
         if self.world > 1:
             share = self.world * _rows(images) / self.batch_size
@@ -174,8 +174,8 @@ class Learner:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
 
-    def _loss(self, images: Any, labels: Any) -> Tensor:
-        """The task's loss, with the distillation that is asked for."""
+    def _loss(self, images: Any, labels: Any, number: int) -> Tensor:
+        """The task's loss, with the distillation that is asked for, whose weight falls to 0 with the steps."""
         if labels is None:
             with torch.no_grad(), self._fabric.autocast():
                 labels = dense_labels(self._guide, images, self._task)
@@ -188,7 +188,7 @@ class Learner:
             return loss
         with torch.no_grad(), self._fabric.autocast():
             target = tree_map_only(Tensor, Tensor.float, self._task.output(run(self._guide, images), labels, training=False))
-        share = self._recipe.distill
+        share = (self._recipe.distill or 0.0) * (1 - number / self._steps)
         return (1 - share) * loss + share * self._task.distillation(output, target)
 
     def _output(self, images: Any, labels: Any) -> Any:

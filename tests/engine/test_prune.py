@@ -17,6 +17,7 @@ import freeprune
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.inputs.networks import NETWORKS
+from freeprune.engine.tasks import CLASSIFICATION
 
 GRANULARITIES = {"channel": {"macs": 0.5}, "weight": {"nonzero": 0.2}}
 
@@ -198,6 +199,18 @@ def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path
 def alone():
     """The images of `pair` without their labels."""
     return tuple(part.tensors[0] for part in pair())
+
+
+@pytest.mark.parametrize(
+    ("turned", "asked", "weight"), [(0, None, CLASSIFICATION.distill), (1, None, 0.0), (0, 0.25, 0.25), (1, 0.25, 0.25)]
+)
+@pytest.mark.filterwarnings("ignore:the dense network has")
+def test_training_follows_a_dense_network_that_knows_the_labels(tmp_path, turned, asked, weight):
+    images, net = pair()[0].tensors[0], network().eval()
+    data = TensorDataset(images, (net(images).argmax(1) + turned) % 3)
+    recipe = freeprune.Recipe(epochs=1, batch_size=32, distill=asked)
+    result = prune(tmp_path / "out", data=(data, data), trials=1, finetune=recipe)
+    assert json.loads((result.folder / "config.json").read_text())["finetune"]["distill"] == weight
 
 
 @pytest.mark.parametrize(
