@@ -35,9 +35,10 @@ COLOURS = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f"]
 
 @dataclass
 class Runs:
-    """Of one method on one network at one share of the latency, one entry a seed: percent, percent, and shares."""
+    """Of one method on one network at one share of the latency, one entry a seed: percent, and shares."""
 
     accuracy: list[float] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)  # after training on the labels alone
     recovered: list[float] = field(default_factory=list)  # before any training
     latency: list[float] = field(default_factory=list)
 
@@ -49,6 +50,7 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
         run = json.loads(path.read_text())
         key = run["network"], run["share"], run["method"]
         found[key].accuracy.append(100 * run["accuracy"])
+        found[key].labels.append(100 * run["labels"])
         found[key].recovered.append(100 * run["recovered"])
         found[key].latency.append(run["latency_share"])
     return found

@@ -35,9 +35,10 @@ class Recipe:
             "adamw".
         warmup: the fraction of steps in which the learning rate rises linearly from near 0.
         distill: the weight of the divergence from the teacher's softened outputs at the first step; the loss on the labels gets
-            the rest. It falls linearly to 0 at the end, so that a teacher that knows less than the labels does no harm;
-            Annealing-KD (arXiv:2104.07163) trains on the one and then on the other. None: a run takes the task's own weight,
-            and 0 where the dense network may not have been trained on the data; a training from scratch takes 0.
+            the rest. It falls linearly to 0 at the end (Annealing-KD, arXiv:2104.07163, trains on the one and then on the
+            other), and in classification it is 0 for images that the teacher has wrong (arXiv:1904.12399), so that a teacher
+            that knows less than the labels does no harm. None: a run takes the task's own weight, and 0 where the dense
+            network may not have been trained on the data; a training from scratch takes 0.
         augment: random crops after zero padding by an eighth of the image, and random mirroring. Off by default, since
             digits and letters must not be mirrored.
         crop: the smallest share of an image that a random crop shows; the crop is scaled back to the size of the image, by

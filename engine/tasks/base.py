@@ -99,6 +99,10 @@ class Task(Reading, ABC):
         """
         raise FreePruneError("this task has no distillation; use the distillation weight 0")
 
+    def right(self, target: Any, labels: Any) -> Tensor | None:
+        """On which images the teacher is right, bool `(N,)`: distillation follows it there alone. None for all of them."""
+        return None
+
     @abstractmethod
     def tally(self, output: Any, labels: Any) -> Any:
         """What a batch adds to the measure: normally float64 numbers, which are summed over all batches.

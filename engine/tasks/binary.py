@@ -47,6 +47,9 @@ class Binary(Task):
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         return binary_divergence(output, target)
 
+    def right(self, target: Tensor, labels: Tensor) -> Tensor:
+        return (target > 0) == (labels > 0.5)
+
     def tally(self, output: Tensor, labels: Tensor) -> Tensor:
         """How many images are right, of how many."""
         return torch.tensor([_right(output.cpu(), labels), len(labels)], dtype=torch.float64)

@@ -63,6 +63,9 @@ class Classification(Task):
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         return divergence_softened(output, target)
 
+    def right(self, target: Tensor, labels: Tensor) -> Tensor:
+        return target.argmax(1) == labels
+
     def tally(self, output: Tensor, labels: Tensor) -> Tensor:
         """How many images are right, of how many."""
         right = int((output.argmax(1).cpu() == labels).sum())

@@ -182,14 +182,25 @@ class Learner:
             return self._task.loss(self._output(images, labels), labels)
         labels = self._fabric.to_device(labels)
         output = self._output(images, labels)
-        smoothing = self._recipe.label_smoothing
-        loss = self._task.smoothed(output, labels, smoothing) if smoothing else self._task.loss(output, labels)
+        loss = self._loss_of(output, labels)
         if self._guide is None:
             return loss
         with torch.no_grad(), self._fabric.autocast():
             target = tree_map_only(Tensor, Tensor.float, self._task.output(run(self._guide, images), labels, training=False))
         share = (self._recipe.distill or 0.0) * (1 - number / self._steps)
-        return (1 - share) * loss + share * self._task.distillation(output, target)
+        right = self._task.right(target, labels)
+        if right is None:
+            return (1 - share) * loss + share * self._task.distillation(output, target)
+        if not right.any():
+            return loss
+        output, target, labels = (x[right] for x in (output, target, labels))
+        instead = self._task.distillation(output, target) - self._loss_of(output, labels)
+        return loss + share * right.float().mean() * instead
+
+    def _loss_of(self, output: Any, labels: Any) -> Tensor:
+        """The task's loss on the labels."""
+        smoothing = self._recipe.label_smoothing
+        return self._task.smoothed(output, labels, smoothing) if smoothing else self._task.loss(output, labels)
 
     def _output(self, images: Any, labels: Any) -> Any:
         """What the task trains on, of everything that the network returns."""

@@ -233,6 +233,7 @@ def test_one_logit_by_hand():
     p = 1 / (1 + math.exp(-0.5))
     apart = 16 * (p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p))
     assert task.distillation(torch.tensor([-2.0]), torch.tensor([2.0])).item() == pytest.approx(apart, rel=1e-5)
+    assert task.right(torch.tensor([-2.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, 1.0])).tolist() == [True, False, True]
     assert task.as_labels(torch.tensor([0, 2])) is None
     assert "0 of the 2 calibration images right" in task.doubt(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 1.0]))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
@@ -314,38 +314,48 @@ def test_rate_rises_linearly_and_falls_as_half_a_cosine():
     assert rate_factor(4, 5, warmup=1) == pytest.approx(5 / 6)
 
 
-def test_distillation_by_hand_and_towards_the_teacher(dataset):
-    """The loss holds T² KL, with a weight that falls to 0 with the steps; the student comes closer to the teacher."""
-    teacher = train(make(), dataset, Recipe(epochs=5, batch_size=8, learning_rate=0.1), seed=1)
+class Fixed(nn.Module):
+    """The same logits for every image."""
 
-    class Fixed(nn.Module):
-        def __init__(self, logits):
-            super().__init__()
-            self.logits = nn.Parameter(torch.tensor(logits))
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
 
-        def forward(self, images):
-            return self.logits.expand(len(images), -1)
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
 
+
+@pytest.mark.parametrize("right", [4, 3, 0])
+def test_distillation_by_hand(right):
+    """The loss holds T² KL for the images that the teacher has right, with a weight that falls to 0 with the steps."""
+    dataset = TensorDataset(torch.zeros(4, 1), torch.tensor([0] * right + [1] * (4 - right)))
     losses = []
-    recipe = Recipe(images=8, batch_size=4, distill=0.25, learning_rate=1e-12)
     train(
         Fixed([0.0, 0.0, 0.0, 0.0]),
         dataset,
-        recipe,
+        Recipe(images=8, batch_size=4, distill=0.25, learning_rate=1e-12),
         seed=0,
         teacher=Fixed([4 * math.log(3), 0.0, 0.0, 0.0]),
         progress=lambda step, steps, loss: losses.append(loss),
     )
     # At T = 4 the teacher says (3, 1, 1, 1) / 6 and the student 1/4 each.
     divergence = 0.5 * math.log(2) + 3 / 6 * math.log(4 / 6)
-    at_first, half_way = ((1 - w) * math.log(4) + w * 16 * divergence for w in (0.25, 0.125))
-    assert losses == pytest.approx([at_first, half_way], rel=1e-5)
+    weights = [right / 4 * weight for weight in (0.25, 0.125)]
+    assert losses == pytest.approx([(1 - w) * math.log(4) + w * 16 * divergence for w in weights], rel=1e-5)
 
-    far = make()
-    near = train(far, dataset, Recipe(epochs=5, batch_size=8, distill=1.0), seed=0, teacher=teacher)
+
+def test_distillation_leads_closer_to_the_teacher_than_its_labels_do(dataset):
+    teacher = train(make(), dataset, Recipe(epochs=5, batch_size=8, learning_rate=0.1), seed=1)
     with torch.no_grad():
         target = teacher(dataset.images)
-        assert (near(dataset.images) - target).norm() < 0.7 * (far.eval()(dataset.images) - target).norm()
+    own = TensorDataset(dataset.images, target.argmax(1))
+
+    def apart(weight):
+        near = train(make(), own, Recipe(epochs=5, batch_size=8, distill=weight), seed=0, teacher=teacher)
+        with torch.no_grad():
+            return (near(dataset.images) - target).norm()
+
+    assert apart(1.0) < 0.9 * apart(0.0)
 
 
 class Alone(Images):
