@@ -306,17 +306,16 @@ images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cif
 
 ### Labels alone, or the dense network at first
 
-The standard recipe for classifiers (`--distill 0.9`) follows the dense network's softened outputs at first and the labels alone
-at the end, linearly in between; *on labels alone* above is `--distill 0`. The weights of ResNet-20 were trained on these images:
-it gains one to three points at equal numbers of images, for about half as much time again. Those of ResNet-56 were trained on the
-original pixels, and are no better on JPEGs (83.2%) than what is pruned from them: followed to the end they cost one to two
-points, followed at first they cost and bring nothing beyond the noise. Adapted to the images first, they bring more than a point.
+The standard recipe for classifiers (`--distill 0.9`) follows the dense network's softened outputs at first, on the images that it
+has right, and the labels alone at the end, linearly in between; *on labels alone* above is `--distill 0`. It takes about half as
+much time again. The weights of ResNet-20 were trained on these images, those of ResNet-56 on the original pixels: on JPEGs they
+are no better (83.2%) than what is pruned from them, and followed to the end, on all images, they cost one to two points.
 
 {trainings()}
 
-One seed each, 15,000 images. *Constant*: a weight that stays to the end, which the package had before. *Adapted*: following the
-dense network after that was trained on as many images, with a constant 0.5. *Rounds*: half of the way, half of the images, and the
-rest of both, on labels; they lose 0.4 to 2 points, so that there is no option for them.
+One seed each, 15,000 images. *Constant*: on all images, with a weight that stays to the end, which the package had before.
+*Adapted*: the same with 0.5, following the dense network after that was trained on as many images. *Rounds*: half of the way,
+half of the images, and the rest of both, on labels; they lose 0.4 to 2 points, so that there is no option for them.
 `python benchmarks/distillation.py --data cifar10 --weights weights --precision 32-true`
 
 # The same counted cost
