@@ -306,10 +306,11 @@ images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cif
 
 ### Labels alone, or the dense network at first
 
-The standard recipe for classifiers (`--distill 0.9`) follows the dense network's softened outputs at first, on the images that it
-has right, and the labels alone at the end, linearly in between; *on labels alone* above is `--distill 0`. It takes about half as
-much time again. The weights of ResNet-20 were trained on these images, those of ResNet-56 on the original pixels: on JPEGs they
-are no better (83.2%) than what is pruned from them, and followed to the end, on all images, they cost one to two points.
+The standard recipe for classifiers (`--distill 0.9`) follows the dense network's softened outputs at first, on the images
+that it has right, and the labels alone at the end, linearly in between; *on labels alone* above is `--distill 0`. It takes
+about half as much time again. The weights of ResNet-20 were trained on these images, those of ResNet-56 on the original
+pixels: on JPEGs they are no better (83.2%) than what is pruned from them, and followed to the end, on all images, they cost
+one to two points.
 
 {trainings()}
 
