@@ -49,7 +49,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         order = torch.randperm(len(whole.test), generator=torch.Generator().manual_seed(0))[: options.test]
         given, data = f"cifar:{network}", replace(whole, test=Subset(whole.test, order.tolist()))
         asked |= {"round_to": 8, "trials": options.trials, "weights": options.weights / f"{network}-cifar10.safetensors"}
-        asked["finetune"] = freeprune.Recipe(images=options.images)
+        asked["finetune"] = freeprune.Recipe(images=options.images, distill=0.0)
     with tempfile.TemporaryDirectory() as folder:
         summary = freeprune.prune(given, data, out=Path(folder) / "run", progress=False, **asked).summary
     onnx, eight = summary.onnx, summary.onnx.int8

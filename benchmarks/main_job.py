@@ -78,7 +78,7 @@ def job(name: str, data, options) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             f"cifar:{network}", data, weights=weights, out=Path(folder) / "run", seed=0,
-            finetune=freeprune.Recipe(images=options.images), **settings,
+            finetune=freeprune.Recipe(images=options.images, distill=0.0), **settings,
         )  # fmt: skip
     summary = result.summary.to_json()
     summary["finetune_images"] = options.images
