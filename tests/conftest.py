@@ -7,7 +7,7 @@ import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from freeprune.backends.onnx import runtime
-from freeprune.engine.latency import foreseen
+from freeprune.engine.latency import foreseen, timer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,6 +20,7 @@ def _one_thread():
 def _briefly():
     """Latencies are taken, but not for long: no test depends on how exact they are."""
     runtime.LATENCY_SECONDS = 0.2
+    timer.SECONDS = 0.0
     foreseen.COST = 0.0  # what depends on the time that is left is asked for where it is tested
 
 
