@@ -15,7 +15,7 @@ def _exported_once():
     export, known = torch.onnx.export, {}
 
     def exported(network, inputs, **options):
-        key = same(network, inputs, options)
+        key = same(network, inputs, options) if options["optimize"] else None  # large networks are written otherwise
         if key is None:
             return export(network, inputs, **options)
         if key not in known:
