@@ -1,4 +1,7 @@
-"""Every example, run as a user runs it: a command in a process of its own."""
+"""Every example, run as a user runs it: one of each kind in a process of its own, with its commands, the others in this one.
+
+A process of its own takes longer to load PyTorch and to read the exporter's operators than most examples take.
+"""
 
 import importlib
 import json
@@ -13,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from freeprune.engine.delivery import finish
+from freeprune.engine.command.cli import main
+from freeprune.engine.delivery import finish, rehearsal
 from freeprune.errors import FreePruneError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -33,6 +37,25 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.fixture
+def inside(monkeypatch, capsys):
+    """What an example prints that runs in this process, and so do its commands."""
+
+    def command(words, check):
+        assert check
+        assert words[0] == "freeprune"
+        main(words[1:])
+
+    def run(name, *arguments):
+        monkeypatch.setattr(subprocess, "run", command)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(EXAMPLES)
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
 def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path):
     printed = run("own_model", "--out", tmp_path)
     before, after = map(int, re.search(r"parameters: (\d+) -> (\d+)", printed).groups())
@@ -45,8 +68,8 @@ def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path):
     assert [(int(batch), len(classes.split(", "))) for batch, classes in found] == [(1, 1), (5, 5)]
 
 
-def test_a_transformer_loses_heads_and_widths(tmp_path):
-    dense, pruned, latency = run("vision_transformer", "--out", tmp_path, "--epochs", 4).splitlines()
+def test_a_transformer_loses_heads_and_widths(tmp_path, inside):
+    dense, pruned, latency = inside("vision_transformer", "--out", tmp_path, "--epochs", 2, "--trials", 30).splitlines()
     assert re.fullmatch(r"latency: \d\.\d\d of the dense network's in ONNX Runtime", latency)
     for name, most in (("heads", 6), ("perceptrons", 192)):
         before, after = ([int(n) for n in re.search(rf"{name} \[(.*?)\]", line)[1].split(", ")] for line in (dense, pruned))
@@ -55,15 +78,15 @@ def test_a_transformer_loses_heads_and_widths(tmp_path):
         assert sum(after) < sum(before)
 
 
-def test_an_image_folder_by_commands(tmp_path):
-    printed = run("image_folder", "--out", tmp_path)
+def test_an_image_folder_by_commands(tmp_path, inside):
+    printed = inside("image_folder", "--out", tmp_path)
     assert printed.count("$ freeprune") == 2
     assert "target macs=40% met" in printed
     assert (tmp_path / "run" / "model.onnx").stat().st_size < (tmp_path / "dense.safetensors").stat().st_size
 
 
-def test_without_labels_a_network_keeps_its_accuracy(tmp_path):
-    printed = run("no_labels", "--out", tmp_path)
+def test_without_labels_a_network_keeps_its_accuracy(tmp_path, inside):
+    printed = inside("no_labels", "--out", tmp_path)
     assert "test agreement with the dense network" in printed
     agreement, before, after = map(float, re.search(r"agreement: (.*)%; accuracy: (.*)% -> (.*)%", printed).groups())
     assert agreement > 85
@@ -71,8 +94,8 @@ def test_without_labels_a_network_keeps_its_accuracy(tmp_path):
     assert after > before - 15
 
 
-def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path):
-    printed = run("custom_metric", "--out", tmp_path, "--candidates", 3)
+def test_a_metric_of_ones_own_is_ranked_beside_the_built_in_ones(tmp_path, inside):
+    printed = inside("custom_metric", "--out", tmp_path, "--candidates", 3)
     assert re.findall(r"(\w+): Spearman -?\d\.\d\d", printed)[:3] == ["sameclass", "freeprune", "uniformity"]
 
 
@@ -88,8 +111,8 @@ SHORT = ("--images", 48, "--test-images", 16, "--epochs", 1, "--finetune-epochs"
         ("two_heads", "both right", lambda value: 0 <= value <= 1),
     ],
 )
-def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, monkeypatch, capsys):
-    """In this process, and with the searched network's ONNX file alone: loading torch and exporting take most of the time."""
+def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, monkeypatch, inside):
+    """With the searched network's ONNX file alone: exporting takes most of the time."""
     export = finish._export
 
     def of_searched(job, *more):
@@ -98,10 +121,7 @@ def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, me
         return export(job, *more)
 
     monkeypatch.setattr(finish, "_export", of_searched)
-    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), *map(str, SHORT)])
-    monkeypatch.syspath_prepend(EXAMPLES)
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    printed = inside(name, "--out", tmp_path, *SHORT)
     found = re.search(r"seed 0: (.*): dense (\S+), searched (\S+), equal rates (\S+); latency (\S+) ms -> (\S+) ms", printed)
     assert found[1] == measure
     assert all(sensible(float(value)) for value in found.groups()[1:4])
@@ -130,14 +150,24 @@ def figures(printed, name):
         ("gpt_text", "perplexity", 0.6, lambda value: 1 < value < 100),
     ],
 )
-def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path):
+def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path, monkeypatch, inside):
+    """With one file of the dense network for both: its export takes seconds."""
+    dense = []
+
+    def once(job, export=rehearsal.DenseExport):
+        dense.append(dense[0] if dense else export(job))
+        return dense[0]
+
+    for place in (rehearsal, finish):
+        monkeypatch.setattr(place, "DenseExport", once)
     pytest.importorskip("transformers")
-    printed = run(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
+    printed = inside(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
     for network in ("searched", "equal rates"):
         found = figures(printed, network)
         assert sensible(found[measure])
         assert 0.5 * share < found["macs"] <= share
         assert found["latency"] > 0
+    assert len(dense) == 2
 
 
 LITE = """
@@ -213,7 +243,7 @@ def test_the_notebook_is_kept_without_what_it_shows():
 
 
 def test_no_example_is_left_out():
-    tested = set(re.findall(r'(?:run\(|^        \()"(\w+)"', Path(__file__).read_text(), re.MULTILINE))
+    tested = set(re.findall(r'(?:(?:run|inside)\(|^        \()"(\w+)"', Path(__file__).read_text(), re.MULTILINE))
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")} - SHARED
 
 

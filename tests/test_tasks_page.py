@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,10 @@ def test_a_task_is_added_by_one_file_and_one_line(home, tmp_path):
     assert re.search(r"^counts +How many there are", listed, re.MULTILINE)
 
 
-def test_three_functions_are_a_task(tmp_path):
-    printed = run(OWN, tmp_path, ROOT.parent)
+def test_three_functions_are_a_task(tmp_path, monkeypatch, capsys):
+    """In this process: one of its own would load PyTorch first."""
+    monkeypatch.chdir(tmp_path)
+    Path("use.py").write_text(OWN)
+    runpy.run_path("use.py", run_name="__main__")
+    printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == "own:OwnTask error of size px"

@@ -1,6 +1,6 @@
 """Random small networks under every granularity: pruned as promised, or refused in one sentence.
 
-Sixty networks by default, each under some of the granularities; `HYPOTHESIS=thorough pytest
+Forty networks by default, each under some of the granularities; `HYPOTHESIS=thorough pytest
 tests/backends/test_random_networks.py` takes 2,000 networks and all of them. What is checked is in `tests/random_networks.py`.
 """
 
@@ -43,7 +43,7 @@ def test_whatever_is_pruned_is_pruned_as_promised():
         number += 1
         for k, name in enumerate(GRANULARITIES):
             if not THOROUGH and (number + k) % 5:
-                continue  # each network under two or three, so that sixty reach each granularity twelve times
+                continue  # each network under two or three, so that forty reach each granularity eight times
             note(f"python tests/random_networks.py --granularity {name} --network '{description}'")
             try:
                 random_networks.check(description, name, onnx=(number + 7 * k) % 30 == 0)

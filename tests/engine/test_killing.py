@@ -1,6 +1,5 @@
 """What is killed at any moment and resumed ends as if it never was: with the same trials, answer and files."""
 
-import copy
 import gc
 import json
 import multiprocessing
@@ -18,7 +17,6 @@ from torch.utils.data import TensorDataset
 from toys import in_turn
 
 import freeprune
-from freeprune.backends.onnx import export
 from freeprune.engine.run.loop import search
 from freeprune.engine.store.ledger import Ledger
 from freeprune.search import STRATEGIES, Space
@@ -57,7 +55,6 @@ def forked(run):
     gc.freeze()
     process = FORK.Process(target=alone)
     process.start()
-    gc.unfreeze()
     process.join()
     return process.exitcode
 
@@ -126,23 +123,6 @@ def pruned(out, **more):
     )  # fmt: skip
 
 
-TRACED = {}
-
-
-@pytest.fixture
-def one_trace(monkeypatch):
-    """Every network is traced for ONNX once and for all, also in processes that are forked later: it takes most of a run."""
-    real = export._traced
-
-    def traced(network, inputs, names, opset, axes, *more):
-        state = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
-        if (state, str(axes)) not in TRACED:
-            TRACED[state, str(axes)] = real(network, inputs, names, opset, axes, *more)
-        return copy.deepcopy(TRACED[state, str(axes)])
-
-    monkeypatch.setattr(export, "_traced", traced)
-
-
 def killed_run(out, stage, moment, calls=None):
     """A run in a process of its own that is killed at the so-manieth call or return within a stage."""
 
@@ -177,7 +157,7 @@ def files_of(folder):
     return found, summary, trials(folder / "trials.jsonl")
 
 
-def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_path, one_trace):
+def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_path):
     calls = FORK.Array("q", len(STAGES))
     pruned(tmp_path / "whole")
     assert killed_run(tmp_path / "again", None, 0, calls) == 0
@@ -208,7 +188,7 @@ def test_a_run_killed_at_any_moment_is_complete_or_ends_as_if_it_was_not(tmp_pat
         "summary.json",
     ],
 )
-def test_a_run_killed_while_it_writes_a_file_leaves_no_half_of_it(name, tmp_path, monkeypatch, one_trace):
+def test_a_run_killed_while_it_writes_a_file_leaves_no_half_of_it(name, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     class Killed(BaseException):

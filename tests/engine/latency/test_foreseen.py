@@ -1,5 +1,7 @@
 """What a target on latency would have given: with a clock that follows a law instead of the time of day."""
 
+from functools import partial
+
 import networks
 import pytest
 import torch
@@ -9,7 +11,9 @@ from toys import milliseconds, wide_network
 import freeprune
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.common import FreePruneError
+from freeprune.engine import prune as run_module
 from freeprune.engine.latency import foreseen
+from freeprune.engine.latency.target import measured_latency
 from freeprune.engine.report.page import render
 from freeprune.engine.store.run_folder import read_document
 from freeprune.engine.store.summary import Summary
@@ -74,6 +78,11 @@ def test_branches_may_go(tmp_path):
 )
 def test_with_a_target_on_latency_or_zeros_in_place_there_is_none(options, tmp_path, monkeypatch):
     monkeypatch.setattr(foreseen, "layer_timer", lambda job: pytest.fail("layers are timed"))
+    times = {
+        "time_layer": lambda layer, rows, columns: milliseconds(rows, columns),
+        "time_network": lambda kept, rounds: (float(sum(kept)), 20.0),
+    }
+    monkeypatch.setattr(run_module, "measured_latency", partial(measured_latency, **times))
     result = prune(tmp_path / "out", **options)
     assert result.summary.foreseen is None
     assert "foreseen" not in result.summary.to_json()

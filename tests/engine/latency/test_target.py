@@ -16,6 +16,7 @@ from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.command.cli import main
+from freeprune.engine.latency import measuring
 from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
 from freeprune.engine.latency.target import BEST, FURTHER, _searched_again, measured_latency, with_delivered
@@ -274,8 +275,10 @@ def test_a_study_refuses_a_target_on_latency(tmp_path):
         freeprune.correlate(wide_network(), pair(), target=["latency=70%"], out=tmp_path / "out", calibration_images=80)
 
 
-def test_the_whole_way_in_onnx_runtime(tmp_path):
-    """Nothing is said of times, which a test cannot know."""
+def test_the_whole_way_in_onnx_runtime(tmp_path, monkeypatch):
+    """Nothing is said of times, which a test cannot know; few networks are exported for the model."""
+    monkeypatch.setattr(measuring, "FITTED", FITTED[::2])
+    monkeypatch.setattr(measuring, "CHECKED", CHECKED[:1])
     latency = prune(tmp_path / "out", "latency=100%", trials=2, latency_batch=2).summary["latency"]
     assert latency["measured_ms"] > 0
     assert latency["batch"] == 2
