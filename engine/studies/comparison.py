@@ -150,12 +150,13 @@ def _run(job: Job, name: str, seed: int, score_all: ScoreAll, opening: Opening, 
         job.space, strategy_of(job, name, seed), score_all, ledger, job.settings.trials,
         batch=job.settings.proposals, time_limit=limit, progress=tell,
     )  # fmt: skip
-    steps, last = curve(ledger.trials), ledger.trials[-1]
+    steps = curve(ledger.trials)
     if not steps:
         raise FreePruneError(
-            f"{name} with seed {seed} found no network with a score; give it more `trials` or another `metric`"
+            f"{name} with seed {seed} found no network with a score; give it more "
+            f"{'`trials`' if limit is None else 'time (`time_limit`)'} or another `metric`"
         )
-    best = ledger.trials[steps[-1][0] - 1]
+    last, best = ledger.trials[-1], ledger.trials[steps[-1][0] - 1]
     kept = tuple(best.kept.tolist())
     return Run(name, seed, found.trials, best.score, kept, best.costs, last.elapsed, last.overhead, steps, accuracy=None)
 

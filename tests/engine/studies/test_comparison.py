@@ -1,5 +1,8 @@
 import json
 import os
+from functools import partial
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from click.testing import CliRunner
 
 from freeprune import FreePruneError, Recipe, compare
 from freeprune.engine.command.cli import main
+from freeprune.engine.run import loop
 from freeprune.engine.store.ledger import Ledger
 from freeprune.engine.store.studies import Run
 from freeprune.engine.studies import comparison
@@ -94,10 +98,14 @@ def test_the_winners_are_fine_tuned_when_asked(tmp_path, monkeypatch):
     assert compared(tmp_path, trials=3, finetune=Recipe(images=64), resume=True).strategies.keys() == found.strategies.keys()
 
 
-def test_a_comparison_by_time_has_the_trials_that_fit(tmp_path):
-    found = compared(tmp_path, trials=None, time_limit=0.3, seeds=1)
+def test_a_comparison_by_time_has_the_trials_that_fit(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=partial(next, count(0, 0.01)))  # it goes by 10 ms with each look at it
+    monkeypatch.setattr(loop, "time", clock)
+    found = compared(tmp_path / "out", trials=None, time_limit=0.3, seeds=1)
     assert {run.trials % 10 for run in found.runs} == {0}  # whole batches
     assert all(run.trials >= 10 for run in found.runs)
+    with pytest.raises(FreePruneError, match="random with seed 0 found no network with a score; give it more time"):
+        compared(tmp_path / "none", trials=None, time_limit=0.001, seeds=1)
 
 
 def test_scores_are_computed_where_it_is_asked(tmp_path):
