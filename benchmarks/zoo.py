@@ -36,9 +36,9 @@ from zoo_networks import models as models
 
 from freeprune.backends import BACKENDS, apply, importance, masked
 from freeprune.backends.coupling.classes import Coupling
-from freeprune.backends.coupling.reasons import Reasons
+from freeprune.backends.tracing.reasons import Reasons
 from freeprune.backends.tracing.meta import on_meta
-from freeprune.backends.tracing.passes import OUTPUT
+from freeprune.backends.tracing.record import OUTPUT
 from freeprune.backends.tracing.record import OUT
 from freeprune.common import FreePruneError
 from freeprune.reading import rows

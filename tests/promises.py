@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import apply, importance, masked
-from freeprune.backends.coupling.reasons import Reasons
+from freeprune.backends.tracing.reasons import Reasons
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.onnx.export import export_onnx
 

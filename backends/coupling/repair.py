@@ -8,6 +8,7 @@ pieces of a split are tied, and as the last resort everything that the operator 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,7 @@ class _Fixes:
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
         self._taken_back: Counter[Place] = Counter()
+        self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
         self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
@@ -136,7 +138,7 @@ class _Fixes:
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
             return
-        if self._take_back(place, kept):
+        if self._take_back(place, kept, f"{op}: {mismatch}"):
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)
@@ -164,7 +166,7 @@ class _Fixes:
                 self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
 
-    def _take_back(self, place: Place, kept: NDArray[np.bool_]) -> bool:
+    def _take_back(self, place: Place, kept: NDArray[np.bool_], why: str) -> bool:
         """Replace the last repair elsewhere of an attribute that may be read here; False if there is none.
 
         A wrong hypothesis may show at another line than its own: heads four times as wide as their number are explained by
@@ -180,6 +182,7 @@ class _Fixes:
             if self._taken_back[other] >= MAX_TAKEN_BACK:
                 continue
             self._taken_back[other] += 1
+            self._refuted[other] = why
             if not self._next(other, kept):
                 for module in self._at[other[1]]:
                     self._accepted.pop((module, other[1]), None)
@@ -228,7 +231,10 @@ class _Fixes:
         return tuple(result)
 
     def _tied(self, line: str) -> Iterator[None]:
-        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless."""
+        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless.
+
+        First the pieces of a split, and the blocks that a slice is cut from.
+        """
         trace, modules = self._trace, self._at[line]
         before = trace.pairs
         for op in itertools.chain(*modules.values()):
@@ -237,6 +243,9 @@ class _Fixes:
                     for other in others:
                         if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
                             trace.unite(first, other)
+            for blocks in _cut_in_blocks(op):
+                if (trace.roots[blocks] != trace.roots[blocks[:1]]).any():
+                    trace.unite(blocks, blocks[:1])
         if trace.pairs > before:
             trace.settle_boxes()
             yield
@@ -296,8 +305,9 @@ class _Fixes:
             raise FreePruneError(
                 f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use `granularity=weight`"
             )
+        why = self._refuted.get((op.module, op.line), f"{trace.ops[culprit]}: {mismatch}")
         for layer in touched:
-            trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
+            trace.freeze(layer, why)
 
 
 def _heads(nodes: Layer) -> Layer | None:
@@ -305,6 +315,21 @@ def _heads(nodes: Layer) -> Layer | None:
     starts = np.flatnonzero(np.diff(nodes, prepend=-1))
     width = nodes.size // starts.size
     return nodes[starts] if width > 1 and starts.size > 1 and np.array_equal(starts, np.arange(0, nodes.size, width)) else None
+
+
+def _cut_in_blocks(op: Op) -> Iterator[Layer]:
+    """What a slice is cut from, `(blocks, size)`: of equal blocks, so that it begins and ends between two of them.
+
+    If these lose the same, code finds their borders as a share of the width.
+    """
+    if op.name != "slice":
+        return
+    (shape, layers), (dim, *cut) = op.inputs[0], (*op.plain[1:], *(0, None, None, None)[len(op.plain) - 1 :])
+    d = dim % len(shape)
+    start, stop, _ = slice(*cut).indices(shape[d])
+    size = math.gcd(shape[d], start, stop)
+    if 1 < size < shape[d]:
+        yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
 
 
 def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -313,7 +313,7 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
 
 def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], round_to: int | str, min_width: int) -> str:
     """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole."""
-    if not any(product.parameter for product in dense.products):
+    if not any(product.weight for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
     options = {"round_to": round_to, "min_width": min_width}

@@ -190,6 +190,7 @@ def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
 REMEMBERED = (
     nn.modules.conv._ConvNd,
     nn.Linear,
+    nn.Bilinear,
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
@@ -225,6 +226,8 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
             yield from (("in_channels", second * groups), ("out_channels", first))
     elif isinstance(module, nn.Linear):
         yield from zip(("out_features", "in_features"), shape("weight"), strict=True)
+    elif isinstance(module, nn.Bilinear):
+        yield from zip(("out_features", "in1_features", "in2_features"), shape("weight"), strict=True)
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         names = [n for n in ("weight", "running_mean") if getattr(module, n) is not None]
         if names:
