@@ -144,10 +144,17 @@ class _Fixes:
         self._give_up(mismatch, op, kept)
 
     def _explanations(self, place: Place, kept: NDArray[np.bool_]) -> Iterator[tuple[Repair, ...]]:
-        """Hypotheses about the attributes of the module that ran, then of each that it lies in."""
-        sizes = self._sizes(place, kept)
+        """Hypotheses about the attributes of the module that ran, then of each that it lies in.
+
+        If there is none, all sizes that changed inside of these count, which a module may check before it hands them on.
+        """
+        sizes, none = self._sizes(place, kept), True
         for module in _outwards(place[0]):
-            yield from _hypotheses(self._network, module, place[1], sizes, kept)
+            for found in _hypotheses(self._network, module, place[1], sizes, kept):
+                none = False
+                yield found
+        for module in _outwards(place[0]) if none else ():
+            yield from _hypotheses(self._network, module, place[1], self._sizes((module, place[1]), kept, inside=True), kept)
 
     def _next(self, place: Place, kept: NDArray[np.bool_]) -> bool:
         """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
@@ -197,11 +204,14 @@ class _Fixes:
         places = [(module, place[1]) for module in self._at[place[1]]]
         return [there for there in places if there == place or there not in self._untried]
 
-    def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
+    def _sizes(self, place: Place, kept: NDArray[np.bool_], *, inside: bool = False) -> dict[Key, Layer]:
         """The nodes of every size that changed at a place: made by the operator, then of results, then of inputs."""
         module, line = place
         found: dict[Key, Layer] = {}
-        ops = self._at[line][module]
+        if inside:
+            ops = [op for other, some in self._at[line].items() if other.startswith(f"{module}.") or not module for op in some]
+        else:
+            ops = self._at[line][module]
         for kind in range(3):
             for number, op in enumerate(ops):
                 tensors = [op.fresh] if kind == 0 else [layers for _, layers in (op.outputs if kind == 1 else op.inputs)]

@@ -60,7 +60,7 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
         if (
             any(part.startswith("_") for part in attribute.name.split("."))
             or len(sizes) != len(wanted)
-            or any(type(size) is not int for size in sizes)
+            or any(type(size) not in (int, bool) for size in sizes)
         ):
             raise FreePruneError(
                 f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "

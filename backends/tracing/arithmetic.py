@@ -101,19 +101,25 @@ def _grouped_transposed(
 def matmul(tracer: Labelling, call: Call) -> list[Labels]:
     """`mm` and `addmm`."""
     a, b = call.tensors[-2:]
+    left, right = (_one_dimensional(tracer, t, d) for t, d in ((a, 1), (b, 0)))
     operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("in", "out"), (1, 2))]
     tracer.count(1, [(a, 0), (a, 1), (b, 1)], operands)
-    left, right = tracer.labels(a), tracer.labels(b)
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
-    left = [x for y in left if (x := without(tracer, y, {0} if support(y) == (0, 1) else ())) is not None]
-    right = [x for y in right if (x := without(tracer, y, {1} if support(y) == (0, 1) else ())) is not None]
     contract(tracer, along(left, 1), along(right, 0))
     result = [on_dim(x, 0, 2) for x in along(left, 0)[:1]] + [on_dim(x, 1, 2) for x in along(right, 1)[:1]]
     if len(call.tensors) == 3:
         bias, shape = call.first, call.outputs[0].shape
         result = merge(tracer, [(shape, result), (bias.shape, tracer.labels(bias))], 2)
     return [result]
+
+
+def _one_dimensional(tracer: Labelling, matrix: Tensor, dim: int) -> Labels:
+    """The labels of a matrix; of those that vary along both dimensions what is left of them along one."""
+    layers = tracer.labels(matrix)
+    if all(len(support(x)) < 2 for x in layers):
+        return layers
+    return tracer.relabel(matrix, all_without(tracer, [x for x in layers if len(support(x)) > 1], {1 - dim}) + [x for x in layers if len(support(x)) < 2])
 
 
 def vector_product(tracer: Labelling, call: Call) -> list[Labels]:

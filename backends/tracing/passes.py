@@ -85,9 +85,9 @@ def training_branches(network: nn.Module) -> Iterator[None]:
 def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
-    If parameters are not reached, further passes are traced as well. Where the input decides what runs, as it chooses among
-    experts, one takes all that it may choose, and one what runs where a condition fails. Another takes the branches of training
-    mode, so that auxiliary heads shrink with their inputs. Where such a pass fails, as without labels, what it reaches stays.
+    Further passes are traced as well. Where the input decides what runs, as it chooses among experts, one takes all that it may
+    choose, and one what runs where conditions fail. If parameters are not reached, another takes the branches of training mode,
+    so that auxiliary heads shrink with their inputs. Where such a pass fails, as without labels, what it reaches stays.
 
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
@@ -116,9 +116,12 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
             network.eval()
             with tracer:
                 output.append(network(*inputs))
-            for kind in (HOLDS, FAILS, TRAINING):
-                if tracer.unseen() and (kind == TRAINING or any(op.decided for op in tracer.trace.ops)):
+            decided = [value for op in tracer.trace.ops for value in op.decided]
+            for kind, other in ((HOLDS, False), (FAILS, True)):
+                if any(value is other for value in decided) or (decided and tracer.unseen()):
                     output += _further_pass(network, inputs, tracer, kind)
+            if tracer.unseen():
+                output += _further_pass(network, inputs, tracer, TRAINING)
     except Exception as error:
         raise rejected(inputs, error) from error
     finally:
@@ -132,21 +135,18 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
 
 
 def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str) -> list[Any]:
-    """What the network gives in a further pass, which is traced too; nothing where it fails, or reaches no more parameters."""
-    before, unseen = tracer.trace.copy(), tracer.unseen()
+    """What the network gives in a further pass, which is traced too; nothing where it fails."""
+    before = tracer.trace.copy()
     tracer.trace.further.append(kind)
     tracer.assumed = {HOLDS: True, FAILS: False}.get(kind)
     try:
         with undisturbed(network), further(network, kind), tracer:
-            output = [network(*inputs)]
-        if kind == TRAINING or len(tracer.unseen()) < len(unseen):
-            return output
+            return [network(*inputs)]
     except Exception:
-        pass
+        tracer.go_back(before)
+        return []
     finally:
         tracer.assumed = None
-    tracer.go_back(before)
-    return []
 
 
 def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:

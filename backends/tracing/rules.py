@@ -64,6 +64,7 @@ from .selection import (
     channel_shuffle,
     columns,
     embedding,
+    embedding_bag,
     fourier,
     gated,
     gather,
@@ -139,6 +140,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (index, NONE, "index"),
     (index_put, NONE, "index_put _unsafe_index_put"),
     (embedding, NONE, "embedding"),
+    (embedding_bag, NONE, "_embedding_bag _embedding_bag_forward_only"),
     (index_select, NONE, "index_select"),
     (index_write, NONE, "index_add index_copy index_fill index_reduce"),
     (gather, NONE, "gather"),
@@ -196,7 +198,7 @@ KINDS = {name: Kind(rule, traits) for rule, traits, names in TABLE for name in n
 # Why what a rule freezes stays.
 WHY: dict[Rule, str] = {
     **dict.fromkeys([along_one_dim, reduction, fourier], "it needs all of them at once"),
-    **dict.fromkeys([index, index_put, index_select, index_write, gather, scatter, embedding], "it finds them by their place"),
+    **dict.fromkeys([index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"),
     **dict.fromkeys([matmul, batched_matmul, vector_product, trilinear, attention, distances], "it sums them up beside values that no layer makes"),
     **dict.fromkeys([spatial, unpool, windows, columns, images], "it mixes neighbours among them"),
     elementwise: "it combines each with a value of its own that no layer makes",

@@ -64,6 +64,13 @@ def embedding(tracer: Labelling, call: Call) -> list[Labels]:
     return [[y.reshape([*[1] * (made - 1), y.shape[1]]) for y in layers], *[[] for _ in call.outputs[1:]]]
 
 
+def embedding_bag(tracer: Labelling, call: Call) -> list[Labels]:
+    """Sums of rows of a table, which all stay; their width goes with what reads it."""
+    freeze_all(tracer, [y for t in call.tensors[1:] for y in tracer.labels(t)])
+    layers = along_free(tracer, call["weight"], {0})
+    return [layers, *[[] for _ in call.outputs[1:]]]
+
+
 def index_select(tracer: Labelling, call: Call) -> list[Labels]:
     freeze_all(tracer, tracer.labels(call["index"]))
     return [along_free(tracer, call.first, {call.dim()})]
