@@ -90,7 +90,9 @@ def _twin(network: Network, memo: Memo) -> Network:
     twin = copy.deepcopy(network, memo)
     for module in twin.modules():
         for held in (vars(module), *[value for value in vars(module).values() if type(value) in (dict, OrderedDict)]):
-            held.update({name: _rebound(f, memo) for name, f in held.items() if type(f) is types.FunctionType and f.__closure__})
+            held.update(
+                {name: _rebound(f, memo) for name, f in held.items() if type(f) is types.FunctionType and f.__closure__}
+            )
     return twin
 
 

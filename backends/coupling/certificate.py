@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs
+from ..tracing.calls import plain_arguments, results
 from ..tracing.decisions import decides, follow
 from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep_masks, support
 from ..tracing.meta import name_of
@@ -24,7 +25,7 @@ from ..tracing.operator import Call
 from ..tracing.passes import further, plain_kernels, sentence
 from ..tracing.record import Op, Trace
 from ..tracing.rules import COMMUTES, has
-from ..tracing.tracer import Tracer, plain_arguments, results
+from ..tracing.tracer import Tracer
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}

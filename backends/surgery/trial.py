@@ -99,7 +99,7 @@ def attributes(
 
 
 def _without_nesting(network: nn.Module, sizes: Sequence[Attribute]) -> Iterator[Attribute]:
-    """What torch's own encoder sets when it is built with an odd number of heads, which its kernel for padded tokens refuses."""
+    """What torch's own encoder sets when it is built with an odd number of heads, which its fast kernel refuses."""
     for size in sizes:
         path, _, inside = size.module.rpartition(".layers.")
         if size.name == "num_heads" and size.value % 2 and inside == "0.self_attn":

@@ -119,7 +119,10 @@ def _one_dimensional(tracer: Labelling, matrix: Tensor, dim: int) -> Labels:
     layers = tracer.labels(matrix)
     if all(len(support(x)) < 2 for x in layers):
         return layers
-    return tracer.relabel(matrix, all_without(tracer, [x for x in layers if len(support(x)) > 1], {1 - dim}) + [x for x in layers if len(support(x)) < 2])
+    return tracer.relabel(
+        matrix,
+        all_without(tracer, [x for x in layers if len(support(x)) > 1], {1 - dim}) + [x for x in layers if len(support(x)) < 2],
+    )
 
 
 def vector_product(tracer: Labelling, call: Call) -> list[Labels]:

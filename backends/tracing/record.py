@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .labels import Labels, Layer, Shape, collapse, support
 
-
 OUTPUT = "the network's output"  # the reason why its channels stay
 
 # Kinds of further passes of a trace: as if each condition on the input held, as if none did, and in training mode.
@@ -101,7 +100,8 @@ class Trace:
         """A copy, which can be united and frozen further."""
         left, right, roots = list(self._left), list(self._right), self._roots.copy()
         return replace(
-            self, further=list(self.further), leaves=list(self.leaves), ops=list(self.ops), products=list(self.products), frozen=list(self.frozen),
+            self, further=list(self.further), leaves=list(self.leaves), ops=list(self.ops),
+            products=list(self.products), frozen=list(self.frozen),
             boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), choices=list(self.choices),
             _left=left, _right=right, _roots=roots,
         )  # fmt: skip

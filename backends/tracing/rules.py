@@ -198,8 +198,13 @@ KINDS = {name: Kind(rule, traits) for rule, traits, names in TABLE for name in n
 # Why what a rule freezes stays.
 WHY: dict[Rule, str] = {
     **dict.fromkeys([along_one_dim, reduction, fourier], "it needs all of them at once"),
-    **dict.fromkeys([index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"),
-    **dict.fromkeys([matmul, batched_matmul, vector_product, trilinear, attention, distances], "it sums them up beside values that no layer makes"),
+    **dict.fromkeys(
+        [index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"
+    ),
+    **dict.fromkeys(
+        [matmul, batched_matmul, vector_product, trilinear, attention, distances],
+        "it sums them up beside values that no layer makes",
+    ),
     **dict.fromkeys([spatial, unpool, windows, columns, images], "it mixes neighbours among them"),
     elementwise: "it combines each with a value of its own that no layer makes",
     convolution: "its kernel moves over them, or sums them up beside values that no layer makes",

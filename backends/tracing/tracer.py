@@ -10,32 +10,28 @@ pruned.
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
-from numpy.typing import NDArray
 
 from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
 from .arithmetic import multihead_attention
+from .calls import Held, line, plain_arguments, results
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
-from .meta import flat, name_of, run
+from .meta import name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
@@ -43,26 +39,6 @@ from .rules import FILLS, KINDS, SILENT, WEIGHS, has, rule_for, why
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
-
-TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
-THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
-
-
-class _Held:
-    """A dictionary with tensors as keys, which it keeps alive; for tensors without values. Faster than a weak dictionary."""
-
-    def __init__(self) -> None:
-        self._items: dict[int, tuple[Tensor, Any]] = {}
-
-    def get(self, tensor: Tensor) -> Any:
-        found = self._items.get(id(tensor))
-        return None if found is None else found[1]
-
-    def __setitem__(self, tensor: Tensor, value: Any) -> None:
-        self._items[id(tensor)] = tensor, value
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter([tensor for tensor, _ in self._items.values()])
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -107,7 +83,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._buffers.add(name)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._kernels.add(id(module.weight))
-        self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
+        self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
@@ -403,7 +379,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _line(self) -> str:
         """The source line that is running."""
-        return _line()
+        return line()
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""
@@ -420,38 +396,3 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._made_by[tensor] = op, number
             else:
                 op.read.add(number)  # written in place: others read it by other views
-
-
-def results(out: Any) -> list[Tensor]:
-    """The tensors that an operator made."""
-    return [out] if isinstance(out, Tensor) else [t for t in flat((out,)) if isinstance(t, Tensor)]
-
-
-def plain_arguments(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, ...]:
-    """Arguments with `...` in place of the tensors, which are put into the list."""
-    result: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            value = ...
-        elif isinstance(value, list | tuple):
-            value = plain_arguments(value, tensors)
-        result.append(value)
-    return tuple(result)
-
-
-@functools.cache
-def _outside(file: str) -> str:
-    """The name of a source file; empty for torch's and the tracer's own."""
-    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
-
-
-def _line() -> str:
-    """The source line outside torch and the tracer from which the current operator was called."""
-    frame: FrameType | None = sys._getframe(3)
-    while frame is not None:
-        name = _outside(frame.f_code.co_filename)
-        if name:
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "torch"

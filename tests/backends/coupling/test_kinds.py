@@ -95,7 +95,11 @@ class Sampled(nn.Module):
     def __init__(self, width=16, heads=4, points=3):
         super().__init__()
         self.heads, self.points = heads, points
-        self.first, self.query, self.reference = nn.Conv2d(3, width, 1), nn.Parameter(torch.randn(5, width)), nn.Linear(width, 2)
+        self.first, self.query, self.reference = (
+            nn.Conv2d(3, width, 1),
+            nn.Parameter(torch.randn(5, width)),
+            nn.Linear(width, 2),
+        )
         self.places, self.weights = nn.Linear(width, heads * points * 2), nn.Linear(width, heads * points)
         self.value, self.out, self.last = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 3)
 
@@ -195,7 +199,9 @@ def test_both_inputs_of_a_bilinear_layer_go():
 @pytest.mark.parametrize("normed", [parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_a_weight_divided_by_its_largest_singular_value_shrinks(normed):
     torch.manual_seed(0)
-    network = nn.Sequential(normed(nn.Conv2d(3, 8, 3)), nn.ReLU(), normed(nn.Conv2d(8, 6, 3)), nn.Flatten(), normed(nn.Linear(24, 2)))
+    network = nn.Sequential(
+        normed(nn.Conv2d(3, 8, 3)), nn.ReLU(), normed(nn.Conv2d(8, 6, 3)), nn.Flatten(), normed(nn.Linear(24, 2))
+    )
     backend = promises.kept(network, torch.randn(2, 3, 6, 6))
     assert list(promises.widths(backend).values()) == [8, 6]
 
