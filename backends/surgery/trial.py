@@ -102,7 +102,8 @@ def _without_nesting(network: nn.Module, sizes: Sequence[Attribute]) -> Iterator
     """What torch's own encoder sets when it is built with an odd number of heads, which its fast kernel refuses."""
     for size in sizes:
         path, _, inside = size.module.rpartition(".layers.")
-        if size.name == "num_heads" and size.value % 2 and inside == "0.self_attn":
+        odd = isinstance(size.value, int) and size.value % 2
+        if size.name == "num_heads" and odd and inside == "0.self_attn":
             encoder = network.get_submodule(path)
             if isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor:
                 yield Attribute(path, "use_nested_tensor", 0)

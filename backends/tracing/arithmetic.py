@@ -138,7 +138,8 @@ def vector_product(tracer: Labelling, call: Call) -> list[Labels]:
 
 def trilinear(tracer: Labelling, call: Call) -> list[Labels]:
     """What `nn.Bilinear` runs: three tensors, with dimensions put in, are multiplied and summed up along some dimensions."""
-    summed, operands = set(call["sumdim"]), []
+    summed: set[int] = set(call["sumdim"])
+    operands: list[tuple[list[int], Labels]] = []
     for x, put_in in zip(call.tensors, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
         shape, layers = list(x.shape), [without(tracer, y, support(y)[:-1]) for y in tracer.labels(x)]
         for d in sorted(put_in):

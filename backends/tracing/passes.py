@@ -20,6 +20,7 @@ from .reasons import known
 from .record import FAILS, HOLDS, OUTPUT, TRAINING, Trace
 from .tracer import Known, Tracer
 
+LONGER = 8  # times as many decisions as in the first pass may be taken in one of another kind, or it has no end
 PASSES = 3  # that a trace takes at most, if what was preferred stays anyway
 
 
@@ -137,6 +138,7 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
 def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str) -> list[Any]:
     """What the network gives in a further pass, which is traced too; nothing where it fails."""
     before = tracer.trace.copy()
+    tracer.most_assumed = LONGER * sum(bool(op.decided) for op in before.ops)
     tracer.trace.further.append(kind)
     tracer.assumed = {HOLDS: True, FAILS: False}.get(kind)
     try:

@@ -57,6 +57,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
         self.assumed: bool | None = None  # what the conditions on the input are taken for
+        self.most_assumed = 0  # conditions more than which are a loop without an end
         self._wide = False  # whether the last of these are several in the dense network
         self._where: Op | str = ""
         self._why = ""  # what is said of an operator whose rule freezes
@@ -311,7 +312,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not silent:
             self._before(op)
         if self.assumed is not None and decides(func):
-            args = assumed(func, args, self.assumed)
+            args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
+            if self.most_assumed < 0:
+                raise UnknownOperator(name)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
         call = Call(name, func, args, kwargs, tensors, outs)
@@ -378,7 +381,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._modules[-1] if self._modules else ""
 
     def _line(self) -> str:
-        """The source line that is running."""
         return line()
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:

@@ -89,6 +89,29 @@ def test_both_ways_that_the_input_may_choose_shrink(sure):
     assert compact(torch.randn(2, 6)).shape == (2, 3)
 
 
+class Refined(nn.Module):
+    """Goes on until the change is small: as if it never were, it would have no end."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.step, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        change = h
+        while change.abs().amax() > 0.1:
+            change = 0.1 * self.step(change)
+            h = h + change
+        return self.last(h)
+
+
+def test_a_loop_that_the_input_ends_is_traced_as_long_as_the_input_has_it():
+    torch.manual_seed(0)
+    network = Refined().eval()
+    backend = Channel(network, (torch.randn(2, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"first": 8}
+
+
 class Sampled(nn.Module):
     """Deformable attention: heads sample their values at places of their own."""
 
