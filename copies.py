@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ NOTHING: Mapping[int, Tensor] = {}
 
 def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network:
     """A deep copy of a network, faster than `copy.deepcopy`. Shared tensors stay shared.
+
+    Hooks and other functions that modules hold, and that know modules or containers of the network from where they were
+    defined, know those of the copy.
 
     Tensors that are not leaves are detached; `deepcopy` refuses them. The weights of `torch.nn.utils.weight_norm` and
     `torch.nn.utils.prune` are such tensors.
@@ -83,7 +87,36 @@ def _twin(network: Network, memo: Memo) -> Network:
         memo[id(module)] = object.__new__(type(module))
     for module in reversed(plain):  # children first: a parent with its own `__setstate__` may look into them
         memo[id(module)].__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
-    return copy.deepcopy(network, memo)
+    twin = copy.deepcopy(network, memo)
+    for module in twin.modules():
+        for held in (vars(module), *[value for value in vars(module).values() if type(value) in (dict, OrderedDict)]):
+            held.update(
+                {name: _rebound(f, memo) for name, f in held.items() if type(f) is types.FunctionType and f.__closure__}
+            )
+    return twin
+
+
+def _rebound(function: Any, memo: Memo) -> Any:
+    """A function with what it knows from where it was defined replaced by copies; itself if nothing of that was copied."""
+    if id(function) in memo:
+        return memo[id(function)]
+    memo[id(function)] = function  # it may know itself
+    before = [cell.cell_contents if _is_full(cell) else None for cell in function.__closure__]
+    after = [_rebound(x, memo) if type(x) is types.FunctionType and x.__closure__ else memo.get(id(x), x) for x in before]
+    if any(one is not other for one, other in zip(before, after, strict=True)):
+        cells = tuple(map(types.CellType, after))
+        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+        twin.__qualname__, twin.__kwdefaults__ = function.__qualname__, function.__kwdefaults__
+        vars(twin).update(vars(function))
+        memo[id(function)] = twin
+    return memo[id(function)]
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _copied(value: Any, memo: Memo) -> Any:

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import apply, importance, masked
-from freeprune.backends.coupling.reasons import Reasons
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.onnx.export import export_onnx
+from freeprune.backends.tracing.reasons import Reasons
 
 
 def locked(backend: Channel) -> dict[str, str]:

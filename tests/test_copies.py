@@ -101,6 +101,50 @@ def test_results_of_computations_are_detached_and_made_anew(change):
     assert not torch.equal(found(torch.ones(2, 3)), dense(torch.ones(2, 3)))
 
 
+class Watched(nn.Module):
+    """Keeps features by hooks: in a dictionary of its own, in a list that a hook knows, and by a function inside a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.features, kept = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3)), {}, []
+        self.kept = kept
+        for place in (0, 1):
+            self.body[place].register_forward_hook(self._keep(place))
+
+        def note(output):
+            kept.append(output)
+
+        self.body[2].register_forward_hook(lambda module, inputs, output: note(output))
+
+    def _keep(self, place):
+        def hook(module, inputs, output, *, at=place):
+            self.features[at] = output
+
+        return hook
+
+    def forward(self, x):
+        self.kept.clear()
+        self.body(x)
+        return self.features[0] + self.features[1] + self.kept[0]
+
+
+def test_hooks_of_a_copy_know_the_copy():
+    dense = Watched()
+    outside = []
+    dense.body[0].register_forward_hook(lambda module, inputs, output: outside.append(output))
+    found = copied(dense)
+    with torch.no_grad():
+        found.body[0].weight.zero_()
+    expected = copy.deepcopy(dense.state_dict())
+    dense(torch.ones(1, 2))
+    before = dense.features[0].clone()
+    assert found(torch.ones(1, 2)).shape == (1, 3)
+    assert torch.equal(found.features[0], found.body[0].bias[None])
+    assert torch.equal(dense.features[0], before)
+    assert len(outside) == 2  # what belongs to no module is known to both
+    assert all(torch.equal(tensor, dense.state_dict()[name]) for name, tensor in expected.items())
+
+
 def test_what_cannot_be_copied_is_an_error():
     dense = nn.Sequential(nn.Linear(2, 2))
     dense.lock = threading.Lock()

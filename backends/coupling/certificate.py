@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ..tracing.labels import FROZEN, Labels, Layer, Shape, collapse, keep_masks, support
+from ..tracing.calls import plain_arguments, results
+from ..tracing.decisions import decides, follow
+from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep_masks, support
 from ..tracing.meta import name_of
 from ..tracing.operator import Call
-from ..tracing.passes import plain_kernels, sentence, training_branches
+from ..tracing.passes import further, plain_kernels, sentence
 from ..tracing.record import Op, Trace
 from ..tracing.rules import COMMUTES, has
-from ..tracing.tracer import Tracer, plain_arguments, results
+from ..tracing.tracer import Tracer
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
@@ -120,6 +122,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def freeze(self, layer: Layer) -> None:
         """Decided in the dense trace."""
 
+    def prefers(self, first: Layer, other: Layer) -> bool:
+        """Decided in the dense trace: what was to stay is frozen or tied there."""
+        return not (alike(self.dense.roots[first]) and not alike(self.dense.roots[other]))
+
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
 
@@ -169,6 +175,11 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
                 self.index += 1
                 return out
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the operator; what the network's input decides is as in the dense network."""
+        decided = self.dense.ops[self.index].decided if decides(func) else []
+        return follow(func, args, kwargs, decided) if decided else super()._run(name, func, args, kwargs)
 
     def _repeats(self, dense: Op, plain: tuple[Any, ...], tensors: list[Tensor]) -> bool:
         """Whether the operands are the restricted ones of the dense operator, and all other arguments are equal."""
@@ -241,8 +252,7 @@ def live(dense: Trace, labels: Labels) -> Labels:
 
 def _single(dense: Trace, labels: Labels) -> set[int]:
     """The nodes of layers that hold only one, once or repeated, without what is frozen in the dense trace."""
-    alike = [layer for layer in labels if layer.size == 1 or (layer.size > 0 and (layer == layer.flat[0]).all())]
-    return {int(layer.flat[0]) for layer in alike if not dense.is_frozen(layer)}
+    return {int(layer.flat[0]) for layer in labels if layer.size > 0 and alike(layer) and not dense.is_frozen(layer)}
 
 
 def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:
@@ -257,8 +267,8 @@ def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:
     for layer in reversed(expected):
         by_shape.setdefault(layer.shape, []).append(layer)
     for layer in got:
-        alike = by_shape.get(layer.shape)
-        other = alike.pop() if alike else None
+        same = by_shape.get(layer.shape)
+        other = same.pop() if same else None
         if other is None:
             if not narrow:
                 return False
@@ -299,8 +309,8 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
     try:
         with torch.no_grad(), plain_kernels(network), tracer:
             network(*inputs)
-            if dense.branches:
-                with training_branches(network):
+            for kind in dense.further:
+                with further(network, kind):
                     network(*inputs)
         tracer.finish()
     except Mismatch:

@@ -8,7 +8,6 @@ pieces of a split are tied, and as the last resort everything that the operator 
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,11 +23,10 @@ from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
-from .code import integers, is_read, names_around
+from .code import integers
+from .hypotheses import cut_in_blocks, hypotheses, outwards
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
-COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
-FACTORS = (1, 2, 3, 4)  # how many times another an attribute may be
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
 MAX_TIES = 4  # pairs of widths tied at one line of the code
@@ -101,6 +99,7 @@ class _Fixes:
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
         self._taken_back: Counter[Place] = Counter()
+        self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
         self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
@@ -136,16 +135,23 @@ class _Fixes:
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
             return
-        if self._take_back(place, kept):
+        if self._take_back(place, kept, f"{op}: {mismatch}"):
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)
 
     def _explanations(self, place: Place, kept: NDArray[np.bool_]) -> Iterator[tuple[Repair, ...]]:
-        """Hypotheses about the attributes of the module that ran, then of each that it lies in."""
-        sizes = self._sizes(place, kept)
-        for module in _outwards(place[0]):
-            yield from _hypotheses(self._network, module, place[1], sizes, kept)
+        """Hypotheses about the attributes of the module that ran, then of each that it lies in.
+
+        If there is none, all sizes that changed inside of these count, which a module may check before it hands them on.
+        """
+        sizes, none = self._sizes(place, kept), True
+        for module in outwards(place[0]):
+            for found in hypotheses(self._network, module, place[1], sizes, kept):
+                none = False
+                yield found
+        for module in outwards(place[0]) if none else ():
+            yield from hypotheses(self._network, module, place[1], self._sizes((module, place[1]), kept, inside=True), kept)
 
     def _next(self, place: Place, kept: NDArray[np.bool_]) -> bool:
         """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
@@ -164,13 +170,13 @@ class _Fixes:
                 self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
 
-    def _take_back(self, place: Place, kept: NDArray[np.bool_]) -> bool:
+    def _take_back(self, place: Place, kept: NDArray[np.bool_], why: str) -> bool:
         """Replace the last repair elsewhere of an attribute that may be read here; False if there is none.
 
         A wrong hypothesis may show at another line than its own: heads four times as wide as their number are explained by
         either.
         """
-        around = set(_outwards(place[0]))
+        around = set(outwards(place[0]))
         for other in reversed(list(self._accepted)):
             if other == place or other not in self._untried:
                 continue
@@ -180,6 +186,7 @@ class _Fixes:
             if self._taken_back[other] >= MAX_TAKEN_BACK:
                 continue
             self._taken_back[other] += 1
+            self._refuted[other] = why
             if not self._next(other, kept):
                 for module in self._at[other[1]]:
                     self._accepted.pop((module, other[1]), None)
@@ -194,11 +201,14 @@ class _Fixes:
         places = [(module, place[1]) for module in self._at[place[1]]]
         return [there for there in places if there == place or there not in self._untried]
 
-    def _sizes(self, place: Place, kept: NDArray[np.bool_]) -> dict[Key, Layer]:
+    def _sizes(self, place: Place, kept: NDArray[np.bool_], *, inside: bool = False) -> dict[Key, Layer]:
         """The nodes of every size that changed at a place: made by the operator, then of results, then of inputs."""
         module, line = place
         found: dict[Key, Layer] = {}
-        ops = self._at[line][module]
+        if inside:
+            ops = [op for other, some in self._at[line].items() if other.startswith(f"{module}.") or not module for op in some]
+        else:
+            ops = self._at[line][module]
         for kind in range(3):
             for number, op in enumerate(ops):
                 tensors = [op.fresh] if kind == 0 else [layers for _, layers in (op.outputs if kind == 1 else op.inputs)]
@@ -217,7 +227,7 @@ class _Fixes:
     def _likewise(self, repairs: Sequence[Repair], first: str, module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:
         """The same repairs in another module that runs the same line, as far as its attributes hold the sizes found there."""
         result = []
-        outer = dict(zip(_outwards(first), _outwards(module), strict=False))
+        outer = dict(zip(outwards(first), outwards(module), strict=False))
         for repair in repairs:
             owner, nodes = outer.get(repair.module), sizes.get(repair.key)
             if owner is None or nodes is None:
@@ -228,7 +238,10 @@ class _Fixes:
         return tuple(result)
 
     def _tied(self, line: str) -> Iterator[None]:
-        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless."""
+        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless.
+
+        First the pieces of a split, and the blocks that a slice is cut from.
+        """
         trace, modules = self._trace, self._at[line]
         before = trace.pairs
         for op in itertools.chain(*modules.values()):
@@ -237,6 +250,9 @@ class _Fixes:
                     for other in others:
                         if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
                             trace.unite(first, other)
+            for blocks in cut_in_blocks(op):
+                if (trace.roots[blocks] != trace.roots[blocks[:1]]).any():
+                    trace.unite(blocks, blocks[:1])
         if trace.pairs > before:
             trace.settle_boxes()
             yield
@@ -296,8 +312,9 @@ class _Fixes:
             raise FreePruneError(
                 f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use `granularity=weight`"
             )
+        why = self._refuted.get((op.module, op.line), f"{trace.ops[culprit]}: {mismatch}")
         for layer in touched:
-            trace.freeze(layer, f"{trace.ops[culprit]}: {mismatch}")
+            trace.freeze(layer, why)
 
 
 def _heads(nodes: Layer) -> Layer | None:
@@ -332,62 +349,6 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
         ends = [] if number == 0 else [0] if number == 1 else [size - 1]
         classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False
     return classes
-
-
-def _hypotheses(
-    network: nn.Module, module: str, line: str, sizes: dict[Key, Layer], kept: NDArray[np.bool_]
-) -> Iterator[tuple[Repair, ...]]:
-    """Assignments of explained sizes to the integer attributes of a module, likelier ones first.
-
-    Attributes that the code around the line reads come before the others; one that is a size before multiples and parts of
-    one; all of them together, each alone, and two of them before everything else.
-    """
-    distinct: dict[bytes, tuple[Key, Layer]] = {}
-    for key, nodes in sizes.items():
-        distinct.setdefault(nodes.tobytes(), (key, nodes))
-    owner = network.get_submodule(module)
-    around = names_around(owner, line)
-    choices: dict[bool, list[list[Repair]]] = {True: [], False: []}  # by whether the code around the line reads it
-    for name, position, value in integers(owner):
-        options = []
-        for factor, (key, nodes) in itertools.product(FACTORS, distinct.values()):
-            if value * factor == nodes.size and kept[nodes].sum() % factor == 0:
-                options.append(Repair(module, name, position, nodes, 1, factor, key))
-            elif factor > 1 and value == nodes.size * factor:
-                options.append(Repair(module, name, position, nodes, factor, 1, key))
-        if options:
-            choices[is_read(owner, name, around)].append(options)
-    for some in choices.values():
-        some.sort(key=lambda found: not COUNTS.search(found[0].name))
-    tried = set()
-    for near in (choices[True], choices[True] + choices[False]):
-        for found in _assignments(near):
-            key_of = tuple(map(id, found))
-            if found and key_of not in tried:
-                tried.add(key_of)
-                yield found
-
-
-def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, ...]]:
-    plain = [[repair for repair in options if repair.factor == repair.divisor] for options in choices]
-    plain = [options for options in plain if options]
-    yield tuple(options[0] for options in plain)
-    yield tuple(options[0] for options in choices if COUNTS.search(options[0].name))
-    for some in (plain, choices):
-        yield from ((repair,) for options in some for repair in options)
-    for some in (plain, choices):
-        for one, other in itertools.combinations(some, 2):
-            yield from itertools.product(one, other)
-    for assignment in itertools.product(*([*options, None] for options in choices)):
-        yield tuple(repair for repair in assignment if repair is not None)
-
-
-def _outwards(module: str) -> Iterator[str]:
-    """The path of a module, then those of the modules that it lies in, the network's own last."""
-    yield module
-    while module:
-        module = module.rpartition(".")[0]
-        yield module
 
 
 def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:

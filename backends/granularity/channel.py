@@ -33,7 +33,8 @@ from ..surgery.sizes import assignments
 from ..surgery.surgery import shared_tensors, sliced
 from ..surgery.trial import attributes, slimmed
 from ..tracing.passes import trace, trace_example
-from ..tracing.record import Trace
+from ..tracing.reasons import Reasons
+from ..tracing.record import OUTPUT, Trace
 from .sizes import Sizes
 from .widths import unit_widths
 
@@ -313,9 +314,11 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
 
 def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], round_to: int | str, min_width: int) -> str:
     """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole."""
-    if not any(product.parameter for product in dense.products):
+    if not any(product.weight for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
-    where = "; ".join(dict.fromkeys(why for _, why in dense.frozen if "output" not in why)) or "its output fixes every width"
+    reasons, made = Reasons(dense), {p.weight.name for p in dense.products if p.weight is not None}
+    found = dict.fromkeys(reasons.of(leaf) for leaf in dense.leaves if leaf.name in made and leaf.dim == 0)
+    where = "; ".join(why for why in found if why != OUTPUT) or "its output fixes every width"
     options = {"round_to": round_to, "min_width": min_width}
     lower = [f"lower `{name}={value}`" for name, value in options.items() if value not in (1, "auto")]
     if lower and widths.size:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...common import Inputs
 from ..tracing.arithmetic import reduced
-from ..tracing.labels import Labels, Layer, keep_masks
+from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
 from ..tracing.tracer import Tracer
@@ -95,6 +95,11 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
 
     def freeze(self, layer: Layer) -> None:
         """Decided when the plan was made."""
+
+    def prefers(self, first: Layer, other: Layer) -> bool:
+        """Decided when the plan was made: what was to stay stays, or goes with all else."""
+        stays = self._staying()
+        return not (alike(stays[first]) and not alike(stays[other]))
 
     def is_frozen(self, layer: Layer) -> bool:
         return False

@@ -60,7 +60,7 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
         if (
             any(part.startswith("_") for part in attribute.name.split("."))
             or len(sizes) != len(wanted)
-            or any(type(size) is not int for size in sizes)
+            or any(type(size) not in (int, bool) for size in sizes)
         ):
             raise FreePruneError(
                 f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "
@@ -190,6 +190,7 @@ def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
 REMEMBERED = (
     nn.modules.conv._ConvNd,
     nn.Linear,
+    nn.Bilinear,
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
@@ -225,6 +226,8 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
             yield from (("in_channels", second * groups), ("out_channels", first))
     elif isinstance(module, nn.Linear):
         yield from zip(("out_features", "in_features"), shape("weight"), strict=True)
+    elif isinstance(module, nn.Bilinear):
+        yield from zip(("out_features", "in1_features", "in2_features"), shape("weight"), strict=True)
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         names = [n for n in ("weight", "running_mean") if getattr(module, n) is not None]
         if names:

@@ -83,6 +83,7 @@ def attributes(
         repairs: further attributes to set.
     """
     result = layer_attributes(owners, indices)
+    result += _without_nesting(network, result)
     tuples: dict[tuple[str, str], list[int]] = {}
     for repair in repairs:
         dense = size_of(network.get_submodule(repair.module), repair.name)
@@ -95,3 +96,14 @@ def attributes(
         if tuple(values) != tuple(size_of(network.get_submodule(module), name)):
             result.append(Attribute(module, name, tuple(values)))
     return result
+
+
+def _without_nesting(network: nn.Module, sizes: Sequence[Attribute]) -> Iterator[Attribute]:
+    """What torch's own encoder sets when it is built with an odd number of heads, which its fast kernel refuses."""
+    for size in sizes:
+        path, _, inside = size.module.rpartition(".layers.")
+        odd = isinstance(size.value, int) and size.value % 2
+        if size.name == "num_heads" and odd and inside == "0.self_attn":
+            encoder = network.get_submodule(path)
+            if isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor:
+                yield Attribute(path, "use_nested_tensor", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -107,19 +108,34 @@ def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], n
             for k, layer in enumerate(some):
                 tracer.unite(there[min(k, len(there) - 1)], layer)
             there.extend(some[len(there) :])
-    different = list(joined.items())
-    for k, (one, some) in enumerate(different):
-        for dims, there in different[:k]:
-            if not set(one).isdisjoint(dims):
-                for layer in some:
-                    tracer.unite(layer, there[0])
+    _overlapping(tracer, joined)
     taken: set[int] = set()
     narrowest: Labels = []
-    for one, there in sorted(different, key=lambda item: len(item[0])):
+    for one, there in sorted(joined.items(), key=lambda item: len(item[0])):
         if not taken & set(one):
             taken |= set(one)
             narrowest += there
     return narrowest
+
+
+def _overlapping(tracer: Labelling, joined: dict[tuple[int, ...], Labels]) -> None:
+    """Unite layers that vary along some of the same dimensions, or let narrower ones that stay anyway give way to wider."""
+    for one, other in itertools.combinations(sorted(joined, key=len), 2):
+        if set(one).isdisjoint(other) or not (joined[one] and joined[other]):
+            continue
+        for layer in joined[other]:
+            rest = layer[tuple(slice(1) if d in one else slice(None) for d in range(layer.ndim))]
+            if tracer.prefers(joined[one][0], rest):
+                with tracer.choosing(joined[one][0]):
+                    tracer.unite(layer, joined[one][0])
+            elif joined[one]:
+                freeze_all(tracer, joined[one])
+                joined[one] = []
+                joined[other] = all_without(tracer, joined[other], one)
+                break
+    for dims in list(joined):
+        for layer in joined.pop(dims):
+            joined.setdefault(support(layer), []).append(layer)
 
 
 def _settled(tracer: Labelling, layers: Labels, operands: Sequence[tuple[Sequence[int], Labels]]) -> Labels:
@@ -130,10 +146,20 @@ def _settled(tracer: Labelling, layers: Labels, operands: Sequence[tuple[Sequenc
     """
     wide = {d: support(other)[0] for _, others in operands for other in others for d in support(other)[1:]}
     single = [(support(x)[0], x) for x in layers if len(support(x)) == 1]
-    dims = {d for d, _ in single}
-    weak = [x for d, x in single if d in wide and (wide[d] in dims or tracer.is_weak(x))]
-    freeze_all(tracer, weak)
-    return [x for x in layers if all(x is not other for other in weak)] if weak else layers
+    gone: Labels = []
+    for d, x in single:
+        heads = next((y for e, y in single if e == wide.get(d)), None)
+        if heads is not None and not tracer.prefers(heads, x):
+            tracer.freeze(heads)
+            gone.append(heads)
+        elif heads is not None:
+            with tracer.choosing(heads):
+                tracer.freeze(x)
+            gone.append(x)
+        elif d in wide and tracer.is_weak(x):
+            tracer.freeze(x)
+            gone.append(x)
+    return [x for x in layers if all(x is not other for other in gone)] if gone else layers
 
 
 def along_free(tracer: Labelling, x: Tensor, dims: set[int]) -> Labels:

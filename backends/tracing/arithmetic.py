@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .algebra import all_without, along_free, contract, freeze_all, merge, others_empty, without
 from .labelling import Labelling
-from .labels import Labels, along, on_dim, support
+from .labels import Labels, Layer, along, on_dim, support
 from .operator import Call, Operand, Undefined, UnknownOperator
 
 ALIGNED = 16  # bytes that rows of a grouped product are a multiple of
@@ -25,20 +25,26 @@ def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
 def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     """Dense, grouped, depthwise and transposed convolution of any number of dimensions.
 
+    Along a dimension where its kernel is of size 1 and does not stride, each coordinate is convolved by itself.
+
     Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
     group, and the number of groups stays.
     """
     x, weight, bias = call["input"], call["weight"], call["bias"]
     transposed, groups = bool(call["transposed"]), int(call["groups"])
     out = call.outputs[0]
-    places = math.prod((x if transposed else out).shape[2:]) * math.prod(weight.shape[2:])
     kernel = weight.dim() - 2
+    steps = zip(weight.shape[2:], call["stride"] * kernel, call["padding"] * kernel, out.shape[2:], x.shape[2:], strict=False)
+    apart = [d for d, (k, step, pad, n, m) in enumerate(steps, 2) if (k, step, pad, n) == (1, 1, 0, m) and tracer.varies(x, d)]
+    moved = [n for d, n in enumerate((x if transposed else out).shape) if d > 1 and d not in apart]
+    places = math.prod(moved) * math.prod(weight.shape[2:])
     roles = ("in", "out") if transposed else ("out", "in")
     operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *[None] * kernel), groups if transposed else 1)
-    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1)], [operand])
+    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1), *((x, d) for d in apart)], [operand])
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
-    channels = along(all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}), 1)
+    layers = all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1, *apart})
+    channels = along(all_without(tracer, [y for y in layers if 1 in support(y)], apart), 1)
     kernels = all_without(tracer, tracer.labels(weight), range(2, weight.dim()))
     rows, columns = along(kernels, 0), along(kernels, 1)
     if transposed:
@@ -51,7 +57,7 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
         rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
     if bias is not None:
         contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
-    return [[on_dim(row, 1, out.dim()) for row in rows[:1]]]
+    return [[on_dim(row, 1, out.dim()) for row in rows[:1]] + [y for y in layers if 1 not in support(y)]]
 
 
 def _grouped(
@@ -95,19 +101,60 @@ def _grouped_transposed(
 def matmul(tracer: Labelling, call: Call) -> list[Labels]:
     """`mm` and `addmm`."""
     a, b = call.tensors[-2:]
+    left, right = (_one_dimensional(tracer, t, d) for t, d in ((a, 1), (b, 0)))
     operands = [Operand(a, ("out", "in"), (0, 1)), Operand(b, ("in", "out"), (1, 2))]
     tracer.count(1, [(a, 0), (a, 1), (b, 1)], operands)
-    left, right = tracer.labels(a), tracer.labels(b)
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
-    left = [x for y in left if (x := without(tracer, y, {0} if support(y) == (0, 1) else ())) is not None]
-    right = [x for y in right if (x := without(tracer, y, {1} if support(y) == (0, 1) else ())) is not None]
     contract(tracer, along(left, 1), along(right, 0))
     result = [on_dim(x, 0, 2) for x in along(left, 0)[:1]] + [on_dim(x, 1, 2) for x in along(right, 1)[:1]]
     if len(call.tensors) == 3:
         bias, shape = call.first, call.outputs[0].shape
         result = merge(tracer, [(shape, result), (bias.shape, tracer.labels(bias))], 2)
     return [result]
+
+
+def _one_dimensional(tracer: Labelling, matrix: Tensor, dim: int) -> Labels:
+    """The labels of a matrix; of those that vary along both dimensions what is left of them along one."""
+    layers = tracer.labels(matrix)
+    if all(len(support(x)) < 2 for x in layers):
+        return layers
+    return tracer.relabel(
+        matrix,
+        all_without(tracer, [x for x in layers if len(support(x)) > 1], {1 - dim}) + [x for x in layers if len(support(x)) < 2],
+    )
+
+
+def vector_product(tracer: Labelling, call: Call) -> list[Labels]:
+    """`mv`, `addmv`, `dot` and `vdot`: a matrix or a vector times a vector."""
+    a, b = call.tensors[-2:]
+    left = all_without(tracer, [x for x in tracer.labels(a) if len(support(x)) > 1], {0}) + tracer.labels(a)
+    contract(tracer, along(left, a.dim() - 1), along(tracer.labels(b), 0))
+    result = along(left, 0)[:1] if a.dim() > 1 else []
+    if len(call.tensors) == 3:
+        result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 1)
+    return [result]
+
+
+def trilinear(tracer: Labelling, call: Call) -> list[Labels]:
+    """What `nn.Bilinear` runs: three tensors, with dimensions put in, are multiplied and summed up along some dimensions."""
+    summed: set[int] = set(call["sumdim"])
+    operands: list[tuple[list[int], Labels]] = []
+    for x, put_in in zip(call.tensors, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
+        shape, layers = list(x.shape), [without(tracer, y, support(y)[:-1]) for y in tracer.labels(x)]
+        for d in sorted(put_in):
+            shape.insert(d, 1)
+            layers = [y if y is None else np.expand_dims(y, d) for y in layers]
+        operands.append((shape, [y for y in layers if y is not None]))
+    for d in summed:
+        sides = [along(layers, d) for shape, layers in operands if shape[d] > 1]
+        contract(tracer, sides[0] if sides else [], sides[1] if len(sides) > 1 else [])
+    ndim = len(operands[0][0])
+    left = [
+        ([1 if d in summed else n for d, n in enumerate(shape)], [y for y in layers if summed.isdisjoint(support(y))])
+        for shape, layers in operands
+    ]
+    return [[y.squeeze(tuple(summed)) for y in merge(tracer, left, ndim)]]
 
 
 def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
@@ -151,13 +198,28 @@ def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
-    """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last."""
+    """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last.
+
+    Where heads stay anyway it is the last as well.
+    """
     layers = []
     for layer in tracer.labels(tensor):
         dims = support(layer)
-        keep = heads if heads in dims else dims[-1]
-        layers.append(without(tracer, layer, set(dims) - {keep}))
+        if heads not in dims or len(dims) == 1:
+            layers.append(without(tracer, layer, dims[:-1]))
+            continue
+        first, last = (_only(layer, d) for d in (heads, dims[-1]))
+        if dims[-1] != heads and not tracer.prefers(first, last):
+            layers.append(without(tracer, layer, dims[:-1]))
+            continue
+        with tracer.choosing(first):
+            layers.append(without(tracer, layer, set(dims) - {heads}))
     return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
+
+
+def _only(layer: Layer, dim: int) -> Layer:
+    """The first coordinates of a layer along all dimensions but one."""
+    return layer[tuple(slice(None) if d == dim else slice(1) for d in range(layer.ndim))]
 
 
 def attention(tracer: Labelling, call: Call) -> list[Labels]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
@@ -25,6 +26,12 @@ class Labelling(Protocol):
 
     def freeze(self, layer: Layer) -> None:
         """These nodes must stay."""
+
+    def prefers(self, first: Layer, other: Layer) -> bool:
+        """Whether of two layers, of which one has to stay, the first may shrink, and the other is to stay."""
+
+    def choosing(self, preferred: Layer) -> AbstractContextManager[None]:
+        """What is united or frozen in this context is so in favour of these nodes."""
 
     def is_frozen(self, layer: Layer) -> bool:
         """Whether all of these nodes must stay."""

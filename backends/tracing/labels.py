@@ -47,6 +47,11 @@ def collapse(layer: Layer) -> Layer:
     return layer
 
 
+def alike(values: NDArray[Any]) -> bool:
+    """Whether all values are the same."""
+    return values.size < 2 or bool((values == values.flat[0]).all())
+
+
 def left_padded(layer: Layer, ndim: int) -> Layer:
     """The layer of a tensor broadcast to more dimensions, which are added on the left."""
     return layer if layer.ndim == ndim else layer.reshape([1] * (ndim - layer.ndim) + list(layer.shape))

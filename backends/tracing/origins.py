@@ -97,6 +97,10 @@ class Origins:
         elif has(call.func, SCALES) and (scaled := _scaled(call, given)) is not None:
             self._known[call.outputs[0]] = scaled
 
+    def from_input(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of these tensors depends on the network's input."""
+        return any(self._known.get(tensor) is True for tensor in tensors)
+
     def computed(self, tensor: Tensor) -> bool:
         """Whether a tensor is computed from parameters alone, and its entries are not theirs."""
         origin = self._known.get(tensor)

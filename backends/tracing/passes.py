@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from ...errors import first_line
 from ...reading import leaves
 from ...sharing import light, widened
 from .meta import on_meta
-from .record import Trace
-from .tracer import Tracer
+from .reasons import known
+from .record import FAILS, HOLDS, OUTPUT, TRAINING, Trace
+from .tracer import Known, Tracer
 
-OUTPUT = "the network's output"  # the reason why its channels stay
+LONGER = 8  # times as many decisions as in the first pass may be taken in one of another kind, or it has no end
+PASSES = 3  # that a trace takes at most, if what was preferred stays anyway
 
 
 @contextmanager
@@ -84,8 +86,9 @@ def training_branches(network: nn.Module) -> Iterator[None]:
 def trace(network: nn.Module, inputs: Inputs) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
-    If parameters are not reached, a second pass also takes the branches of training mode, so that auxiliary heads shrink with
-    their inputs. Where training mode fails, as without labels, they stay as they are.
+    Further passes are traced as well. Where the input decides what runs, as it chooses among experts, one takes all that it may
+    choose, and one what runs where conditions fail. If parameters are not reached, another takes the branches of training mode,
+    so that auxiliary heads shrink with their inputs. Where such a pass fails, as without labels, what it reaches stays.
 
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
@@ -94,7 +97,19 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
     Raises:
         FreePruneError: the network rejects the inputs.
     """
-    tracer = Tracer(network)
+    stays: Known = {}
+    for _ in range(PASSES):
+        found = _pass(network, inputs, stays)
+        more = known(found)
+        if more.keys() <= stays.keys():
+            break
+        stays = {**more, **stays}
+    found.settle_boxes()
+    return found
+
+
+def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
+    tracer = Tracer(network, stays)
     tracer.count_from(inputs)
     output: list[Any] = []
     try:
@@ -102,31 +117,43 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
             network.eval()
             with tracer:
                 output.append(network(*inputs))
+            decided = [value for op in tracer.trace.ops for value in op.decided]
+            for kind, other in ((HOLDS, False), (FAILS, True)):
+                if any(value is other for value in decided) or (decided and tracer.unseen()):
+                    output += _further_pass(network, inputs, tracer, kind)
             if tracer.unseen():
-                output += _training_pass(network, inputs, tracer)
+                output += _further_pass(network, inputs, tracer, TRAINING)
     except Exception as error:
         raise rejected(inputs, error) from error
     finally:
         for tensor in leaves(output):
-            tracer._where = OUTPUT
+            tracer.at(OUTPUT)
             tracer.note_read(tensor)
             for layer in tracer.labels(tensor):
                 tracer.freeze(layer)
         tracer.close()
-    tracer.trace.settle_boxes()
     return tracer.trace
 
 
-def _training_pass(network: nn.Module, inputs: Inputs, tracer: Tracer) -> list[Any]:
-    """What the network gives in training mode, whose branches are traced too; nothing where it fails."""
+def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str) -> list[Any]:
+    """What the network gives in a further pass, which is traced too; nothing where it fails."""
     before = tracer.trace.copy()
-    tracer.trace.branches = True
+    tracer.most_assumed = LONGER * sum(bool(op.decided) for op in before.ops)
+    tracer.trace.further.append(kind)
+    tracer.assumed = {HOLDS: True, FAILS: False}.get(kind)
     try:
-        with undisturbed(network), training_branches(network), tracer:
+        with undisturbed(network), further(network, kind), tracer:
             return [network(*inputs)]
     except Exception:
         tracer.go_back(before)
         return []
+    finally:
+        tracer.assumed = None
+
+
+def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:
+    """The mode that a further pass of this kind runs in."""
+    return training_branches(network) if kind == TRAINING else nullcontext()
 
 
 def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, Trace]:

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from .labels import Labels, Layer, Shape, collapse, support
 
+OUTPUT = "the network's output"  # the reason why its channels stay
+
+# Kinds of further passes of a trace: as if each condition on the input held, as if none did, and in training mode.
+HOLDS, FAILS, TRAINING = "holds", "fails", "training"
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -54,6 +59,7 @@ class Op:
         plain: its arguments, `...` for tensors.
         numbers: those of them that it computes with, which are no sizes, dimensions or flags.
         read: which of its results anything reads, other than their shapes.
+        decided: what the network's input decided here, such as which rows of a batch go on (`decisions.py`).
     """
 
     name: str
@@ -65,6 +71,7 @@ class Op:
     plain: tuple[Any, ...]
     numbers: tuple[float, ...]
     read: set[int] = field(default_factory=set)
+    decided: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
@@ -79,10 +86,11 @@ class Trace:
     products: list[Product] = field(default_factory=list)
     frozen: list[tuple[Layer, str]] = field(default_factory=list)
     nodes: int = 1
-    branches: bool = False  # whether a second pass took the branches that only training enters
+    further: list[str] = field(default_factory=list)  # the kinds of the passes after the first one
     boxes: list[Layer] = field(default_factory=list)
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
+    choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -92,8 +100,10 @@ class Trace:
         """A copy, which can be united and frozen further."""
         left, right, roots = list(self._left), list(self._right), self._roots.copy()
         return replace(
-            self, leaves=list(self.leaves), ops=list(self.ops), products=list(self.products), frozen=list(self.frozen),
-            boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), _left=left, _right=right, _roots=roots,
+            self, further=list(self.further), leaves=list(self.leaves), ops=list(self.ops),
+            products=list(self.products), frozen=list(self.frozen),
+            boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), choices=list(self.choices),
+            _left=left, _right=right, _roots=roots,
         )  # fmt: skip
 
     def new_nodes(self, count: int) -> Layer:

@@ -30,7 +30,9 @@ from .arithmetic import (
     reduction,
     spatial,
     statistic,
+    trilinear,
     unpool,
+    vector_product,
     weight_norm,
 )
 from .meta import name_of
@@ -62,6 +64,7 @@ from .selection import (
     channel_shuffle,
     columns,
     embedding,
+    embedding_bag,
     fourier,
     gated,
     gather,
@@ -85,6 +88,7 @@ class Trait(enum.Flag):
     SCALES: the first operand (of "mul" any one) is multiplied or divided entry by entry: a zero stays a zero.
     COMMUTES: the labels of the result depend, dimension by dimension, on those of the operands alone, not on what is kept.
     SILENT: a copy that torch makes or leaves out depending on strides and sizes: it is labelled, but not recorded in the trace.
+    WEIGHS: it multiplies with weights, which its rule does not count.
     FILLS: the result is alike along dimensions that no operand has: it gets labels also where no operand has any.
     """
 
@@ -94,10 +98,11 @@ class Trait(enum.Flag):
     COMMUTES = enum.auto()
     SILENT = enum.auto()
     FILLS = enum.auto()
+    WEIGHS = enum.auto()
 
 
 NONE, MOVES, SCALES, COMMUTES = Trait.NONE, Trait.MOVES, Trait.SCALES, Trait.COMMUTES
-SILENT, FILLS = Trait.SILENT, Trait.FILLS
+SILENT, FILLS, WEIGHS = Trait.SILENT, Trait.FILLS, Trait.WEIGHS
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (index, NONE, "index"),
     (index_put, NONE, "index_put _unsafe_index_put"),
     (embedding, NONE, "embedding"),
+    (embedding_bag, NONE, "_embedding_bag _embedding_bag_forward_only"),
     (index_select, NONE, "index_select"),
     (index_write, NONE, "index_add index_copy index_fill index_reduce"),
     (gather, NONE, "gather"),
@@ -163,6 +169,8 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (convolution, COMMUTES, "convolution"),
     (matmul, COMMUTES, "mm addmm"),
     (batched_matmul, NONE, "bmm baddbmm"),
+    (vector_product, COMMUTES | WEIGHS, "mv addmv dot vdot"),
+    (trilinear, COMMUTES | WEIGHS, "_trilinear"),
     (grouped_matmul, NONE, "_grouped_mm"),
     (distances, NONE, "_cdist_forward _euclidean_dist"),
     # norms
@@ -187,6 +195,25 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (spatial, COMMUTES, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"),
 ]
 KINDS = {name: Kind(rule, traits) for rule, traits, names in TABLE for name in names.split()}
+# Why what a rule freezes stays.
+WHY: dict[Rule, str] = {
+    **dict.fromkeys([along_one_dim, reduction, fourier], "it needs all of them at once"),
+    **dict.fromkeys(
+        [index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"
+    ),
+    **dict.fromkeys(
+        [matmul, batched_matmul, vector_product, trilinear, attention, distances],
+        "it sums them up beside values that no layer makes",
+    ),
+    **dict.fromkeys([spatial, unpool, windows, columns, images], "it mixes neighbours among them"),
+    elementwise: "it combines each with a value of its own that no layer makes",
+    convolution: "its kernel moves over them, or sums them up beside values that no layer makes",
+    grid_sample: "they are places that it samples, or lie among them",
+    view: "it merges them with others into one dimension",
+    cat: "it puts them beside others of which each is cut by itself",
+}
+NO_RULE = "there is no rule for this operator"
+
 ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
 
 
@@ -204,6 +231,13 @@ def kind_of(func: Any) -> Kind | None:
     if kind is not None and kind.rule is not elementwise and any(a.is_out for a in func._schema.arguments):
         return None  # the tensor that it writes to would be taken for an operand
     return kind
+
+
+@functools.cache
+def why(func: Any) -> str:
+    """Why what an operator freezes stays; empty where nothing more is to be said than that it does."""
+    kind = kind_of(func)
+    return NO_RULE if kind is None else WHY.get(kind.rule, "")
 
 
 def has(func: Any, trait: Trait) -> bool:

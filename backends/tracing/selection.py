@@ -64,6 +64,13 @@ def embedding(tracer: Labelling, call: Call) -> list[Labels]:
     return [[y.reshape([*[1] * (made - 1), y.shape[1]]) for y in layers], *[[] for _ in call.outputs[1:]]]
 
 
+def embedding_bag(tracer: Labelling, call: Call) -> list[Labels]:
+    """Sums of rows of a table, which all stay; their width goes with what reads it."""
+    freeze_all(tracer, [y for t in call.tensors[1:] for y in tracer.labels(t)])
+    layers = along_free(tracer, call["weight"], {0})
+    return [layers, *[[] for _ in call.outputs[1:]]]
+
+
 def index_select(tracer: Labelling, call: Call) -> list[Labels]:
     freeze_all(tracer, tracer.labels(call["index"]))
     return [along_free(tracer, call.first, {call.dim()})]
@@ -101,10 +108,13 @@ def _elsewhere(tracer: Labelling, d: int, operands: Sequence[Tensor]) -> Labels:
 
 
 def grid_sample(tracer: Labelling, call: Call) -> list[Labels]:
-    """Resampling at given places: channels stay where they are."""
+    """Resampling at given places: channels stay where they are; images, as of heads, go with their places."""
     x, grid = call.tensors
-    freeze_all(tracer, tracer.labels(grid))
-    return [along_free(tracer, x, {0, *range(2, x.dim())})]
+    inner = x.dim() - 2
+    sampled = along_free(tracer, x, set(range(2, x.dim())))
+    places = [y[..., 0][:, None] for y in along_free(tracer, grid, {grid.dim() - 1})]
+    operands = [([*x.shape[:2], *[1] * inner], sampled), ([grid.shape[0], 1, *grid.shape[1:-1]], places)]
+    return [merge(tracer, operands, x.dim())]
 
 
 def windows(tracer: Labelling, call: Call) -> list[Labels]:

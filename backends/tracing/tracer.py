@@ -10,17 +10,14 @@ pruned.
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,44 +28,39 @@ from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
 from .arithmetic import multihead_attention
+from .calls import Held, line, plain_arguments, results
+from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
-from .meta import flat, name_of, run
+from .meta import name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
-from .rules import FILLS, KINDS, SILENT, has, rule_for
+from .rules import FILLS, KINDS, SILENT, WEIGHS, has, rule_for, why
 
-TORCH_FOLDER = str(Path(torch.__file__).parent) + os.sep
-THIS_FOLDER = str(Path(__file__).parents[1]) + os.sep
-
-
-class _Held:
-    """A dictionary with tensors as keys, which it keeps alive; for tensors without values. Faster than a weak dictionary."""
-
-    def __init__(self) -> None:
-        self._items: dict[int, tuple[Tensor, Any]] = {}
-
-    def get(self, tensor: Tensor) -> Any:
-        found = self._items.get(id(tensor))
-        return None if found is None else found[1]
-
-    def __setitem__(self, tensor: Tensor, value: Any) -> None:
-        self._items[id(tensor)] = tensor, value
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter([tensor for tensor, _ in self._items.values()])
+Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
+"""For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows a forward pass and fills a `Trace`."""
+    """Follows a forward pass and fills a `Trace`.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: what runs.
+        known: what a pass before has found out, so that no other channels give way to those that stay anyway.
+    """
+
+    def __init__(self, network: nn.Module, known: Known | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
+        self._known = known or {}
+        self._stay: list[tuple[Layer, str]] = []  # nodes that are known to stay anyway, and why
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
+        self.assumed: bool | None = None  # what the conditions on the input are taken for
+        self.most_assumed = 0  # conditions more than which are a loop without an end
         self._wide = False  # whether the last of these are several in the dense network
         self._where: Op | str = ""
+        self._why = ""  # what is said of an operator whose rule freezes
         self._paths: dict[int, str] = {}
         self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
         self._storages: dict[int, str] = {}
@@ -92,7 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._buffers.add(name)
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._kernels.add(id(module.weight))
-        self._store: type[Any] = _Held if without_values else WeakTensorKeyDictionary
+        self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
@@ -113,7 +105,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(module, nn.MultiheadAttention):
             multihead_attention(self, module)
         if isinstance(module, nn.LSTM) and module.proj_size:
-            self._where = f"torch's LSTM in {path!r}, which cannot run with a state as wide as its projection"
+            self.at(f"torch's LSTM in {path!r}, which cannot run with a state as wide as its projection")
             for name, parameter in module.named_parameters():
                 if name.startswith("weight_hr"):
                     for layer in along(self.labels(parameter), 1):
@@ -134,6 +126,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def go_back(self, before: Trace) -> None:
         """Forget what was traced since this copy of the trace was made."""
+        for tensor, name in self._parameters:
+            if name in self.trace.tensors and name not in before.tensors:
+                self._labels[tensor] = None
         self.trace = before
         self._modules.clear()
 
@@ -141,10 +136,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Something reads more of a tensor than its shape."""
         alone = self._alone.get(tensor)
         if alone is not None:  # a single coordinate: nothing is left of the tensor without it
-            here, self._where = self._where, alone[0]
+            here = self._where, self._why
+            self.at(alone[0], "it takes a single one of them by its place")
             for layer in alone[1]:
                 self.freeze(layer)
-            self._where, self._alone[tensor] = here, None
+            self.at(*here)
+            self._alone[tensor] = None
         made = self._made_by.get(tensor)
         if made is not None:
             made[0].read.add(made[1])
@@ -152,6 +149,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def at(self, where: Op | str, why: str = "") -> None:
+        """What is frozen from now on is so because of this operator, or of what is said."""
+        self._where, self._why = where, why
 
     # What the rules call
 
@@ -196,6 +197,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return np.zeros(0, np.int64)
         ids = self.trace.new_nodes(size)
         self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))
+        if (name, dim) in self._known:
+            mask, why = self._known[name, dim]
+            self._stay.append((ids[mask], why))
         if name in self._buffers:
             self.trace.weak.append((int(ids[0]), int(ids[0]) + size))
         return ids
@@ -204,7 +208,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.unite(a, b)
 
     def freeze(self, layer: Layer) -> None:
-        self.trace.freeze(layer, str(self._where))
+        why = f"{self._where}: {self._why}" if self._why else str(self._where)
+        self.trace.freeze(layer, next((reason for ids, reason in self._stay if np.isin(layer, ids).any()), why))
+
+    def prefers(self, first: Layer, other: Layer) -> bool:
+        stay = [ids for ids, _ in self._stay]
+        return not (stay and np.isin(first, np.concatenate(stay)).all())
+
+    @contextmanager
+    def choosing(self, preferred: Layer) -> Iterator[None]:
+        start = self.trace.pairs
+        yield
+        self.trace.choices.append((preferred, start, self.trace.pairs))
 
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
@@ -235,14 +250,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         then the inner one, as the widths of heads do.
         """
         live = [(self.is_weak(x), dims, x) for x, dims in zip(layers, before, strict=True) if not self.is_frozen(x)]
-        taken: set[int] = set()
-        left = []
+        left: Labels = []
         for _, _, layer in sorted(live, key=lambda item: item[:2]):
-            if taken.isdisjoint(support(layer)):
-                taken |= set(support(layer))
+            rivals = [k for k, other in enumerate(left) if not set(support(other)).isdisjoint(support(layer))]
+            if not rivals:
                 left.append(layer)
+            elif len(rivals) > 1 or self.prefers(left[rivals[0]], layer):
+                with self.choosing(left[rivals[0]]):
+                    self.freeze(layer)
             else:
-                self.freeze(layer)
+                self.freeze(left[rivals[0]])
+                left[rivals[0]] = layer
         return left
 
     def is_weak(self, layer: Layer) -> bool:
@@ -263,7 +281,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
         """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
-        if self.trace.branches or self.origins is None:
+        if self.trace.further or self.origins is None:
             return
         ids = []
         for tensor, dim in dims:
@@ -288,10 +306,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = self._where = Op(name, self._running, self._line(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
+        op = Op(name, self._running, self._line(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
+        self.at(op, why(func))
         silent = has(func, SILENT)
         if not silent:
             self._before(op)
+        if self.assumed is not None and decides(func):
+            args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
+            if self.most_assumed < 0:
+                raise UnknownOperator(name)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
         call = Call(name, func, args, kwargs, tensors, outs)
@@ -300,6 +323,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers, call)
         if self.origins is not None:
+            if decides(func) and self.origins.from_input(tensors):
+                op.decided.extend(decision(func, args, out))
             self.origins.follow(call)
         if not silent:
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
@@ -309,6 +334,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""
         counted = len(self.trace.products)
+        if has(call.func, WEIGHS):
+            self._count_unknown(call)
         try:
             if any(labels for _, labels in op.inputs) or has(call.func, FILLS):
                 return rule_for(call)(self, call)
@@ -324,7 +351,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count_unknown(self, call: Call) -> None:
         """Record the weights of a product without a rule, such as a bilinear one, which torch counts as nothing."""
-        if self.origins is None or self.trace.branches or not self.origins.moves(call):
+        if self.origins is None or self.trace.further or not self.origins.moves(call):
             return
         for tensor in call.tensors:
             if tensor.dim() > 1:
@@ -354,8 +381,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._modules[-1] if self._modules else ""
 
     def _line(self) -> str:
-        """The source line that is running."""
-        return _line()
+        return line()
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""
@@ -372,38 +398,3 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._made_by[tensor] = op, number
             else:
                 op.read.add(number)  # written in place: others read it by other views
-
-
-def results(out: Any) -> list[Tensor]:
-    """The tensors that an operator made."""
-    return [out] if isinstance(out, Tensor) else [t for t in flat((out,)) if isinstance(t, Tensor)]
-
-
-def plain_arguments(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, ...]:
-    """Arguments with `...` in place of the tensors, which are put into the list."""
-    result: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            value = ...
-        elif isinstance(value, list | tuple):
-            value = plain_arguments(value, tensors)
-        result.append(value)
-    return tuple(result)
-
-
-@functools.cache
-def _outside(file: str) -> str:
-    """The name of a source file; empty for torch's and the tracer's own."""
-    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
-
-
-def _line() -> str:
-    """The source line outside torch and the tracer from which the current operator was called."""
-    frame: FrameType | None = sys._getframe(3)
-    while frame is not None:
-        name = _outside(frame.f_code.co_filename)
-        if name:
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "torch"

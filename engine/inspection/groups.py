@@ -15,11 +15,11 @@ from torch import nn
 from ...backends import Backend, find_backend
 from ...backends.base import Counts, check_options
 from ...backends.coupling.classes import Coupling
-from ...backends.coupling.reasons import Reasons
 from ...backends.criteria import Importance
 from ...backends.granularity.masked import Masked
 from ...backends.tracing.meta import on_meta
 from ...backends.tracing.passes import plain_kernels, sentence
+from ...backends.tracing.reasons import Reasons
 from ...backends.tracing.record import IN, OUT, Leaf, Weight
 from ...backends.tracing.weights import layer_of
 from ...common import Inputs

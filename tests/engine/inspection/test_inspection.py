@@ -100,7 +100,7 @@ def test_a_reason_names_operator_module_and_line_and_reaches_what_is_tied():
     network = Net(forward, first=conv(3, 8), second=conv(3, 8), last=conv(8, 8), fc=nn.Linear(8, 5))
     found = looked_at(network)
     line = forward.__code__.co_firstlineno + 2
-    expected = f"operator cumsum in module 'at the top' (test_inspection.py:{line})"
+    expected = f"operator cumsum in module 'at the top' (test_inspection.py:{line}): it needs all of them at once"
     assert layer(found, "first").locked == layer(found, "second").locked == expected
     assert layer(found, "last").locked is None
     assert layer(found, "fc").locked == "the network's output"

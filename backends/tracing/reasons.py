@@ -1,4 +1,4 @@
-"""Explains why channels are locked."""
+"""Explains why channels are locked, and finds those that stay whatever else may shrink."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..tracing.passes import OUTPUT
-from ..tracing.record import Leaf, Trace
+from .record import OUTPUT, Leaf, Trace
+from .tracer import Known
 
 
 class Reasons:
@@ -31,3 +31,23 @@ class Reasons:
         if not numbers:
             return "it is combined with values that no layer makes, such as the network's input"
         return self._trace.frozen[min(numbers)][1]
+
+
+def known(trace: Trace) -> Known:
+    """What a further pass has to know, where this one preferred channels that stay anyway; nothing where it did not.
+
+    Where one of two must stay, such as the heads or their widths, the tracer prefers one, and what gives way is locked.
+    """
+    if not trace.choices:
+        return {}
+    before = trace.copy()
+    for _, start, stop in trace.choices:
+        before.forget(start, stop)
+    stays = np.zeros(trace.nodes, bool)
+    for preferred, _, _ in trace.choices:
+        stays[preferred] |= not before.roots[preferred].any()
+    if not stays.any():
+        return {}
+    reasons = Reasons(before)
+    masks = {leaf: stays[leaf.start : leaf.start + leaf.size] for leaf in trace.leaves}
+    return {(leaf.name, leaf.dim): (mask, reasons.of(leaf)) for leaf, mask in masks.items() if mask.any()}
