@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,9 +84,11 @@ def cut_in_blocks(op: Op) -> Iterator[Layer]:
     """
     if op.name != "slice":
         return
-    (shape, layers), (dim, *cut) = op.inputs[0], (*op.plain[1:], *(0, None, None, None)[len(op.plain) - 1 :])
+    (shape, layers), given = op.inputs[0], op.plain[1:]
+    defaults: tuple[Any, ...] = (0, None, None, None)
+    dim, start, stop, step = given + defaults[len(given) :]
     d = dim % len(shape)
-    start, stop, _ = slice(*cut).indices(shape[d])
+    start, stop, _ = slice(start, stop, step).indices(shape[d])
     size = math.gcd(shape[d], start, stop)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
