@@ -83,9 +83,10 @@ def cut_in_blocks(op: Op) -> Iterator[Layer]:
     """
     if op.name != "slice":
         return
-    (shape, layers), (dim, *cut) = op.inputs[0], (*op.plain[1:], *(0, None, None, None)[len(op.plain) - 1 :])
+    shape, layers = op.inputs[0]
+    dim, first, end, step = [*op.plain[1:], *(0, None, None, None)[len(op.plain) - 1 :]]
     d = dim % len(shape)
-    start, stop, _ = slice(*cut).indices(shape[d])
+    start, stop, _ = slice(first, end, step).indices(shape[d])
     size = math.gcd(shape[d], start, stop)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
