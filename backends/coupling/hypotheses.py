@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,8 @@ def cut_in_blocks(op: Op) -> Iterator[Layer]:
     if op.name != "slice":
         return
     shape, layers = op.inputs[0]
-    dim, first, end, step = [*op.plain[1:], *(0, None, None, None)[len(op.plain) - 1 :]]
+    given: list[Any] = list(op.plain[1:])
+    dim, first, end, step = given + [0, None, None, None][len(given) :]
     d = dim % len(shape)
     start, stop, _ = slice(first, end, step).indices(shape[d])
     size = math.gcd(shape[d], start, stop)
