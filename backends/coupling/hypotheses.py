@@ -84,11 +84,11 @@ def cut_in_blocks(op: Op) -> Iterator[Layer]:
     """
     if op.name != "slice":
         return
-    (shape, layers), given = op.inputs[0], op.plain[1:]
-    defaults: tuple[Any, ...] = (0, None, None, None)
-    dim, start, stop, step = given + defaults[len(given) :]
+    shape, layers = op.inputs[0]
+    given: list[Any] = list(op.plain[1:])
+    dim, first, end, step = given + [0, None, None, None][len(given) :]
     d = dim % len(shape)
-    start, stop, _ = slice(start, stop, step).indices(shape[d])
+    start, stop, _ = slice(first, end, step).indices(shape[d])
     size = math.gcd(shape[d], start, stop)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))

@@ -52,7 +52,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, known: Known | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
-        self._found = known or {}
+        self._stays_anyway = known or {}
         self._stay: list[tuple[Layer, str]] = []  # nodes that are known to stay anyway, and why
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
@@ -197,8 +197,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return np.zeros(0, np.int64)
         ids = self.trace.new_nodes(size)
         self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))
-        if (name, dim) in self._found:
-            mask, why = self._found[name, dim]
+        if (name, dim) in self._stays_anyway:
+            mask, why = self._stays_anyway[name, dim]
             self._stay.append((ids[mask], why))
         if name in self._buffers:
             self.trace.weak.append((int(ids[0]), int(ids[0]) + size))
