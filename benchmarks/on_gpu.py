@@ -70,7 +70,7 @@ def tasks() -> Iterator[tuple[str, str]]:
                 yield "searched", f"{i}/{seed}"
     for seed in (1, 2):
         for i, cell in enumerate(recovery.CELLS):
-            if cell.network != recovery.LITE and not cell.plain:
+            if cell.network != recovery.LITE and cell.way == "recovered":
                 yield "recovery", f"{i}/{seed}"
     for name in STUDIES:
         yield "study", name

@@ -39,17 +39,22 @@ IMAGES = 15000  # of fine-tuning
 
 @dataclass(frozen=True)
 class Cell:
-    """One search and what follows it; `plain` is the same without recovery, in the search as well."""
+    """One search and what follows it.
+
+    Attributes:
+        way: `recovered`, trained on the labels alone; `plain`, the same without recovery, in the search as well; or
+            `distilled`, recovered and trained by the standard recipe, which follows the dense network at first.
+    """
 
     network: str
     target: str
     options: dict[str, Any] = field(default_factory=dict)
-    plain: bool = False
+    way: str = "recovered"
 
     @property
     def name(self) -> str:
         what = self.options.get("granularity", "channel")
-        return f"{self.network}-{what}-{self.target.replace('=', '').rstrip('%')}-{'plain' if self.plain else 'recovered'}"
+        return f"{self.network}-{what}-{self.target.replace('=', '').rstrip('%')}-{self.way}"
 
 
 CHANNEL = [("resnet20", "macs=30%"), ("resnet20", "macs=45%"), ("resnet20", "macs=60%"), ("vgg", "macs=30%")]
@@ -65,7 +70,12 @@ LITE = "efficientnet-lite0"
 CELLS += [
     Cell(LITE, target, {"trials": 80, "finetune": None, "calibration_images": 128}) for target in ("macs=85%", "macs=70%")
 ]
-CELLS += [replace(cell, plain=True) for cell in CELLS]
+CELLS += [
+    replace(cell, way=way)
+    for way in ("plain", "distilled")
+    for cell in CELLS
+    if way == "plain" or "finetune" not in cell.options
+]
 
 
 def main() -> None:
@@ -99,19 +109,21 @@ def run(cell: Cell, seed: int, data: Any, options: argparse.Namespace) -> dict[s
     given = {
         **steps,
         "calibration_images": 128,
-        "finetune": freeprune.Recipe(images=IMAGES, precision=options.precision),
+        "finetune": freeprune.Recipe(
+            images=IMAGES, precision=options.precision, distill=None if cell.way == "distilled" else 0.0
+        ),
         **cell.options,
     }
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             spec, data, weights=file and options.weights / file, target=[cell.target], out=Path(folder) / "run", seed=seed,
-            recovery=not cell.plain, progress=False, **given,
+            recovery=cell.way != "plain", progress=False, **given,
         )  # fmt: skip
     summary = result.summary.to_json()
     kept = ("accuracy", "recovery", "score", "cost", "seconds", "trials", "seed", "threads", "versions")
     return {
-        "network": cell.network, "target": cell.target, **cell.options, "recovered": not cell.plain,
+        "network": cell.network, "target": cell.target, **cell.options, "recovered": cell.way != "plain",
         "images": IMAGES if given["finetune"] else 0,
         **{name: summary[name] for name in kept}, "wall_seconds": time.perf_counter() - start,
         "freeprune": version("freeprune"),
