@@ -202,11 +202,19 @@ def _remove_parts(folder: Path) -> None:
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     for name in now:
         if before.get(name, ADDED.get(name)) != now[name]:
+            was, asked = _differing(before.get(name), now[name])
             raise FreePruneError(
-                f"the run in {folder} was started with {name} = {brief(repr(before.get(name)))}, not "
-                f"{brief(repr(now[name]))}; "
+                f"the run in {folder} was started with {name} = {brief(repr(was))}, not {brief(repr(asked))}; "
                 "resume it with the same options, or start the run again with `force=True`"
             )
+
+
+def _differing(was: Any, asked: Any) -> tuple[Any, Any]:
+    """Both values; of two dictionaries what differs."""
+    if not (isinstance(was, dict) and isinstance(asked, dict)):
+        return was, asked
+    names = [name for name in {**was, **asked} if was.get(name) != asked.get(name)]
+    return {name: was.get(name) for name in names}, {name: asked.get(name) for name in names}
 
 
 def versions() -> dict[str, str]:
