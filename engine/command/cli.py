@@ -60,8 +60,11 @@ def prune(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
-    finetune: Any = options.recipe_of(given)
-    if given["finetune"] is not None:
+    if given["finetune"] is None:
+        finetune: Any = options.recipe_of(given)
+    else:
+        trained = f"--finetune {given['finetune']} trains instead of the built-in training"
+        options.refuse_training(given, (), f"{trained}; leave one of them out")
         finetune = resolve(given["finetune"])
     result = prune(model, data, **{**options.passed_on(given), "finetune": finetune})
     if given["weights"] is None and not given["json"]:
@@ -82,6 +85,8 @@ def compare(model: str, **given: Any) -> None:
     options.set_threads(given["threads"])
     data = options.data_of(given)
     tuned = given["epochs"] is not None or given["images"] is not None
+    if not tuned:
+        options.refuse_training(given, (), "compare trains only with --finetune-epochs or --finetune-images; add one of them")
     finetune = options.recipe_of(given) if tuned else None
     found = compare(model, data, **{**options.passed_on(given), "finetune": finetune})
     display.report(found, found.to_json(), given["json"], f"everything is in {given['out']}")

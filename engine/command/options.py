@@ -169,17 +169,39 @@ def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
     """The training recipe from the options that were given; None if nothing is to be trained."""
     from ..asked.recipe import Recipe
 
-    told = {option.name: given.get(option.name) for option in FINETUNING if option.name not in HARDWARE}
-    if told["epochs"] is not None and told["images"] is not None:
+    told = told_of_training(given)
+    if "epochs" in told and "images" in told:
         raise FreePruneError("both --finetune-epochs and --finetune-images were given; give one")
-    if 0 in (told["epochs"], told["images"]):
-        return None
-    given_ones = {name: value for name, value in told.items() if value is not None}
-    if not given_ones and not more:
+    for length in ("epochs", "images"):
+        if told.get(length) == 0:
+            refuse_training(given, (length,), f"{_written(length)} 0 trains nothing; leave one of them out")
+            return None
+    if not told and not more:
         from ..run.task import STANDARD  # by which a run knows that nobody asked for it
 
         return STANDARD
-    return Recipe(**given_ones, **more)
+    return Recipe(**told, **more)
+
+
+def told_of_training(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the built-in training that were given, by name."""
+    names = (option.name for option in FINETUNING if option.name not in HARDWARE)
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def refuse_training(given: Mapping[str, Any], allowed: tuple[str, ...], reason: str) -> None:
+    """Refuse options of the built-in training that would go without effect.
+
+    Raises:
+        FreePruneError: an option but the `allowed` ones was given; the `reason` ends the sentence.
+    """
+    for name in told_of_training(given):
+        if name not in allowed:
+            raise FreePruneError(f"{_written(name)} was given, but {reason}")
+
+
+def _written(name: str) -> str:
+    return next(option.written for option in FINETUNING if option.name == name)
 
 
 def set_threads(threads: int | None) -> None:
