@@ -27,6 +27,7 @@ from .model import LatencyModel
 from .timer import NetworkTimer, TimeLayer, TimeNetwork, layer_timer
 
 CORRECTIONS = 3  # of the limit, at most
+LOOSENED = 6  # corrections in all, once a network is fast enough
 MARGIN = 0.99  # a network right at the target would miss it every second time
 USED = 0.97  # of the target: with less, the limit is loosened
 BEST = 20  # trials that are projected again under a corrected limit
@@ -134,22 +135,7 @@ class Latency:
             Of the measured networks that meet the target the one with the best score, or else the fastest; and a report on the
             target.
         """
-        candidate, limit = found, self.limit
-        measured = [(self._over(found.kept), candidate, limit)]
-        while not USED <= (ratio := measured[-1][0]) <= 1 and len(measured) <= CORRECTIONS:
-            limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
-            try:
-                space = self.space(limit)
-            except FreePruneError:  # even the smallest network is predicted to take longer
-                break
-            self._progress("latency", len(measured), CORRECTIONS, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
-            if self._job.settings.even:
-                candidate = _scored(space.even(), candidate, score_all)
-            else:
-                candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
-            if any((candidate.kept == before.kept).all() for _, before, _ in measured):
-                break
-            measured.append((self._over(candidate.kept), candidate, limit))
+        measured = self._until_met(found, trials, score_all)
         met = [one for one in measured if one[0] <= 1]
         over, best, best_limit = max(met, key=lambda one: one[1].score) if met else min(measured, key=lambda one: one[0])
         pruned, dense = self._times(best.kept)
@@ -170,6 +156,30 @@ class Latency:
                 "median_error": statistics.median(self.model.errors),
             },
         }
+
+    def _until_met(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> list[tuple[float, Found, float]]:
+        """The networks that were measured: latency relative to the target, the network, and the limit that it was found under."""
+        candidate, limit = found, self.limit
+        measured = [(self._over(found.kept), candidate, limit)]
+        low, high = 0.0, math.inf  # limits whose network was fast enough, and whose network was not
+        while not USED <= (ratio := measured[-1][0]) <= 1 and len(measured) <= (most := LOOSENED if low else CORRECTIONS):
+            low, high = (max(low, limit), high) if ratio <= 1 else (low, min(high, limit))
+            limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
+            if low and not low < limit < high:  # the prediction is off by another ratio for this network
+                limit = math.sqrt(low * high)
+            try:
+                space = self.space(limit)
+            except FreePruneError:  # even the smallest network is predicted to take longer
+                break
+            self._progress("latency", len(measured), most, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
+            if self._job.settings.even:
+                candidate = _scored(space.even(), candidate, score_all)
+            else:
+                candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
+            if any((candidate.kept == before.kept).all() for _, before, _ in measured):
+                break
+            measured.append((self._over(candidate.kept), candidate, limit))
+        return measured
 
     def _over(self, kept: NDArray[np.int64]) -> float:
         """The measured latency of a network, relative to the target."""

@@ -120,6 +120,15 @@ def test_a_winner_that_is_faster_than_asked_gets_more(clock, tmp_path):
     assert 0.95 * latency["target_ms"] <= latency["measured_ms"] <= latency["target_ms"] < latency["limit_ms"]
 
 
+def test_the_limit_stays_between_those_that_were_too_low_and_too_high(clock, tmp_path):
+    dense = clock.ms(UNITS)  # the ratio that corrects the limit is another one on the other side of 0.75
+    clock.disturb = lambda ms: ms if ms == dense else (0.9 if ms < 0.75 * dense else 1.05) * ms
+    latency = prune(tmp_path / "out").summary["latency"]
+    assert latency["met"]
+    assert latency["measured_ms"] >= 0.93 * latency["target_ms"]
+    assert 0.7 * dense < latency["limit_ms"] < 0.77 * dense
+
+
 def test_under_another_limit_the_search_goes_on_from_what_is_known():
     units, sensitivity = np.full(12, 40), np.logspace(-1, 1, 12)
     wide, narrow = (
