@@ -158,7 +158,7 @@ class Latency:
         }
 
     def _until_met(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> list[tuple[float, Found, float]]:
-        """The networks that were measured: latency relative to the target, the network, and the limit that it was found under."""
+        """The networks that were measured: latency relative to the target, the network, and the limit it was found under."""
         candidate, limit = found, self.limit
         measured = [(self._over(found.kept), candidate, limit)]
         low, high = 0.0, math.inf  # limits whose network was fast enough, and whose network was not
