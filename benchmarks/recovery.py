@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        what = self.options.get("granularity", "channel")
+        what = self.options.get("granularity", "channel") + ("-depth" if self.options.get("depth") else "")
         return f"{self.network}-{what}-{self.target.replace('=', '').rstrip('%')}-{self.way}"
 
 
@@ -76,6 +76,8 @@ CELLS += [
     for cell in CELLS
     if way == "plain" or "finetune" not in cell.options
 ]
+# Whether branches should go under counted targets as well, where nothing says that they are slow.
+CELLS += [Cell(network, target, {"depth": True}, "distilled") for network, target in CHANNEL if network != "vgg"]
 
 
 def main() -> None:

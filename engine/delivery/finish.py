@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,18 +94,17 @@ def finish(
     folder: Path, progress: Progress,
 ) -> Result:  # fmt: skip
     """Run the steps after the search, and return the result."""
+    took: dict[str, float] = {"trace": job.trace_seconds, "search": found.seconds}
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
-    start = time.perf_counter()
-    progress("recover", 0, 1, "")
-    plain, compact, recovery = made_good(job, compact, plan)
-    progress("recover", 1, 1, "")
-    recover_seconds = time.perf_counter() - start
+    with _timed("recover", took):
+        progress("recover", 0, 1, "")
+        plain, compact, recovery = made_good(job, compact, plan)
+        progress("recover", 1, 1, "")
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
     del plain  # its memory
-    start = time.perf_counter()
-    final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
-    finetune_seconds = time.perf_counter() - start
+    with _timed("finetune", took):
+        final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
     final, second, compaction = _compacted(final, plan, job, folder)
     delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, delivered)
@@ -112,22 +112,14 @@ def finish(
     final = job.working(delivered)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
     save_weights(delivered, folder / files.WEIGHTS)
-    start = time.perf_counter()
-    progress("export", 0, 1, "")
-    onnx: Onnx | NoOnnx
-    compact_vs_onnx: float | None
-    try:
-        onnx, compact_vs_onnx = _export(job, final, plan, second, found, rehearsed.dense, folder, progress)
-    except FreePruneError as error:  # the pruned network is delivered without it
-        onnx, compact_vs_onnx = NoOnnx.because(str(error)), None
-    progress("export", 1, 1, "")
+    with _timed("export", took):
+        progress("export", 0, 1, "")
+        onnx, compact_vs_onnx = _export_if_possible(job, final, plan, second, found, rehearsed.dense, folder, progress)
+        progress("export", 1, 1, "")
+    latency = None if timed is None else _timed_target(timed, job, onnx, same=second is None)
+    instead = foreseen(job, found, trials, onnx.latency_ms, sum(took.values()), progress) if isinstance(onnx, Onnx) else None
     judge = job.task.judge
     divergences = _each(judge.divergence, tallies)
-    latency = None if timed is None else _timed_target(timed, job, onnx, same=second is None)
-    export_seconds, instead = time.perf_counter() - start, None
-    if isinstance(onnx, Onnx):
-        so_far = job.trace_seconds + found.seconds + recover_seconds + finetune_seconds + export_seconds
-        instead = foreseen(job, found, trials, onnx.latency_ms, so_far, progress)
     summary = Summary(
         cost=_cost_table(job, found),
         latency=latency,
@@ -136,15 +128,7 @@ def finish(
         score=Scores(finite(found.score), finite(found.uniform)),
         agreement=Agreement(masked_vs_compact, compact_vs_onnx),
         onnx=onnx,
-        seconds=Seconds(
-            trace=job.trace_seconds,
-            search=found.seconds,
-            overhead=found.overhead,
-            per_trial=found.seconds / found.trials if found.trials else None,
-            recover=recover_seconds,
-            finetune=finetune_seconds,
-            export=export_seconds,
-        ),
+        seconds=Seconds(overhead=found.overhead, per_trial=found.seconds / found.trials if found.trials else None, **took),
         recovery=recovery,
         compaction=compaction,
         groups=_groups(job, found.kept),
@@ -169,6 +153,14 @@ def finish(
     files.remove_checkpoint(folder)
     write_report(folder)
     return Result(delivered, plan, summary, folder)
+
+
+@contextmanager
+def _timed(step: str, took: dict[str, float]) -> Iterator[None]:
+    """Adds the seconds that a step takes."""
+    start = time.perf_counter()
+    yield
+    took[step] = time.perf_counter() - start
 
 
 def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
@@ -222,6 +214,14 @@ def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
 
 def _entries(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _export_if_possible(job: Job, *exported: Any) -> tuple[Onnx | NoOnnx, float | None]:
+    """What `_export` returns; a network that cannot be exported is delivered without a file."""
+    try:
+        return _export(job, *exported)
+    except FreePruneError as error:
+        return NoOnnx.because(str(error)), None
 
 
 def _export(
