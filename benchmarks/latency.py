@@ -66,12 +66,36 @@ def mobile() -> nn.Module:
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
 
 
+class Transformer(nn.Module):
+    """Six blocks of 192 channels and six heads on 64 patches of images of 64 x 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 192, 8, 8)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 192))
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(192, 6, 768, activation="gelu", batch_first=True, norm_first=True) for _ in range(6))
+        )
+        self.head = nn.Sequential(nn.LayerNorm(192), nn.Linear(192, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        out: torch.Tensor = self.head(self.blocks(tokens).mean(1))
+        return out
+
+
 # By cell: the network, the side of its images, and the step of its widths.
-CELLS: dict[str, tuple[Any, int, int]] = {
-    "resnet56-round8": (lambda: load_model("cifar:resnet56"), 32, 8),
-    "resnet56-free": (lambda: load_model("cifar:resnet56"), 32, 1),
-    "vgg-round8": (vgg, 64, 8),
-    "mobile-round8": (mobile, 96, 8),
+NETWORKS_OF: dict[str, tuple[Any, int]] = {
+    "resnet20": (lambda: load_model("cifar:resnet20"), 32),
+    "resnet56": (lambda: load_model("cifar:resnet56"), 32),
+    "vgg": (vgg, 64),
+    "mobile": (mobile, 96),
+    "transformer": (Transformer, 64),
+}
+CELLS: dict[str, tuple[Any, int, int | str]] = {
+    **{f"{name}-auto": (*network, "auto") for name, network in NETWORKS_OF.items()},
+    **{f"{name}-round8": (*NETWORKS_OF[name], 8) for name in ("resnet56", "vgg", "mobile")},
+    "resnet56-free": (*NETWORKS_OF["resnet56"], 1),
 }
 
 

@@ -50,10 +50,11 @@ def grids_of(
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
     reaches: dict[Layer, Reach] = {}
     for call in found:
-        rows, columns = map(int, shapes[call.weight][0, :2])
-        step = math.gcd(*map(int, shapes[call.weight][1:, 1] - columns)) or runtime.step  # 0 where no group changes them
-        old = reaches.get(call.layer, Reach(rows, columns, step))
-        reaches[call.layer] = Reach(min(old.rows, rows), min(old.columns, columns), math.gcd(old.step, step))
+        least, *others = shapes[call.weight][:, :2].tolist()
+        old = reaches.get(call.layer, Reach(*least, (0, 0)))
+        further = [(old.rows, old.columns), *others]  # calls of one layer may begin at other sizes
+        steps = [math.gcd(step, *(sizes[axis] - least[axis] for sizes in further)) for axis, step in enumerate(old.steps)]
+        reaches[call.layer] = Reach(min(old.rows, least[0]), min(old.columns, least[1]), (steps[0], steps[1]))
     return {layer: grid(layer, reach, runtime, levels) for layer, reach in reaches.items()}
 
 

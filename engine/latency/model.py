@@ -1,7 +1,9 @@
 """Milliseconds of pruned networks, predicted from measurements; nothing is timed here.
 
-The prediction is `a * (sum of the layers' tables) + b * (entries of their outputs) + c * (other multiplications)`, with
-a, b, c >= 0 fitted to whole networks of random widths. It grows with every kept unit, as a cost must.
+The prediction is `a * (sum of the layers' tables) + b * (entries of their outputs) + c * (other multiplications) + d`, with
+a, b, c, d >= 0 fitted to whole networks of random widths. These are few and their parts shrink together, so the fit is drawn to
+what the dense network alone would say: the tables as they are, and what they leave of its time with the entries. The prediction
+grows with every kept unit, as a cost must.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from ...backends.granularity.channel import Channel
 from .measurements import Measurements, Timed, Wanted
 from .tables import table
 
+DRAWN = 0.5  # from 0.2 to 1 the errors of five networks are about the same (docs/latency.md)
+
 
 class LatencyModel:
     """Milliseconds of pruned networks, for whole populations at once.
@@ -24,14 +28,14 @@ class LatencyModel:
         wanted: the measurements that the model needs.
         measured: all of them.
         channel: gives shapes and counted costs for kept units.
-        dense: milliseconds of the dense network; None for those of `measured`. If given, nothing is fitted: layers take what
-            their tables say, and what these leave of the dense network's time goes with the entries.
+        dense: milliseconds of the dense network; None for those of `measured`. If given, nothing is fitted, and the dense
+            network alone says it.
 
     Attributes:
         tables: one for each distinct layer.
-        coefficients: `(3,)`: milliseconds for each of the dense network's `parts`.
+        coefficients: `(4,)`: milliseconds for each of the dense network's `parts`, and those that every network takes.
         dense: milliseconds of the dense network.
-        errors: relative error of the prediction for each network in `wanted.checked`.
+        errors: relative error for each network in `wanted.checked`, predicted without these; then all are fitted together.
     """
 
     def __init__(self, wanted: Wanted, measured: Measurements, channel: Channel, dense: float | None = None) -> None:
@@ -44,13 +48,15 @@ class LatencyModel:
         for part, (value, least) in enumerate(((table_ms, 0.0), (entries, 0.0), (others, 1e-6 * macs))):
             self._scale[part] = 1 / value if value > least else 0.0
         if dense is not None:
-            alone = min(table_ms, dense)
-            self.dense, self.coefficients, self.errors = dense, np.array([alone, dense - alone, 0.0]), []
+            self.dense, self.coefficients, self.errors = dense, _alone(table_ms, dense), []
             return
         fitted, checked = ([measured.networks[tuple(map(int, k))] for k in some] for some in (wanted.fitted, wanted.checked))
         self.dense = min(one.dense for one in (*fitted, *checked))
-        self.coefficients = self._fit(wanted.fitted, self._ms(fitted))
-        self.errors = np.abs(self(wanted.checked) / self._ms(checked) - 1).tolist()
+        first, last = self._ms(fitted), self._ms(checked)
+        drawn_to = _alone(table_ms, self.dense)
+        self.coefficients = self._fit(wanted.fitted, first, drawn_to)
+        self.errors = np.abs(self(wanted.checked) / last - 1).tolist()
+        self.coefficients = self._fit(np.concatenate([wanted.fitted, wanted.checked]), np.concatenate([first, last]), drawn_to)
 
     def _ms(self, networks: list[Timed]) -> NDArray[np.float64]:
         """`(P,)` milliseconds, from the ratio to the dense network timed in turn, so that temporary slowdowns cancel."""
@@ -72,16 +78,27 @@ class LatencyModel:
         return np.stack([table_ms, entries, all_macs - macs, all_macs], axis=1)
 
     def _features(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P, 3)`: the parts relative to the dense network's; 0 where that is 0."""
-        result: NDArray[np.float64] = self._parts(np.atleast_2d(kept)[:, : self._groups])[:, :3] * self._scale
-        return result
+        """`(P, 4)`: the parts relative to the dense network's, 0 where that is 0, and ones."""
+        parts = self._parts(np.atleast_2d(kept)[:, : self._groups])[:, :3] * self._scale
+        return np.column_stack([parts, np.ones(len(parts))])
 
-    def _fit(self, kept: NDArray[np.int64], ms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The coefficients with the least relative squared error on these networks, `(P, L)` and `(P,)` milliseconds."""
-        coefficients: NDArray[np.float64] = nnls(self._features(kept) / ms[:, None], np.ones(len(ms)))[0]
+    def _fit(self, kept: NDArray[np.int64], ms: NDArray[np.float64], drawn_to: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The coefficients with the least relative squared error on these networks, `(P, L)` and `(P,)` milliseconds.
+
+        A coefficient that is off by the dense network's time from the one it is `drawn_to` counts `DRAWN`² times as much as a
+        network whose prediction is off by its own time.
+        """
+        rows = np.concatenate([self._features(kept) / ms[:, None], DRAWN * np.eye(len(drawn_to)) / self.dense])
+        coefficients: NDArray[np.float64] = nnls(rows, np.concatenate([np.ones(len(ms)), DRAWN * drawn_to / self.dense]))[0]
         return coefficients
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """`(P,)` milliseconds for `(P, L)` kept units; non-decreasing in every unit."""
         result: NDArray[np.float64] = self._features(kept) @ self.coefficients
         return result
+
+
+def _alone(table_ms: float, dense: float) -> NDArray[np.float64]:
+    """What the dense network alone says of the coefficients: layers take what their tables say, the rest goes with entries."""
+    tables = min(table_ms, dense)
+    return np.array([tables, dense - tables, 0.0, 0.0])

@@ -19,11 +19,11 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class Reach:
-    """The smallest rows and columns that pruning may leave of a layer, and the step of its columns."""
+    """The smallest rows and columns that pruning may leave of a layer, and the steps in which they go, 0 where they stay."""
 
     rows: int
     columns: int
-    step: int
+    steps: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,26 @@ class Grid:
 def grid(layer: Layer, reach: Reach, runtime: Runtime, levels: int = LEVELS) -> Grid:
     """The sizes to time a layer at, at most `levels` along one axis beside the smallest and the dense one.
 
+    Where pruning can leave no more sizes than that, they are those: runtimes work in blocks of channels, so that the time
+    between two sizes is not between theirs.
+
     A layer whose number of inputs is not aligned may be much slower. A search proposes such widths as often as any other
     if it may, so a column of the table is the mean over the widths down to the next aligned one: aligned widths alone would
     promise a speed that most networks do not have.
     """
-    rows = _levels(reach.rows, layer.rows, runtime.step, levels)
-    columns = _levels(reach.columns, layer.columns, runtime.step, levels) if layer.groups == 1 else (layer.columns,)
-    less = range(0, runtime.alignment, reach.step)
+    row_step, column_step = (step or runtime.step for step in reach.steps)
+    rows = _levels(reach.rows, layer.rows, row_step, runtime, levels)
+    columns = _levels(reach.columns, layer.columns, column_step, runtime, levels) if layer.groups == 1 else (layer.columns,)
+    less = range(0, runtime.alignment, column_step)
     return Grid(rows, columns, tuple(tuple(size - n for n in less if size - n >= reach.columns) for size in columns))
 
 
-def _levels(smallest: int, dense: int, step: int, levels: int) -> tuple[int, ...]:
-    """The smallest size, at most `levels` multiples of the step spread evenly, and the dense size."""
-    even = np.ceil(np.linspace(smallest, dense, levels) / step) * step
+def _levels(smallest: int, dense: int, step: int, runtime: Runtime, levels: int) -> tuple[int, ...]:
+    """All sizes if they are few, else the smallest, at most `levels` multiples of the runtime's step, and the dense one."""
+    left = {*range(smallest, dense, step), dense}
+    if len(left) <= levels + 2:
+        return tuple(sorted(left))
+    even = np.ceil(np.linspace(smallest, dense, levels) / runtime.step) * runtime.step
     return tuple(sorted({smallest, *(int(size) for size in even if smallest < size < dense), dense}))
 
 

@@ -65,7 +65,7 @@ def test_the_model_grows_with_every_unit(name):
     dense, images = networks.build(name), torch.randn(2, *networks.SHAPE)
     backend, model = hand_made(dense, images, lambda rows, backend: backend.costs(rows)["macs"])
     assert (model.coefficients >= 0).all()
-    model.coefficients = np.array([1.0, 2.0, 3.0])
+    model.coefficients = np.array([1.0, 2.0, 3.0, 4.0])
     units, minimum = (np.array([getattr(g, kind) for g in backend.groups]) for kind in ("units", "minimum"))
     for kept in np.random.default_rng(0).integers(minimum, units + 1, (10, len(units))):
         more = np.minimum(kept + np.eye(len(units), dtype=int), units)
@@ -74,9 +74,9 @@ def test_the_model_grows_with_every_unit(name):
 
 
 def layers_ms(rows, backend):
-    """Twice what the three layers take, and nothing else."""
+    """A fifth more than the three layers take alone, and nothing else."""
     shapes = backend.shapes(rows)
-    return 2 * sum(milliseconds(*shapes[name][:, :2].T) for name in ("0.weight", "3.weight", "7.weight"))
+    return 1.2 * sum(milliseconds(*shapes[name][:, :2].T) for name in ("0.weight", "3.weight", "7.weight"))
 
 
 @pytest.mark.parametrize("slow", [ONES, np.array([1, 3, 1, 1, 9, 1, 1, 2, 1])])
@@ -85,26 +85,39 @@ def test_a_network_that_takes_what_its_layers_take_is_predicted(slow):
     backend, model = hand_made(wide_network(), torch.randn(2, 1, 8, 8), layers_ms, slow=slow)
     units = np.array([group.units for group in backend.groups])
     assert model.dense == layers_ms(units[None], backend)[0]
-    assert max(model.errors) < 0.01
+    assert max(model.errors) < 0.02
     rows = np.random.default_rng(3).integers(8, units + 1, (20, len(units)))
-    assert np.allclose(model(rows), layers_ms(rows, backend), rtol=0.01)
+    assert np.allclose(model(rows), layers_ms(rows, backend), rtol=0.02)
+
+
+def test_what_the_tables_leave_of_the_dense_time_goes_with_the_outputs():
+    """The six networks say nothing of it, since they take what their tables say; the dense one takes twice that."""
+    dense, images = wide_network(), torch.randn(2, 1, 8, 8)
+
+    def law(rows, backend):
+        whole = rows[:, 0] == backend.groups[0].units
+        return layers_ms(rows, backend) * np.where(whole, 2.0, 1.0)
+
+    drawn = hand_made(dense, images, law)[1]
+    plain = hand_made(dense, images, layers_ms)[1]
+    assert drawn.coefficients[1] > 2 * plain.coefficients[1]
 
 
 def test_the_errors_are_those_of_networks_that_were_not_fitted():
     """The last three networks take a quarter longer than the others."""
     off = np.array([1.0] * 6 + [1.25] * 3)
     _, model = hand_made(wide_network(), torch.randn(2, 1, 8, 8), layers_ms, off=off)
-    assert model.errors == pytest.approx([0.2] * 3, abs=0.01)
+    assert model.errors == pytest.approx([0.2] * 3, abs=0.02)
 
 
 def test_a_branch_that_is_gone_takes_no_time():
-    """The law: twice the layers that are there. Networks with and without branches are predicted by one fit."""
+    """The law: a fifth more than the layers that are there. Networks with and without branches are predicted by one fit."""
     dense, images = networks.build("resnet_b"), torch.randn(2, *networks.SHAPE)
     names = [name for name, parameter in dense.named_parameters() if parameter.dim() > 1]
 
     def there_ms(rows, backend):
         shapes, there = backend.shapes(rows), backend.there(rows)
-        return 2 * sum(milliseconds(*shapes[name][:, :2].T) * there.get(name, 1) for name in names)
+        return 1.2 * sum(milliseconds(*shapes[name][:, :2].T) * there.get(name, 1) for name in names)
 
     backend, model = hand_made(dense, images, there_ms, depth=True)
     assert len(backend.branches) == 2

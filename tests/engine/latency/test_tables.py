@@ -26,10 +26,10 @@ def measured(layer, reach, measure, runtime=BLOCKED):
 
 def test_a_table_is_exact_at_its_points_and_bilinear_between():
     layer = linear(64, 40)
-    narrow = measured(layer, Reach(4, 40, 8), law)
+    narrow = measured(layer, Reach(4, 40, (8, 8)), law)
     assert narrow.rows.tolist() == [4, 8, 16, 32, 40, 56, 64]
     assert narrow.columns.tolist() == [40]
-    full = measured(layer, Reach(8, 8, 8), law)
+    full = measured(layer, Reach(8, 8, (8, 8)), law)
     points = np.meshgrid(full.rows, full.columns, indexing="ij")
     assert np.array_equal(full(*points), law(layer, *points))
     # The law is bilinear itself, so that interpolation reproduces it.
@@ -40,7 +40,7 @@ def test_a_table_is_exact_at_its_points_and_bilinear_between():
 
 def test_a_table_is_monotone_whatever_is_measured():
     rng = np.random.default_rng(0)
-    random = measured(linear(64, 64), Reach(8, 8, 8), lambda *_: rng.random())
+    random = measured(linear(64, 64), Reach(8, 8, (8, 8)), lambda *_: rng.random())
     assert (np.diff(random.ms, axis=0) >= 0).all()
     assert (np.diff(random.ms, axis=1) >= 0).all()
 
@@ -49,24 +49,31 @@ def test_where_any_width_may_be_proposed_a_point_stands_for_the_slow_ones_too():
     def blocked(layer, rows, columns):
         return 1.0 if columns % 4 == 0 else 3.0
 
-    free = measured(linear(16, 32), Reach(8, 8, 1), blocked)
+    free = measured(linear(16, 32), Reach(8, 8, (1, 1)), blocked)
     assert free(np.array([16]), np.array([32])) == (1 + 3 + 3 + 3) / 4
-    rounded = measured(linear(16, 32), Reach(8, 8, 8), blocked)
+    rounded = measured(linear(16, 32), Reach(8, 8, (8, 8)), blocked)
     assert (rounded.ms == 1).all()
 
 
 def test_the_runtime_says_at_which_widths_a_layer_is_timed():
-    sizes = grid(linear(64, 64), Reach(5, 5, 1), PLAIN)
+    sizes = grid(linear(64, 64), Reach(5, 5, (1, 1)), PLAIN)
     assert sizes.rows == sizes.columns == (5, 16, 32, 48, 64)
     assert sizes.widths == ((5,), (16,), (32,), (48,), (64,))
     assert sizes.points == [(rows, columns) for rows in sizes.rows for columns in sizes.columns]
-    blocked = grid(linear(8, 16), Reach(8, 6, 1), BLOCKED)
+    blocked = grid(linear(8, 16), Reach(8, 6, (1, 1)), BLOCKED)
     assert blocked.widths == ((6,), (8, 7, 6), (16, 15, 14, 13))
     assert blocked.points == [(8, columns) for columns in (6, 8, 7, 16, 15, 14, 13)]
 
 
+def test_where_few_sizes_can_be_left_it_is_those_that_are_timed():
+    assert grid(linear(64, 60), Reach(16, 20, (16, 8)), BLOCKED).rows == (16, 32, 48, 64)
+    assert grid(linear(64, 60), Reach(16, 20, (16, 8)), BLOCKED).columns == (20, 28, 36, 44, 52, 60)
+    assert grid(linear(64, 60), Reach(64, 20, (0, 16)), BLOCKED).rows == (64,)
+    assert grid(linear(64, 256), Reach(16, 16, (16, 16)), BLOCKED).columns == (16, 64, 112, 160, 208, 256)
+
+
 def test_grouped_convolutions_have_one_axis_and_count_within_groups_in_proportion():
     layer = Layer("Conv", 32, 4, 8, (3, 3), (1, 8, 8), 64, (("pads", (1, 1, 1, 1)), ("strides", (1, 1)), ("dilations", (1, 1))))
-    grouped = measured(layer, Reach(8, 2, 1), lambda layer, rows, columns: float(rows))
+    grouped = measured(layer, Reach(8, 2, (1, 1)), lambda layer, rows, columns: float(rows))
     assert grouped.columns.tolist() == [4]
     assert grouped(np.array([16, 16]), np.array([4, 2])).tolist() == [16.0, 8.0]
