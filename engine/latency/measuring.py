@@ -51,7 +51,7 @@ def grids_of(
     reaches: dict[Layer, Reach] = {}
     for call in found:
         least, *others = shapes[call.weight][:, :2].tolist()
-        old = reaches.get(call.layer, Reach(*least, (0, 0)))
+        old = reaches.get(call.layer, Reach(least[0], least[1], (0, 0)))
         further = [(old.rows, old.columns), *others]  # calls of one layer may begin at other sizes
         steps = [math.gcd(step, *(sizes[axis] - least[axis] for sizes in further)) for axis, step in enumerate(old.steps)]
         reaches[call.layer] = Reach(min(old.rows, least[0]), min(old.columns, least[1]), (steps[0], steps[1]))
