@@ -92,3 +92,14 @@ def cut_in_blocks(op: Op) -> Iterator[Layer]:
     size = math.gcd(shape[d], start, stop)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
+
+
+def turns(ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
+    """Pairs of layers that the same operator makes when it runs several times, as in a loop over heads of one size each."""
+    first: dict[tuple[Any, ...], Layer] = {}
+    for op in ops:
+        for number, (shape, layers) in enumerate(op.outputs):
+            for position, layer in enumerate(layers):
+                before = first.setdefault((op.name, number, position, shape, layer.shape), layer)
+                if before is not layer:
+                    yield before, layer

@@ -28,7 +28,7 @@ from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
 from .arithmetic import multihead_attention
-from .calls import Held, line, plain_arguments, results
+from .calls import Held, code, plain_arguments, results
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
@@ -160,8 +160,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a tensor; a parameter or buffer gets its nodes when it is first seen."""
         if not isinstance(tensor, Tensor):
             return []
-        known = self._noted(tensor)
-        if known is not None:
+        if (known := self._noted(tensor)) is not None:
             return known
         given = origin(tensor)
         if given is not None and given.shape == tensor.shape:
@@ -306,7 +305,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = Op(name, self._running, self._line(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
+        op = Op(name, *self._code(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
         self.at(op, why(func))
         silent = has(func, SILENT)
         if not silent:
@@ -380,8 +379,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The path of the innermost module that runs."""
         return self._modules[-1] if self._modules else ""
 
-    def _line(self) -> str:
-        return line()
+    def _code(self) -> tuple[str, str]:
+        """The module whose code runs, and the line."""
+        return code(self._paths, self._running)
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""
