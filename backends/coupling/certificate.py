@@ -127,6 +127,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         """Decided in the dense trace: what was to stay is frozen or tied there."""
         return not (alike(self.dense.roots[first]) and not alike(self.dense.roots[other]))
 
+    def together(self, rows: Layer) -> bool:
+        roots = self.dense.roots[rows]
+        return bool((roots == roots[:, :1]).all())
+
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
 

@@ -223,6 +223,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
 
+    def together(self, rows: Layer) -> bool:
+        roots = self.trace.roots[rows]
+        return bool((roots == roots[:, :1]).all())
+
     def box(self, layer: Layer) -> None:
         self.trace.boxes.append(layer)
 
@@ -246,11 +250,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What is left of labels after a reshape has merged their dimensions: one for each dimension.
 
         A frozen layer constrains nothing, and would freeze its live neighbour later on. One that any width fits gives way, and
-        then the inner one, as the widths of heads do.
+        then the inner one of its parameter, as the widths of heads do.
         """
-        live = [(self.is_weak(x), dims, x) for x, dims in zip(layers, before, strict=True) if not self.is_frozen(x)]
+        live = [(self.is_weak(x), int(x.min()), d, x) for x, d in zip(layers, before, strict=True) if not self.is_frozen(x)]
         left: Labels = []
-        for _, _, layer in sorted(live, key=lambda item: item[:2]):
+        for *_, layer in sorted(live, key=lambda item: item[:3]):
             rivals = [k for k, other in enumerate(left) if not set(support(other)).isdisjoint(support(layer))]
             if not rivals:
                 left.append(layer)
@@ -288,13 +292,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             live = [layer for layer in layers if not self.is_frozen(layer)] if len(layers) > 1 else layers
             ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
         self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands), self._running))
-
-    def _parameter(self, weight: Tensor) -> str | None:
-        """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
-        given = origin(weight)
-        name = self._storages.get((weight if given is None else given).untyped_storage()._cdata)
-        whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
-        return name if whole else None
 
     # The pass itself
 
