@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
+from ...sharing import origin
 from ..coupling.certificate import Replay
 from ..tracing.arithmetic import elementwise
 from ..tracing.labels import Labels, Layer, along, reshaped, support
@@ -169,6 +170,13 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         module: Any = self._network.get_submodule(path)
         own = type(module) in FOLDABLE and self._parameter(weight) == f"{path}.weight"
         return path if own else ""
+
+    def _parameter(self, weight: Tensor) -> str | None:
+        """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
+        given = origin(weight)
+        name = self._storages.get((weight if given is None else given).untyped_storage()._cdata)
+        whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
+        return name if whole else None
 
 
 def _storage(tensor: Tensor) -> int:

@@ -36,9 +36,10 @@ GROUPS = 8  # where a convolution has their number, its last argument: one that 
 class Mismatch(Exception):
     """The pruned network differs from the dense one restricted to what is kept."""
 
-    def __init__(self, index: int, what: str) -> None:
+    def __init__(self, index: int, what: str, *, computes: bool = False) -> None:
         super().__init__(what)
         self.index = index  # the operator of the dense trace at which it shows
+        self.computes = computes  # whether it is about a number that code computes from a size
 
 
 class Expected:
@@ -89,8 +90,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def _hook(self) -> None:
         """Modules and lines are known from the dense trace."""
 
-    def _line(self) -> str:
-        return ""
+    def _code(self) -> tuple[str, str]:
+        return "", ""
 
     def _noted(self, tensor: Tensor) -> Labels | None:
         place = self._place(tensor)
@@ -125,6 +126,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def prefers(self, first: Layer, other: Layer) -> bool:
         """Decided in the dense trace: what was to stay is frozen or tied there."""
         return not (alike(self.dense.roots[first]) and not alike(self.dense.roots[other]))
+
+    def together(self, rows: Layer) -> bool:
+        roots = self.dense.roots[rows]
+        return bool((roots == roots[:, :1]).all())
 
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
@@ -204,7 +209,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         dense = self.dense.ops[self.index]
         if dense.numbers != op.numbers:
-            raise Mismatch(self.index, f"the number {_first_difference(dense.numbers, op.numbers)} is computed from a size")
+            changed = _first_difference(dense.numbers, op.numbers)
+            raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True)
         narrow = any(self._expected(tensor).narrow for tensor in dense.inputs)
         parts = zip(outs, dense.outputs, op.outputs, self._single, strict=True)
         for number, (tensor, output, (_, got), single) in enumerate(parts):

@@ -78,17 +78,32 @@ def outwards(module: str) -> Iterator[str]:
 
 
 def cut_in_blocks(op: Op) -> Iterator[Layer]:
-    """What a slice is cut from, `(blocks, size)`: of equal blocks, so that it begins and ends between two of them.
+    """What a slice or pieces are cut from, `(blocks, size)`: of equal blocks, so that each begins and ends between two of them.
 
-    If these lose the same, code finds their borders as a share of the width.
+    If these lose the same, code finds their borders as shares of the width.
     """
-    if op.name != "slice":
-        return
-    shape, layers = op.inputs[0]
     given: list[Any] = list(op.plain[1:])
-    dim, first, end, step = given + [0, None, None, None][len(given) :]
+    if op.name == "slice":
+        shape, layers = op.inputs[0]
+        dim, first, end, step = given + [0, None, None, None][len(given) :]
+        borders = slice(first, end, step).indices(shape[dim % len(shape)])[:2]
+    elif op.name.endswith("split_with_sizes"):
+        shape, layers = op.inputs[0]
+        borders, dim = tuple(given[0]), given[1] if len(given) > 1 and isinstance(given[1], int) else 0
+    else:
+        return
     d = dim % len(shape)
-    start, stop, _ = slice(first, end, step).indices(shape[d])
-    size = math.gcd(shape[d], start, stop)
+    size = math.gcd(shape[d], *borders)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
+
+
+def turns(ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
+    """Pairs of layers that the same operator makes when it runs several times, as in a loop over heads of one size each."""
+    first: dict[tuple[Any, ...], Layer] = {}
+    for op in ops:
+        for number, (shape, layers) in enumerate(op.outputs):
+            for position, layer in enumerate(layers):
+                before = first.setdefault((op.name, number, position, shape, layer.shape), layer)
+                if before is not layer:
+                    yield before, layer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
-from .hypotheses import cut_in_blocks, hypotheses, outwards
+from .hypotheses import cut_in_blocks, hypotheses, outwards, turns
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
@@ -101,6 +101,7 @@ class _Fixes:
         self._taken_back: Counter[Place] = Counter()
         self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
+        self._idle: dict[int, Repair] = {}  # those that change nothing about a mismatch when they are tried alone
         self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
         for op in trace.ops:
@@ -119,18 +120,21 @@ class _Fixes:
     def fix(self, mismatch: Mismatch, kept: NDArray[np.bool_]) -> None:
         """Apply the next fix for a mismatch."""
         last = self._last
+        idle = last is not None and (mismatch.index, str(mismatch)) == (last[0].index, str(last[0]))
         if last is not None and mismatch.index < last[0].index and np.array_equal(kept, last[1]):
             mismatch = last[0]  # what was tried for it broke what ran before it
         self._last = None
         op = self._trace.ops[mismatch.index]
         place = (op.module, op.line)
-        if place not in self._untried:
+        if idle and len(self._accepted[place]) == 1:
+            self._idle.update({id(repair): repair for repair in self._accepted[place]})
+        if place not in self._untried and not mismatch.computes:  # nor can another attribute explain such a number
             self._untried[place] = itertools.islice(self._explanations(place, kept), self._most)
-        if self._next(place, kept):
+        if not mismatch.computes and self._next(place, kept):
             self._last = mismatch, kept
             return
         ties = self._ties.setdefault(op.line, self._tied(op.line))
-        if next(ties, "none") != "none":
+        if not mismatch.computes and next(ties, "none") != "none":
             for module in self._at[op.line]:  # the attributes may follow other sizes now
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
@@ -157,6 +161,7 @@ class _Fixes:
         """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
         elsewhere = {r.place for there in self._untried if there != place for r in self._accepted.get(there, ())}
         left = (tuple(r for r in found if r.place not in elsewhere) for found in self._untried[place])
+        left = (some for some in left if len(some) == 1 or not all(id(r) in self._idle for r in some))
         found = next((some for some in left if some), None)  # what another place has explained is no choice here
         if found is None:
             return False
@@ -186,7 +191,7 @@ class _Fixes:
             if self._taken_back[other] >= MAX_TAKEN_BACK:
                 continue
             self._taken_back[other] += 1
-            self._refuted[other] = why
+            self._refuted.setdefault(other, why)  # the likeliest hypothesis is refuted first
             if not self._next(other, kept):
                 for module in self._at[other[1]]:
                     self._accepted.pop((module, other[1]), None)
@@ -238,11 +243,12 @@ class _Fixes:
         return tuple(result)
 
     def _tied(self, line: str) -> Iterator[None]:
-        """Tie widths that the code at a line treats as one, step by step; all but the first step are undone if useless.
+        """Tie widths that the code at a line treats as one, step by step, most of which are undone if useless.
 
-        First the pieces of a split, and the blocks that a slice is cut from.
+        First what the turns of a loop make; then the pieces of a split, and the blocks that a slice is cut from; then widths.
         """
         trace, modules = self._trace, self._at[line]
+        yield from self._for_a_while(turns(ops) for ops in modules.values())
         before = trace.pairs
         for op in itertools.chain(*modules.values()):
             if op.name.startswith(("split", "chunk")):
@@ -258,12 +264,19 @@ class _Fixes:
             yield
         for choice in range(MAX_TIES):
             before = trace.pairs
-            for module, ops in modules.items():
-                tie = next(itertools.islice(self._equal_widths(module, ops), choice, None), None)
-                if tie is not None:
-                    trace.unite(*tie)
+            pairs = (itertools.islice(self._equal_widths(module, ops), choice, choice + 1) for module, ops in modules.items())
+            yield from self._for_a_while(pairs)
             if trace.pairs == before:
                 return
+
+    def _for_a_while(self, pairs: Iterable[Iterable[tuple[Layer, Layer]]]) -> Iterator[None]:
+        """Tie pairs of layers, if any of them are not yet tied, and undo it if that is useless."""
+        trace = self._trace
+        before = trace.pairs
+        for one, other in itertools.chain(*pairs):
+            if (trace.roots[one] != trace.roots[other]).any():
+                trace.unite(one, other)
+        if trace.pairs > before:
             trace.settle_boxes()
             after = trace.pairs
             yield

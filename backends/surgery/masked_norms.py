@@ -101,6 +101,10 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         stays = self._staying()
         return not (alike(stays[first]) and not alike(stays[other]))
 
+    def together(self, rows: Layer) -> bool:
+        stays = self._staying()[rows]
+        return bool((stays == stays[:, :1]).all())
+
     def is_frozen(self, layer: Layer) -> bool:
         return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,17 +55,28 @@ def plain_arguments(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, 
 
 
 @functools.cache
-def _outside(file: str) -> str:
-    """The name of a source file; empty for torch's and the tracer's own."""
-    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else Path(file).name
+def _outside(file: str, number: int) -> str:
+    """A source line; empty for torch's and the tracer's own."""
+    return "" if file.startswith((TORCH_FOLDER, THIS_FOLDER)) else f"{Path(file).name}:{number}"
 
 
-def line() -> str:
-    """The source line outside torch and the tracer from which the current operator was called."""
+def code(paths: Mapping[int, str], running: str) -> tuple[str, str]:
+    """Where the current operator was called.
+
+    Args:
+        paths: of the network's modules, by `id`.
+        running: the path of the innermost module whose forward pass runs.
+
+    Returns:
+        The path of the innermost module of which any method runs, be it called by another module, and the source line outside
+        torch and the tracer.
+    """
     frame: FrameType | None = sys._getframe(3)
-    while frame is not None:
-        name = _outside(frame.f_code.co_filename)
-        if name:
-            return f"{name}:{frame.f_lineno}"
+    found, module = "", None
+    while frame is not None and not (found and module is not None):
+        runs = frame.f_code
+        found = found or _outside(runs.co_filename, frame.f_lineno)
+        if module is None and runs.co_argcount and runs.co_varnames[0] == "self":
+            module = paths.get(id(frame.f_locals.get("self")))
         frame = frame.f_back
-    return "torch"
+    return running if module is None else module, found or "torch"

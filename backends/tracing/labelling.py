@@ -36,6 +36,9 @@ class Labelling(Protocol):
     def is_frozen(self, layer: Layer) -> bool:
         """Whether all of these nodes must stay."""
 
+    def together(self, rows: Layer) -> bool:
+        """Whether the nodes of each row go together anyway."""
+
     def box(self, layer: Layer) -> None:
         """What is kept of a layer that varies along several dimensions must be a box."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .algebra import all_without, along_free, freeze_all, merge
 from .labelling import Labelling
-from .labels import Labels, support
+from .labels import Labels, left_padded, support
 from .operator import Call, UnknownOperator
 
 
@@ -24,16 +24,21 @@ def index(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def index_put(tracer: Labelling, call: Call) -> list[Labels]:
-    """Values put at indexed places, which stay."""
+    """Values put at indexed places, which stay; along the other dimensions they go with what they are put into."""
     x, values, at = call["self"], call["values"], _at(call)
-    if at[0] != 0:
-        raise UnknownOperator(call.name)
-    freeze_all(tracer, [y for i in call["indices"] if i is not None for y in tracer.labels(i)])
-    rest = x.dim() - len(at)
-    layers = [y.reshape(y.shape[len(at) :]) for y in along_free(tracer, x, set(at))]
-    given = [y.reshape(y.shape[-rest:] if rest else ()) for y in _last(tracer, values, rest)]
-    merged = merge(tracer, [(x.shape[len(at) :], layers), (values.shape[-rest:] if rest else (), given)], rest)
-    return [[y.reshape([*[1] * len(at), *y.shape]) for y in merged]]
+    given = [i for i in call["indices"] if i is not None]
+    freeze_all(tracer, [y for i in given for y in tracer.labels(i)])
+    before, rest = at[0], x.dim() - at[-1] - 1
+    places = 1 if given[0].dtype in (torch.bool, torch.uint8) else max(i.dim() for i in given)
+    ndim = before + places + rest
+    missing = ndim - values.dim()
+    inside = {d - missing for d in range(before, before + places)}
+    put = [left_padded(y, ndim) for y in all_without(tracer, tracer.labels(values), inside)]
+    into = [y.reshape([*y.shape[:before], *[1] * places, *y.shape[at[-1] + 1 :]]) for y in along_free(tracer, x, set(at))]
+    shape = [*x.shape[:before], *[1] * places, *x.shape[at[-1] + 1 :]]
+    around = [1 if d - missing in inside else n for d, n in enumerate([1] * missing + list(values.shape))]
+    merged = merge(tracer, [(shape, into), (around, put)], ndim)
+    return [[y.reshape([*y.shape[:before], *[1] * len(at), *y.shape[before + places :]]) for y in merged]]
 
 
 def _at(call: Call) -> list[int]:
@@ -48,11 +53,6 @@ def _at(call: Call) -> list[int]:
     if at != list(range(at[0], at[-1] + 1)) or (truth and len(at) > 1):
         raise UnknownOperator(call.name)
     return [*range(at[0], at[0] + truth[0].dim())] if truth else at
-
-
-def _last(tracer: Labelling, x: Tensor, dims: int) -> Labels:
-    """The labels of a tensor along its last dimensions; along the others it may not shrink."""
-    return all_without(tracer, tracer.labels(x), range(max(0, x.dim() - dims)))
 
 
 def embedding(tracer: Labelling, call: Call) -> list[Labels]:

@@ -28,7 +28,7 @@ from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
 from .arithmetic import multihead_attention
-from .calls import Held, line, plain_arguments, results
+from .calls import Held, code, plain_arguments, results
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
@@ -160,8 +160,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a tensor; a parameter or buffer gets its nodes when it is first seen."""
         if not isinstance(tensor, Tensor):
             return []
-        known = self._noted(tensor)
-        if known is not None:
+        if (known := self._noted(tensor)) is not None:
             return known
         given = origin(tensor)
         if given is not None and given.shape == tensor.shape:
@@ -224,6 +223,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
 
+    def together(self, rows: Layer) -> bool:
+        roots = self.trace.roots[rows]
+        return bool((roots == roots[:, :1]).all())
+
     def box(self, layer: Layer) -> None:
         self.trace.boxes.append(layer)
 
@@ -247,11 +250,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What is left of labels after a reshape has merged their dimensions: one for each dimension.
 
         A frozen layer constrains nothing, and would freeze its live neighbour later on. One that any width fits gives way, and
-        then the inner one, as the widths of heads do.
+        then the inner one of its parameter, as the widths of heads do.
         """
-        live = [(self.is_weak(x), dims, x) for x, dims in zip(layers, before, strict=True) if not self.is_frozen(x)]
+        live = [(self.is_weak(x), int(x.min()), d, x) for x, d in zip(layers, before, strict=True) if not self.is_frozen(x)]
         left: Labels = []
-        for _, _, layer in sorted(live, key=lambda item: item[:2]):
+        for *_, layer in sorted(live, key=lambda item: item[:3]):
             rivals = [k for k, other in enumerate(left) if not set(support(other)).isdisjoint(support(layer))]
             if not rivals:
                 left.append(layer)
@@ -290,13 +293,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ids.append(live[0] if live else np.zeros(tensor.shape[dim], np.int64))
         self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands), self._running))
 
-    def _parameter(self, weight: Tensor) -> str | None:
-        """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
-        given = origin(weight)
-        name = self._storages.get((weight if given is None else given).untyped_storage()._cdata)
-        whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
-        return name if whole else None
-
     # The pass itself
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -306,7 +302,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = Op(name, self._running, self._line(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
+        op = Op(name, *self._code(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
         self.at(op, why(func))
         silent = has(func, SILENT)
         if not silent:
@@ -380,8 +376,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The path of the innermost module that runs."""
         return self._modules[-1] if self._modules else ""
 
-    def _line(self) -> str:
-        return line()
+    def _code(self) -> tuple[str, str]:
+        """The module whose code runs, and the line."""
+        return code(self._paths, self._running)
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""

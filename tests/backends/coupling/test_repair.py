@@ -95,6 +95,65 @@ def test_blocks_that_run_the_same_line_are_repaired_alike():
     assert list(promises.widths(promises.kept(network, torch.randn(2, 7, 5))).values()) == [16, 2, 16, 4, 16, 8, 16]
 
 
+class Positions(nn.Module):
+    """Keeps the number of heads that its parent keeps too, and is asked by a method other than `forward`."""
+
+    def __init__(self, tokens, heads):
+        super().__init__()
+        self.shape = (tokens, tokens, heads)
+        self.table = nn.Parameter(torch.randn(2 * tokens - 1, heads))
+        self.register_buffer("places", (torch.arange(tokens)[:, None] - torch.arange(tokens) + tokens - 1).flatten())
+
+    def bias(self):
+        return self.table[self.places].view(self.shape).permute(2, 0, 1)
+
+
+class Positioned(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.qkv, self.positions, self.o = nn.Linear(width, 3 * width), Positions(7, heads), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.positions.bias()[None])
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_the_size_is_looked_for_in_the_module_whose_method_runs():
+    network, x = around(Positioned(24, 6), 24)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"0": 24, "1.qkv": 6, "1.o": 24}
+    assert not promises.locked(backend)
+
+
+class Cascade(nn.Module):
+    """Heads in a loop, each with layers of its own, of which one attribute holds the sizes (EfficientViT of Microsoft)."""
+
+    def __init__(self, heads, key, value):
+        super().__init__()
+        self.key, self.value = key, value
+        self.qkv = nn.ModuleList([nn.Linear(value, 2 * key + value) for _ in range(heads)])
+        self.o = nn.Linear(heads * value, heads * value)
+
+    def forward(self, x):
+        pieces = x.chunk(len(self.qkv), -1)
+        made, y = [], 0.0
+        for piece, layer in zip(pieces, self.qkv, strict=True):
+            q, k, v = layer(piece + y).split([self.key, self.key, self.value], -1)
+            y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+            made.append(y)
+        return self.o(torch.cat(made, -1))
+
+
+@pytest.mark.parametrize("key", [8, 4])
+def test_turns_of_a_loop_that_share_a_size_lose_alike(key):
+    network, x = around(Cascade(4, key, 8), 32)
+    backend = promises.kept(network, x)
+    assert not promises.locked(backend)
+    assert sum(promises.widths(backend).values()) == 8 + key + 32 
+
+
 class Down(nn.Module):
     """Checks a size before it calls its child."""
 

@@ -1,0 +1,117 @@
+"""Further kinds of networks of which a part was locked, each in a few lines: norms, caches, shares and weights of products."""
+
+import promises
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Retained(nn.Module):
+    """Heads with a decay each, which a group norm normalises one by one (RetNet)."""
+
+    def __init__(self, affine, heads=4, each=6):
+        super().__init__()
+        width = heads * each
+        self.heads, self.each = heads, each
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.gate, self.o = (nn.Linear(width, width) for _ in range(5))
+        self.norm = nn.GroupNorm(heads, width, affine=affine)
+
+    def forward(self, x):
+        x = self.first(x)
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, self.each).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        places = torch.arange(n, device=x.device)
+        decay = torch.tril(0.9 ** (places[:, None] - places).abs().float())
+        y = ((q @ k.transpose(-1, -2) * 0.4 * decay) @ v).transpose(1, 2)
+        y = self.norm(y.reshape(b * n, self.heads * self.each)).view(b, n, -1)
+        return self.last(x + self.o(F.silu(self.gate(x)) * y))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_group_norm_loses_the_groups_of_the_heads_that_go(affine):
+    torch.manual_seed(0)
+    backend = promises.kept(Retained(affine), torch.randn(2, 7, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 24, "q": 4}
+
+
+def test_groups_of_one_channel_go_one_by_one():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    assert promises.widths(promises.kept(network, torch.randn(2, 3, 6, 6), onnx=True)) == {"0": 8}
+
+
+class Cached(nn.Module):
+    """Keys and values are written into buffers of a fixed length, at places beside other dimensions."""
+
+    def __init__(self, heads=4, each=6):
+        super().__init__()
+        width = heads * each
+        self.heads, self.each = heads, each
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        for name in ("keys", "values"):
+            self.register_buffer(name, torch.zeros(2, heads, 16, each), persistent=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, self.each).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        places = torch.arange(n, device=x.device)
+        keys, values = self.keys[:b], self.values[:b]
+        keys[:, :, places] = k
+        values[:, :, places] = v
+        seen = torch.arange(16, device=x.device)[None] <= places[:, None]
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=0.4)
+        return self.last(x + self.o(y.transpose(1, 2).reshape(b, n, -1)))
+
+
+def test_a_cache_in_buffers_shrinks_with_its_heads():
+    torch.manual_seed(0)
+    backend = promises.kept(Cached(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 24, "q": 4}
+    assert not promises.locked(backend)
+
+
+class Shared(nn.Module):
+    """A third of the channels goes another way (partial convolution)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.part, self.last = nn.Conv2d(3, 12, 1), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(14, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        third = x.shape[1] // 3
+        part, rest = torch.split(x, [third, x.shape[1] - third], 1)
+        return self.last(torch.cat([self.part(part), rest], 1).relu())
+
+
+def test_pieces_that_are_shares_of_the_width_lose_alike():
+    torch.manual_seed(0)
+    backend = promises.kept(Shared(), torch.randn(2, 3, 5, 5))
+    assert promises.widths(backend) == {"first": 4, "part": 6}  # of three blocks of four
+
+
+class OwnWeights(nn.Module):
+    """Heads and their widths are dimensions of the parameters, which `einsum` multiplies with."""
+
+    def __init__(self, width=24, heads=4, each=6):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(width, heads, each) / 5) for _ in range(3))
+        self.o = nn.Parameter(torch.randn(heads, each, width) / 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        q, k, v = (torch.einsum("bnc,chd->bhnd", x, weight) for weight in (self.q, self.k, self.v))
+        scores = torch.einsum("bhid,bhjd->bhij", q, k) * 0.4
+        return self.last(x + torch.einsum("bhnd,hdc->bnc", scores.softmax(-1) @ v, self.o))
+
+
+def test_heads_that_are_a_dimension_of_every_weight_go():
+    torch.manual_seed(0)
+    backend = promises.kept(OwnWeights(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 24, "q": 4}
+    assert not promises.locked(backend)
