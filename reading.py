@@ -23,8 +23,11 @@ def children(given: Any) -> list[tuple[str, Any]] | None:
 
     States inside the network, such as `encoder_last_hidden_state`, are left out unless there is nothing else.
     """
-    if isinstance(given, tuple | list):
+    names = getattr(given, "_fields", None)
+    if isinstance(given, tuple | list) and names is None:
         return [(str(i), value) for i, value in enumerate(given)]
+    if isinstance(given, tuple | list):
+        return list(zip(map(str, names or ()), given, strict=False))
     if isinstance(given, Mapping):
         found = [(str(name), value) for name, value in given.items()]
     elif is_dataclass(given) and not isinstance(given, type):
@@ -53,8 +56,7 @@ def main_output(given: Any) -> Tensor | None:
     if isinstance(given, Tensor):
         return given if given.is_floating_point() and given.ndim else None
     parts = dict(children(given) or ())
-    named = [parts[name] for name in MAIN if name in parts] if not isinstance(given, tuple | list) else []
-    for part in [*named, *(value for name, value in parts.items() if name != LOSS)]:
+    for part in [*(parts[name] for name in MAIN if name in parts), *(value for name, value in parts.items() if name != LOSS)]:
         found = main_output(part)
         if found is not None:
             return found

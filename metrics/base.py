@@ -90,6 +90,8 @@ def reference(network: nn.Module, batch: Batch) -> Reference:
     dense = Reference(network, batch)
     if batch.inputs[0].shape[0] > 1 and all(bool((x == x[:1]).all()) for x in batch.inputs):
         raise MetricError("all calibration images are the same, so no score can tell networks apart; give images that differ")
+    if not all(torch.isfinite(x).all() for x in batch.inputs):
+        raise MetricError("the calibration images hold NaN or infinite values; mend the data, or take these images out")
     if not all(torch.isfinite(output).all() for output in dense.outputs):
         raise MetricError("the dense network gives numbers that are not finite on the calibration images; check its weights")
     return dense

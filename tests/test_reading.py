@@ -10,6 +10,7 @@ from freeprune.reading import PLAIN, leaves, main_output, rows
 
 A, B, COUNT = torch.zeros(4, 2), torch.ones(4, 3), torch.arange(4)
 LOSS = torch.tensor(1.0)
+Features = namedtuple("Features", ["features", "logits"])
 Named = namedtuple("Named", ["first", "second"])
 
 
@@ -28,6 +29,7 @@ class Held:
         ([B, (A, None)], [B, A], B),
         (Named(COUNT, B), [COUNT, B], B),
         ((LOSS, A), [LOSS, A], A),
+        (Features(B, A), [B, A], A),
         ({"aux": B, "out": A}, [B, A], A),
         (OrderedDict(out=A, aux=B), [A, B], A),
         (UserDict(hidden=B, logits=A), [B, A], A),

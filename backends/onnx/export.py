@@ -345,7 +345,7 @@ def _check(model: Model, network: nn.Module, inputs: tuple[Tensor, ...], runtime
         raise FreePruneError(f"{runtime.name} cannot run it: {cause(error)}") from error
     given = run_rows(opened, as_arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
-    if follows and any(shape[:1] != (batch,) for shape in shapes):
+    if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number, such as a loss, is by no row
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
     difference = relative_difference(expected, given)
     if difference > CHECKED_DIFFERENCE:

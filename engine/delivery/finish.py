@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ from ..store.summary import (
 from ..tasks.choice import AUTO
 from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
-from ..training.trainer import tallied
+from ..training.measuring import measure_of, tallied
 from .int8 import compared, quantised
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
@@ -124,7 +125,7 @@ def finish(
         cost=_cost_table(job, found),
         latency=latency,
         targets=_targets(job, found, latency),
-        accuracy=Accuracy(*_each(judge.measured, tallies)),
+        accuracy=Accuracy(*_each(partial(measure_of, judge), tallies)),
         score=Scores(finite(found.score), finite(found.uniform)),
         agreement=Agreement(masked_vs_compact, compact_vs_onnx),
         onnx=onnx,

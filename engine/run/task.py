@@ -19,6 +19,7 @@ from ..inputs.models import resolve as resolve_callable
 from ..inputs.tokens import check_embeddings
 from ..randomness import seeded
 from ..tasks import TASKS, Case, Task, own_task
+from ..tasks.base import described
 from ..tasks.choice import AUTO, Choice, chosen
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
@@ -41,11 +42,18 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
     output = None
     with torch.no_grad(), seeded(0):
         try:
-            output = main_output(light(network).eval()(*(x[:FEW] for x in batch.inputs)))
+            given = light(network).eval()(*(x[:FEW] for x in batch.inputs))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             check_embeddings(network, batch.inputs)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
+        else:
+            if not leaves(given):
+                raise FreePruneError(
+                    f"the network returns {described(given)}, in which there is no tensor; let it return tensors, or tuples, "
+                    "lists, dictionaries or dataclasses of them"
+                )
+            output = main_output(given)
     case = Case(batch.labels, output, batch.inputs)
     if not isinstance(asked, str):
         return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")

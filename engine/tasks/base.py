@@ -59,8 +59,16 @@ class Task(Reading, ABC):
     distill: float = 0.0
 
     def fits(self, case: Case) -> bool:
-        """Whether these labels and outputs are of this task. `--task auto` takes the first task of the table that says so."""
+        """Whether these labels and outputs are of this task."""
         return case.output is not None and case.labels is not None and self.as_labels(case.labels) is not None
+
+    def guessed(self, case: Case) -> bool:
+        """Whether `--task auto` takes this task if it takes none before it: where it fits, unless the task says otherwise."""
+        return self.fits(case)
+
+    def note(self, case: Case) -> str:
+        """What is to be told where `--task auto` took this task for these labels, after a semicolon; "" for nothing."""
+        return ""
 
     @abstractmethod
     def as_labels(self, given: Any) -> Any:

@@ -63,8 +63,8 @@ class Binary(Task):
         return _right(output, labels), len(labels), "of the calibration images right"
 
     def doubt(self, output: Tensor, labels: Tensor) -> str | None:
-        """As for classification."""
-        return hardly_right(_right(output, labels), len(labels), 2)
+        """Outputs that are no logits; else as for classification."""
+        return probabilities(output) or hardly_right(_right(output, labels), len(labels), 2)
 
 
 def binary_divergence(output: Tensor, target: Tensor) -> Tensor:
@@ -74,6 +74,16 @@ def binary_divergence(output: Tensor, target: Tensor) -> Tensor:
     # The cross entropy less the entropy: 0 where both agree.
     apart = F.binary_cross_entropy_with_logits(student, probability) - F.binary_cross_entropy_with_logits(teacher, probability)
     return apart * TEMPERATURE**2
+
+
+def probabilities(output: Tensor) -> str | None:
+    """A sentence if outputs lie between 0 and 1, as after a sigmoid; None if they do not."""
+    if not bool(((output >= 0) & (output <= 1)).all()):
+        return None
+    return (
+        "the network's outputs lie between 0 and 1, as after a sigmoid, and loss and measure take logits; give the network "
+        "without its last sigmoid, or a `task` of your own"
+    )
 
 
 def _right(output: Tensor, labels: Tensor) -> int:

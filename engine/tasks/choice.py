@@ -66,8 +66,9 @@ def _guessed(case: Case) -> Choice:
     if case.labels is None:
         return Choice(AGREEMENT, "agreement")
     for name, task in TASKS.items():
-        if task.labelled and task.fits(case):
+        if task.labelled and task.guessed(case):
             told = f"task {name}, by labels that are {_shape(case.labels)} and outputs that are {_shape(case.output)}"
+            told += task.note(case)
             return Choice(task, name, told)
     return Choice(
         AGREEMENT,

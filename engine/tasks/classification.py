@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common import FreePruneError
-from .base import PERCENT, Case, Task, described, is_whole, one_output, squeezed
+from .base import PERCENT, Case, Task, are_zeros_and_ones, described, is_whole, one_output, squeezed
 
 DISTILL = 0.9  # figures: docs/results.md
+ROUNDING = 1e-2  # of the sum of a row of probabilities, in half precision too
 TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
 
 
 class Classification(Task):
     """One class of several for each image: labels are int64 `(N,)`, outputs logits `(N, classes)`.
 
-    Labels `(N, 1)`, truth values and whole numbers in a floating type are taken as well.
+    Labels `(N, 1)`, truth values and whole numbers in a floating type are taken as well, and shares of each class
+    `(N, classes)` that sum to 1, of which the largest counts.
     """
 
     label = "one integer for each image"
@@ -30,18 +32,28 @@ class Classification(Task):
     distill = DISTILL
 
     def fits(self, case: Case) -> bool:
-        """Labels `(N,)` of whole numbers and outputs `(N, classes)`."""
+        """Labels `(N,)` of whole numbers and outputs `(N, classes)`; or shares of classes, and outputs that are none."""
         if case.output is None or case.output.ndim != 2 or self.as_labels(case.labels) is None:
             return False
+        if squeezed(case.labels).ndim == 2:
+            return bool(case.output.shape[1] == case.labels.shape[1])
         return case.output.shape[1] > 1 or is_whole(case.labels)  # of whole numbers and one output, `check` tells
+
+    def guessed(self, case: Case) -> bool:
+        """Not where labels `(N, classes)` may be several for an image, or numbers that the network gives as it is."""
+        if not self.fits(case) or squeezed(case.labels).ndim < 2:
+            return self.fits(case)
+        return case.output is not None and not are_zeros_and_ones(case.labels) and not are_distributions(case.output)
 
     def as_labels(self, given: Any) -> Tensor | None:
         """int64 `(N,)`."""
         if not isinstance(given, Tensor) or given.is_complex():
             return None
-        given = squeezed(given)
-        whole = is_whole(given) or bool((given == given.floor()).all())
-        return given.long() if whole and given.ndim == 1 else None
+        labels: Tensor = squeezed(given)
+        if are_distributions(labels):
+            return labels.argmax(1)
+        whole = is_whole(labels) or bool((labels == labels.floor()).all())
+        return labels.long() if whole and labels.ndim == 1 else None
 
     def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
         """Logits `(N, classes)`: the first of several outputs."""
@@ -101,6 +113,11 @@ class Classification(Task):
         """Weights or data that are not the network's own show here first: it does hardly better than by guessing."""
         if output.ndim != 2:
             return None
+        if are_distributions(output):
+            return (
+                "the network's outputs are probabilities that sum to 1, as after a softmax, and the loss takes logits; give "
+                "the network without its last softmax"
+            )
         return hardly_right(_right(output, labels), len(labels), output.shape[1])
 
 
@@ -116,9 +133,22 @@ def hardly_right(right: int, images: int, classes: int) -> str | None:
     )
 
 
+def are_distributions(given: Tensor) -> bool:
+    """Whether each row of `(N, classes)` is of numbers from 0 on that sum to 1, as after a softmax, or of one 1."""
+    if given.is_complex() or given.ndim != 2 or given.shape[1] < 2:
+        return False
+    given = given.double()
+    return bool((given >= 0).all() and ((given.sum(1) - 1).abs() < ROUNDING).all())
+
+
 def check_classes(labels: Tensor, classes: int) -> None:
     """Refuse labels, at least one, that are no classes 0 to `classes` - 1."""
     lowest, highest = int(labels.min()), int(labels.max())
+    if classes == 1 and (lowest < 0 or highest > 1):
+        raise FreePruneError(
+            f"the network has one output, and the labels are whole numbers from {lowest} to {highest}; use "
+            "`task='regression'` if they are numbers, or give labels 0 and 1 for the task 'binary'"
+        )
     if lowest < 0 or highest >= classes:
         raise FreePruneError(
             f"there is a label {lowest if lowest < 0 else highest}, but the network has {classes} classes; "

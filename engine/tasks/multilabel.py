@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...common import FreePruneError
 from .base import PERCENT, Case, Task, are_zeros_and_ones, described, one_output
-from .binary import binary_divergence
+from .binary import binary_divergence, probabilities
+from .classification import are_distributions
 
 
 class Multilabel(Task):
@@ -26,6 +27,16 @@ class Multilabel(Task):
     def fits(self, case: Case) -> bool:
         """Zeros and ones, and outputs of the same shape `(N, classes)`."""
         return case.output is not None and self.as_labels(case.labels) is not None and _same(case.output, case.labels)
+
+    def note(self, case: Case) -> str:
+        """One class for each image may be meant."""
+        if not are_distributions(case.labels):
+            return ""
+        return "; every image has exactly one: use `task='classification'` if it cannot have several"
+
+    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+        """Outputs that are no logits."""
+        return probabilities(output)
 
     def as_labels(self, given: Any) -> Tensor | None:
         """float32 `(N, classes)`, of zeros and ones."""

@@ -31,6 +31,14 @@ class Regression(Task):
         """float32, of the same shape."""
         return given.float() if isinstance(given, Tensor) and given.ndim and not given.is_complex() else None
 
+    def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:
+        """Refuse labels that are no finite numbers."""
+        if labels is not None and not bool(torch.isfinite(labels).all()):
+            raise FreePruneError(
+                "the labels hold NaN or infinite values; mend them, take these items out, or give a task of your own whose "
+                "functions leave them out"
+            )
+
     def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
         """The numbers, in the shape of the labels."""
         found = one_output(given, f"numbers of shape {tuple(labels.shape)}")

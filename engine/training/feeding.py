@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from ...common import FreePruneError
+from ...common import FreePruneError, cause
+from ...errors import is_out_of_memory
+from ...reading import leaves
 from ..inputs.batches import Images, inner, is_batch, parts, telling_items
 from ..randomness import seed_all, seeded
 from ..tasks import OwnTask, Task
 from ..tasks.base import described
+from ..user_code import UserError, place_of
 
 PREFETCHED = 4  # batches that each loading process makes ahead
 DIED = re.compile(r"DataLoader worker .*(killed|exited)")
@@ -249,7 +253,33 @@ def dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Any:
 
 
 def run(network: nn.Module, inputs: Any) -> Any:
-    return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+    """What a network returns for a batch.
+
+    Raises:
+        UserError: in place of whatever its forward pass raised, but for a lack of memory.
+    """
+    try:
+        return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+    except FreePruneError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        given = " and ".join(described(x) for x in leaves(inputs))
+        mode = "training" if network.training else "eval"
+        instead = ", or a function of your own as `finetune` if it is trained with more than these" if network.training else ""
+        raise UserError(
+            f"the network in {mode} mode fails on {given} ({cause(error)}{place_of(error)}); give inputs of the shape and type "
+            f"that it was trained on{instead}",
+            "".join(traceback.format_exception(error)),
+        ) from error
+
+
+def check_finite(inputs: Any, labels: Any) -> None:
+    """Raises FreePruneError if inputs or labels of a batch hold NaN or infinite values."""
+    for what, given in (("inputs", inputs), ("labels", labels)):
+        if not all(torch.isfinite(x).all() for x in leaves(given)):
+            raise FreePruneError(f"the {what} of a batch hold NaN or infinite values; mend them, or take these items out")
 
 
 def on_cpu(labels: Any) -> Any:

@@ -12,13 +12,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...common import FreePruneError
 from ...errors import first_line, is_out_of_memory
+from ...reading import main_output
 from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
-from ..tasks import Task
+from ..tasks import OwnTask, Task
+from ..tasks.base import described
 from .augmentation import drawn_shifts, shifted
 from .batch_norm import synchronise, unsynchronise
-from .feeding import dense_labels, inputs_and_labels, run
+from .feeding import check_finite, dense_labels, inputs_and_labels, run
 from .optimizer import Average, held, optimizer_of, pruned_entries, rate_factor, set_zero, set_zero_gradients
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class Learner:
             value, wanted = self._fabric.all_reduce(told, reduce_op="mean").tolist()  # type: ignore[union-attr]
             due = wanted > 0
         if not math.isfinite(value):
+            check_finite(images, labels)
             raise FreePruneError(
                 f"the loss became {value} at step {number + 1} of {self._steps}; lower `learning_rate` "
                 f"(now {self._recipe.learning_rate:g})"
@@ -206,7 +209,7 @@ class Learner:
         """What the task trains on, of everything that the network returns."""
         if self.world > 1:
             return self._model(images, labels)
-        return self._task.output(run(self._model, images), labels, training=True)
+        return trained_output(self._model, images, labels, self._task)
 
     def _descend(self, loss: Tensor) -> None:
         """One step of the optimizer; pruned entries are zero again after it."""
@@ -236,7 +239,22 @@ class _Picked(nn.Module):
         self.network, self._task = network, task
 
     def forward(self, images: Any, labels: Any) -> Any:
-        return self._task.output(run(self.network, images), labels, training=True)
+        return trained_output(self.network, images, labels, self._task)
+
+
+def trained_output(network: nn.Module, images: Any, labels: Any, task: Task) -> Any:
+    """What a task trains on, of everything that a network returns in training mode.
+
+    Raises:
+        FreePruneError: it returns no output there, such as losses alone.
+    """
+    given = run(network, images)
+    if not isinstance(task, OwnTask) and main_output(given) is None:
+        raise FreePruneError(
+            f"the network in training mode returned {described(given)} without an output; let it return outputs as in eval "
+            "mode, train with a function of your own (`finetune`), or skip training with 0 epochs"
+        )
+    return task.output(given, labels, training=True)
 
 
 def _rows(images: Any) -> int:

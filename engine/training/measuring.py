@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from ...sharing import light
 from ..asked.declaration import Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
-from ..tasks import CLASSIFICATION, Task
+from ..tasks import CLASSIFICATION, OwnTask, Task
 from .fabric import HERE, fabric_of
-from .feeding import Drawn, batches_of, dense_labels, inputs_and_labels, loader, on_cpu, run
+from .feeding import Drawn, batches_of, check_finite, dense_labels, inputs_and_labels, loader, on_cpu, run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,9 +52,24 @@ def measured(
     hardware: Hardware = HERE,
 ) -> float:
     """The task's measure of a network on a data set; otherwise as `tallied`."""
-    return task.judge.measured(
-        tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware)
+    return measure_of(
+        task, tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware)
     )
+
+
+def measure_of(task: Task, tally: Any) -> float:
+    """The measure of the tally of all batches.
+
+    Raises:
+        FreePruneError: it is not finite.
+    """
+    value = task.judge.measured(tally)
+    if not math.isfinite(value):
+        raise FreePruneError(
+            f"the {task.judge.measure} is {value}, since the network's outputs on some test images are not finite; give "
+            "weights and images without such values"
+        )
+    return value
 
 
 def tallied(
@@ -76,7 +92,7 @@ def tallied(
         hardware: the device, and how many processes load the data.
 
     Raises:
-        FreePruneError: an empty data set; outputs or labels that are not the task's.
+        FreePruneError: an empty data set; outputs or labels that are not the task's, or inputs that are not finite.
     """
     task = task.judge
     fabric = fabric_of(hardware)
@@ -89,6 +105,7 @@ def tallied(
     with torch.no_grad(), seeded(seed):
         for batch in _batches(dataset, batch_size, collate, seed, hardware.loaders):
             images, labels = inputs_and_labels(batch, task)
+            check_finite(images, None if isinstance(task, OwnTask) else labels)
             images = fabric.to_device(images)
             if tally is None:
                 channels_last = takes_channels_last(judged, images)

@@ -327,3 +327,18 @@ def test_a_file_for_one_batch_size_says_so_in_its_inputs():
     model = onnx.helper.make_model(onnx.helper.make_graph([], "one", [given], []))
     _fix_sizes(model, (torch.zeros(8, 4, 6),))
     assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [8, 4, 6]
+
+
+def test_a_single_number_beside_the_outputs_does_not_fix_the_batch(tmp_path):
+    class Balanced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return {"logits": y, "balance": y.square().mean()}
+
+    exported = export_onnx(Balanced().eval(), (torch.randn(8, 4),), tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert exported.warnings == ()

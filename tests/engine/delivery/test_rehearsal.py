@@ -62,7 +62,7 @@ REFUSED = {
     "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
     "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
     "side output first": ({"model": Changed(lambda y, t: (y[:, 0], y) if t else y)}, "expected logits, one tensor"),
-    "dictionary in training": ({"model": Changed(lambda y, t: {"n": len(y)} if t else y)}, "returned a dict; expected logits"),
+    "dictionary in training": ({"model": Changed(lambda y, t: {"n": len(y)} if t else y)}, "returned a dict without an output"),
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),

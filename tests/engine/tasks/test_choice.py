@@ -44,6 +44,9 @@ TOLD = [
     ("segmentation", whole(8, 8, 8), numbers(3, 8, 8, 8)),
     ("segmentation", whole(1, 8, 8, most=2).float(), numbers(1, 8, 8)),
     ("segmentation", whole(8, 8, most=2).where(whole(8, 8) > 0, 255), numbers(1, 8, 8)),
+    ("classification", numbers(4).softmax(1), numbers(4)),  # shares of each class, as label smoothing gives them
+    ("regression", numbers(4).softmax(1), numbers(4).softmax(1)),
+    ("multilabel", whole().unsqueeze(1).eq(torch.arange(4)).long(), numbers(4)),
     ("language", TOKENS.where(TOKENS < 5, -100), numbers(5, 7)),
     ("tokens", whole(5), numbers(5, 3)),
     ("agreement", None, numbers(4)),
@@ -101,3 +104,40 @@ def test_a_task_of_ones_own_takes_whatever_the_data_hold():
     own = OwnTask(loss=lambda output, labels: output.sum())
     found = chosen(own, Case({"boxes": 3}, None, ()), "own:boxes")
     assert (found.task, found.name, found.told) == (own, "own:boxes", None)
+
+
+def test_one_class_for_each_image_may_be_several_labels_or_classification():
+    one_hot = whole().unsqueeze(1).eq(torch.arange(4)).long()
+    assert "use `task='classification'`" in chosen(AUTO, Case(one_hot, numbers(4), ())).told
+    assert "classification" not in chosen(AUTO, Case(whole(4, most=2), numbers(4), ())).told
+    assert torch.equal(chosen("classification", Case(one_hot, numbers(4), ())).task.as_labels(one_hot), whole())
+    smoothed = 0.9 * one_hot + 0.025
+    assert torch.equal(TASKS["classification"].as_labels(smoothed.half()), whole())
+
+
+@pytest.mark.parametrize("name", ["binary", "classification", "multilabel"])
+def test_outputs_that_are_probabilities_are_doubted(name):
+    task = TASKS[name]
+    labels, logits = {"binary": (ZERO_ONE, numbers()), "multilabel": (whole(4, most=2), numbers(4))}.get(
+        name, (whole(), numbers(4))
+    )
+    labels = task.as_labels(labels)
+    probabilities = logits.softmax(1) if name == "classification" else logits.sigmoid()
+    assert "take" in task.doubt(probabilities, labels)
+    assert "logits" in task.doubt(probabilities, labels)
+    assert "logits" not in (task.doubt(logits, labels) or "")
+
+
+def test_whole_numbers_for_one_output_are_no_classes():
+    task = TASKS["classification"]
+    with pytest.raises(
+        FreePruneError, match=r"one output, and the labels are whole numbers from -1 to 1; use `task='regression'`"
+    ):
+        task.output(numbers(1), ZERO_ONE * 2 - 1, training=False)
+
+
+def test_labels_without_a_number_are_told():
+    labels = numbers()
+    labels[2] = torch.nan
+    with pytest.raises(FreePruneError, match="labels hold NaN or infinite values"):
+        TASKS["regression"].check(numbers(1), labels, 0)

@@ -14,7 +14,7 @@ from freeprune.common import FreePruneError
 from freeprune.engine.asked.declaration import Hardware
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.inputs.batches import Images
-from freeprune.engine.tasks import CLASSIFICATION
+from freeprune.engine.tasks import CLASSIFICATION, TASKS
 from freeprune.engine.training.feeding import Drawn, Order, Whole, batches_of, loader
 from freeprune.engine.training.trainer import accuracy, measured, train
 
@@ -113,3 +113,54 @@ def test_an_order_goes_on_in_the_middle_of_a_shuffle():
         rest = order()
         rest.go_on(done, states[done], None)
         assert list(rest) == batches[done:]
+
+
+class Apart(nn.Module):
+    """Other things in training mode: losses alone, or a failure."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.layer, self.fails = nn.Linear(48, 3), fails
+
+    def forward(self, x, labels=None):
+        given = self.layer(x.flatten(1))
+        if self.training and self.fails:
+            raise KeyError("labels")
+        return {"loss": given.mean()} if self.training else given
+
+
+@pytest.mark.parametrize(
+    ("fails", "sentence"),
+    [
+        (
+            True,
+            r"in training mode fails on a float32 tensor of shape \(5, 3, 4, 4\) \(KeyError: 'labels' at .*; give .*`finetune`",
+        ),
+        (False, r"in training mode returned a dict without an output; .*`finetune`"),
+    ],
+)
+def test_a_network_that_is_trained_in_another_way_is_told(fails, sentence):
+    with pytest.raises(FreePruneError, match=sentence):
+        train(Apart(fails), Items(), Recipe(images=20, batch_size=5), seed=1)
+
+
+def test_images_of_another_shape_or_without_numbers_are_told_wherever_they_come():
+    items, network = Items(), nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(FreePruneError, match=r"in eval mode fails on a float32 tensor of shape \(2, 3, 4, 4\)"):
+        accuracy(network, items)
+    items.images[20] = torch.nan
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    with pytest.raises(FreePruneError, match="the inputs of a batch hold NaN"):
+        accuracy(network, items)
+    with pytest.raises(FreePruneError, match="the inputs of a batch hold NaN"):
+        train(network, items, Recipe(images=66, batch_size=11), seed=1)
+
+
+def test_a_measure_without_a_number_is_told():
+    class Far(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1)) * torch.inf
+
+    data = [(torch.randn(3, 4, 4), 0.5) for _ in range(4)]
+    with pytest.raises(FreePruneError, match="the mean absolute error is inf, since the network's outputs on some test images"):
+        measured(Far(48, 1), data, TASKS["regression"])

@@ -531,7 +531,7 @@ def test_sentences_for_arguments(dataset):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda network, images: {"count": images.shape[0]}, "the network returned a dict; expected logits"),
+        (lambda network, images: {"count": images.shape[0]}, "returned a dict without an output"),
         (lambda network, images: (images, network(images)), r"shape \(8, 3, 8, 8\); expected logits, one tensor"),
         (lambda network, images: images, r"shape \(8, 3, 8, 8\); expected logits, one tensor of shape \(8, classes\)"),
         (lambda network, images: network(images)[:1], r"shape \(1, 4\)"),
