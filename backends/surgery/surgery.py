@@ -211,7 +211,9 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
         shape: gives the new shape of the layer's tensor of that name.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
-        first, second = shape("weight")[:2]
+        first, second, *kernel = shape("weight")
+        if kernel != list(module.weight.shape[2:]):  # it covers what has shrunk
+            yield "kernel_size", tuple(kernel)
         if module.transposed:
             groups = module.groups
             if groups > 1 and module.in_channels == groups:

@@ -1,14 +1,14 @@
-"""Rules of operators that compute: element-wise ones, products, norms, attention, reductions."""
+"""Rules of operators that compute: element-wise ones, products, attention, reductions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from .algebra import all_without, along_free, contract, freeze_all, merge, others_empty, without
+from .algebra import all_without, along_free, contract, freeze_all, merge, without
 from .labelling import Labelling
 from .labels import Labels, Layer, along, on_dim, support
 from .operator import Call, Operand, Undefined, UnknownOperator
@@ -25,7 +25,8 @@ def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
 def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     """Dense, grouped, depthwise and transposed convolution of any number of dimensions.
 
-    Along a dimension where its kernel is of size 1 and does not stride, each coordinate is convolved by itself.
+    Along a dimension where its kernel is of size 1 and does not stride, each coordinate is convolved by itself. One that the
+    kernel covers as a whole, as that of embeddings, is summed up.
 
     Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
     group, and the number of groups stays.
@@ -35,18 +36,24 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     out = call.outputs[0]
     kernel = weight.dim() - 2
     steps = zip(weight.shape[2:], call["stride"] * kernel, call["padding"] * kernel, out.shape[2:], x.shape[2:], strict=False)
-    apart = [d for d, (k, step, pad, n, m) in enumerate(steps, 2) if (k, step, pad, n) == (1, 1, 0, m) and tracer.varies(x, d)]
+    moves = [(d, *step) for d, step in enumerate(steps, 2) if tracer.varies(x, d)]
+    apart = [d for d, k, step, pad, n, m in moves if (k, step, pad, n) == (1, 1, 0, m)]
+    covered = [d for d, k, _, pad, _, m in moves if (k, pad) == (m, 0) and not transposed and d not in apart]
     moved = [n for d, n in enumerate((x if transposed else out).shape) if d > 1 and d not in apart]
-    places = math.prod(moved) * math.prod(weight.shape[2:])
+    places = math.prod(moved) * math.prod(n for d, n in enumerate(weight.shape) if d > 1 and d not in covered)
     roles = ("in", "out") if transposed else ("out", "in")
-    operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *[None] * kernel), groups if transposed else 1)
-    tracer.count(places * x.shape[0], [(weight, 0), (weight, 1), *((x, d) for d in apart)], [operand])
+    at = [2 + len(apart) + covered.index(d) if d in covered else None for d in range(2, weight.dim())]
+    operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *at), groups if transposed else 1)
+    counted = [(weight, 0), (weight, 1), *((x, d) for d in apart), *((weight, d) for d in covered)]
+    tracer.count(places * x.shape[0], counted, [operand])
     if not any(map(tracer.labels, call.tensors)):
         return [[]]
-    layers = all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1, *apart})
-    channels = along(all_without(tracer, [y for y in layers if 1 in support(y)], apart), 1)
-    kernels = all_without(tracer, tracer.labels(weight), range(2, weight.dim()))
+    layers = all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1, *apart, *covered})
+    channels = along(all_without(tracer, [y for y in layers if 1 in support(y)], [*apart, *covered]), 1)
+    kernels = all_without(tracer, tracer.labels(weight), {*range(2, weight.dim())} - {*covered})
     rows, columns = along(kernels, 0), along(kernels, 1)
+    for d in covered:
+        contract(tracer, along(layers, d), along(kernels, d))
     if transposed:
         rows, columns = columns, rows
     if groups == 1:
@@ -57,7 +64,25 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
         rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
     if bias is not None:
         contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
-    return [[on_dim(row, 1, out.dim()) for row in rows[:1]] + [y for y in layers if 1 not in support(y)]]
+    beside = [y for y in layers if {1, *covered}.isdisjoint(support(y))]
+    return [[on_dim(row, 1, out.dim()) for row in rows[:1]] + beside]
+
+
+def kernel_positions(module: nn.modules.conv._ConvNd) -> tuple[int, ...]:
+    """The dimensions of a convolution's weight along which it moves, or may; not the one along which it may cover its input.
+
+    That is one of a kernel that is longest there and neither padded nor dilated.
+    """
+    sizes: list[int] = list(module.weight.shape[2:])
+    covers = sizes.index(max(sizes))
+    free = all(_at(given, covers) in plain for given, plain in ((module.padding, (0, "valid")), (module.dilation, (1,))))
+    alone = len(sizes) > 1 and sizes.count(sizes[covers]) == 1
+    may = free and alone and not module.transposed and module.padding_mode == "zeros"
+    return tuple([d for d in range(2, 2 + len(sizes)) if not (may and d == 2 + covers)])
+
+
+def _at(given: Any, position: int) -> Any:
+    return given[position] if isinstance(given, tuple | list) else given
 
 
 def _grouped(
@@ -259,49 +284,6 @@ def distances(tracer: Labelling, call: Call) -> list[Labels]:
     return [[] for _ in call.outputs]
 
 
-def batch_norm(tracer: Labelling, call: Call) -> list[Labels]:
-    merged = merge(
-        tracer, _with_channel_vectors(tracer, call, "weight", "bias", "running_mean", "running_var"), call.first.dim()
-    )
-    channels = along(merged, 1)
-    statistics = [channels if t.shape == call.first.shape[1:2] else [] for t in call.outputs[1:]]
-    return [merged, *statistics]
-
-
-def _with_channel_vectors(tracer: Labelling, call: Call, *names: str) -> list[tuple[Sequence[int], Labels]]:
-    """The input and the given vectors over its channels, as operands of `merge`."""
-    x = call["input"]
-    ones = [1] * (x.dim() - 2)
-    operands: list[tuple[Sequence[int], Labels]] = [(x.shape, tracer.labels(x))]
-    for vector in (call[name] for name in names):
-        if isinstance(vector, Tensor):
-            operands.append(([1, x.shape[1], *ones], [y.reshape([1, -1, *ones]) for y in tracer.labels(vector)]))
-    return operands
-
-
-def layer_norm(tracer: Labelling, call: Call) -> list[Labels]:
-    x = call["input"]
-    inner = set(range(x.dim() - len(call["normalized_shape"]), x.dim()))
-    layers = [y for y in tracer.labels(x) if set(support(y)) <= inner]
-    layers += all_without(tracer, [y for y in tracer.labels(x) if not set(support(y)) <= inner], inner)  # norms of each head
-    operands = [(tuple(x.shape), layers)]
-    for name in ("weight", "bias"):
-        if isinstance(call[name], Tensor):
-            operands.append((tuple(call[name].shape), tracer.labels(call[name])))
-    return others_empty(call, merge(tracer, operands, x.dim()))
-
-
-def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
-    """Group norm: the same positions are removed from every group of channels, or whole groups where these go together anyway."""
-    x, groups = call["input"], call["group"]
-    channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
-    for layer in channels if groups > 1 else []:
-        positions = layer.reshape(groups, -1)
-        if not tracer.together(positions):
-            tracer.unite(positions, positions[:1])
-    return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
-
-
 def reduction(tracer: Labelling, call: Call) -> list[Labels]:
     """A reduction that needs all the coordinates that it reduces."""
     return _reduced(call, along_free(tracer, call.first, reduced(call)))
@@ -339,16 +321,6 @@ def _reduced(call: Call, layers: Labels) -> list[Labels]:
     if not call["keepdim"]:
         layers = [layer.squeeze(tuple(reduced(call))) for layer in layers]
     return [layers for _ in call.outputs]
-
-
-def weight_norm(tracer: Labelling, call: Call) -> list[Labels]:
-    """Directions of norm 1, over what is kept, times lengths; rows go with their lengths."""
-    directions, lengths = call["v"], call["g"]
-    d = int(call["dim"] or 0) % directions.dim()
-    merged = merge(
-        tracer, [(directions.shape, tracer.labels(directions)), (lengths.shape, tracer.labels(lengths))], directions.dim()
-    )
-    return [merged, [y for y in merged if support(y) == (d,)]]
 
 
 def along_one_dim(tracer: Labelling, call: Call) -> list[Labels]:

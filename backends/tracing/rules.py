@@ -17,15 +17,12 @@ from .algebra import Rule
 from .arithmetic import (
     along_one_dim,
     attention,
-    batch_norm,
     batched_matmul,
     convolution,
     distances,
     elementwise,
     extreme,
-    group_norm,
     grouped_matmul,
-    layer_norm,
     matmul,
     reduction,
     spatial,
@@ -33,7 +30,6 @@ from .arithmetic import (
     trilinear,
     unpool,
     vector_product,
-    weight_norm,
 )
 from .meta import name_of
 from .movement import (
@@ -57,6 +53,7 @@ from .movement import (
     unsqueeze,
     view,
 )
+from .norms import batch_norm, group_norm, layer_norm, weight_norm
 from .operator import Call, UnknownOperator, base_name
 from .selection import (
     as_complex,

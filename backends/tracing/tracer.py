@@ -27,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
-from .arithmetic import multihead_attention
+from .arithmetic import kernel_positions, multihead_attention
 from .calls import Held, code, plain_arguments, results
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
@@ -64,7 +64,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._paths: dict[int, str] = {}
         self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
         self._storages: dict[int, str] = {}
-        self._kernels: set[int] = set()
+        self._kernels: dict[int, tuple[int, ...]] = {}  # the dimensions of a kernel that have no channels
         self._buffers: set[str] = set()
         self._parameters: list[tuple[Tensor, str]] = []
         without_values = True
@@ -83,7 +83,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._buffers.add(name)
             if isinstance(module, nn.modules.conv._ConvNd):
-                self._kernels.add(id(module.weight))
+                self._kernels[id(module.weight)] = kernel_positions(module)
         self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
@@ -183,8 +183,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a parameter or buffer when it is first seen."""
         layers = []
         for dim, size in enumerate(tensor.shape):
-            if id(tensor) in self._kernels and dim > 1:
-                continue  # kernel positions are no channels
+            if dim > 1 and dim in self._kernels.get(id(tensor), ()):
+                continue
             ids = self._leaf(name, dim, size)
             if ids.size > 1:
                 layers.append(on_dim(ids, dim, tensor.dim()))

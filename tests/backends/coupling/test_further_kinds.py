@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from freeprune.backends import apply
+
 
 class Retained(nn.Module):
     """Heads with a decay each, which a group norm normalises one by one (RetNet)."""
@@ -115,3 +117,27 @@ def test_heads_that_are_a_dimension_of_every_weight_go():
     backend = promises.kept(OwnWeights(), torch.randn(2, 7, 6))
     assert promises.widths(backend) == {"first": 24, "q": 4}
     assert not promises.locked(backend)
+
+
+class Phrases(nn.Module):
+    """Kernels as wide as the embeddings that they move over (text CNN)."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 8)
+        self.phrases = nn.ModuleList([nn.Conv2d(1, 6, (words, 8)) for words in (2, 3)])
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, ids):
+        x = self.table(ids)[:, None]
+        made = [convolution(x).relu().squeeze(3) for convolution in self.phrases]
+        return self.last(torch.cat([y.amax(2) for y in made], 1))
+
+
+def test_embeddings_go_with_the_kernels_that_cover_them():
+    torch.manual_seed(0)
+    network, ids = Phrases().eval(), torch.randint(30, (2, 12))
+    backend = promises.kept(network, ids, onnx=True)
+    assert promises.widths(backend) == {"table": 8, "phrases.0": 6, "phrases.1": 6}
+    compact = apply(network, backend.plan(torch.tensor([5, 6, 6]).numpy()))
+    assert compact.phrases[1].kernel_size == (3, 5)

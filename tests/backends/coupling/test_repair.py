@@ -151,7 +151,7 @@ def test_turns_of_a_loop_that_share_a_size_lose_alike(key):
     network, x = around(Cascade(4, key, 8), 32)
     backend = promises.kept(network, x)
     assert not promises.locked(backend)
-    assert sum(promises.widths(backend).values()) == 8 + key + 32 
+    assert sum(promises.widths(backend).values()) == 8 + key + 32
 
 
 class Down(nn.Module):
