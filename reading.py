@@ -18,10 +18,10 @@ LOSS = "loss"  # of the labels that a network was given; no output
 INSIDE = ("hidden_state", "hidden_states", "attentions", "pooler_output", "_model_output")
 
 
-def children(given: Any) -> list[tuple[str, Any]] | None:
+def children(given: Any, *, inside: bool = False) -> list[tuple[str, Any]] | None:
     """The parts of a tuple, list, dictionary or dataclass of outputs, with their names; None for anything else.
 
-    States inside the network, such as `encoder_last_hidden_state`, are left out unless there is nothing else.
+    States inside the network, such as `encoder_last_hidden_state`, are left out unless `inside` is set or all else is empty.
     """
     names = getattr(given, "_fields", None)
     if isinstance(given, tuple | list) and names is None:
@@ -34,6 +34,8 @@ def children(given: Any) -> list[tuple[str, Any]] | None:
         found = [(one.name, getattr(given, one.name)) for one in fields(given)]
     else:
         return None
+    if inside:
+        return found
     results = [(name, value) for name, value in found if not name.endswith(INSIDE)]
     return results if any(name != LOSS and leaves(value) for name, value in results) else found
 

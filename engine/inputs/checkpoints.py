@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,8 +107,15 @@ class Unread:
         pass
 
 
-def _stand_in(name: str) -> tuple[type[Unread], str]:
-    """A class that stands for another one, as `safe_globals` takes it."""
+def _plain(*given: Any) -> OrderedDict[Any, Any]:
+    """In place of a class of dictionaries: an empty one, to be filled."""
+    return OrderedDict()
+
+
+def _stand_in(name: str) -> tuple[Callable[..., Any], str]:
+    """What stands for a class, as `safe_globals` takes it."""
+    if name == "collections.defaultdict":
+        return _plain, name
     module, _, own = name.rpartition(".")
     return type(own, (Unread,), {"wanted": name, "__module__": module}), name
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from ...common import FreePruneError, nearest
+from ...common import FreePruneError, cause, nearest
 from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
@@ -22,13 +24,14 @@ from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
 from .shards import shards
-from .sources import Pictures, digits, image_folder, npz
+from .sources import TESTS, Pictures, digits, image_folder, npz
 
 OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 
 
 ARRAYS = (Tensor, np.ndarray)
+TRAININGS = ("train", "training")  # names of the part for training in a dictionary
 PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
 SKIPPING = declared(Source)["bad_images"]
 
@@ -77,7 +80,8 @@ def load_data(
             for the test;
             `digits`, scikit-learn's 8x8 digits;
             `package.module:callable` or `path/to/file.py:callable`, which returns any of the following;
-            a pair (training, test) of map-style datasets or DataLoaders; of a loader, the dataset and its `collate_fn`; without
+            a pair (training, test) of map-style datasets or DataLoaders, or a dictionary of these under `train` and `test`;
+            tuples of arrays, inputs and labels, will do for data sets; of a loader, the dataset and its `collate_fn`; without
             labels their items are inputs alone, and tensors and a single one of all these will do;
             a `Data`, returned as it is; an `Asked`, whose options hold in place of the following three.
         mean: per channel, on the scale where images span 0 to 1. Default: as `stated` for image folders, else ImageNet's for
@@ -120,6 +124,13 @@ def load_data(
             return npz(Path(place), mean, std)
         if source == "digits":
             return digits(mean, std)
+        if os.path.isdir(source):
+            raise FreePruneError(f"the data {source!r} are a folder; give `imagefolder:{source}` for one of images")
+        if os.path.isfile(source):
+            raise FreePruneError(
+                f"the data {source!r} are a file; give `npz:FILE` for arrays, `wds:SHARDS` for shards of images, or "
+                "path/to/file.py:callable for a function that reads it"
+            )
         if kind in ("", source, "digits"):
             raise FreePruneError(f"there is no data {source!r}; {nearest(source, FORMS)}")
     if mean is not None or std is not None:
@@ -139,13 +150,17 @@ def _given(source: object, task: Task | None, network: nn.Module | None) -> Data
         return replace(source, collate=by_name(source.train, source.collate.collate, network))
     if isinstance(source, Tensor | Dataset | DataLoader):
         return _single(_read("training", source, task, network))
+    if isinstance(source, Mapping):  # as `datasets` keeps its parts
+        parts = [next((source[name] for name in names if name in source), None) for names in (TRAININGS, TESTS)]
+        source = source if any(part is None for part in parts) else parts
     if not isinstance(source, tuple | list) or len(source) != 2:
+        count = f" of {len(source)}" if isinstance(source, tuple | list) else ""
         raise FreePruneError(
-            f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "
+            f"the data are {described(source)}{count}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
     train, test = (_read(name, given, task, network) for name, given in zip(("training", "test"), source, strict=True))
-    if train.collate != test.collate:
+    if not _same(train.collate, test.collate):
         raise FreePruneError("the two loaders have different collate_fn; give both the same, for one network reads from both")
     labelled = [one.labels is not None for one in (train, test)]
     if labelled[0] != labelled[1]:
@@ -163,6 +178,22 @@ def _given(source: object, task: Task | None, network: nn.Module | None) -> Data
     return _own(train, train.dataset, test.dataset)
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two functions that make batches do the same: lambdas of one line of code do."""
+    if isinstance(one, ByName) and isinstance(other, ByName):
+        return _same(one.collate, other.collate) and replace(one, collate=other.collate) == other
+    code = getattr(one, "__code__", None)
+    if code is None or code != getattr(other, "__code__", None):
+        return bool(one == other)
+    return _bound(one) == _bound(other)
+
+
+def _bound(function: Any) -> list[int]:
+    """What a function was made with: the identities of its defaults and of the variables around it."""
+    around = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [id(x) for x in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *around)]
+
+
 @dataclass(frozen=True)
 class _Read:
     """One of the user's data sets, with its first item as a batch."""
@@ -176,10 +207,7 @@ class _Read:
 def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -> _Read:
     """A data set of the user's; the first item is read, to see that it will do."""
     if _is_columns(given):
-        raise FreePruneError(
-            f"the {name} data are {described(given)} of {len(given[0])} entries each; expected items; give "
-            "`TensorDataset(inputs, labels)`"
-        )
+        given = TensorDataset(*map(_column, given))
     dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
     if isinstance(given, DataLoader):
         dataset = given.dataset
@@ -196,6 +224,18 @@ def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -
         raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
     collate = by_name(dataset, collate, network)
     return _Read(dataset, collate, *stack(dataset, [0], collate, task))
+
+
+def _column(given: Any) -> Tensor:
+    """An array as a tensor of its own.
+
+    Raises:
+        FreePruneError: it holds no numbers.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError) as error:
+        raise FreePruneError(f"an array of the data is {described(given)} ({cause(error)}); expected numbers") from error
 
 
 def _is_columns(given: object) -> bool:

@@ -16,7 +16,17 @@ from .adoption import in_float32, twin_of
 from .batches import described, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
-LABELS = (*ALWAYS, "targets", "target", "mask", "y")  # under which a dictionary keeps the label, in this order
+LABELS = (
+    *ALWAYS,
+    "targets",
+    "target",
+    "mask",
+    "y",
+    "label_ids",
+    "class",
+    "category",
+    "gt",
+)  # under which a dictionary keeps the label, in this order
 IGNORED = -100  # the label of tokens that do not count
 DECODER = "decoder_input_ids"  # what a network that writes sequences has read so far
 GIVEN = (
@@ -178,14 +188,16 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
         shift = _shift(network)
     inputs = [name for name in arguments if name in values or (shift is not None and name == DECODER)]
     needed = [name for name, one in arguments.items() if one.default is one.empty]
-    if not inputs and len(values) == 1 and len(needed) <= 1:
-        return ByName(make, tuple(values), label)
+    if not inputs and len(needed) <= 1:
+        whole = [name for name in values if batch[name].ndim > 1]  # numbers beside an image, such as an id, are none
+        if len(whole) == 1 or len(values) == 1:
+            return ByName(make, tuple(whole if len(whole) == 1 else values), label)
     missing = [name for name in needed if name not in inputs]
     if missing or not inputs:
         missing = missing or [next(iter(arguments), "nothing")]
         raise FreePruneError(
             f"{what} with {', '.join(map(str, batch))}, and the network's forward pass takes ({', '.join(arguments)}); they "
-            f"hold no {missing[0]!r}: name the values as the arguments, or wrap the network in a module that takes them"
+            f"hold no {missing[0]!r}: name the values as the arguments, and the label {', '.join(LABELS[:-1])} or {LABELS[-1]}"
         )
     in_order = list(arguments)[: len(inputs)] == inputs
     keywords = not in_order or any(arguments[name].kind is inspect.Parameter.KEYWORD_ONLY for name in inputs)

@@ -14,7 +14,10 @@ from PIL import Image, ImageOps
 
 from ...common import FreePruneError, cause
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+}  # fmt: skip
 WHITE = 2**16 - 1  # of 16 bits
 STRETCH = 257  # from 8 bits to 16: 255 becomes 65535
 

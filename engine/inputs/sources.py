@@ -234,7 +234,7 @@ def _from_arrays(
         defaults = IMAGENET_MEAN, IMAGENET_STD
     else:
         defaults = (0.5,) * channels, (0.5,) * channels
-    mean, std = _normalisation(channels, *defaults, mean, std)
+    mean, std = _normalisation(channels, *defaults, mean, std, scaled=not train.is_floating_point())
     return Data(
         train=Images(train, labels[0], mean, std),
         test=Images(test, labels[1], mean, std),
@@ -287,9 +287,16 @@ def _normalisation(
     default_std: Sequence[float],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    *,
+    scaled: bool = True,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, checked; `scaled` pixels span 0 to 1."""
     mean = tuple(float(value) for value in (default_mean if mean is None else mean))
     std = tuple(float(value) for value in (default_std if std is None else std))
+    if scaled and len(mean) == channels and 1 < max(mean) < np.inf:
+        raise FreePruneError(
+            f"the mean is {mean}, and pixels span 0 to 1 here; divide mean and std by the largest value of a pixel, such as 255"
+        )
     if len(mean) != channels or len(std) != channels or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         raise FreePruneError(
             f"the mean is {mean} and the std {std}; expected {channels} finite numbers each, one for each channel, every std "

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common import FreePruneError
 from ...reading import children, leaves, rows
 from ..shown import PERCENT
-from ..user_code import called
+from ..user_code import called, telling
 from .agreement import Agreement
 from .base import Case, Task, described
 
@@ -103,6 +103,11 @@ class OwnTask(Task):
         found = called("the task's loss", self._loss, output, labels)
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise FreePruneError(f"the task's loss returned {described(found)}; return one number, as a tensor with a gradient")
+        if torch.is_grad_enabled() and not found.requires_grad and any(x.requires_grad for x in leaves(output)):
+            raise FreePruneError(
+                "the task's loss has no gradient with respect to the outputs; compute it from them without `detach`, `item`, "
+                "NumPy, or a rounded answer such as `argmax`"
+            )
         return found.reshape(())
 
     def tally(self, output: Any, labels: Any) -> list[tuple[Any, Any]]:
@@ -156,6 +161,8 @@ def own_task(given: Any, name: str = "the task") -> Task:
         return given()
     if isinstance(given, Task):
         return given
+    if isinstance(given, type):
+        given = _instance(given, name)
     held = given if isinstance(given, Mapping) else {part: getattr(given, part, None) for part in PARTS}
     functions: dict[str, Any] = {part: held[part] for part in PARTS if callable(held.get(part))}
     if not functions or isinstance(given, str | Tensor):
@@ -165,6 +172,12 @@ def own_task(given: Any, name: str = "the task") -> Task:
         )
     more = {name: getattr(given, name) for name in ("name", "unit", "larger", "logits") if hasattr(given, name)}
     return OwnTask(**{**functions, **more})
+
+
+def _instance(given: type, name: str) -> Any:
+    """An object of a class, whose functions may be methods."""
+    with telling(f"making an object of {name}"):
+        return given()
 
 
 def _check_signature(part: str, function: Any, taken: str) -> None:
@@ -189,7 +202,7 @@ def _on_cpu(given: Any) -> Any:
     """A nest of outputs or labels with its tensors on the CPU and without gradients, of the same types."""
     if isinstance(given, Tensor):
         return given.detach().cpu()
-    parts = children(given)
+    parts = children(given, inside=True)
     return given if parts is None else _made(given, [_on_cpu(part) for _, part in parts])
 
 
@@ -203,7 +216,7 @@ def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts)).float().mean()
-    inner = [children(part) for part in parts]
+    inner = [children(part, inside=True) for part in parts]
     if inner[0] is None:
         return first
     if isinstance(first, list) and not all(_by_row(part, count) for part, count in zip(parts, counts, strict=True)):
@@ -220,7 +233,7 @@ def _by_row(part: Any, count: int) -> bool:
 
 def _made(like: Any, parts: list[Any]) -> Any:
     """A nest of the same type with other parts; a plain dictionary where its type cannot be made of one."""
-    names = [name for name, _ in children(like) or ()]
+    names = [name for name, _ in children(like, inside=True) or ()]
     if is_dataclass(like) and not isinstance(like, type | Mapping):
         return replace(like, **dict(zip(names, parts, strict=True)))
     if isinstance(like, Mapping):

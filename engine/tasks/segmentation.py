@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common import FreePruneError
-from .base import PERCENT, Case, Task, described, is_whole, one_output
+from .base import PERCENT, Case, Task, are_zeros_and_ones, described, is_whole, one_output
 from .binary import binary_divergence
 from .classification import check_classes, divergence_softened
 
@@ -19,7 +19,8 @@ IGNORED = 255  # the label of positions that do not count, where the network has
 class Segmentation(Task):
     """A class for every position: labels are integers `(N, H, W)`, outputs logits `(N, classes, H, W)`.
 
-    One or three dimensions of positions are taken as well, labels `(N, 1, H, W)`, and one logit `(N, 1, H, W)` with labels 0
+    One or three dimensions of positions are taken as well, labels `(N, 1, H, W)` or a mask for each class `(N, classes, H, W)`,
+    and one logit `(N, 1, H, W)` with labels 0
     and 1. Positions whose label is negative do not count, nor those with the label 255 if there is no such class.
     """
 
@@ -44,6 +45,8 @@ class Segmentation(Task):
         """int64 `(N, H, W)`."""
         if not isinstance(given, Tensor) or given.is_complex() or given.ndim < 2:
             return None
+        if given.ndim > 3 and given.shape[1] > 1 and are_zeros_and_ones(given) and bool((given.sum(1) == 1).all()):
+            return given.argmax(1)  # of a mask for each class
         if not is_whole(given) and not bool((given == given.floor()).all()):
             return None
         return (given[:, 0] if given.ndim > 3 and given.shape[1] == 1 else given).long()
@@ -61,6 +64,19 @@ class Segmentation(Task):
         if counted.numel():
             check_classes(counted, max(logits.shape[1], 2))
         return logits
+
+    def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:
+        """Refuse labels of which none counts, and masks of 0 and 255, as images of two classes have them."""
+        if labels is None:
+            return
+        counts = self._counts(output, labels)
+        left = sorted({*labels[counts].tolist()})
+        known = sorted({*labels.flatten().tolist()})
+        if not counts.all() and (not left or (left == [0] and bool((labels[~counts] == self.ignore).all()))):
+            raise FreePruneError(
+                f"the labels of the calibration images are {', '.join(map(str, known[:5]))} alone, of which "
+                f"{self.ignore} and negative ones do not count; give each class a number from 0 on, such as 1 for 255"
+            )
 
     def _counts(self, output: Tensor, labels: Tensor) -> Tensor:
         """Which positions count."""

@@ -94,8 +94,12 @@ class Learner:
         if not math.isfinite(value):
             check_finite(images, labels)
             raise FreePruneError(
-                f"the loss became {value} at step {number + 1} of {self._steps}; lower `learning_rate` "
-                f"(now {self._recipe.learning_rate:g})"
+                f"the loss became {value} at step {number + 1} of {self._steps}"
+                + (
+                    f"; lower `learning_rate` (now {self._recipe.learning_rate:g})"
+                    if number
+                    else ", before any weight changed; check the loss, and the network in training mode"
+                )
             )
         self._descend(loss)
         if self._average is not None:

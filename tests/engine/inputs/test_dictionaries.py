@@ -180,3 +180,11 @@ def test_sequences_of_several_lengths():
 
 def test_the_tokens_of_a_decoder_are_the_labels_shifted():
     assert Shift(start=7, pad=0)(torch.tensor([[1, 2, 3], [4, -100, -100]])).tolist() == [[7, 1, 2], [7, 4, 0]]
+
+
+@pytest.mark.parametrize("label", ["gt", "class", "label_ids"])
+def test_numbers_beside_an_image_are_no_input(label):
+    items = [{"image": torch.zeros(3), "index": i, label: i % 2} for i in range(20)]
+    data = load_data((items, items), network=Alone())
+    assert data.collate.inputs == ("image",)
+    assert data.collate.label == label

@@ -47,6 +47,7 @@ TOLD = [
     ("classification", numbers(4).softmax(1), numbers(4)),  # shares of each class, as label smoothing gives them
     ("regression", numbers(4).softmax(1), numbers(4).softmax(1)),
     ("multilabel", whole().unsqueeze(1).eq(torch.arange(4)).long(), numbers(4)),
+    ("segmentation", whole(8, 8).unsqueeze(1).eq(torch.arange(3).view(1, 3, 1, 1)).float(), numbers(3, 8, 8)),
     ("language", TOKENS.where(TOKENS < 5, -100), numbers(5, 7)),
     ("tokens", whole(5), numbers(5, 3)),
     ("agreement", None, numbers(4)),
@@ -141,3 +142,12 @@ def test_labels_without_a_number_are_told():
     labels[2] = torch.nan
     with pytest.raises(FreePruneError, match="labels hold NaN or infinite values"):
         TASKS["regression"].check(numbers(1), labels, 0)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.where(whole(8, 8) > 0, 255, 0), torch.full((N, 8, 8), 255), torch.full((N, 8, 8), -1)]
+)
+def test_masks_of_which_nothing_or_background_alone_counts_are_told(labels):
+    with pytest.raises(FreePruneError, match=r"255 and negative ones do not count; give each class a number"):
+        TASKS["segmentation"].check(numbers(2, 8, 8), labels, 0)
+    TASKS["segmentation"].check(numbers(2, 8, 8), labels.clone().index_fill_(2, torch.tensor([0]), 1), 0)

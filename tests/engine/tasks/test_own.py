@@ -291,3 +291,30 @@ def test_a_comparison_has_the_unit_at_the_head_of_its_column(tmp_path):
     assert "distance (less is better), px" in " ".join(str(found).split())
     assert "2.50" in str(found)
     assert "distance (less is better), px" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_class_with_methods_is_a_task():
+    class Mine:
+        def loss(self, output, labels):
+            return output.mean()
+
+    assert own_task(Mine).trains
+
+    class Needs(Mine):
+        def __init__(self, weight):
+            self.weight = weight
+
+    with pytest.raises(FreePruneError, match=r"making an object of the task failed \(TypeError: .*'weight'"):
+        own_task(Needs)
+
+
+def test_a_loss_without_a_gradient_is_told():
+    output = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(FreePruneError, match="the task's loss has no gradient"):
+        OwnTask(lambda output, labels: output.mean().detach()).loss(output, None)
+
+
+def test_a_measure_gets_the_states_inside_a_network_too():
+    task = OwnTask(measure=lambda output, labels: float(len(output["hidden_states"]) + len(output["logits"])))
+    tally = task.tally({"logits": torch.zeros(3, 2), "hidden_states": torch.zeros(3, 4)}, None)
+    assert task.measured(task.added(tally, tally)) == 12
