@@ -24,7 +24,6 @@ from ..progress import Progress
 from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
-from ..tasks import OwnTask
 from ..training.finetuning import recipe_of
 from ..training.trainer import measured, train
 
@@ -129,7 +128,7 @@ def _train(job: Job, recipe: Recipe) -> None:
 
 def _measure(job: Job, tested: Dataset[object]) -> None:
     """Measure the dense network on a few images; on all where the measure is the user's own, which may need many."""
-    some = tested if isinstance(job.task.judge, OwnTask) else _few(tested, IMAGES)
+    some = tested if job.task.judge.free else _few(tested, IMAGES)
     measured(job.network, some, job.task, collate=job.data.collate, dense=job.network, hardware=_alone(job))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, cause
-from ..tasks import CLASSIFICATION, OwnTask, Task
+from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
 from .encoded import Files
 from .image_files import Crop
@@ -190,7 +190,7 @@ def stack(
         )
     inputs, labels = parts(batch)
     named = [("input", value) for value in inputs]
-    tensors = labels is not None and task is not None and not isinstance(task, OwnTask)
+    tensors = labels is not None and task is not None and not task.free
     for name, value in [*named, ("label", labels)] if tensors else named:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
             raise FreePruneError(

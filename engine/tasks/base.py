@@ -43,6 +43,7 @@ class Task(Reading, ABC):
         unit: of the measure: "%" for a fraction that is shown in percent, "" for a plain number, or such as "px".
         larger: whether a larger measure is better.
         labelled: whether the labels of the data are read; else the dense network's outputs are taken for them.
+        free: whether outputs and labels may be anything, in any nest, that the task's own functions understand.
         trains: whether there is a loss, so that the built-in training can be used.
         distill: the weight of the distillation in fine-tuning where none is asked for. Above 0 only where it is known to help,
             and where loss and distillation are in one unit.
@@ -55,6 +56,7 @@ class Task(Reading, ABC):
     unit: str = ""
     larger: bool = True
     labelled: bool = True
+    free: bool = False
     trains: bool = True
     distill: float = 0.0
 

@@ -46,6 +46,7 @@ class OwnTask(Task):
     label = "what the task takes"
     batch_of_labels = "what the task takes"
     outputs = "what the task takes"
+    free = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from ...errors import is_out_of_memory
 from ...reading import leaves
 from ..inputs.batches import Images, inner, is_batch, parts, telling_items
 from ..randomness import seed_all, seeded
-from ..tasks import OwnTask, Task
+from ..tasks import Task
 from ..tasks.base import described
 from ..user_code import UserError, place_of
 
@@ -232,7 +232,7 @@ def inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Any]:
         raise FreePruneError(f"a batch is {described(batch)}; expected {expected}")
     if not task.labelled:
         return (inputs[0] if len(inputs) == 1 else inputs), None
-    if not isinstance(task, OwnTask):
+    if not task.free:
         with suppress(RuntimeError, TypeError, ValueError):  # what is no tensor is not taken below
             labels = torch.as_tensor(labels, device="cpu")
     taken = task.as_labels(labels)

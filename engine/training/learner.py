@@ -16,7 +16,7 @@ from ...reading import main_output
 from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
-from ..tasks import OwnTask, Task
+from ..tasks import Task
 from ..tasks.base import described
 from .augmentation import drawn_shifts, shifted
 from .batch_norm import synchronise, unsynchronise
@@ -253,7 +253,7 @@ def trained_output(network: nn.Module, images: Any, labels: Any, task: Task) -> 
         FreePruneError: it returns no output there, such as losses alone.
     """
     given = run(network, images)
-    if not isinstance(task, OwnTask) and main_output(given) is None:
+    if not task.free and main_output(given) is None:
         raise FreePruneError(
             f"the network in training mode returned {described(given)} without an output; let it return outputs as in eval "
             "mode, train with a function of your own (`finetune`), or skip training with 0 epochs"

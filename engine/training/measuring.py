@@ -16,7 +16,7 @@ from ...sharing import light
 from ..asked.declaration import Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
-from ..tasks import CLASSIFICATION, OwnTask, Task
+from ..tasks import CLASSIFICATION, Task
 from .fabric import HERE, fabric_of
 from .feeding import Drawn, batches_of, check_finite, dense_labels, inputs_and_labels, loader, on_cpu, run
 
@@ -105,7 +105,7 @@ def tallied(
     with torch.no_grad(), seeded(seed):
         for batch in _batches(dataset, batch_size, collate, seed, hardware.loaders):
             images, labels = inputs_and_labels(batch, task)
-            check_finite(images, None if isinstance(task, OwnTask) else labels)
+            check_finite(images, None if task.free else labels)
             images = fabric.to_device(images)
             if tally is None:
                 channels_last = takes_channels_last(judged, images)
