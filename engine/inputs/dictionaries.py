@@ -16,17 +16,8 @@ from .adoption import in_float32, twin_of
 from .batches import described, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
-LABELS = (
-    *ALWAYS,
-    "targets",
-    "target",
-    "mask",
-    "y",
-    "label_ids",
-    "class",
-    "category",
-    "gt",
-)  # under which a dictionary keeps the label, in this order
+# Under which a dictionary keeps the label, in this order.
+LABELS = (*ALWAYS, "targets", "target", "mask", "y", "label_ids", "class", "category", "gt")
 IGNORED = -100  # the label of tokens that do not count
 DECODER = "decoder_input_ids"  # what a network that writes sequences has read so far
 GIVEN = (

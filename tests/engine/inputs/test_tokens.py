@@ -61,7 +61,7 @@ def test_random_values_suit_their_names():
         ("words:1x8", "takes .input_ids, cache, attention_mask., and none of them is 'words'"),
         (("ids:1x8", "8"), "some have a name; give all a name, or none"),
         (
-            {"words": torch.zeros(1, 8), "more": torch.zeros(1)},
+            {"words": torch.zeros(1, 8), "more": torch.zeros(1, 2)},
             "the example is a dictionary with words, more, .* no 'input_ids'",
         ),
     ],
