@@ -69,14 +69,18 @@ class Cell:
 
 
 ROWS = [("resnet56", share) for share in (0.65, 0.5, 0.8, 0.4)] + [("resnet20", share) for share in (0.65, 0.5, 0.8)]
-ABLATED = [("resnet56", 0.65), ("resnet56", 0.5)]  # depth and width together against either alone
+ROWS += [("vgg", 0.65)]
+PLAIN = ("vgg",)  # without residual branches
+ABLATED = [
+    (network, share) for network in ("resnet56", "resnet20") for share in (0.65, 0.5)
+]  # depth and width together against either alone
 
 
 def cells() -> Iterator[Cell]:
     """All of them, in the order in which they are worth most."""
     for method in METHODS:
         for network, share in ABLATED if method in ("freeprune-widths", "freeprune-depth") else ROWS:
-            if share != 0.4 or method in SEARCHED:
+            if (share != 0.4 or method in SEARCHED) and (network not in PLAIN or method not in OF_BRANCHES):
                 yield Cell(network, share, method)
 
 
@@ -227,6 +231,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "freeprune-depth": {"depth": True, "only": ["*branch"]},
 }
 METHODS = ("freeprune", *LINES, "freeprune-widths", "freeprune-depth")
+OF_BRANCHES = ("inner-halved", "blocks-from-the-end", "blocks-at-random", "freeprune-widths", "freeprune-depth")
 
 
 def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str, Any]]:
@@ -240,7 +245,7 @@ def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str,
         found = at_latency(bench, cell, seeds)
     about = {
         "network": cell.network, "share": cell.share, "method": cell.method, "finetune_images": bench.recipe.images,
-        "seconds": (time.perf_counter() - start) / len(seeds), "machine": machine(),
+        "precision": bench.recipe.precision, "seconds": (time.perf_counter() - start) / len(seeds), "machine": machine(),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("freeprune", "torch", "onnxruntime")}},
     }  # fmt: skip
     return {seed: {**about, "seed": seed, **one} for seed, one in found.items()}

@@ -1,4 +1,4 @@
-"""What `peers.py` holds side by side: each method takes a problem and gives a pruned network that is not fine-tuned yet.
+"""What `peers.py` holds side by side: each method takes a problem and gives the plan of a pruned network.
 
 To add one: write a function here and add its line to METHODS. Torch-Pruning and ModelOpt are imported where they are used.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import freeprune
-from freeprune.backends import BACKENDS, apply, importance
+from freeprune.backends import BACKENDS, Plan, apply, importance
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.networks import PadShortcut
@@ -83,18 +83,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """A pruned network before any fine-tuning.
+    """What a method would keep.
 
     Attributes:
-        masks: the weights that stay, by parameter.
+        plan: for the network of the problem.
         evaluated: the networks that were run to get there.
         seconds: from the dense network to the plan, on the wall.
         processor_seconds: the same by the processor's clock, which other programs on the machine do not lengthen.
         notes: what is worth knowing beside that.
     """
 
-    network: nn.Module
-    masks: Mapping[str, Tensor]
+    plan: Plan
     evaluated: int
     seconds: float = 0.0
     processor_seconds: float = 0.0
@@ -132,8 +131,7 @@ def searched(problem: Problem, **options: Any) -> Answer:
             **{**problem.steps, **problem.options, **trials, **options},
         )  # fmt: skip
     notes = {"scores": found.summary.score.to_json()}
-    network = apply(problem.network, found.plan)
-    return Answer(network, found.plan.masks, found.summary.trials, **clock.read, notes=notes)
+    return Answer(found.plan, found.summary.trials, **clock.read, notes=notes)
 
 
 def allocated(problem: Problem, choose: Callable[[Problem, Job], np.ndarray]) -> Answer:
@@ -143,7 +141,23 @@ def allocated(problem: Problem, choose: Callable[[Problem, Job], np.ndarray]) ->
     chosen = job.space.proposal(choose(problem, job))
     plan = job.backend.plan(job.space.project(chosen[None])[0])  # what a rule leaves of the budget is given back
     clock.stop()
-    return Answer(apply(problem.network, plan), plan.masks, 0, **clock.read)
+    return Answer(plan, 0, **clock.read)
+
+
+def dense(problem: Problem) -> Answer:
+    job = problem.job()
+    return Answer(job.backend.plan(job.space.units), 0)
+
+
+def of_widths(problem: Problem, widths: Mapping[str, int]) -> Plan:
+    """The plan of a network that was pruned elsewhere: as many channels in each layer, those with the largest norm."""
+    backend = problem.job().backend
+    return backend.plan(np.array([min(widths[group.name], group.units) for group in backend.groups]))
+
+
+def widths_of(network: nn.Module) -> dict[str, int]:
+    """The outputs of all convolutions and linear layers."""
+    return {name: m.weight.shape[0] for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
 def drawn(problem: Problem, job: Job) -> np.ndarray:
@@ -174,7 +188,7 @@ def eagleeye(problem: Problem) -> Answer:
     clock.stop()
     assert plan is not None
     notes = {**EAGLEEYE, "best_before_finetuning": best}
-    return Answer(apply(problem.network, plan), plan.masks, count, **clock.read, notes=notes)
+    return Answer(plan, count, **clock.read, notes=notes)
 
 
 class Judge:
@@ -251,7 +265,8 @@ def torch_pruning(problem: Problem, **kind: bool) -> Answer:
             if macs(larger, example) <= limit:
                 network, others = larger, [*others, layer]
     clock.stop()
-    return Answer(network.eval(), {}, 0, **clock.read, notes={"torch-pruning": version("torch-pruning"), "ratio": high})
+    notes = {"torch-pruning": version("torch-pruning"), "ratio": high}
+    return Answer(of_widths(problem, widths_of(network)), 0, **clock.read, notes=notes)
 
 
 def fastnas(problem: Problem) -> Answer:
@@ -305,7 +320,7 @@ def fastnas(problem: Problem) -> Answer:
     clock.stop()
     assert best is not None
     notes = {"nvidia-modelopt": version("nvidia-modelopt"), **FASTNAS, "rounds": tried}
-    return Answer(best[1].eval(), {}, evaluated, **clock.read, notes=notes)
+    return Answer(of_widths(problem, widths_of(best[1])), evaluated, **clock.read, notes=notes)
 
 
 def macs(network: nn.Module, example: Tensor) -> float:
@@ -322,6 +337,7 @@ def quiet():
 
 
 METHODS: dict[str, Callable[[Problem], Answer]] = {
+    "dense": dense,
     "freeprune": searched,
     "freeprune-8": partial(searched, round_to=8),
     "uniform": partial(allocated, choose=lambda problem, job: job.space.uniform()),

@@ -1,4 +1,4 @@
-"""Side by side with what users would pick instead: every method's pruned network, fine-tuned alike.
+"""Side by side with what users would pick instead: every method's pruned network, recovered and fine-tuned alike.
 
     python benchmarks/peers.py --data DIR --weights DIR [--tables a b c d] [--seeds 3] [--only PATTERN ...]
 
@@ -26,19 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peer_methods import METHODS, Answer, Problem, macs
+from peer_methods import METHODS, Answer, Problem, macs, of_widths
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from freeprune import Recipe
+from freeprune.backends import Plan, apply
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
 from freeprune.common import Batch, write_atomically
-from freeprune.engine.inputs.batches import Data, split
-from freeprune.engine.inputs.calibration import draw, recalibrated
+from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
+from freeprune.engine.run.recovery import made_good
+from freeprune.engine.tasks import CLASSIFICATION
 from freeprune.engine.training.trainer import accuracy, train
 
 HERE = Path(__file__).parent
@@ -90,14 +93,13 @@ MASKED = (
 
 def cells() -> Iterator[Cell]:
     """All of them, in the order in which they are worth most."""
-    cost = Cell("d", "resnet20", "channel", "macs", 0.45, COST)
+    yield Cell("d", "resnet20", "channel", "macs", 0.45, COST)
     for network, share in (("resnet20", 0.45), ("resnet20", 0.30), ("resnet20", 0.60), ("resnet56", 0.45)):
         for method in CHANNEL:
-            if method not in SLOW or (network, share) != (cost.network, cost.share):  # these the report takes from table d
-                yield Cell("a", network, "channel", "macs", share, (method,))
-    yield cost
-    for method in CHANNEL:
-        yield Cell("b", "vgg", "channel", "macs", 0.45, (method,))
+            yield Cell("a", network, "channel", "macs", share, (method,))
+    for share in (0.45, 0.30):
+        for method in CHANNEL:
+            yield Cell("b", "vgg", "channel", "macs", share, (method,))
     for granularity, share, options, methods in MASKED:
         for method in methods:
             yield Cell("c", "resnet20", granularity, "nonzero", share, (method,), options)
@@ -137,9 +139,12 @@ def main() -> None:
         parser.error("other numbers of images or trials are no result; give --out another folder")
     torch.set_num_threads(options.threads)
     data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
+    data = replace(data, test=TensorDataset(*decoded(data)))
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = Recipe(images=options.images, precision=options.precision, augment=data.augment)
+        recipe = Recipe(
+            images=options.images, precision=options.precision, augment=data.augment, distill=CLASSIFICATION.distill
+        )
         bench = Bench(data, options.weights.resolve(), recipe, options.effort, Path(scratch))
         for seed in range(options.seeds):
             for cell in cells():
@@ -160,12 +165,18 @@ def main() -> None:
                 print(f"{name}: {told}; {time.perf_counter() - begun:.0f} s", flush=True)  # noqa: T201
 
 
+def decoded(data: Data) -> tuple[Tensor, Tensor]:
+    """The test images and their labels, which every cell reads three times."""
+    images, labels = stack(data.test, range(len(data.test)), data.collate)
+    return images[0], labels
+
+
 def measured(cell: Cell, bench: Bench, seed: int) -> dict[str, Any]:
     """All searches first, one after the other, then what they found is fine-tuned."""
     dense = bench.network(cell.network)
     problem = Problem(dense, bench.data, cell.granularity, {cell.cost: cell.share}, seed, cell.options, bench.effort)
     load = os.getloadavg()[0]
-    answers = {m: Answer(dense, {}, 0) if m == DENSE else METHODS[m](problem) for m in cell.methods}
+    answers = {m: searched_before(cell, problem, m, seed) or METHODS[m](problem) for m in cell.methods}
     return {
         "table": cell.table,
         "network": cell.network,
@@ -185,50 +196,64 @@ def measured(cell: Cell, bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
+def searched_before(cell: Cell, problem: Problem, method: str, seed: int) -> Answer | None:
+    """What a slow method found when the cost of its search was measured; None where that was not."""
+    path = RESULTS / f"{replace(cell, table='d', methods=COST).name(seed)}.json"
+    if cell.table == "d" or method not in SLOW or not path.exists():
+        return None
+    found = json.loads(path.read_text())["methods"][method]
+    names = [name for name, m in problem.network.named_modules() if isinstance(m, nn.Conv2d)]
+    plan = of_widths(problem, dict(zip(names, found["widths"], strict=True)))
+    return Answer(plan, found["evaluated"], found["seconds"], found["processor_seconds"], found["notes"])
+
+
 def described(cell: Cell, problem: Problem, answer: Answer, bench: Bench) -> dict[str, Any]:
-    """What a method's network costs, and what it is after the fine-tuning that all get."""
-    batch = draw(split(problem.data, problem.seed)[0], problem.data, 256, problem.seed)
-    example = batch.inputs[0][:2]
-    dense_macs, own = macs(problem.network, example), macs(answer.network, example)
-    share = own / dense_macs if cell.cost == "macs" else nonzero(answer.network, answer.masks) / nonzero(problem.network, {})
-    tuned, correct = finish(answer.network, answer.masks, batch, problem, bench)
+    """What a method's network costs, and what it is before and after the training that all get."""
+    job = problem.job()
+    pruned, example = apply(problem.network, answer.plan), job.batch.inputs[0][:2]
+    dense_macs, own = macs(problem.network, example), macs(pruned, example)
+    share = own / dense_macs if cell.cost == "macs" else nonzero(pruned, answer.plan) / nonzero(problem.network)
+    plain, recovered, _ = made_good(job, pruned, answer.plan)
+    training, _ = split(problem.data, problem.seed)
+    recipe = replace(bench.recipe, distill=0.0) if DENSE in cell.methods else bench.recipe
+    tuned = train(
+        recovered,
+        training,
+        recipe,
+        seed=problem.seed,
+        masks=answer.plan.masks,
+        teacher=problem.network if recipe.distill else None,
+    )
     return {
-        "accuracy": correct,
+        "plain": accuracy(plain, problem.data.test),
+        "recovered": accuracy(recovered, problem.data.test),
+        "accuracy": accuracy(tuned, problem.data.test),
         "share": share,
         "macs": own,
-        "params": sum(p.numel() for p in answer.network.parameters()),
-        "widths": [m.out_channels for m in answer.network.modules() if isinstance(m, nn.Conv2d)],
+        "params": sum(p.numel() for p in pruned.parameters()),
+        "widths": [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)],
         "evaluated": answer.evaluated,
         "seconds": answer.seconds,
         "processor_seconds": answer.processor_seconds,
-        "latency": latencies(cell.network, problem.network, tuned, batch, bench.scratch),
+        "latency": latency(cell.network, problem.network, tuned, job.batch, bench.scratch),
         "notes": dict(answer.notes),
     }
 
 
-def finish(
-    network: nn.Module, masks: Mapping[str, Tensor], batch: Batch, problem: Problem, bench: Bench
-) -> tuple[nn.Module, float]:
-    """Fine-tuning and test, the same for the networks of all methods."""
-    training, _ = split(problem.data, problem.seed)
-    tuned = train(recalibrated(network, batch), training, bench.recipe, seed=problem.seed, masks=masks)
-    return tuned, accuracy(tuned, problem.data.test)
-
-
-def nonzero(network: nn.Module, masks: Mapping[str, Tensor]) -> int:
-    """The weights of convolutions and linear layers that a mask lets stay."""
+def nonzero(network: nn.Module, plan: Plan | None = None) -> int:
+    """The weights of convolutions and linear layers that no mask takes out."""
     layers = {f"{n}.weight": m.weight for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    masks = {} if plan is None else plan.masks
     return sum(int(masks[name].sum()) if name in masks else weight.numel() for name, weight in layers.items())
 
 
-def latencies(name: str, dense: nn.Module, network: nn.Module, batch: Batch, scratch: Path) -> dict[str, dict[str, float]]:
-    """Milliseconds in ONNX Runtime, the dense network in turn with the pruned one, with one and with two threads."""
+def latency(name: str, dense: nn.Module, network: nn.Module, batch: Batch, scratch: Path) -> dict[str, float]:
+    """Milliseconds in ONNX Runtime, the dense network in turn with the pruned one, one thread."""
     paths = {"dense": scratch / f"{name}.onnx", "pruned": scratch / "pruned.onnx"}
     if not paths["dense"].exists():
         export_onnx(dense, batch.inputs, paths["dense"], {})
     export_onnx(network, batch.inputs, paths["pruned"], {})
-    images = first_rows(batch.inputs, LATENCY_BATCH)
-    return {str(threads): ONNX_RUNTIME.latency_ms(paths, images, threads=threads) for threads in (1, 2)}
+    return dict(ONNX_RUNTIME.latency_ms(paths, first_rows(batch.inputs, LATENCY_BATCH), threads=1))
 
 
 if __name__ == "__main__":
