@@ -1,5 +1,7 @@
 """Long fine-tuning on a GPU: the package's recipe with the images on the card and a whole step in one CUDA graph.
 
+Without a card the steps run one by one, which is slow and there to see that it works.
+
 Networks for 32 x 32 images are so small that launching their kernels takes longer than running them; a graph launches all of a
 step at once. Schedule, optimizer, augmentation and precision are those of `Recipe`; the draws are others.
 """
@@ -7,6 +9,7 @@ step at once. Schedule, optimizer, augmentation and precision are those of `Reci
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +23,7 @@ from freeprune.engine.training.trainer import rate_factor
 
 RATE = 0.05  # peak; of 0.02, 0.05 and 0.1 the best for three candidates after 8 epochs
 WARM_UP = 3  # steps before the graph is captured
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=1)
@@ -27,7 +31,7 @@ def on_card(data: Data, seed: int) -> tuple[Tensor, Tensor]:
     """The nine tenths of the training images that a run trains on, normalised, and their labels."""
     training, _ = split(data, seed)
     images, labels = stack(training, range(len(training)), data.collate)  # type: ignore[arg-type]
-    return images[0].cuda(), labels.cuda()
+    return images[0].to(DEVICE), labels.to(DEVICE)
 
 
 def trained(
@@ -37,10 +41,10 @@ def trained(
     images, labels = on_card(data, 0)
     recipe = Recipe(epochs=epochs, learning_rate=rate)
     steps = round(epochs * len(images) / recipe.batch_size)
-    student = copy.deepcopy(network).cuda().to(memory_format=torch.channels_last).train()
+    student = copy.deepcopy(network).to(DEVICE).to(memory_format=torch.channels_last).train()
     parameters = [p for p in student.parameters() if p.requires_grad]
     masks = [(p, p.detach() != 0) for p in parameters if p.ndim > 1 and bool((p == 0).any())]
-    factor = torch.zeros((), device="cuda")
+    factor = torch.zeros((), device=DEVICE)
     optimizer = torch.optim.SGD(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -48,16 +52,16 @@ def trained(
         ],
         lr=factor, momentum=recipe.momentum, nesterov=True, fused=True,
     )  # fmt: skip
-    draw = torch.Generator("cuda").manual_seed(seed)
-    counter = torch.zeros(1, dtype=torch.int64, device="cuda")
-    rates = torch.tensor([rate * rate_factor(step, steps, recipe.warmup) for step in range(steps)], device="cuda")
+    draw = torch.Generator(DEVICE).manual_seed(seed)
+    counter = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    rates = torch.tensor([rate * rate_factor(step, steps, recipe.warmup) for step in range(steps)], device=DEVICE)
     order, shifts, mirrored = drawn(len(images), steps, recipe.batch_size, images.shape[-1] // 8, draw)
 
     def step() -> Tensor:
         factor.copy_(rates[counter][0])
         picked = order[counter][0]
         batch = shifted(images[picked], shifts[counter][0], mirrored[counter][0]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
             loss = F.cross_entropy(student(batch), labels[picked])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -68,6 +72,17 @@ def trained(
         counter.add_(1)
         return loss
 
+    loss = captured(step, steps, student, optimizer, counter) if DEVICE.type == "cuda" else [step() for _ in range(steps)][-1]
+    if not bool(loss.isfinite()):
+        raise RuntimeError(f"the loss became {float(loss)}")
+    student.eval().cpu()
+    return student.to(memory_format=torch.contiguous_format)
+
+
+def captured(
+    step: Callable[[], Tensor], steps: int, student: nn.Module, optimizer: torch.optim.Optimizer, counter: Tensor
+) -> Tensor:
+    """All steps as replays of one CUDA graph; the loss of the last."""
     before = copy.deepcopy(student.state_dict())
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -84,19 +99,16 @@ def trained(
         loss = step()
     for _ in range(steps):
         graph.replay()
-    if not bool(loss.isfinite()):
-        raise RuntimeError(f"the loss became {float(loss)}")
-    student.eval().cpu()
-    return student.to(memory_format=torch.contiguous_format)
+    return loss
 
 
 def drawn(count: int, steps: int, size: int, reach: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Which images each step takes, `(steps, N)`; how far each is shifted, `(steps, N, 2)`; and whether it is mirrored."""
     full = count // size
-    shuffles = [torch.randperm(count, generator=generator, device="cuda")[: full * size] for _ in range(-(-steps // full))]
+    shuffles = [torch.randperm(count, generator=generator, device=DEVICE)[: full * size] for _ in range(-(-steps // full))]
     order = torch.cat(shuffles).view(-1, size)[:steps]
-    shifts = torch.randint(0, 2 * reach + 1, (steps, size, 2), generator=generator, device="cuda")
-    return order, shifts, torch.rand(steps, size, generator=generator, device="cuda") < 0.5
+    shifts = torch.randint(0, 2 * reach + 1, (steps, size, 2), generator=generator, device=DEVICE)
+    return order, shifts, torch.rand(steps, size, generator=generator, device=DEVICE) < 0.5
 
 
 def shifted(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -117,6 +129,10 @@ def eight_epochs(network: nn.Module, data: Any) -> nn.Module:
 
 def forty_epochs(network: nn.Module, data: Any) -> nn.Module:
     return trained(network, data, 40, 0)
+
+
+def a_few_steps(network: nn.Module, data: Any) -> nn.Module:
+    return trained(network, data, 0.3, 0)
 
 
 def a_third(network: nn.Module, data: Any) -> nn.Module:

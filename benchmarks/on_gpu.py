@@ -1,15 +1,18 @@
 """What needs a GPU, in one command that ends in time and resumes.
 
     python benchmarks/on_gpu.py --data DIR --weights DIR --out DIR [--minutes 8] [--processes 12] [--only PATTERN ...]
+    python benchmarks/on_gpu.py --data DIR --weights DIR --out DIR --device cpu --quick --processes 2
 
 Tasks run side by side, those that are worth most first; each writes its results as it ends, those that are there are skipped,
 and what does not end in time is left for the next call. `results.jsonl` in DIR holds all of them, a line a file: its name below
-`benchmarks/` and its text; `--unpack DIR` writes these files here.
+`benchmarks/` and its text; `--unpack DIR` writes these files here. `--quick` runs one small task of each kind, to see that the
+script works; its figures mean nothing. `--device cpu` does without the card.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import json
 import multiprocessing
@@ -19,8 +22,8 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -37,12 +40,19 @@ TORCH_PRUNING = ("torch-pruning", "torch-pruning-global", "torch-pruning-isomorp
 LONG_METHODS = ("freeprune", *TORCH_PRUNING, "uniform", "random", "eagleeye-256")
 LONG_ROWS = (("resnet20", 0.45), ("resnet20", 0.30))
 LONG_EPOCHS, FROM_SCRATCH = 20, 0.1  # and the peak learning rate of networks with new weights
+# One task of each kind, on every fiftieth image and for a few steps.
+QUICK = {"every": 50, "images": 256, "trials": 2, "candidates": 6, "epochs": 0.3, "effort": 0.01}
 
 made: dict[str, Any] = {}  # by a process, once
 
 
-def tasks() -> Iterator[tuple[str, str]]:
-    """Kind and name of each, the most important first."""
+def tasks(quick: bool) -> Iterator[tuple[str, str]]:
+    """Kind and name of each, the most important first; if `quick` the first one of each kind."""
+    everything = all_tasks()
+    yield from {kind: (kind, name) for kind, name in reversed(list(everything))}.values() if quick else everything
+
+
+def all_tasks() -> Iterator[tuple[str, str]]:
     import equal_latency
     import recovery
 
@@ -76,29 +86,36 @@ def tasks() -> Iterator[tuple[str, str]]:
         yield "study", name
 
 
-def begin(data: Path, weights: Path, out: Path) -> None:
+def begin(data: Path, weights: Path, out: Path, device: str, quick: bool) -> None:
     """In each process: one thread, the data and the benches."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
     sys.path.insert(0, str(HERE))
     import torch
 
     torch.set_num_threads(1)
-    made.update(data=data, weights=weights, out=out)
+    made.update(data=data, weights=weights, out=out, quick=quick)
 
 
 def bench() -> Any:
     if "bench" not in made:
         import equal_latency
 
-        made["bench"] = equal_latency.Bench(made["data"], made["weights"])
+        few = {"images": QUICK["images"], "trials": QUICK["trials"]} if made["quick"] else {}
+        made["bench"] = equal_latency.Bench(made["data"], made["weights"], **few)
+        if made["quick"]:
+            from torch.utils.data import Subset
+
+            data = made["bench"].data
+            train, test = (Subset(images, range(0, len(images), QUICK["every"])) for images in (data.train, data.test))
+            made["bench"].data = replace(data, train=train, test=test)
     return made["bench"]
 
 
 def work(kind: str, name: str) -> dict[str, str]:
     """The files that a task makes, by name below `benchmarks/`."""
-    return {"device": device, "study": study, "searched": latency, "line": latency, "recovery": recovered, "long": long}[kind](
-        name
-    )
+    return KINDS[kind](name)
 
 
 def text(found: dict[str, Any]) -> str:
@@ -106,46 +123,59 @@ def text(found: dict[str, Any]) -> str:
 
 
 def device(_: str) -> dict[str, str]:
-    """Scores on the GPU and on the CPU, and what a trial costs beside the plain forward pass of the pruned network."""
+    """Scores on the card and on the CPU, and what a trial costs beside the plain forward pass of the pruned network."""
     import numpy as np
     import torch
     from scipy.stats import spearmanr
 
     from freeprune.backends import apply
-    from freeprune.engine.run import job as jobs
+    from freeprune.engine.asked.declaration import Hardware
+    from freeprune.engine.run.job import prepare
     from freeprune.metrics import METRICS
 
-    found: dict[str, Any] = {"card": torch.cuda.get_device_name(), "torch": torch.__version__}
-    for name in ("resnet20", "resnet56"):
-        on_gpu = bench().job(name, 0)
+    found: dict[str, Any] = {"card": card(), "torch": torch.__version__}
+    for name in ("resnet20",) if made["quick"] else ("resnet20", "resnet56"):
+        here = bench().job(name, 0)
+        where = next(here.dense.dense.skeleton.network.parameters()).device
         rng = np.random.default_rng(0)
-        kept = on_gpu.space.project(rng.random((24, on_gpu.space.size)))
+        kept = here.space.project(rng.random((24, here.space.size)))
         score = METRICS["freeprune"]
-        here = [score(on_gpu.backend.candidate(k), on_gpu.dense, on_gpu.scored) for k in kept]
-        found[name] = {"scores": here}
-        plain = apply(on_gpu.network, on_gpu.backend.plan(kept[0])).cuda().eval()
+        scores = [score(here.backend.candidate(k), here.dense, here.scored) for k in kept]
+        plain = apply(here.network, here.backend.plan(kept[0])).to(where).eval()
         seconds: dict[str, list[float]] = {"trial": [], "forward": []}
         with torch.no_grad():
-            for _ in range(20):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                score(on_gpu.backend.candidate(kept[0]), on_gpu.dense, on_gpu.scored)
-                torch.cuda.synchronize()
-                middle = time.perf_counter()
-                plain(*on_gpu.scored.inputs)
-                torch.cuda.synchronize()
+            for _ in range(2 if made["quick"] else 20):
+                start = now()
+                score(here.backend.candidate(kept[0]), here.dense, here.scored)
+                middle = now()
+                plain(*here.scored.inputs)
                 seconds["trial"].append(middle - start)
-                seconds["forward"].append(time.perf_counter() - middle)
-        found[name]["seconds"] = {what: sorted(values)[len(values) // 2] for what, values in seconds.items()}
-        before, torch.cuda.is_available = torch.cuda.is_available, lambda: False
-        try:
-            on_cpu = jobs.prepare(bench().network(name), None, bench().data, on_gpu.settings, None)
-        finally:
-            torch.cuda.is_available = before
-        there = [score(on_cpu.backend.candidate(k), on_cpu.dense, on_cpu.scored) for k in kept[:12]]
-        found[name]["spearman_with_cpu"] = float(spearmanr(here[:12], there).statistic)
-        found[name]["largest_difference"] = float(np.abs(np.array(here[:12]) - there).max())
+                seconds["forward"].append(now() - middle)
+        there = prepare(bench().network(name), None, bench().data, here.settings, None, hardware=Hardware(device="cpu"))
+        other = [score(there.backend.candidate(k), there.dense, there.scored) for k in kept[:12]]
+        found[name] = {
+            "scores": scores,
+            "seconds": {what: sorted(values)[len(values) // 2] for what, values in seconds.items()},
+            "spearman_with_cpu": float(spearmanr(scores[:12], other).statistic),
+            "largest_difference": float(np.abs(np.array(scores[:12]) - other).max()),
+        }
     return {"results/gpu/device.json": text(found)}
+
+
+def card() -> str:
+    """What the results belong to."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def now() -> float:
+    """Seconds, once the card has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def latency(name: str) -> dict[str, str]:
@@ -163,8 +193,10 @@ def recovered(name: str) -> dict[str, str]:
 
     number, seed = map(int, name.split("/"))
     cell = recovery.CELLS[number]
-    options = SimpleNamespace(weights=made["weights"], precision="bf16-mixed")
-    return {f"results/recovery/{cell.name}-{seed}.json": text(recovery.run(cell, seed, bench().data, options))}
+    if made["quick"]:
+        cell = replace(cell, options={**cell.options, "trials": QUICK["trials"]})
+    found = recovery.run(cell, int(seed), bench().data, made["weights"], bench().recipe)
+    return {f"results/recovery/{cell.name}-{seed}.json": text(found)}
 
 
 def study(name: str) -> dict[str, str]:
@@ -178,6 +210,8 @@ def study(name: str) -> dict[str, str]:
     spec, file = NETWORKS[network]
     steps = {"round_to": 1} if granularity == "channel" else {}
     out = made["out"] / name
+    if made["quick"]:
+        count, training, options = QUICK["candidates"], "a_few_steps", {**options, "metrics": ["freeprune"]}
     correlate(
         spec, bench().data, weights=made["weights"] / file, target=[target], out=out, candidates=count, seeds=1, repeat=1,
         finetune=getattr(long_training, training), granularity=granularity, progress=False,
@@ -189,7 +223,6 @@ def study(name: str) -> dict[str, str]:
 def long(name: str) -> dict[str, str]:
     """All methods at one budget of MACs, after long fine-tuning, with and without recovery of what they start from."""
     import long_training
-    import numpy as np
     import torch
     from long_training import RATE
     from peer_methods import METHODS, Problem
@@ -201,22 +234,21 @@ def long(name: str) -> dict[str, str]:
 
     network, share, seed = name.split("/")
     dense, data = bench().network(network), bench().data
-    problem = Problem(dense, data, "channel", {"macs": float(share)}, int(seed))
-    job = bench().job(network, int(seed))
-    widths = [g for g in job.backend.groups if not g.name.endswith("branch")]
+    epochs, effort = (QUICK["epochs"], QUICK["effort"]) if made["quick"] else (LONG_EPOCHS, 1.0)
+    problem = Problem(dense, data, "channel", {"macs": float(share)}, int(seed), effort=effort)
+    job = problem.job()
     results: dict[str, Any] = {}
-    for method in LONG_METHODS:
+    for method in LONG_METHODS[: 1 if made["quick"] else None]:
         try:
-            answer = METHODS[method](problem)
-            kept = [min(answer.network.get_submodule(g.name).out_channels, g.units) for g in widths]
-            plan = job.backend.plan(np.array(kept + [1] * (len(job.backend.groups) - len(kept))))
-            good = made_good(job, apply(job.network, plan), plan)[1]
-            starts = {"recovered": good, "plain": recalibrated(answer.network, job.batch)}
+            plan = METHODS[method](problem).plan
+            pruned = apply(job.network, plan)
+            good = made_good(job, pruned, plan)[1]
+            starts = {"recovered": good, "plain": recalibrated(pruned, job.batch)}
             if method not in ("freeprune", *TORCH_PRUNING):
                 del starts["plain"]
             if method == "freeprune":  # is it the weights or the widths?
                 torch.manual_seed(int(seed))
-                scratch = apply(job.network, plan)
+                scratch = copy.deepcopy(pruned)
                 for module in scratch.modules():
                     if hasattr(module, "reset_parameters"):
                         module.reset_parameters()
@@ -224,16 +256,16 @@ def long(name: str) -> dict[str, str]:
             results[method] = {}
             for what, network_then in starts.items():
                 rate = FROM_SCRATCH if what == "scratch" else RATE
-                tuned = long_training.trained(network_then, data, LONG_EPOCHS, int(seed), rate)
+                tuned = long_training.trained(network_then, data, epochs, int(seed), rate)
                 results[method][what] = accuracy(tuned, data.test)
-            results[method]["kept"] = kept
+            results[method]["rates"] = dict(plan.rates)
         except Exception as error:
             traceback.print_exc()
             results[method] = {"error": str(error)}
         print(network, share, seed, method, results[method], flush=True)  # noqa: T201
-    about = {"network": network, "share": float(share), "seed": int(seed), "epochs": LONG_EPOCHS, "rate": RATE}
-    results["dense"] = {"plain": accuracy(long_training.trained(dense, data, LONG_EPOCHS, int(seed)), data.test)}
-    found = {**about, "card": torch.cuda.get_device_name(), "methods": results}
+    about = {"network": network, "share": float(share), "seed": int(seed), "epochs": epochs, "rate": RATE}
+    results["dense"] = {"plain": accuracy(long_training.trained(dense, data, epochs, int(seed)), data.test)}
+    found = {**about, "card": card(), "methods": results}
     return {f"results/long/{network}-{round(100 * float(share))}-{seed}.json": text(found)}
 
 
@@ -248,6 +280,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--processes", type=int, default=12)
     parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="tasks, as kind:name")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--quick", action="store_true", help="one small task of each kind, to see that everything runs")
     parser.add_argument("--unpack", type=Path, metavar="DIR")
     options = parser.parse_args()
     if options.unpack:
@@ -262,10 +296,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     done_file = options.out / "done.txt"
     done = set(done_file.read_text().splitlines()) if done_file.exists() else set()
-    given = [options.data.resolve(), options.weights.resolve(), options.out.resolve()]
+    given = [options.data.resolve(), options.weights.resolve(), options.out.resolve(), options.device, options.quick]
     pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), begin, given)
     waiting, start = {}, time.monotonic()
-    wanted = dict.fromkeys(f"{kind}:{name}" for kind, name in tasks())
+    wanted = dict.fromkeys(f"{kind}:{name}" for kind, name in tasks(options.quick))
     for task in wanted:
         if task not in done and any(fnmatch.fnmatch(task, pattern) for pattern in options.only):
             waiting[pool.submit(work, *task.split(":", 1))] = task

@@ -17,7 +17,7 @@ from typing import Any
 import first_screen
 import matplotlib
 from peer_methods import DESCRIBED
-from peers import DENSE, LATENCY_BATCH, RESULTS, SLOW, Cell, cells
+from peers import DENSE, LATENCY_BATCH, RESULTS, Cell, cells
 
 from freeprune.common import write_atomically
 from freeprune.metrics.statistics import Estimate, mean_interval
@@ -52,8 +52,6 @@ def runs_of(folder: Path) -> dict[Cell, dict[str, Runs]]:
             about["remark"] = document.get("remark")
             for method, result in document["methods"].items():
                 found.setdefault(budget_of(cell), {}).setdefault(method, []).append({**about, **result})
-                if cell.table == "d" and method in SLOW:
-                    found.setdefault(("a", *budget_of(cell)[1:]), {}).setdefault(method, []).append({**about, **result})
     return found
 
 
@@ -81,9 +79,13 @@ def seconds(runs: Runs, kind: str) -> str:
     return f"{mean(run[kind] for run in runs):.0f}"
 
 
-def latency(runs: Runs, threads: str) -> str:
+def percent(runs: Runs, kind: str) -> str:
+    return f"{100 * mean(run[kind] for run in runs):.1f}"
+
+
+def latency(runs: Runs) -> str:
     """Milliseconds and the share of the dense network's, each measured in turn with it."""
-    pairs = [run["latency"][threads] for run in runs]
+    pairs = [run["latency"].get("1", run["latency"]) for run in runs]  # older results have two threads as well
     return f"{mean(p['pruned'] for p in pairs):.1f} ({mean(p['pruned'] / p['dense'] for p in pairs):.2f})"
 
 
@@ -104,23 +106,12 @@ def side_by_side(found: dict[str, Runs], asked: float, cost: str, dense: Runs | 
         runs = found[method]
         name = f"**{method}**" if method == OURS else method
         rows.append([
-            name, str(len(runs)), told(estimate(runs)), share(runs, asked), f"{mean(r['evaluated'] for r in runs):.0f}",
-            seconds(runs, "processor_seconds"), seconds(runs, "seconds"), latency(runs, "1"), latency(runs, "2"),
+            name, str(len(runs)), told(estimate(runs)), percent(runs, "recovered"), percent(runs, "plain"), share(runs, asked),
+            f"{mean(r['evaluated'] for r in runs):.0f}", seconds(runs, "processor_seconds"), latency(runs),
         ])  # fmt: skip
     if dense is not None:
-        blank = ["", "", ""]
-        rows.append([DENSE, str(len(dense)), told(estimate(dense)), "100%", *blank, latency(dense, "1"), latency(dense, "2")])
-    head = [
-        "method",
-        "seeds",
-        "accuracy, %",
-        cost,
-        "networks run",
-        "search, CPU s",
-        "on the wall, s",
-        "1 thread, ms",
-        "2 threads, ms",
-    ]
+        rows.append([f"{DENSE}, on labels", str(len(dense)), told(estimate(dense)), "", "", "100%", "", "", latency(dense)])
+    head = ["method", "seeds", "trained, %", "recovered, %", "plain, %", cost, "networks run", "search, CPU s", "latency, ms"]
     return table(head, rows)
 
 
@@ -248,8 +239,7 @@ def conditions(results: dict[tuple[Any, ...], dict[str, Runs]]) -> str:
     return (
         f"Fine-tuning: {' or '.join(f'{n:,}' for n in images)} images of 50,000, `{'`, `'.join(precisions)}`. "
         f"Versions: {', '.join(versions)}.\nThe load of the machine lay between {min(loads):.1f} and {max(loads):.1f} when "
-        "searches began; seconds on the wall and the\nlatency of two threads suffer from it, processor seconds and the latency "
-        "of one thread do not."
+        "searches began; seconds on the wall suffer from it, processor\nseconds and latency do not."
     )
 
 
@@ -281,19 +271,20 @@ def main() -> None:
     ]
     text = f"""# Side by side
 
-What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to the
-same cost with the L2 norm as criterion, and is fine-tuned on the same images with the same seed by the same recipe. Accuracy is
-that of the 10,000 test images, which no method sees. This page is written by `benchmarks/peers_report.py`;
-[how to measure it again](../benchmarks/README.md).
+What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to
+the same cost with the L2 norm as criterion, gets the same [recovery](recovery.md) from the same images without labels, and is
+fine-tuned on the same images with the same seed by the same recipe. Accuracy is that of the 10,000 test images, which no
+method sees. This page is written by `benchmarks/peers_report.py`; [how to measure it again](../benchmarks/README.md).
 
 ## (e) The same measured latency
 
 ![Accuracy against measured latency of every method](accuracy-latency.svg)
 
-Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {LATENCY_BATCH}, one thread. FreePrune is
-asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and bisection
-over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the same 15,000
-images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cifar10 --weights weights --precision 32-true`
+Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {LATENCY_BATCH}, one thread. FreePrune
+is asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and
+bisection over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the
+same 15,000 images of fine-tuning. `python benchmarks/equal_latency.py --data cifar10 --weights weights`, at 65% and 50% of
+the ResNets' latency with `--precision 32-true`.
 
 - `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width.
   The residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
@@ -322,9 +313,11 @@ half of the images, and the rest of both, on labels; they lose 0.4 to 2 points, 
 
 # The same counted cost
 
-Here every method is given the same MACs or weights, counted by one tracer whoever pruned the network. All of it was measured
-with version 0.1.0: FreePrune without [recovery](recovery.md), and as many channels as the budget allows, whatever the runtime
-makes of them.
+Here every method is given the same MACs or weights, counted by one tracer whoever pruned the network. Widths are of any size
+(`--round-to 1`), whatever the runtime makes of them. Other methods say how wide each layer is; the channels are then those
+with the largest norm for all. *Plain*: the pruned network as it is; *recovered*: with its weights made good from 512 images
+without labels, which is [all that it takes without training](no-labels.md); *trained*: after 15,000 images by the standard
+recipe.
 
 {missing(options.results, options.seeds)}{conditions(results)}
 

@@ -99,34 +99,34 @@ def main() -> None:
                 continue
             if cell.network == LITE and (seed or options.imagenet is None):
                 continue
-            found = run(cell, seed, imagenet_images(options.imagenet) if cell.network == LITE else data, options)
+            recipe = freeprune.Recipe(images=IMAGES, precision=options.precision)
+            images = imagenet_images(options.imagenet) if cell.network == LITE else data
+            found = run(cell, seed, images, options.weights, recipe)
             write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
             print(cell.name, seed, found["accuracy"], flush=True)  # noqa: T201
 
 
-def run(cell: Cell, seed: int, data: Any, options: argparse.Namespace) -> dict[str, Any]:
+def run(cell: Cell, seed: int, data: Any, weights: Path, recipe: freeprune.Recipe) -> dict[str, Any]:
     """One run, by what users call."""
     spec, file = (f"{HERE / 'recovery.py'}:efficientnet_lite0", None) if cell.network == LITE else NETWORKS[cell.network]
     steps = {"round_to": 1} if "granularity" not in cell.options else {}  # the targets are counted costs
     given = {
         **steps,
         "calibration_images": 128,
-        "finetune": freeprune.Recipe(
-            images=IMAGES, precision=options.precision, distill=None if cell.way == "distilled" else 0.0
-        ),
+        "finetune": replace(recipe, distill=None if cell.way == "distilled" else 0.0),
         **cell.options,
     }
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
-            spec, data, weights=file and options.weights / file, target=[cell.target], out=Path(folder) / "run", seed=seed,
+            spec, data, weights=file and weights / file, target=[cell.target], out=Path(folder) / "run", seed=seed,
             recovery=cell.way != "plain", progress=False, **given,
         )  # fmt: skip
     summary = result.summary.to_json()
     kept = ("accuracy", "recovery", "score", "cost", "seconds", "trials", "seed", "threads", "versions")
     return {
         "network": cell.network, "target": cell.target, **cell.options, "recovered": cell.way != "plain",
-        "images": IMAGES if given["finetune"] else 0,
+        "images": recipe.images if given["finetune"] else 0,
         **{name: summary[name] for name in kept}, "wall_seconds": time.perf_counter() - start,
         "freeprune": version("freeprune"),
     }  # fmt: skip
