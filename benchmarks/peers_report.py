@@ -273,13 +273,25 @@ def main() -> None:
     options = parser.parse_args()
     results = runs_of(options.results)
     plot(results, options.docs)
-    methods = "\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items())
     costs = [
         f"### {NAMES[network]}, `macs={100 * asked:g}%`\n\n{search_costs(found)}"
         for (which, network, _, _, asked), found in results.items()
         if which == "d"
     ]
-    text = f"""# Side by side
+    text = PAGE.format(
+        batch=LATENCY_BATCH,
+        at_equal_latency=at_equal_latency(),
+        trainings=trainings(),
+        missing=missing(options.results, options.seeds),
+        conditions=conditions(results),
+        methods="\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items()),
+        search_costs="\n".join(costs) or "Not measured yet.",
+        **{letter: section(results, letter) for letter in "abc"},
+    )
+    write_atomically(options.docs / "results.md", text.encode())
+
+
+PAGE = """# Side by side
 
 What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to the
 same cost with the L2 norm as criterion, and is fine-tuned on the same images with the same seed by the same recipe. Accuracy is
@@ -290,7 +302,7 @@ that of the 10,000 test images, which no method sees. This page is written by `b
 
 ![Accuracy against measured latency of every method](accuracy-latency.svg)
 
-Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {LATENCY_BATCH}, one thread. FreePrune is
+Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {batch}, one thread. FreePrune is
 asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and bisection
 over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the same 15,000
 images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cifar10 --weights weights --precision 32-true`
@@ -302,7 +314,7 @@ images of fine-tuning in float32. `python benchmarks/equal_latency.py --data cif
 - `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.
 - `uniform-8`: the same rate in every group, in steps of 8.
 
-{at_equal_latency()}
+{at_equal_latency}
 
 ### Labels alone, or the dense network at first
 
@@ -313,7 +325,7 @@ to 3.3. The weights of ResNet-20 were trained on these images, those of ResNet-5
 no better (83.2%) than what is pruned from them. Followed to the end, on all images, they *cost* one to two points; at first
 and on all images, up to half a point.
 
-{trainings()}
+{trainings}
 
 One seed each, 15,000 images. *Constant*: on all images, with a weight that stays to the end, which the package had before.
 *Adapted*: the same with 0.5, following the dense network after that was trained on as many images. *Rounds*: half of the way,
@@ -326,11 +338,11 @@ Here every method is given the same MACs or weights, counted by one tracer whoev
 with version 0.1.0: FreePrune without [recovery](recovery.md), and as many channels as the budget allows, whatever the runtime
 makes of them.
 
-{missing(options.results, options.seeds)}{conditions(results)}
+{missing}{conditions}
 
 Mean over seeds, with the 95% interval of Student's t where there is more than one. † more than 1% off the budget. *Networks
 run*: how many pruned networks a method ran to find its own. Search seconds: from the dense network to the plan, one thread.
-Latency: ONNX Runtime, batch {LATENCY_BATCH}, in brackets as a share of the dense network's, measured in turn with it.
+Latency: ONNX Runtime, batch {batch}, in brackets as a share of the dense network's, measured in turn with it.
 
 ![Accuracy of every method by budget and by seconds of search](results.svg)
 
@@ -346,24 +358,22 @@ though the padding adds it to another, so that its streams were taken out here.
 
 ## (a) Channels, residual networks
 
-{section(results, "a")}
+{a}
 
 ## (b) Channels, another architecture
 
-{section(results, "b")}
+{b}
 
 ## (c) Weights, blocks, kernels: allocations
 
-{section(results, "c")}
+{c}
 
 ## (d) The cost of a search
 
 All methods of a table in one process, one after the other.
 
-{chr(10).join(costs) or "Not measured yet."}
+{search_costs}
 """
-    write_atomically(options.docs / "results.md", text.encode())
-
 
 if __name__ == "__main__":
     main()
