@@ -51,10 +51,21 @@ def emptied(network: Network) -> Network:
     return copied(network, {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()})
 
 
+def storage_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor, which its views share, from that of all others that are alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def origin(tensor: Tensor) -> Tensor | None:
     """The weight that a tensor, or the one that it is a view of, stands in for at present; None if it stands for none."""
-    made, given = _MADE.get(tensor.untyped_storage()._cdata, (None, None))
+    made, given = _MADE.get(storage_of(tensor), (None, None))
     return given if made is not None and made() is not None else None
+
+
+def storage_read(tensor: Tensor) -> int:
+    """The memory that an operator reads with a tensor: its own, or that of the weight that it stands in for."""
+    given = origin(tensor)
+    return storage_of(tensor if given is None else given)
 
 
 class Making(TorchFunctionMode):
@@ -94,7 +105,7 @@ class Making(TorchFunctionMode):
             return tensor
         made = self._make(tensor, make)
         if isinstance(tensor, nn.Parameter) or tensor.dim() > 1:
-            key = made.untyped_storage()._cdata
+            key = storage_of(made)
             _MADE[key] = weakref.ref(made, lambda gone: _MADE.pop(key, None)), tensor
         return made
 

@@ -6,17 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map_only
 
-from ..common import Batch, FreePruneError, Inputs, find, needs_labels
-from ..reading import PLAIN
+from ..common import Batch, FreePruneError, find, needs_labels
 from ..sharing import is_large
 from .recovery.order import Slices, Values, eliminated
 
@@ -96,14 +93,11 @@ def fisher(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     Source: Theis et al. 2018, arXiv:1801.05787, eq. 10, and Liu et al. 2021, arXiv:2108.00708, for coupled channels. Differs:
     the gradient is that of the mean loss over 16 parts of the batch instead of over single images. Needs labels.
     """
-    inputs, labels = _labelled(batch, "fisher")
-    reading = PLAIN if batch is None else batch.reading
+    labelled = _labelled(batch, "fisher")
     weights = _each(network)
     sums = {name: np.zeros_like(w) for name, w in weights.items()}
-    images = inputs[0].shape[0]
-    for part in np.array_split(np.arange(images), min(16, images)):
-        some = Batch(tuple(x[part] for x in inputs), _rows(labels, part), reading)
-        gradients = _gradients(network, some, "fisher")
+    for part in labelled.parts(min(16, len(labelled.inputs[0]))):
+        gradients = _gradients(network, part, "fisher")
         for name, weight in weights.items():
             sums[name] += np.square(gradients[name] * weight)
     return Importance(sums)
@@ -168,31 +162,22 @@ def _lamp(weight: Values) -> Values:
     return result.reshape(weight.shape)
 
 
-def _rows(labels: Any, part: NDArray[np.int64]) -> Any:
-    """Some rows of labels, which may be any nest of tensors."""
-
-    def taken(tensor: Tensor) -> Tensor:
-        return tensor[part]
-
-    return tree_map_only(Tensor, taken, labels)
-
-
-def _labelled(batch: Batch | None, criterion: str) -> tuple[Inputs, Any]:
+def _labelled(batch: Batch | None, criterion: str) -> Batch:
     if batch is None or batch.labels is None:
         raise FreePruneError(f"criterion {criterion!r} needs labelled data; give `data` with labels or use `criterion='l2'`")
-    return batch.inputs, batch.labels
+    return batch
 
 
 def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[str, Values]:
     """The gradient of the mean loss with respect to every parameter, in eval mode."""
-    inputs, labels = _labelled(batch, criterion)
-    reading = PLAIN if batch is None else batch.reading
+    labelled = _labelled(batch, criterion)
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with torch.enable_grad():
             values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
-            loss = reading.loss_of(torch.func.functional_call(network, values, inputs), labels)
+            output = torch.func.functional_call(network, values, labelled.inputs)
+            loss = labelled.reading.loss_of(output, labelled.labels)
             gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     finally:
         for module, mode in training.items():

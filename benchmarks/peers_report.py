@@ -263,13 +263,25 @@ def main() -> None:
     options = parser.parse_args()
     results = runs_of(options.results)
     plot(results, options.docs)
-    methods = "\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items())
     costs = [
         f"### {NAMES[network]}, `macs={100 * asked:g}%`\n\n{search_costs(found)}"
         for (which, network, _, _, asked), found in results.items()
         if which == "d"
     ]
-    text = f"""# Side by side
+    text = PAGE.format(
+        batch=LATENCY_BATCH,
+        at_equal_latency=at_equal_latency(),
+        trainings=trainings(),
+        missing=missing(options.results, options.seeds),
+        conditions=conditions(results),
+        methods="\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items()),
+        search_costs="\n".join(costs) or "Not measured yet.",
+        **{letter: section(results, letter) for letter in "abc"},
+    )
+    write_atomically(options.docs / "results.md", text.encode())
+
+
+PAGE = """# Side by side
 
 What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to
 the same cost with the L2 norm as criterion, gets the same [recovery](recovery.md) from the same images without labels, and is
@@ -280,7 +292,7 @@ method sees. This page is written by `benchmarks/peers_report.py`; [how to measu
 
 ![Accuracy against measured latency of every method](accuracy-latency.svg)
 
-Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {LATENCY_BATCH}, one thread. FreePrune
+Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {batch}, one thread. FreePrune
 is asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and
 bisection over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the
 same 15,000 images of fine-tuning. `python benchmarks/equal_latency.py --data cifar10 --weights weights`, at 65% and 50% of
@@ -293,7 +305,7 @@ the ResNets' latency with `--precision 32-true`.
 - `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.
 - `uniform-8`: the same rate in every group, in steps of 8.
 
-{at_equal_latency()}
+{at_equal_latency}
 
 ### Labels alone, or the dense network at first
 
@@ -304,7 +316,7 @@ to 3.3. The weights of ResNet-20 were trained on these images, those of ResNet-5
 no better (83.2%) than what is pruned from them. Followed to the end, on all images, they *cost* one to two points; at first
 and on all images, up to half a point.
 
-{trainings()}
+{trainings}
 
 One seed each, 15,000 images. *Constant*: on all images, with a weight that stays to the end, which the package had before.
 *Adapted*: the same with 0.5, following the dense network after that was trained on as many images. *Rounds*: half of the way,
@@ -319,11 +331,11 @@ with the largest norm for all. *Plain*: the pruned network as it is; *recovered*
 without labels, which is [all that it takes without training](no-labels.md); *trained*: after 15,000 images by the standard
 recipe.
 
-{missing(options.results, options.seeds)}{conditions(results)}
+{missing}{conditions}
 
 Mean over seeds, with the 95% interval of Student's t where there is more than one. † more than 1% off the budget. *Networks
 run*: how many pruned networks a method ran to find its own. Search seconds: from the dense network to the plan, one thread.
-Latency: ONNX Runtime, batch {LATENCY_BATCH}, in brackets as a share of the dense network's, measured in turn with it.
+Latency: ONNX Runtime, batch {batch}, in brackets as a share of the dense network's, measured in turn with it.
 
 ![Accuracy of every method by budget and by seconds of search](results.svg)
 
@@ -339,24 +351,22 @@ though the padding adds it to another, so that its streams were taken out here.
 
 ## (a) Channels, residual networks
 
-{section(results, "a")}
+{a}
 
 ## (b) Channels, another architecture
 
-{section(results, "b")}
+{b}
 
 ## (c) Weights, blocks, kernels: allocations
 
-{section(results, "c")}
+{c}
 
 ## (d) The cost of a search
 
 All methods of a table in one process, one after the other.
 
-{chr(10).join(costs) or "Not measured yet."}
+{search_costs}
 """
-    write_atomically(options.docs / "results.md", text.encode())
-
 
 if __name__ == "__main__":
     main()

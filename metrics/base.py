@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
-from ..sharing import origin
+from ..sharing import storage_of, storage_read
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
@@ -225,7 +225,7 @@ class _Layers(TorchDispatchMode):
     def __init__(self, skeleton: Skeleton) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: dict[str, LayerCall] = {}
-        self._names = {t.untyped_storage()._cdata: (n, t.shape) for n, t in skeleton.tensors.items() if t.dim() > 1}
+        self._names = {storage_of(t): (n, t.shape) for n, t in skeleton.tensors.items() if t.dim() > 1}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = func.overloadpacket.__name__
@@ -236,7 +236,6 @@ class _Layers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _keep(self, weight: Tensor, call: LayerCall, transposed: bool) -> None:
-        given = origin(weight)
-        name, shape = self._names.get((weight if given is None else given).untyped_storage()._cdata, ("", None))
+        name, shape = self._names.get(storage_read(weight), ("", None))
         if shape == (weight.T if transposed else weight).shape:
             self.calls[name] = call

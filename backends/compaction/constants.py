@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
-from ...sharing import origin
+from ...sharing import storage_of, storage_read
 from ..coupling.certificate import Replay
 from ..tracing.arithmetic import elementwise
 from ..tracing.labels import Labels, Layer, along, reshaped, support
@@ -121,8 +121,8 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
             self.hold([layer for t in tensors for layer in self.labels(t)])
         values = [None for _ in outs] if rule is None else rule(self, call)
         targets = [call[a.name] for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        written = {_storage(t) for t in tree_leaves(targets) if isinstance(t, Tensor)}
-        for tensor in [t for t in [*self._known, *self._own] if _storage(t) in written] if written else []:
+        written = {storage_of(t) for t in tree_leaves(targets) if isinstance(t, Tensor)}
+        for tensor in [t for t in [*self._known, *self._own] if storage_of(t) in written] if written else []:
             self.learn(tensor, None)  # it may be another view of what was written to
         for tensor, value in zip(outs, values, strict=True):
             self.learn(tensor, value)
@@ -173,14 +173,9 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
 
     def _parameter(self, weight: Tensor) -> str | None:
         """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
-        given = origin(weight)
-        name = self._storages.get((weight if given is None else given).untyped_storage()._cdata)
+        name = self._storages.get(storage_read(weight))
         whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
         return name if whole else None
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 ValueRule = Callable[[_Values, Call], list[Value]]

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..surgery.layers import KNOWN
 from ..surgery.sizes import AXES, held_by
-from ..surgery.surgery import REMEMBERED
 
 INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
 
@@ -25,7 +25,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """
     kind: Any = type(module)
     own_tensors = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
-    if own_tensors and isinstance(module, REMEMBERED) and kind.__module__.startswith("torch.nn."):
+    if own_tensors and isinstance(module, KNOWN) and kind.__module__.startswith("torch.nn."):
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             yield "num_groups", None, module.num_groups
         return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...sharing import light
+from ...sharing import light, storage_of
 from ..plan import Plan
 from .products import Call, Site
 
@@ -55,19 +55,19 @@ class Scores:
         if lost and site.groups == 1 and not site.shared:
             self._sites[site.name] = site
             self._uses[site.name] += call.number  # one that runs twice has more than one use
-            self._open[_storage(output)] = _Output(site.name, output, output)
+            self._open[storage_of(output)] = _Output(site.name, output, output)
 
     def ran(self, kind: str, args: Any, result: Any) -> None:
         """An operator ran."""
-        read = [x for x in tree_leaves(args) if isinstance(x, Tensor) and _storage(x) in self._open]
-        if not read or (isinstance(result, Tensor) and not kind.endswith("_") and _storage(result) in map(_storage, read)):
+        read = [x for x in tree_leaves(args) if isinstance(x, Tensor) and storage_of(x) in self._open]
+        if not read or (isinstance(result, Tensor) and not kind.endswith("_") and storage_of(result) in map(storage_of, read)):
             return  # a view of it is still the same
-        first = self._open[_storage(read[0])]
+        first = self._open[storage_of(read[0])]
         numbers = all(x is read[0] or not isinstance(x, Tensor) or x.dim() == 0 for x in args)
         if kind in ("mul", "div") and numbers and result.stride() == read[0].stride():
-            self._open[_storage(result)] = _Output(first.name, first.whole, result)
+            self._open[storage_of(result)] = _Output(first.name, first.whole, result)
             return
-        used = [self._open[_storage(x)].name for x in read]
+        used = [self._open[storage_of(x)].name for x in read]
         self._uses.update(used)
         if kind == "bmm":
             self._product(args[0], args[1].mT)
@@ -79,7 +79,7 @@ class Scores:
     def _product(self, query: Tensor, key: Tensor) -> None:
         names, moments = [], []
         for x in (query, key):
-            output = self._open.get(_storage(x))
+            output = self._open.get(storage_of(x))
             whole = output and x.numel() == output.whole.numel() and x.shape[-1] == output.whole.shape[1]
             if output is None or not whole or x.stride(-1) != output.whole.stride(1):
                 return
@@ -137,8 +137,3 @@ def _root(moments: Tensor) -> Tensor:
     little = LITTLE * moments.diagonal().mean().clamp_min(1e-30)
     root: Tensor = torch.linalg.cholesky(moments + little * torch.eye(len(moments)).to(moments))
     return root
-
-
-def _storage(x: Tensor) -> int:
-    known: int = x.untyped_storage()._cdata
-    return known

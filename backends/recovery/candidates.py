@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ...common import Candidate, Inputs, Skeleton
 from .counted import among, counted
-from .products import Call, Site, Watched
+from .products import Call, Site, Watched, finite, run, sample
 from .solve import least_squares
-from .winner import finite, run, sample
 
 # All of it cheaper than for the winner, since the search waits for it.
 LARGEST = 600  # columns that are solved for together

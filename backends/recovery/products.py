@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...sharing import origin
+from ...common import FreePruneError, Inputs, Skeleton
+from ...sharing import origin, storage_of, storage_read
+from ..tracing.passes import plain_kernels, undisturbed
 from .sums import Ends, Summed
 
 
@@ -117,7 +119,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
         self._visit, self._largest, self._ran = visit, largest, ran
-        self._parameters = {t.untyped_storage()._cdata: (name, t) for name, t in tensors.items()}
+        self._parameters = {storage_of(t): (name, t) for name, t in tensors.items()}
         self.ends = None if summed is None else Ends(summed, self._whole)
         self._last: tuple[str, Tensor] | None = None
         self._sites: dict[str, Site] = {}
@@ -163,16 +165,15 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _name(self, tensor: Tensor) -> str | None:
         """The parameter of two or more dimensions that a tensor is, or is a view of."""
-        given = origin(tensor)
-        name, parameter = self._parameters.get((tensor if given is None else given).untyped_storage()._cdata, ("", tensor))
+        name, parameter = self._parameters.get(storage_read(tensor), ("", tensor))
         return name if name and parameter.dim() > 1 else None
 
     def _whole(self, tensor: Any) -> str | None:
         """The parameter that a tensor is the whole of, in its own shape."""
         if not isinstance(tensor, Tensor):
             return None
+        name, parameter = self._parameters.get(storage_read(tensor), ("", tensor))
         given = origin(tensor)
-        name, parameter = self._parameters.get((tensor if given is None else given).untyped_storage()._cdata, ("", tensor))
         if given is not None and given is not parameter:  # a pruned network's
             return None
         same = tensor.shape == parameter.shape and tensor.stride() == parameter.stride()
@@ -222,6 +223,31 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             site, self.calls[name], len(x), lambda picked: x[picked][None], lambda made, picked: made[picked], run, own,
             added[0] if added else None,
         )  # fmt: skip
+
+
+def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
+    """One pass under the statistics of the images, watched."""
+    network = skeleton.network
+    with undisturbed(network), torch.no_grad(), plain_kernels(network), skeleton.batch_statistics(), watched:
+        network(*inputs)
+
+
+def finite(call: Call) -> Tensor:
+    """The product, if it is all finite."""
+    made = call.run(call.weight, call.bias)
+    if not torch.isfinite(made).all():
+        raise FreePruneError(
+            f"layer {call.site.name.removesuffix('.weight')!r} gives numbers that are not finite on the calibration images, so "
+            "no weights can be made good; check the images and the weights, or use `recovery=False`"
+        )
+    return made
+
+
+def sample(samples: int, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
+    """So many of the samples, or of those with the numbers `among`, drawn at random; all if there are fewer."""
+    if among is not None:
+        return among[sample(len(among), count, generator)]
+    return torch.randperm(samples, generator=generator)[:count] if count < samples else torch.arange(samples)
 
 
 def _sizes(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:

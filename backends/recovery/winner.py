@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import FreePruneError, Inputs, Skeleton
+from ...common import Inputs, Skeleton
 from ...sharing import is_large, light
 from ..plan import Plan
-from ..tracing.passes import plain_kernels, undisturbed
 from .attention import Scores, folded
 from .counted import among, counted
-from .products import Call, Watched
+from .products import Call, Watched, finite, run, sample
 from .shelf import Kept, Shelf, held
 from .solve import RIDGE, least_squares
 from .sums import End, Key, Norm
@@ -107,13 +106,6 @@ def recover(
     return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
 
 
-def run(skeleton: Skeleton, watched: Watched, inputs: Inputs) -> None:
-    """One pass under the statistics of the images, watched."""
-    network = skeleton.network
-    with undisturbed(network), torch.no_grad(), plain_kernels(network), skeleton.batch_statistics(), watched:
-        network(*inputs)
-
-
 def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[dict[Key, _Wanted], Watched]:
     """What each product of the dense network gives, for a sample of its rows."""
     wanted: dict[Key, _Wanted] = {}
@@ -156,24 +148,6 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
 
     chosen = {next((end.key for end in ends if alone(end)), None) for ends in together}
     return {key: one if key in chosen else replace(one, sums=None) for key, one in wanted.items()}, watched
-
-
-def finite(call: Call) -> Tensor:
-    """The product, if it is all finite."""
-    made = call.run(call.weight, call.bias)
-    if not torch.isfinite(made).all():
-        raise FreePruneError(
-            f"layer {call.site.name.removesuffix('.weight')!r} gives numbers that are not finite on the calibration images, so "
-            "no weights can be made good; check the images and the weights, or use `recovery=False`"
-        )
-    return made
-
-
-def sample(samples: int, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
-    """So many of the samples, or of those with the numbers `among`, drawn at random; all if there are fewer."""
-    if among is not None:
-        return among[sample(len(among), count, generator)]
-    return torch.randperm(samples, generator=generator)[:count] if count < samples else torch.arange(samples)
 
 
 @dataclass(frozen=True)

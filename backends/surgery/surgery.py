@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from ...common import FreePruneError
 from ...copies import copied
 from ...sharing import Lent, given_back, is_large, light
-from ..plan import Attribute, Plan, check_structure
+from ..plan import Plan, check_structure, shape_left
 from .gone import without
 from .masked_norms import watch
 from .sizes import assignments, size_of
-
-Size = int | tuple[int, ...]
 
 
 def apply(network: nn.Module, plan: Plan) -> nn.Module:
@@ -174,102 +172,9 @@ def shared_tensors(network: nn.Module) -> Owners:
 def sliced(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
     """The kept coordinates of a tensor, as a new contiguous one."""
     if tensor.is_meta:
-        return torch.empty(
-            [len(kept[d]) if d in kept else n for d, n in enumerate(tensor.shape)], dtype=tensor.dtype, device="meta"
-        )
+        return torch.empty(shape_left(tuple(tensor.shape), kept), dtype=tensor.dtype, device="meta")
     with torch.no_grad():
         result = tensor.detach()
         for dim, ids in kept.items():
             result = result.index_select(dim, torch.from_numpy(ids).to(tensor.device))
         return result.contiguous()
-
-
-# Size attributes of torch's own layers
-
-
-REMEMBERED = (
-    nn.modules.conv._ConvNd,
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.MultiheadAttention,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.RNNBase,
-    nn.RNNCellBase,
-)
-"""The layers whose sizes `remembered_sizes` knows."""
-
-
-def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> Iterator[tuple[str, Size]]:
-    """The size attributes of torch's own layers, from the shapes of their tensors after shrinking.
-
-    Args:
-        module: the layer, still with its dense attributes.
-        shape: gives the new shape of the layer's tensor of that name.
-    """
-    if isinstance(module, nn.modules.conv._ConvNd):
-        first, second, *kernel = shape("weight")
-        if kernel != list(module.weight.shape[2:]):  # it covers what has shrunk
-            yield "kernel_size", tuple(kernel)
-        if module.transposed:
-            groups = module.groups
-            if groups > 1 and module.in_channels == groups:
-                groups = first  # depthwise, as below
-                yield "groups", groups
-            yield from (("in_channels", first), ("out_channels", second * groups))
-        else:
-            groups = module.groups
-            if groups > 1 and module.in_channels == groups:
-                groups = first // (module.out_channels // groups)  # depthwise: a group goes with its channel
-                yield "groups", groups
-            yield from (("in_channels", second * groups), ("out_channels", first))
-    elif isinstance(module, nn.Linear):
-        yield from zip(("out_features", "in_features"), shape("weight"), strict=True)
-    elif isinstance(module, nn.Bilinear):
-        yield from zip(("out_features", "in1_features", "in2_features"), shape("weight"), strict=True)
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        names = [n for n in ("weight", "running_mean") if getattr(module, n) is not None]
-        if names:
-            yield "num_features", shape(names[0])[0]
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        yield "normalized_shape", tuple(shape("weight"))
-    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-        yield "num_channels", shape("weight")[0]
-    elif isinstance(module, nn.MultiheadAttention):
-        width = shape("in_proj_weight" if module._qkv_same_embed_dim else "q_proj_weight")[1]
-        keys, values = (width if module._qkv_same_embed_dim else shape(f"{n}_proj_weight")[1] for n in "kv")
-        yield from (("embed_dim", width), ("kdim", keys), ("vdim", values), ("num_heads", width // module.head_dim))
-    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        yield "embedding_dim", shape("weight")[1]
-    elif isinstance(module, nn.RNNBase):
-        if module.proj_size:
-            yield "proj_size", shape("weight_hr_l0")[0]
-        yield from (
-            ("input_size", shape("weight_ih_l0")[1]),
-            ("hidden_size", shape("weight_hr_l0" if module.proj_size else "weight_hh_l0")[1]),
-        )
-    elif isinstance(module, nn.RNNCellBase):
-        yield from (("input_size", shape("weight_ih")[1]), ("hidden_size", shape("weight_hh")[1]))
-
-
-def layer_attributes(owners: Owners, kept: Mapping[str, Mapping[int, Any]]) -> list[Attribute]:
-    """The size attributes of torch's own layers that change when these coordinates are kept."""
-    touched: dict[str, tuple[nn.Module, dict[str, Mapping[int, Any]]]] = {}
-    for name, dims in kept.items():
-        if name in owners:
-            for owner in owners[name]:
-                touched.setdefault(owner.path, (owner.module, {}))[1][owner.key] = dims
-    result = []
-    for path, (module, changes) in touched.items():
-
-        def shape(key: str, module: nn.Module = module, changes: dict[str, Mapping[int, Any]] = changes) -> torch.Size:
-            dims = changes.get(key, {})
-            return torch.Size(len(dims[d]) if d in dims else n for d, n in enumerate(getattr(module, key).shape))
-
-        for name, value in remembered_sizes(module, shape):
-            if getattr(module, name) != value:
-                result.append(Attribute(path, name, value))
-    return result

@@ -13,12 +13,11 @@ from torch import nn
 from ..plan import Attribute
 from ..tracing.labels import Layer
 from ..tracing.passes import undisturbed
+from .layers import layer_attributes
 from .sizes import assignments, size_of
-from .surgery import Owners, layer_attributes, shrunk_tensor
+from .surgery import Owners, shrunk_tensor
 
 Key = tuple[int, ...]
-
-
 KeptIndices = Mapping[str, Mapping[int, NDArray[np.int64]]]
 
 
@@ -82,8 +81,7 @@ def attributes(
         kept: `(nodes,)`: which nodes stay, in agreement with `indices`.
         repairs: further attributes to set.
     """
-    result = layer_attributes(owners, indices)
-    result += _without_nesting(network, result)
+    result = layer_attributes(network, owners, indices)
     tuples: dict[tuple[str, str], list[int]] = {}
     for repair in repairs:
         dense = size_of(network.get_submodule(repair.module), repair.name)
@@ -96,14 +94,3 @@ def attributes(
         if tuple(values) != tuple(size_of(network.get_submodule(module), name)):
             result.append(Attribute(module, name, tuple(values)))
     return result
-
-
-def _without_nesting(network: nn.Module, sizes: Sequence[Attribute]) -> Iterator[Attribute]:
-    """What torch's own encoder sets when it is built with an odd number of heads, which its fast kernel refuses."""
-    for size in sizes:
-        path, _, inside = size.module.rpartition(".layers.")
-        odd = isinstance(size.value, int) and size.value % 2
-        if size.name == "num_heads" and odd and inside == "0.self_attn":
-            encoder = network.get_submodule(path)
-            if isinstance(encoder, nn.TransformerEncoder) and encoder.use_nested_tensor:
-                yield Attribute(path, "use_nested_tensor", 0)

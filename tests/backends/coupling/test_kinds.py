@@ -300,25 +300,41 @@ def test_bags_of_embeddings_are_as_wide_as_what_reads_them():
     assert promises.widths(promises.kept(Bags(), torch.randint(20, (2, 4)))) == {"bag": 8}
 
 
+LAYER = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+
+
 class Padded(nn.Module):
     """torch's own encoder with a mask, which takes a kernel of its own where the number of heads is even."""
 
     def __init__(self):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
-        self.table, self.encoder, self.last = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 1), nn.Linear(16, 3)
+        self.table, self.encoder, self.last = nn.Embedding(20, 16), nn.TransformerEncoder(LAYER, 1), nn.Linear(16, 3)
 
     def forward(self, ids):
         x = self.encoder(self.table(ids), src_key_padding_mask=ids == 0)
         return self.last(x[:, 0])
 
 
-def test_an_odd_number_of_heads_runs_where_tokens_are_padded():
+class Itself(nn.TransformerEncoder):
+    """The same, where the network is the encoder."""
+
+    def __init__(self):
+        super().__init__(LAYER, 1)
+        self.table, self.last = nn.Embedding(20, 16), nn.Linear(16, 3)
+
+    def forward(self, ids):
+        x = super().forward(self.table(ids), src_key_padding_mask=ids == 0)
+        return self.last(x[:, 0])
+
+
+@pytest.mark.parametrize("kind", [Padded, Itself])
+def test_an_odd_number_of_heads_runs_where_tokens_are_padded(kind):
     torch.manual_seed(0)
-    network, ids = Padded().eval(), torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0]])
+    network, ids = kind().eval(), torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0]])
     backend = Channel(network, (ids,), importance("l2", network))
     three = torch.tensor([3 if units == 4 else units for units in promises.widths(backend).values()]).numpy()
     with torch.no_grad():
         compact = apply(network, backend.plan(three))
-        assert compact.encoder.layers[0].self_attn.num_heads == 3
+        encoder = next(module for module in compact.modules() if isinstance(module, nn.TransformerEncoder))
+        assert encoder.layers[0].self_attn.num_heads == 3
         assert compact(ids).isfinite().all()
