@@ -63,7 +63,7 @@ class Images(Dataset[Any]):
 
     Args:
         pixels: `(N, C, H, W)`; uint8 is divided by 255, uint16 by 65535, float32 taken as it is.
-        labels: int64 `(N,)`; None where there are none, and items are images alone.
+        labels: `(N, ...)`, normally int64 `(N,)`; None where there are none, and items are images alone.
         mean: per channel, subtracted.
         std: per channel, divided by afterwards.
     """
@@ -75,6 +75,11 @@ class Images(Dataset[Any]):
         # (x / top - mean) / std in one multiplication and one addition
         self.scale = 1 / (top * _per_channel(std))
         self.offset = -_per_channel(mean) / _per_channel(std)
+
+    @property
+    def targets(self) -> Any:
+        """All labels, by torchvision's name for them; empty where there are none."""
+        return () if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -94,7 +99,10 @@ class Images(Dataset[Any]):
         """
         pixels, labels = self.raw(indices, crop)
         images = torch.addcmul(self.offset, pixels.float(), self.scale)
-        return list(images) if labels is None else list(zip(images, labels.tolist(), strict=True))
+        if labels is None:
+            return list(images)
+        whole = labels.ndim == 1 and not labels.is_floating_point()
+        return list(zip(images, labels.tolist() if whole else labels, strict=True))
 
     def raw(self, indices: list[int], crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
         """Pixels as they are stored, `(n, C, H, W)`, and labels `(n,)`; arguments as of `items`."""

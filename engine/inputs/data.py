@@ -18,13 +18,14 @@ from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
 from ..tasks import CLASSIFICATION, Task
+from .arrays import digits, npz
 from .batches import Data, described, parted, stack
 from .dictionaries import ByName, by_name
 from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
 from .shards import shards
-from .sources import TESTS, Pictures, digits, image_folder, npz
+from .sources import TESTS, Pictures, image_folder
 
 OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
@@ -73,8 +74,9 @@ def load_data(
         source: one of
             `imagefolder:DIR`, with `train/` and `test/` (or `val/`, `valid/`, `validation/`) and a folder per class in each;
             without labels images alone in both, in `train/` or in DIR;
-            `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels 0 to K-1, images uint8 `(N, H, W, C)` or `(N, H, W)`, or
-            float32 `(N, C, H, W)`; without labels `x_train`, and `x_test` or not;
+            `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels of any task, as in Python; images uint8 or uint16
+            `(N, H, W, C)`, `(N, C, H, W)` or `(N, H, W)`, or what the network takes, floats `(N, ...)` or tokens; without labels
+            `x_train`, and `x_test` or not;
             `hf:NAME`, a data set of Hugging Face by its name or in a folder on disk, with a column of images and one of labels;
             `wds:TRAIN.tar,TEST.tar`, shards of WebDataset, such as `wds:train-{000..009}.tar`; without a test part a fifth is
             for the test;
@@ -90,7 +92,7 @@ def load_data(
         image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as `stated`, else as they are if all images have one size, else 224.
         bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
-        task: whose labels the user's own datasets give, to check the first item; folders, `.npz` files and digits hold classes.
+        task: whose labels the user's own datasets give, to check the first item; folders hold classes.
         stated: how the network's pretrained weights want the images of a folder.
         network: which the data are for; images of a folder are grey for one that takes one channel, else RGB, and items that
             are dictionaries go to it by the names of its arguments.
@@ -120,10 +122,10 @@ def load_data(
             return hugging_face(place, asked, network)
         if kind == "wds":
             return shards(place, asked, network)
-        if kind == "npz":
-            return npz(Path(place), mean, std)
-        if source == "digits":
-            return digits(mean, std)
+        if kind == "npz" or source == "digits":
+            found = npz(Path(place), mean, std, network) if kind == "npz" else digits(mean, std)
+            own = _given((found.train, found.test), task, network)
+            return replace(found, classes=own.classes)
         if os.path.isdir(source):
             raise FreePruneError(f"the data {source!r} are a folder; give `imagefolder:{source}` for one of images")
         if os.path.isfile(source):
