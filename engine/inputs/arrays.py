@@ -94,8 +94,8 @@ def _from_arrays(
     if not (first.dtype in WHITES or (first.ndim == 4 and first.is_floating_point())):
         if mean is not None or std is not None:
             raise FreePruneError(
-                f"`mean` or `std` was given, and {_told(arrays, 'x_train')}, which is no image; leave it out, and normalise the "
-                "array"
+                f"`mean` or `std` was given, and {_told(arrays, 'x_train')}, which is no image; leave it out, and normalise "
+                "the array"
             )
         plain: list[Dataset[Any]] = [
             TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True)
@@ -161,7 +161,8 @@ def _labels(arrays: Mapping[str, Array], part: str, layout: Layout) -> Tensor:
     """
     given, images = arrays[f"y_{part}"], arrays[f"x_{part}"]
     if given.dtype.kind not in "biuf" or given.shape[:1] != images.shape[:1]:
-        names = "; number the classes from 0, as np.unique(labels, return_inverse=True) does" if given.dtype.kind in "US" else ""
+        text = given.dtype.kind in "US"
+        names = "; number the classes from 0, as np.unique(labels, return_inverse=True) does" if text else ""
         raise FreePruneError(
             f"{_told(arrays, f'y_{part}')}; expected numbers ({len(images)}, ...), a label for each image{names}"
         )

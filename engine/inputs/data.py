@@ -75,8 +75,8 @@ def load_data(
             `imagefolder:DIR`, with `train/` and `test/` (or `val/`, `valid/`, `validation/`) and a folder per class in each;
             without labels images alone in both, in `train/` or in DIR;
             `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels of any task, as in Python; images uint8 or uint16
-            `(N, H, W, C)`, `(N, C, H, W)` or `(N, H, W)`, or what the network takes, floats `(N, ...)` or tokens; without labels
-            `x_train`, and `x_test` or not;
+            `(N, H, W, C)`, `(N, C, H, W)` or `(N, H, W)`, or what the network takes, floats `(N, ...)` or tokens; without
+            labels `x_train`, and `x_test` or not;
             `hf:NAME`, a data set of Hugging Face by its name or in a folder on disk, with a column of images and one of labels;
             `wds:TRAIN.tar,TEST.tar`, shards of WebDataset, such as `wds:train-{000..009}.tar`; without a test part a fifth is
             for the test;
