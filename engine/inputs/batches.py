@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, cause
+from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
 from .encoded import Files
@@ -237,10 +238,13 @@ def is_batch(given: object) -> bool:
 def parts(batch: Tensor | Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
     """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`.
 
-    The labels are None where the batch is one tensor, or a tuple of one thing: a tensor or several inputs.
+    Paths and other texts beside inputs and labels are left out. The labels are None where the batch is one tensor, or a tuple of
+    one thing: a tensor or several inputs.
     """
     if isinstance(batch, Tensor):
         return in_float32((batch,)), None
+    known = [part for part in batch if leaves(part)]
+    batch = known if len(known) > 1 else batch
     inputs, labels = (list(batch[:-1]), batch[-1]) if len(batch) > 1 else (list(batch), None)
     if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
         inputs = list(inputs[0])

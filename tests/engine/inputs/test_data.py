@@ -848,6 +848,19 @@ def test_stack_of_several_inputs(nested):
     assert labels.tolist() == [7, 7]
 
 
+@pytest.mark.parametrize(
+    "item",
+    [(torch.zeros(2), 7, "a/b.png"), ("b", torch.zeros(2), 7), (torch.zeros(2), {"id": "b", "by": ["c"]}, 7, "d")],
+)
+def test_texts_beside_inputs_and_labels_are_left_out(item):
+    (inputs,), labels = stack(Plain([item] * 4), [0, 3])
+    assert (inputs.shape, labels.tolist()) == ((2, 2), [7, 7])
+
+
+def test_a_text_in_place_of_the_label_is_the_label():
+    assert stack(Plain([(torch.zeros(2), "ant")] * 2), [0, 1], task=None)[1] == ("ant", "ant")
+
+
 def test_stack_that_cannot_be():
     with raises("2 items of a Plain cannot be read into a batch .*expected items .image tensor, label. of one shape"):
         stack(Plain([(torch.zeros(1), 0), (torch.zeros(2), 0)]), [0, 1])
