@@ -238,8 +238,8 @@ def is_batch(given: object) -> bool:
 def parts(batch: Tensor | Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
     """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`.
 
-    Paths and other texts beside inputs and labels are left out. The labels are None where the batch is one tensor, or a tuple of
-    one thing: a tensor or several inputs.
+    Paths and other texts beside inputs and labels are left out. The labels are None where the batch is one tensor, or a tuple
+    of one thing: a tensor or several inputs.
     """
     if isinstance(batch, Tensor):
         return in_float32((batch,)), None

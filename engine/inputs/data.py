@@ -33,6 +33,7 @@ FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 
 ARRAYS = (Tensor, np.ndarray)
 TRAININGS = ("train", "training")  # names of the part for training in a dictionary
+HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes
 PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
 SKIPPING = declared(Source)["bad_images"]
 
@@ -126,13 +127,9 @@ def load_data(
             found = npz(Path(place), mean, std, network) if kind == "npz" else digits(mean, std)
             own = _given((found.train, found.test), task, network)
             return replace(found, classes=own.classes)
-        if os.path.isdir(source):
-            raise FreePruneError(f"the data {source!r} are a folder; give `imagefolder:{source}` for one of images")
-        if os.path.isfile(source):
-            raise FreePruneError(
-                f"the data {source!r} are a file; give `npz:FILE` for arrays, `wds:SHARDS` for shards of images, or "
-                "path/to/file.py:callable for a function that reads it"
-            )
+        lying = next((one for one in (source, place) if os.path.exists(one)), None)
+        if lying is not None:
+            raise FreePruneError(f"the data {source!r} are {_fitting(lying)}")
         if kind in ("", source, "digits"):
             raise FreePruneError(f"there is no data {source!r}; {nearest(source, FORMS)}")
     if mean is not None or std is not None:
@@ -142,6 +139,16 @@ def load_data(
     if isinstance(source, str):
         return replace(_given(call(source, FORMS), task, network), source=source)
     return _given(source, task, network)
+
+
+def _fitting(place: str) -> str:
+    """What a path is, and what to write for it; as it follows "the data are"."""
+    if os.path.isdir(place):
+        saved = any(name in HUGGING_FACE for name in os.listdir(place))
+        return f"a folder; give `{'hf' if saved else 'imagefolder'}:{place}`{'' if saved else ' for one of images'}"
+    own = "path/to/file.py:callable, a function that reads it and returns (training, test)"
+    ways = {".npz": f"`npz:{place}`", ".tar": f"`wds:{place}`", ".py": f"`{place}:callable`", ".npy": f"`npz:FILE`, or {own}"}
+    return f"a file; give {ways.get(os.path.splitext(place)[1].lower(), own)}"
 
 
 def _given(source: object, task: Task | None, network: nn.Module | None) -> Data:

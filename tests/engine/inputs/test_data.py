@@ -103,6 +103,22 @@ def test_folders_within_classes_are_searched_and_other_files_left_out(folder):
     assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0] * 4 + [1] * 3
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", ".thumbs", "@eaDir", "Thumbs.db", ".DS_Store"])
+@pytest.mark.parametrize("place", ["train", "train/ant", ""])
+def test_what_other_programs_leave_is_no_class_and_no_image(folder, tmp_path, name, place):
+    alone = tmp_path / "alone"
+    flat(alone, 10)
+    for left in (folder / place / name, alone / name):
+        if "." in name[1:]:
+            left.write_bytes(b"no image")
+        else:
+            (left / "ant").mkdir(parents=True)
+            for image in (left / "0.png", left / "ant" / "0.png"):
+                image.write_bytes(b"no image")
+    assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0, 0, 0, 1, 1, 1]
+    assert len(load_data(f"imagefolder:{alone}").train) == 8
+
+
 def test_other_modes_become_rgb(folder):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
@@ -779,6 +795,7 @@ def test_callable(tmp_path):
         ("digit", "no data 'digit'; did you mean 'digits'"),
         ("digits:8", "no data 'digits:8'; did you mean 'digits'"),
         ("", "no data ''; known: digits, imagefolder:DIR"),
+        ("csv:rows.csv", "'csv:rows.csv' names no callable; expected package.module:callable .*known: digits, imagefolder:DIR"),
         ("imagefoldr:DIR", "importing 'imagefoldr' failed.*did you mean 'imagefolder:DIR'"),
     ],
 )
@@ -935,9 +952,20 @@ def test_loaders_whose_batches_are_made_by_one_line_of_code_are_one_pair():
 def test_a_path_without_its_kind_is_told(folder, tmp_path):
     with raises(f"are a folder; give `imagefolder:{folder}`"):
         load_data(str(folder))
-    (tmp_path / "data.csv").write_text("a,b")
-    with raises("data.csv' are a file; give `npz:FILE`"):
-        load_data(str(tmp_path / "data.csv"))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").touch()
+    with raises(f"are a folder; give `hf:{tmp_path}/saved`"):
+        load_data(f"folder:{tmp_path}/saved")
+
+
+@pytest.mark.parametrize("kind", ["", "csv:", "whatever:"])
+@pytest.mark.parametrize(
+    ("name", "way"), [("a.npz", "`npz:.*a.npz`"), ("a.tar", "`wds:.*a.tar`"), ("a.csv", "path/to/file.py:callable, a function")]
+)
+def test_a_file_under_another_kind_is_told_what_fits_it(tmp_path, kind, name, way):
+    (tmp_path / name).touch()
+    with raises(f"the data '{kind}.*{name}' are a file; give {way}"):
+        load_data(f"{kind}{tmp_path / name}")
 
 
 def test_a_mean_to_255_is_told(folder):
