@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, cause
+from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
 from .encoded import Files
@@ -63,7 +64,7 @@ class Images(Dataset[Any]):
 
     Args:
         pixels: `(N, C, H, W)`; uint8 is divided by 255, uint16 by 65535, float32 taken as it is.
-        labels: int64 `(N,)`; None where there are none, and items are images alone.
+        labels: `(N, ...)`, normally int64 `(N,)`; None where there are none, and items are images alone.
         mean: per channel, subtracted.
         std: per channel, divided by afterwards.
     """
@@ -75,6 +76,11 @@ class Images(Dataset[Any]):
         # (x / top - mean) / std in one multiplication and one addition
         self.scale = 1 / (top * _per_channel(std))
         self.offset = -_per_channel(mean) / _per_channel(std)
+
+    @property
+    def targets(self) -> Any:
+        """All labels, by torchvision's name for them; empty where there are none."""
+        return () if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -94,7 +100,10 @@ class Images(Dataset[Any]):
         """
         pixels, labels = self.raw(indices, crop)
         images = torch.addcmul(self.offset, pixels.float(), self.scale)
-        return list(images) if labels is None else list(zip(images, labels.tolist(), strict=True))
+        if labels is None:
+            return list(images)
+        whole = labels.ndim == 1 and not labels.is_floating_point()
+        return list(zip(images, labels.tolist() if whole else labels, strict=True))
 
     def raw(self, indices: list[int], crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
         """Pixels as they are stored, `(n, C, H, W)`, and labels `(n,)`; arguments as of `items`."""
@@ -229,10 +238,13 @@ def is_batch(given: object) -> bool:
 def parts(batch: Tensor | Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
     """The inputs of a batch, floating ones in float32, and its labels: `(a, b, labels)` is the same as `((a, b), labels)`.
 
-    The labels are None where the batch is one tensor, or a tuple of one thing: a tensor or several inputs.
+    Paths and other texts beside inputs and labels are left out. The labels are None where the batch is one tensor, or a tuple
+    of one thing: a tensor or several inputs.
     """
     if isinstance(batch, Tensor):
         return in_float32((batch,)), None
+    known = [part for part in batch if leaves(part)]
+    batch = known if len(known) > 1 else batch
     inputs, labels = (list(batch[:-1]), batch[-1]) if len(batch) > 1 else (list(batch), None)
     if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
         inputs = list(inputs[0])

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ...common import FreePruneError, cause
-from .batches import Images, described, inner, parts
+from .batches import Images, described, inner, parts, telling_items
 from .encoded import Files
 
 
@@ -30,12 +30,13 @@ class Cropped(Dataset[Any]):
         self._dataset, self._share = dataset, share
         images, self._numbers = inner(dataset)
         self._images = images if isinstance(images, Images) and isinstance(images.pixels, Files) else None
-        inputs, _ = parts(dataset[0])
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 3:
+        with telling_items(dataset):
+            inputs, _ = parts(default_collate([dataset[0]]))
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
             raise FreePruneError(
-                f"random crops need images (C, H, W), and an item has {', '.join(map(described, inputs))}; leave out `crop`"
+                f"random crops need images, and a batch of one item has {', '.join(map(described, inputs))}; leave out `crop`"
             )
-        self._transform = _transform(tuple(inputs[0].shape[1:]), share)
+        self._transform = _transform(tuple(inputs[0].shape[2:]), share)
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]

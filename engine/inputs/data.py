@@ -18,13 +18,14 @@ from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
 from ..tasks import CLASSIFICATION, Task
+from .arrays import digits, npz
 from .batches import Data, described, parted, stack
 from .dictionaries import ByName, by_name
 from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
 from .shards import shards
-from .sources import TESTS, Pictures, digits, image_folder, npz
+from .sources import TESTS, Pictures, image_folder
 
 OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
@@ -32,6 +33,7 @@ FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 
 ARRAYS = (Tensor, np.ndarray)
 TRAININGS = ("train", "training")  # names of the part for training in a dictionary
+HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes
 PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
 SKIPPING = declared(Source)["bad_images"]
 
@@ -73,8 +75,9 @@ def load_data(
         source: one of
             `imagefolder:DIR`, with `train/` and `test/` (or `val/`, `valid/`, `validation/`) and a folder per class in each;
             without labels images alone in both, in `train/` or in DIR;
-            `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels 0 to K-1, images uint8 `(N, H, W, C)` or `(N, H, W)`, or
-            float32 `(N, C, H, W)`; without labels `x_train`, and `x_test` or not;
+            `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels of any task, as in Python; images uint8 or uint16
+            `(N, H, W, C)`, `(N, C, H, W)` or `(N, H, W)`, or what the network takes, floats `(N, ...)` or tokens; without
+            labels `x_train`, and `x_test` or not;
             `hf:NAME`, a data set of Hugging Face by its name or in a folder on disk, with a column of images and one of labels;
             `wds:TRAIN.tar,TEST.tar`, shards of WebDataset, such as `wds:train-{000..009}.tar`; without a test part a fifth is
             for the test;
@@ -90,7 +93,7 @@ def load_data(
         image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as `stated`, else as they are if all images have one size, else 224.
         bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
-        task: whose labels the user's own datasets give, to check the first item; folders, `.npz` files and digits hold classes.
+        task: whose labels the user's own datasets give, to check the first item; folders hold classes.
         stated: how the network's pretrained weights want the images of a folder.
         network: which the data are for; images of a folder are grey for one that takes one channel, else RGB, and items that
             are dictionaries go to it by the names of its arguments.
@@ -120,17 +123,13 @@ def load_data(
             return hugging_face(place, asked, network)
         if kind == "wds":
             return shards(place, asked, network)
-        if kind == "npz":
-            return npz(Path(place), mean, std)
-        if source == "digits":
-            return digits(mean, std)
-        if os.path.isdir(source):
-            raise FreePruneError(f"the data {source!r} are a folder; give `imagefolder:{source}` for one of images")
-        if os.path.isfile(source):
-            raise FreePruneError(
-                f"the data {source!r} are a file; give `npz:FILE` for arrays, `wds:SHARDS` for shards of images, or "
-                "path/to/file.py:callable for a function that reads it"
-            )
+        if kind == "npz" or source == "digits":
+            found = npz(Path(place), mean, std, network) if kind == "npz" else digits(mean, std)
+            own = _given((found.train, found.test), task, network)
+            return replace(found, classes=own.classes)
+        lying = next((one for one in (source, place) if os.path.exists(one)), None)
+        if lying is not None:
+            raise FreePruneError(f"the data {source!r} are {_fitting(lying)}")
         if kind in ("", source, "digits"):
             raise FreePruneError(f"there is no data {source!r}; {nearest(source, FORMS)}")
     if mean is not None or std is not None:
@@ -140,6 +139,16 @@ def load_data(
     if isinstance(source, str):
         return replace(_given(call(source, FORMS), task, network), source=source)
     return _given(source, task, network)
+
+
+def _fitting(place: str) -> str:
+    """What a path is, and what to write for it; as it follows "the data are"."""
+    if os.path.isdir(place):
+        saved = any(name in HUGGING_FACE for name in os.listdir(place))
+        return f"a folder; give `{'hf' if saved else 'imagefolder'}:{place}`{'' if saved else ' for one of images'}"
+    own = "path/to/file.py:callable, a function that reads it and returns (training, test)"
+    ways = {".npz": f"`npz:{place}`", ".tar": f"`wds:{place}`", ".py": f"`{place}:callable`", ".npy": f"`npz:FILE`, or {own}"}
+    return f"a file; give {ways.get(os.path.splitext(place)[1].lower(), own)}"
 
 
 def _given(source: object, task: Task | None, network: nn.Module | None) -> Data:

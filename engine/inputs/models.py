@@ -81,14 +81,15 @@ def resolve(spec: str, others: Sequence[str] = (), *, kind: str = "callable") ->
     Args:
         spec: `package.module:callable` or `path/to/file.py:callable`.
         kind: "callable", or "object" for anything.
-        others: what else may stand where `spec` does, for the sentence about a module that does not exist.
+        others: what else may stand where `spec` does, for the sentence about one that names nothing.
 
     Raises:
         FreePruneError: no such module, file or callable; importing it failed.
     """
     place, colon, name = spec.rpartition(":")
-    if not (place and colon and name):
-        raise FreePruneError(f"{spec!r} names no {kind}; expected package.module:{kind} or path/to/file.py:{kind}")
+    if not (place and colon and name.isidentifier()):
+        hint = f"; {nearest(spec, list(others))}" if others else ""
+        raise FreePruneError(f"{spec!r} names no {kind}; expected package.module:{kind} or path/to/file.py:{kind}{hint}")
     with _importable(_folders(spec)):
         try:
             module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

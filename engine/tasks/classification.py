@@ -14,6 +14,7 @@ from .base import PERCENT, Case, Task, are_zeros_and_ones, described, is_whole, 
 
 DISTILL = 0.9  # figures: docs/results.md
 ROUNDING = 1e-2  # of the sum of a row of probabilities, in half precision too
+MOST_CLASSES = 10**6  # more are numbers, such as prices
 TEMPERATURE = 4.0  # softens both outputs in distillation; its square keeps the gradients' size (arXiv:1503.02531, section 2)
 
 
@@ -89,8 +90,8 @@ class Classification(Task):
         return float(right / total)
 
     def classes(self, labels: npt.NDArray[Any]) -> tuple[str, ...]:
-        """ "0", "1", ... up to the largest label."""
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        """ "0", "1", ... up to the largest label; none for numbers that are no classes."""
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.max() >= MOST_CLASSES:
             return ()
         return tuple(str(label) for label in range(int(labels.max()) + 1))
 

@@ -103,6 +103,22 @@ def test_folders_within_classes_are_searched_and_other_files_left_out(folder):
     assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0] * 4 + [1] * 3
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", ".thumbs", "@eaDir", "Thumbs.db", ".DS_Store"])
+@pytest.mark.parametrize("place", ["train", "train/ant", ""])
+def test_what_other_programs_leave_is_no_class_and_no_image(folder, tmp_path, name, place):
+    alone = tmp_path / "alone"
+    flat(alone, 10)
+    for left in (folder / place / name, alone / name):
+        if "." in name[1:]:
+            left.write_bytes(b"no image")
+        else:
+            (left / "ant").mkdir(parents=True)
+            for image in (left / "0.png", left / "ant" / "0.png"):
+                image.write_bytes(b"no image")
+    assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0, 0, 0, 1, 1, 1]
+    assert len(load_data(f"imagefolder:{alone}").train) == 8
+
+
 def test_other_modes_become_rgb(folder):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
@@ -435,20 +451,14 @@ IMAGES = arrays()["x_train"]
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"y_train": np.arange(11) % 3}, r"y_train is int64 \(11,\); expected integers \(12,\)"),
-        ({"y_test": np.zeros(3)}, r"y_test is float64 \(3,\); expected integers"),
-        ({"y_test": np.zeros((3, 1), np.int64)}, r"y_test is int64 \(3, 1\); expected integers"),
-        ({"y_train": np.arange(12) % 3 + 1}, r"3 different labels from 1 to 3, .*expected classes 0 to K-1"),
-        ({"y_train": np.arange(12) % 3 - 1}, "3 different labels from -1 to 1"),
-        ({"y_train": np.arange(12) % 2 * 2 - 1, "y_test": np.ones(3, np.int64)}, "2 different labels from -1 to 1"),
-        ({"y_train": np.arange(12) % 3 * 2}, "3 different labels from 0 to 4"),
-        ({"y_train": np.zeros(12, np.int64), "y_test": np.zeros(3, np.int64)}, "1 different labels from 0 to 0"),
-        ({"y_test": np.array([0, 1, 3])}, "y_test labels from 0 to 3"),
-        ({"x_test": IMAGES[:3, :3]}, r"x_train is uint8 .* and x_test is uint8 .*one image shape"),
+        ({"y_train": np.arange(11) % 3}, r"y_train is int64 \(11,\); expected numbers \(12, ...\), a label for each image"),
+        ({"y_test": np.array(3)}, r"y_test is int64 \(\); expected numbers \(3, ...\)"),
+        ({"y_test": np.zeros((3, 2))}, r"y_train is int64 .12,. and y_test is float64 .3, 2.; expected labels of one shape"),
+        ({"y_train": np.array(["ant", "bee"] * 6)}, r"y_train is <U3 \(12,\); expected numbers .*number the classes from 0"),
+        ({"x_test": IMAGES[:3, :3]}, r"x_train is uint8 .* and x_test is uint8 .*one shape of their rows"),
         ({"x_test": IMAGES[:3].transpose(0, 3, 1, 2).astype(np.float32)}, "one type"),
-        ({"x_train": IMAGES.astype(np.float64)}, r"x_train is float64 .*expected uint8"),
-        ({"x_train": IMAGES.transpose(0, 3, 1, 2)}, r"x_train is uint8 \(12, 3, 4, 5\); expected uint8"),
-        ({"x_train": IMAGES.astype(np.float32)[..., 0]}, "expected uint8"),
+        ({"x_train": IMAGES[:, 0, 0]}, r"x_train is uint8 \(12, 3\); expected images, uint8"),
+        ({"x_train": IMAGES > 3}, r"x_train is bool .*; expected images, uint8"),
         ({"x_test": IMAGES[:0], "y_test": np.zeros(0, np.int64)}, "x_test is .*; expected at least one image"),
         ({"x_train": np.full((12, 3, 4, 5), np.nan, np.float32)}, "x_train .* NaN or infinite"),
         ({"y_train": np.array([{}] * 12)}, "cannot be read .*allow_pickle"),
@@ -459,6 +469,83 @@ def test_arrays_that_will_not_do(tmp_path, changes, sentence):
     with raises(sentence) as caught:
         load_data(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.linspace(0, 1, 12),
+        np.linspace(0, 1, 24, dtype=np.float16).reshape(12, 2),
+        np.arange(12)[:, None] % 3,
+        np.arange(12) % 2 == 0,
+        np.eye(3)[np.arange(12) % 3],
+        np.eye(3, dtype=np.uint8)[np.arange(12) % 3],
+        np.arange(12 * 20).reshape(12, 4, 5).astype(np.uint8) % 3,
+        np.arange(12, dtype=">i2"),
+    ],
+)
+def test_labels_of_an_npz_file_may_be_of_any_task(tmp_path, labels):
+    """One by one, in a batch and as the training reads them."""
+    data = load_data(npz(tmp_path, y_train=labels, y_test=labels[:3]))
+    for found in (stack(data.train, range(12), task=None)[1], data.train.raw(list(range(12)))[1]):
+        np.testing.assert_array_equal(found.float().numpy(), labels.astype(np.float32))
+    assert len(data.test) == 3
+
+
+HEIGHT_FIRST = IMAGES.transpose(0, 3, 1, 2)  # (12, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "expected"),
+    [
+        (IMAGES, None, HEIGHT_FIRST),
+        (HEIGHT_FIRST, None, HEIGHT_FIRST),
+        (HEIGHT_FIRST, 3, HEIGHT_FIRST),
+        (IMAGES[:, :3], 3, HEIGHT_FIRST[:, :, :3]),  # of height 3 too
+        (HEIGHT_FIRST[..., :3].astype(np.float64), 3, HEIGHT_FIRST[..., :3]),
+        (IMAGES.astype(np.float64), 3, HEIGHT_FIRST),
+        (IMAGES[..., 0].astype(np.uint16), 1, IMAGES[:, None, ..., 0]),
+        (IMAGES[..., 0].astype(np.float16), 1, IMAGES[:, None, ..., 0]),
+    ],
+)
+def test_how_images_of_an_npz_file_lie_is_told_by_their_shape_and_the_network(tmp_path, images, channels, expected):
+    spec = npz(tmp_path, x_train=images, x_test=images[:3])
+    network = None if channels is None else nn.Sequential(nn.Conv2d(channels, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    raw = load_data(spec, network=network).train.raw(list(range(12)))[0]
+    np.testing.assert_array_equal(raw.numpy(), expected)
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_masks_of_an_npz_file_lie_as_its_images(tmp_path, last):
+    masks = np.arange(12 * 4 * 5 * last).reshape(12, 4, 5, last) % 2
+    data = load_data(npz(tmp_path, y_train=masks, y_test=masks[:3]))
+    assert torch.equal(data.train[2][1], torch.tensor(masks[2].transpose(2, 0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        (np.zeros((12, 7)), (7,)),
+        (np.zeros((12, 2, 40), np.float32), (2, 40)),
+        (np.zeros((12, 1, 3, 4, 5), np.float32), (1, 3, 4, 5)),
+        (np.zeros((12, 9), np.int32), (9,)),
+    ],
+)
+def test_arrays_that_are_no_images_are_taken_as_in_python(tmp_path, inputs, shape):
+    spec = npz(tmp_path, x_train=inputs, x_test=inputs[:3])
+    data = load_data(spec)
+    item, label = data.train[4]
+    assert (item.shape, label, data.augment, data.classes, data.mean) == (shape, 1, False, ("0", "1", "2"), ())
+    assert item.dtype == (torch.int64 if inputs.dtype.kind == "i" else torch.float32)
+    with raises("which is no image; leave it out, and normalise the array"):
+        load_data(spec, mean=(0.5,))
+
+
+@pytest.mark.parametrize(("labels", "mirrored"), [(np.arange(12) % 3, True), (np.arange(12.0), False)])
+def test_only_what_an_image_shows_stays_when_it_is_mirrored(tmp_path, labels, mirrored):
+    images = np.zeros((12, 24, 24, 3), np.uint8)
+    spec = npz(tmp_path, x_train=images, x_test=images[:3], y_train=labels, y_test=labels[:3])
+    assert load_data(spec).augment is mirrored
 
 
 def test_npz_without_labels(tmp_path):
@@ -474,7 +561,7 @@ def test_npz_without_labels(tmp_path):
     found = sorted(round(image.sum().item()) for part in (data.train, data.test) for image in part)
     assert found == sorted(IMAGES.sum((1, 2, 3)).tolist())
     np.savez(path, x_train=IMAGES, x_test=IMAGES[:3, :3])
-    with raises("x_train is uint8 .* and x_test is uint8 .*one image shape"):
+    with raises("x_train is uint8 .* and x_test is uint8 .*one shape of their rows"):
         load_data(f"npz:{path}")
 
 
@@ -579,6 +666,7 @@ ITEM = (torch.zeros(1, 2, 2), 1)
         (Plain([ITEM], targets=[0, 2, 1]), ("0", "1", "2")),
         (Plain([ITEM], targets=torch.tensor([0, 1])), ("0", "1")),
         (Plain([ITEM], targets=["cat", "dog"]), ()),
+        (Plain([ITEM], targets=np.array([3, 10**15])), ()),
         (Plain([ITEM]), ()),
     ],
 )
@@ -707,6 +795,7 @@ def test_callable(tmp_path):
         ("digit", "no data 'digit'; did you mean 'digits'"),
         ("digits:8", "no data 'digits:8'; did you mean 'digits'"),
         ("", "no data ''; known: digits, imagefolder:DIR"),
+        ("csv:rows.csv", "'csv:rows.csv' names no callable; expected package.module:callable .*known: digits, imagefolder:DIR"),
         ("imagefoldr:DIR", "importing 'imagefoldr' failed.*did you mean 'imagefolder:DIR'"),
     ],
 )
@@ -774,6 +863,19 @@ def test_stack_of_several_inputs(nested):
     inputs, labels = stack(Plain([item] * 4), [0, 3])
     assert [value.shape for value in inputs] == [(2, 2), (2, 3)]
     assert labels.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [(torch.zeros(2), 7, "a/b.png"), ("b", torch.zeros(2), 7), (torch.zeros(2), {"id": "b", "by": ["c"]}, 7, "d")],
+)
+def test_texts_beside_inputs_and_labels_are_left_out(item):
+    (inputs,), labels = stack(Plain([item] * 4), [0, 3])
+    assert (inputs.shape, labels.tolist()) == ((2, 2), [7, 7])
+
+
+def test_a_text_in_place_of_the_label_is_the_label():
+    assert stack(Plain([(torch.zeros(2), "ant")] * 2), [0, 1], task=None)[1] == ("ant", "ant")
 
 
 def test_stack_that_cannot_be():
@@ -850,9 +952,20 @@ def test_loaders_whose_batches_are_made_by_one_line_of_code_are_one_pair():
 def test_a_path_without_its_kind_is_told(folder, tmp_path):
     with raises(f"are a folder; give `imagefolder:{folder}`"):
         load_data(str(folder))
-    (tmp_path / "data.csv").write_text("a,b")
-    with raises("data.csv' are a file; give `npz:FILE`"):
-        load_data(str(tmp_path / "data.csv"))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").touch()
+    with raises(f"are a folder; give `hf:{tmp_path}/saved`"):
+        load_data(f"folder:{tmp_path}/saved")
+
+
+@pytest.mark.parametrize("kind", ["", "csv:", "whatever:"])
+@pytest.mark.parametrize(
+    ("name", "way"), [("a.npz", "`npz:.*a.npz`"), ("a.tar", "`wds:.*a.tar`"), ("a.csv", "path/to/file.py:callable, a function")]
+)
+def test_a_file_under_another_kind_is_told_what_fits_it(tmp_path, kind, name, way):
+    (tmp_path / name).touch()
+    with raises(f"the data '{kind}.*{name}' are a file; give {way}"):
+        load_data(f"{kind}{tmp_path / name}")
 
 
 def test_a_mean_to_255_is_told(folder):

@@ -174,10 +174,13 @@ def test_crops_are_of_the_whole_picture(folder, torchvision):
 
 def test_crops_of_tensors(torchvision):
     items = [(torch.arange(16.0).view(1, 4, 4), 5)]
+    assert len(Cropped([(*item, "a.png") for item in items], 0.25)[0]) == 3
     image, label = Cropped(items, 0.25)[0]
     assert label == 5
     assert torch.equal(image, items[0][0].flip(2) + 0.25)
-    with pytest.raises(FreePruneError, match=r"random crops need images \(C, H, W\), and an item has a tensor float32 \(3,\)"):
+    with pytest.raises(
+        FreePruneError, match=r"random crops need images, and a batch of one item has a tensor float32 \(1, 3\)"
+    ):
         Cropped([(torch.zeros(3), 0)], 0.25)
 
 
