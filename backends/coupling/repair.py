@@ -298,8 +298,8 @@ class _Fixes:
             if roots[layer].all():
                 widths.setdefault(roots[layer].tobytes(), layer.ravel())
         for op in ops:
-            for made in itertools.chain(*(layers for _, layers in op.outputs)):
-                sizes = [size for size in made.shape if size > 1]
+            for shape, made in ((shape, layer) for shape, layers in op.outputs for layer in layers):
+                sizes = [n for n, full in zip(made.shape, shape, strict=True) if n > 1 or full == 1]  # a single head counts
                 whole = {int(np.prod(sizes[first:])) for first in range(max(1, len(sizes) - 1))}
                 for width in widths.values():
                     if width.size in whole and (roots[made.reshape(-1, width.size)] != roots[width]).any():

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...sharing import light, storage_of
 from ..plan import Plan
+from ..tracing.scale import default_scale
 from .products import Call, Site
 
 LITTLE = 1e-6  # of the mean moment, added to every one, so that constant widths do no harm
@@ -47,6 +48,7 @@ class Scores:
         self._sites: dict[str, Site] = {}
         self._uses: Counter[str] = Counter()
         self._pairs: list[tuple[str, str, Tensor, Tensor]] = []
+        self._rescaled: set[str] = set()  # whose products are scaled by their width
 
     def made(self, call: Call, output: Tensor) -> None:
         """A layer gave this."""
@@ -56,6 +58,13 @@ class Scores:
             self._sites[site.name] = site
             self._uses[site.name] += call.number  # one that runs twice has more than one use
             self._open[storage_of(output)] = _Output(site.name, output, output)
+
+    def scale(self, query: Tensor) -> float:
+        """The default scale of attention, which these queries get."""
+        output = self._open.get(_storage(query))
+        if output is not None:
+            self._rescaled.add(output.name)
+        return default_scale(query.shape[-1])
 
     def ran(self, kind: str, args: Any, result: Any) -> None:
         """An operator ran."""
@@ -95,7 +104,8 @@ class Scores:
             names: the weights that may change.
 
         For queries Q, keys K and r widths, `min |Q A (K B)^T - Q K^T|` has its solution in the r largest singular values of
-        `Q K^T`. Which widths the plan keeps does not matter: each new one is a sum of all.
+        `Q K^T`. Which widths the plan keeps does not matter: each new one is a sum of all. Where attention is scaled by its
+        width, the products to keep are the scaled ones.
 
         Source: that queries and keys need another aim than the layers is from CORP (arXiv:2602.05243). Differs: both change and
         read all that was there; the moments of queries and of keys are each averaged over the images.
@@ -108,6 +118,8 @@ class Scores:
                 continue
             roots = [_root(moments) for moments in (of_queries, of_keys)]
             left, values, right = torch.linalg.svd(roots[0].mT @ roots[1])
+            if query in self._rescaled:
+                values *= default_scale(len(values)) / default_scale(kept[0].size)
             for name, root, vectors in zip((query, key), roots, (left, right.mT), strict=True):
                 largest = vectors[:, : kept[0].size] * values[: kept[0].size].sqrt()
                 found[name] = self._sites[name], torch.linalg.solve(root.mT, largest)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...common import Inputs, Skeleton
 from ...sharing import is_large, light
 from ..plan import Plan
+from ..tracing.scale import OwnScale
 from .attention import Scores, folded
 from .counted import among, counted
 from .products import Call, Watched, finite, run, sample
@@ -138,7 +139,8 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
                 wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
 
     watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
-    run(skeleton, watched, inputs)
+    with OwnScale(scores.scale):
+        run(skeleton, watched, inputs)
     assert watched.ends is not None
     uses, norms = watched.ends.uses, watched.ends.norms
 

@@ -1,7 +1,8 @@
 """Norms of a masked network with statistics over the kept coordinates only, and computed weights without the removed ones.
 
 Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
-standardisation; and what is computed from a zero, such as softplus of it, need not be zero. Which coordinates they are is known
+standardisation, and in the width that attention's default scale is computed from; and what is computed from a zero, such as
+softplus of it, need not be zero. Which coordinates they are is known
 by the labels that every tensor carries (`tracing/`).
 """
 
@@ -21,6 +22,7 @@ from ..tracing.arithmetic import reduced
 from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
+from ..tracing.scale import default_scale
 from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
@@ -78,6 +80,12 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def spread(self, x: Tensor | None, made: Tensor) -> Labels:
         """As of one image, which the plan was made for: along the batch there is nothing to tell apart."""
         return [layer for layer in super().spread(x, made) if layer.size != self._images]
+
+    def own_scale(self, query: Tensor) -> float:
+        """The default scale of attention as wide as what is kept."""
+        masks = keep_masks(self.labels(query), self._staying()) or {}
+        last = masks.get(query.dim() - 1)
+        return default_scale(query.shape[-1] if last is None else int(np.count_nonzero(last)))
 
     def _staying(self) -> NDArray[np.bool_]:
         """`(nodes,)`: which nodes stay, as far as it is known."""

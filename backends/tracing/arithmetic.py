@@ -267,8 +267,6 @@ def attention(tracer: Labelling, call: Call) -> list[Labels]:
         scores = [*q.shape[:3], k.shape[2]]
         within = all_without(tracer, tracer.labels(mask), (mask.dim() - 2, mask.dim() - 1))
         merge(tracer, [(scores, [on_dim(x, 1, 4) for x in heads]), (mask.shape, within)], 4)
-    if call["scale"] is None:
-        freeze_all(tracer, [x for x in labels[0] if support(x) == (3,)])  # the default scale is computed from the width
     tokens = along(labels[0], 2)
     rows = [on_dim(x, d, 4) for d, some in ((1, heads), (2, tokens)) for x in some]
     made = rows + [x for x in labels[2] if support(x) == (3,)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
 from .rules import FILLS, KINDS, SILENT, WEIGHS, has, rule_for, why
+from .scale import OwnScale
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -90,7 +91,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
         self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
+        self._own_scale = OwnScale(self.own_scale)
         self._hook()
+
+    def __enter__(self) -> Self:
+        self._own_scale.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._own_scale.__exit__(*raised)
+
+    def own_scale(self, query: Tensor) -> float:
+        """The scale of attention that has none: while tracing the same whatever the width, since the network sets none."""
+        return 1.0
 
     def _hook(self) -> None:
         """Track which module is running, with one global pair of hooks: a pair per module takes longer than the tracing."""

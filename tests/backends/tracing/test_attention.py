@@ -214,3 +214,26 @@ def test_whole_branches_of_such_blocks_go():
     network, x = encoder(Attention(lambda q, k, v: F.scaled_dot_product_attention(halves(q), halves(k), v)), nn.RMSNorm)
     backend = promises.kept(network, x, depth=True, onnx=True)
     assert [branch.name for branch in backend.branches] == ["attention branch", "network branch"]
+
+
+class ByStream(nn.Module):
+    """Heads as wide as the stream divided by their number, with torch's default scale, as of PVT and Twins."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+
+
+@pytest.mark.parametrize(("heads", "units"), [(1, WIDTH), (3, 3)])
+def test_a_single_head_loses_widths_where_torch_scales_by_them(heads, units):
+    network, x = encoder(ByStream(heads))
+    backend = promises.kept(network, x, onnx=heads == 1)
+    assert promises.widths(backend) == {"first": units, "up": 16}
+    assert not promises.locked(backend)
