@@ -61,7 +61,7 @@ class Scores:
 
     def scale(self, query: Tensor) -> float:
         """The default scale of attention, which these queries get."""
-        output = self._open.get(_storage(query))
+        output = self._open.get(storage_of(query))
         if output is not None:
             self._rescaled.add(output.name)
         return default_scale(query.shape[-1])
