@@ -18,7 +18,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -85,15 +85,20 @@ def cells() -> Iterator[Cell]:
 
 
 class Bench:
-    """The data, and for a network its groups and the clock; made once a process."""
+    """The data, and for a network its groups and the clock; made once a process. `searched`: further options of searches."""
 
     def __init__(
-        self, data: Path, weights: Path, images: int = IMAGES, trials: int | None = None, precision: str = "bf16-mixed"
+        self,
+        data: Path,
+        weights: Path,
+        images: int = IMAGES,
+        precision: str = "bf16-mixed",
+        searched: Mapping[str, Any] | None = None,
     ) -> None:
         self.data: Data = replace(load_data(f"imagefolder:{data}"), source="CIFAR-10 as JPEG")
         self.weights = weights.resolve()
         self.recipe = freeprune.Recipe(images=images, precision=precision)
-        self.searched = {} if trials is None else {"trials": trials}
+        self.searched = searched or {}
         self._jobs: dict[tuple[str, int, int], Job] = {}
         self._clocks: dict[str, Clock] = {}
 

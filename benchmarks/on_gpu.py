@@ -41,7 +41,7 @@ LONG_METHODS = ("freeprune", *TORCH_PRUNING, "uniform", "random", "eagleeye-256"
 LONG_ROWS = (("resnet20", 0.45), ("resnet20", 0.30))
 LONG_EPOCHS, FROM_SCRATCH = 20, 0.1  # and the peak learning rate of networks with new weights
 # One task of each kind, on every fiftieth image and for a few steps.
-QUICK = {"every": 50, "images": 256, "trials": 2, "candidates": 6, "epochs": 0.3, "effort": 0.01}
+QUICK = {"every": 50, "images": 256, "trials": 2, "latency_batch": 2, "candidates": 6, "epochs": 0.3, "effort": 0.01}
 
 made: dict[str, Any] = {}  # by a process, once
 
@@ -102,8 +102,9 @@ def bench() -> Any:
     if "bench" not in made:
         import equal_latency
 
-        few = {"images": QUICK["images"], "trials": QUICK["trials"]} if made["quick"] else {}
-        made["bench"] = equal_latency.Bench(made["data"], made["weights"], **few)
+        few = {"trials": QUICK["trials"], "latency_batch": QUICK["latency_batch"]}
+        less: dict[str, Any] = {"images": QUICK["images"], "searched": few} if made["quick"] else {}
+        made["bench"] = equal_latency.Bench(made["data"], made["weights"], **less)
         if made["quick"]:
             from torch.utils.data import Subset
 
