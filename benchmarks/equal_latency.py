@@ -18,7 +18,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -85,20 +85,12 @@ def cells() -> Iterator[Cell]:
 
 
 class Bench:
-    """The data, and for a network its groups and the clock; made once a process. `searched`: further options of searches."""
+    """The data, and for a network its groups and the clock; made once a process."""
 
-    def __init__(
-        self,
-        data: Path,
-        weights: Path,
-        images: int = IMAGES,
-        precision: str = "bf16-mixed",
-        searched: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, data: Path, weights: Path, images: int = IMAGES, precision: str = "bf16-mixed") -> None:
         self.data: Data = replace(load_data(f"imagefolder:{data}"), source="CIFAR-10 as JPEG")
         self.weights = weights.resolve()
         self.recipe = freeprune.Recipe(images=images, precision=precision)
-        self.searched = searched or {}
         self._jobs: dict[tuple[str, int, int], Job] = {}
         self._clocks: dict[str, Clock] = {}
 
@@ -270,7 +262,7 @@ def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
         result = freeprune.prune(
             spec, bench.data, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"], out=Path(folder) / "run",
             seed=seed, calibration_images=CALIBRATION, finetune=None, progress=False,
-            **bench.searched, **SEARCHED[cell.method],
+            **SEARCHED[cell.method],
         )  # fmt: skip
         summary = result.summary.to_json()
         share = bench.clock(cell.network).share(result.network, 3)
