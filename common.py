@@ -230,10 +230,15 @@ class Candidate:
         """The parameters and buffers of the dense network, by name."""
         return self.skeleton.tensors if self.original is None else self.original
 
+    @property
+    def without_statistics(self) -> dict[str, Tensor]:
+        """`tensors` without those that are running statistics, for passes under `Skeleton.batch_statistics`."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in self.skeleton.statistics}
+
     def __call__(self, *inputs: Tensor) -> Any:
         """The output in eval mode, except that batch norm uses the statistics of this batch and stores none."""
         with self.skeleton.batch_statistics():
-            return self.run({n: t for n, t in self.tensors.items() if n not in self.skeleton.statistics}, *inputs)
+            return self.run(self.without_statistics, *inputs)
 
     def run(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """The output in eval mode, with these tensors instead of the candidate's."""

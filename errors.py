@@ -45,6 +45,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
+def out_of_memory(error: BaseException, way_out: str) -> FreePruneError:
+    """The error in place of one that `is_out_of_memory`; `way_out` says what to lower."""
+    where = "the device" if type(error).__name__ == "OutOfMemoryError" else "this machine"
+    return FreePruneError(f"{where} is out of memory ({first_line(error)}); {way_out}")
+
+
 def first_line(text: object) -> str:
     """The first line of a text, such as that of an error, without codes for a terminal; "" where there is none."""
     return CODES.sub("", str(text)).strip().partition("\n")[0].strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -38,6 +38,11 @@ class Group:
     units: int
     minimum: int
     tied: tuple[str, ...]
+
+
+def dense_units(groups: Sequence[Group]) -> Counts:
+    """`(L,)`, the units of each group in the dense network."""
+    return np.array([group.units for group in groups], np.int64)
 
 
 class Backend(Protocol):

@@ -32,7 +32,8 @@ from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.tasks import CLASSIFICATION
-from freeprune.engine.training.trainer import accuracy, train
+from freeprune.engine.training.measuring import accuracy
+from freeprune.engine.training.trainer import train
 
 RESULTS = HERE / "results" / "distillation"
 CELLS = [("resnet20", 0.45), ("resnet20", 0.3), ("vgg", 0.3), ("resnet56", 0.45)]

@@ -46,7 +46,8 @@ from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.run.job import Job, prepare
 from freeprune.engine.run.recovery import made_good
 from freeprune.engine.tasks import CLASSIFICATION
-from freeprune.engine.training.trainer import accuracy, train
+from freeprune.engine.training.measuring import accuracy
+from freeprune.engine.training.trainer import train
 
 RESULTS = HERE / "results" / "latency"
 CALIBRATION = 128  # images that candidates are scored on, and as many that they are fitted to

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pages
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "accuracy-latency.svg"
@@ -65,13 +67,13 @@ def dense_accuracy(network: str) -> list[float]:
 def table() -> str:
     """Accuracy at equal latency, in ten lines."""
     found = at_equal_latency()
-    heads = [f"{NAMES[network]}, {share:.0%}" for network, share in CELLS]
-    lines = [["CIFAR-10 (JPEG), share of the dense latency", *heads], ["---", *["---:"] * len(CELLS)]]
+    rows = []
     for method, name in METHODS.items():
         cells = [cell_of(best_of(found, network, share, method), share) for network, share in CELLS]
-        lines.append([name, *(f"**{cell}**" if method == OURS and cell else cell for cell in cells)])
-    lines.append(["dense", *(told(dense_accuracy(network)) for network, _ in CELLS)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([name, *(f"**{cell}**" if method == OURS and cell else cell for cell in cells)])
+    rows.append(["dense", *(told(dense_accuracy(network)) for network, _ in CELLS)])
+    heads = [f"{NAMES[network]}, {share:.0%}" for network, share in CELLS]
+    return pages.table(["CIFAR-10 (JPEG), share of the dense latency", *heads], rows)
 
 
 def told(values: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from freeprune import Recipe
 from freeprune.engine.inputs.batches import Data, split, stack
-from freeprune.engine.training.trainer import rate_factor
+from freeprune.engine.training.optimizer import rate_factor
 
 RATE = 0.05  # peak; of 0.02, 0.05 and 0.1 the best for three candidates after 8 epochs
 WARM_UP = 3  # steps before the graph is captured
@@ -112,7 +112,7 @@ def drawn(count: int, steps: int, size: int, reach: int, generator: torch.Genera
 
 
 def shifted(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """As `augmented` of the trainer, with the draws given."""
+    """As `shifted` of the trainer, on the GPU."""
     n, channels, height, width = images.shape
     above, aside = height // 8, width // 8
     rows = shifts[:, :1] + torch.arange(height, device=images.device)

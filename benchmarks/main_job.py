@@ -27,7 +27,8 @@ from freeprune.engine.inputs.calibration import draw
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
-from freeprune.engine.training.trainer import accuracy, train
+from freeprune.engine.training.measuring import accuracy
+from freeprune.engine.training.trainer import train
 from freeprune.metrics import METRICS, reference
 
 RESULTS = Path(__file__).parent / "results"

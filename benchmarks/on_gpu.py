@@ -233,7 +233,7 @@ def long(name: str) -> dict[str, str]:
     from freeprune.backends import apply
     from freeprune.engine.inputs.calibration import recalibrated
     from freeprune.engine.run.recovery import made_good
-    from freeprune.engine.training.trainer import accuracy
+    from freeprune.engine.training.measuring import accuracy
 
     network, share, seed = name.split("/")
     dense, data = bench().network(network), bench().data

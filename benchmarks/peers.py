@@ -42,7 +42,8 @@ from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.run.recovery import made_good
 from freeprune.engine.tasks import CLASSIFICATION
-from freeprune.engine.training.trainer import accuracy, train
+from freeprune.engine.training.measuring import accuracy
+from freeprune.engine.training.trainer import train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import mean
@@ -16,6 +15,7 @@ from typing import Any
 
 import first_screen
 import matplotlib
+from pages import table
 from peer_methods import DESCRIBED
 from peers import DENSE, LATENCY_BATCH, RESULTS, Cell, cells
 
@@ -57,11 +57,6 @@ def runs_of(folder: Path) -> dict[Cell, dict[str, Runs]]:
 
 def budget_of(cell: Cell) -> tuple[Any, ...]:
     return cell.table, cell.network, cell.granularity, cell.cost, cell.share
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def estimate(runs: Runs) -> Estimate:

@@ -6,11 +6,12 @@ python benchmarks/studies_report.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import table
 from score_form import COUNTS, DRAWS
 from studies import CELLS, FOLDER, HARSH, KEPT_OUT
 
@@ -29,12 +30,6 @@ def value(study: Mapping[str, Any], metric: str, kind: str = "spearman") -> floa
     """NaN where the budget makes the metric constant."""
     found = study["metrics"][metric].get(kind, {}).get("value")
     return float("nan") if found is None else float(found)
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def number(x: float, digits: int = 2) -> str:
@@ -175,11 +170,25 @@ def main() -> None:
     studies: Studies = {n: json.loads(p.read_text()) for n in CELLS if (p := FOLDER / n / "study.json").exists()}
     png, _ = save_heat_map({name: Study.from_json(study) for name, study in studies.items()}, DOCS)
     png.unlink()  # the pages show the other one
-    total = {n: len(s["candidates"]) for n, s in studies.items()}
-    text = f"""# The studies
+    text = PAGE.format(
+        networks=sum(len(study["candidates"]) for study in studies.values()),
+        cells=len(studies),
+        verdicts=verdicts(studies),
+        longer=longer(studies),
+        lengths=lengths(),
+        matrix=matrix(studies),
+        costs=costs(studies),
+        forms=forms(studies),
+        draws=DRAWS,
+        image_counts=image_counts(studies),
+    )
+    write_atomically(DOCS / "studies.md", text.encode())
+
+
+PAGE = """# The studies
 
 What a score is worth is how it ranks pruned networks of one cost against their accuracy after fine-tuning. For this
-{sum(total.values())} pruned networks in {len(studies)} cells were fine-tuned on 7,680 images each (the `-long` cell on 61,440).
+{networks} pruned networks in {cells} cells were fine-tuned on 7,680 images each (the `-long` cell on 61,440).
 CIFAR-10 (JPEG); accuracies on 5,000 training images that the fine-tuning did not see. How to make it again:
 [benchmarks](../benchmarks/README.md). This page is written by `benchmarks/studies_report.py`; what follows for the score is in
 [score.md](score.md).
@@ -193,9 +202,9 @@ best metric that is no ablation of the score itself; *within* where that one lie
 much the best of the five best-scored networks lacks to the best of all. The form of the score was chosen with all cells in view
 but those *kept out*, whose accuracies nobody had looked at when it was settled.
 
-{verdicts(studies)}
+{verdicts}
 
-{longer(studies)}
+{longer}
 
 ## Short and long training
 
@@ -204,7 +213,7 @@ third part; 0.5 is the score. The cells of eight epochs (45,000 images each, pea
 were fine-tuned from recovered weights on an NVIDIA H100 by `python benchmarks/on_gpu.py --only 'study:*'`, with one seed, so
 that their noise is not known; the device time ended the second at 22 of 24.
 
-{lengths()}
+{lengths}
 
 Long training brings the candidates close together (the standard deviation is 0.5 and 0.8 points after eight epochs), and every
 metric ranks them worse. A rule by length was looked for and is not there: with ResNet-20 a weight above 0.5 gains 0.00 to 0.06
@@ -215,26 +224,24 @@ the training will be.
 
 Spearman; – where the budget makes the metric constant, which counts as 0 in the mean.
 
-{matrix(studies)}
+{matrix}
 
 Medians over the ResNet-20 cells; milliseconds with one thread, on a machine with other work, without what is done once a run:
 
-{costs(studies)}
+{costs}
 
 ## Forms of the score
 
 The same candidates, scored by variants of the FreePrune score.
 
-{forms(studies)}
+{forms}
 
 ## How many calibration images
 
-Spearman of the score by the number of images, mean and range over {DRAWS} draws that share no image.
+Spearman of the score by the number of images, mean and range over {draws} draws that share no image.
 
-{image_counts(studies)}
+{image_counts}
 """
-    write_atomically(DOCS / "studies.md", text.encode())
-
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The start of a comparison, a sweep or a study: check the arguments, open the folder, save the calibration batch."""
+"""The start of a run or a study: check the arguments, open the folder, save the calibration batch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..asked.declaration import Hardware
-from ..asked.recipe import Recipe
-from ..asked.settings import Settings
-from ..delivery.rehearsal import rehearse
-from ..inputs.calibration import keep
-from ..progress import Progress
-from ..run.job import Job, prepare
-from ..run.task import Finetune
-from ..store import run_folder as files
-from ..workers.base import Placement
-from ..workers.pool import check
+from .asked.declaration import Hardware
+from .asked.recipe import Recipe
+from .asked.settings import Settings
+from .delivery.rehearsal import rehearse
+from .inputs.calibration import keep
+from .progress import Progress
+from .run.job import Job, prepare
+from .run.task import Finetune
+from .store import run_folder as files
+from .store.continuation import FIRST, earlier_of
+from .workers.base import Placement
+from .workers.pool import check
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,24 @@ class Opening:
 
     def job(
         self, model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Any, asked: Settings,
-        finetune: Recipe | Finetune | None,
+        finetune: Recipe | Finetune | None, *, timed: bool = False, extends: bool = False,
     ) -> Job:  # fmt: skip
         """The job, with all arguments checked; nothing is written.
+
+        Args:
+            timed: whether a target on latency is allowed.
+            extends: whether a run that is resumed may be asked for more trials than before.
 
         Raises:
             FreePruneError: the workers are not available, the folder cannot be used, or an argument is wrong.
         """
-        check(self.placement)
         files.check_folder(self.folder, self.resume, self.force)
-        folder = self.folder if self.resume else None
-        return prepare(model, weights, data, asked, finetune, weights_key=weights_key, folder=folder, hardware=self.hardware)
+        check(self.placement)
+        return prepare(
+            model, weights, data, asked, finetune, weights_key=weights_key, folder=self.folder if self.resume else None,
+            timed=timed, earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST,
+            hardware=self.hardware,
+        )  # fmt: skip
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:
         """Rehearse the later steps, and open the folder.

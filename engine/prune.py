@@ -20,22 +20,24 @@ from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
 from .inputs.data import asked_data
-from .latency.target import OutOfReach, measured_latency
+from .latency.target import Latency, OutOfReach, measured_latency
+from .opening import Opening
 from .progress import Progress, Shown, shows_progress
 from .report.page import read_finished
 from .run.job import Job, prepare, strategy_of
-from .run.loop import search
+from .run.loop import Found, ScoreAll, search
 from .run.task import STANDARD, Finetune
 from .store import run_folder as files
-from .store.continuation import FIRST, earlier_of, goes_on, reopened
+from .store.continuation import goes_on, reopened
 from .store.ledger import Ledger
 from .store.lock import occupy
 from .store.summary import Summary
 from .training.checkpoint import Saving
 from .training.finetuning import assist, dismiss
 from .training.processes import check_hardware, is_first
-from .workers.base import Placement
-from .workers.pool import check, pool
+from .workers.pool import pool
+
+MakeStrategy = Callable[[Job], Strategy]
 
 
 @files.keeps_traceback
@@ -102,7 +104,7 @@ def prune(
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
     assert callable(progress)  # shows_progress made it a function
-    placement, hardware = placed(workers, options), hardware_of(options)
+    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     data = asked_data(data, options)
     asked = settings(
         target,
@@ -114,79 +116,84 @@ def prune(
         time_limit=time_limit,
         seed=seed,
     )
-    folder = Path(out)
-    check_hardware(hardware)
+    check_hardware(opening.hardware)
     if not is_first():
-        helper = replace(hardware, device="cpu")  # the first process scores
+        helper = replace(opening.hardware, device="cpu")  # the first process scores
         job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, timed=True, hardware=helper)
-        assist(replace(job, hardware=hardware), Saving(folder / files.TRAINING))
+        assist(replace(job, hardware=opening.hardware), Saving(opening.folder / files.TRAINING))
         sys.exit()
-    files.check_folder(folder, resume, force)
-    check(placement)
-    job = prepare(
-        model, weights, data, asked, finetune, weights_key=weights_key, folder=folder if resume else None, timed=True,
-        earlier=earlier_of(folder, asked.trials) if resume else FIRST, hardware=hardware,
-    )  # fmt: skip
-    return finished_run(job, lambda job: strategy_of(job, strategy, seed), folder, placement, resume, force, progress)
+    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True, extends=True)
+    return finished_run(job, lambda job: strategy_of(job, strategy, seed), opening)
 
 
-def finished_run(
-    job: Job,
-    strategy: Callable[[Job], Strategy],
-    folder: Path,
-    placement: Placement,
-    resume: bool,
-    force: bool,
-    progress: Progress,
-) -> Result:
-    """Search with a strategy and run all later steps, in a folder that `check_folder` has accepted.
+def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
+    """Search with a strategy and run all later steps.
 
     Args:
-        job: with the targets on counted costs; one on latency is added here.
+        job: of `opening`, with the targets on counted costs; one on latency is added here.
         strategy: makes the strategy for the job's space.
     """
-    rehearsed = Rehearsed()
-    more = resume and goes_on(files.read_config(folder), job.config)
-    if more or not (resume and (folder / files.SUMMARY).exists()):
-        strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
-        _tell_dense(job, progress)
-        rehearsed = rehearse(job, job.data.test, exports=True, progress=progress)
-    if more:
-        occupy(folder)
-        reopened(folder)
-        files.write_json(folder / files.CONFIG, job.config)
-    files.open_folder(folder, job.config, resume, force, keep=True)
-    keep(job.batch, job.data, folder)
+    folder, progress = opening.folder, opening.progress
+    rehearsed = _opened(job, strategy, opening)
     finished = read_finished(folder, Summary)
     if finished is not None:
         files.remove_checkpoint(folder)
         dismiss(job)
         return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
-    latency = None
-    if any(target.cost == LATENCY for target in job.settings.target):
-        try:
-            latency = measured_latency(job, folder / files.LATENCY, progress)
-        except OutOfReach:
-            files.withdraw(folder)
-            raise
+    latency = _latency(job, opening)
+    if latency is not None:
         job = replace(job, space=latency.space(latency.limit))
     files.settled(folder)
-
-    def tell(done: int, total: int, best: float) -> None:
-        progress("search", done, total, f"best score {best:.4f}")
-
-    asked, ledger, timed = job.settings, Ledger(folder / files.LEDGER), None
-    with pool(job.scorer(), placement) as workers:
-        found = search(
-            job.space, strategy(job), workers.each, ledger, 0 if asked.even else asked.trials, even=asked.even,
-            batch=asked.proposals, ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
-        )  # fmt: skip
+    ledger, timed = Ledger(folder / files.LEDGER), None
+    with pool(job.scorer(), opening.placement) as workers:
+        found = _searched(job, strategy(job), workers.each, ledger, progress)
         if latency is not None:
             found, timed = latency.hold(found, ledger.trials, workers.each)
             job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
     return finish(job, found, ledger.trials, timed, plan, rehearsed, folder, progress)
+
+
+def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
+    """Rehearse what is left to do, and open the folder."""
+    folder, rehearsed = opening.folder, Rehearsed()
+    more = opening.resume and goes_on(files.read_config(folder), job.config)
+    if more or not opening.has_finished(files.SUMMARY):
+        strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
+        _tell_dense(job, opening.progress)
+        rehearsed = rehearse(job, job.data.test, exports=True, progress=opening.progress)
+    if more:
+        occupy(folder)
+        reopened(folder)
+        files.write_json(folder / files.CONFIG, job.config)
+    files.open_folder(folder, job.config, opening.resume, opening.force, keep=True)
+    keep(job.batch, job.data, folder)
+    return rehearsed
+
+
+def _latency(job: Job, opening: Opening) -> Latency | None:
+    """The target on latency, measured; None if there is none. If it is out of reach the folder is left as it was before."""
+    if not any(target.cost == LATENCY for target in job.settings.target):
+        return None
+    try:
+        return measured_latency(job, opening.folder / files.LATENCY, opening.progress)
+    except OutOfReach:
+        files.withdraw(opening.folder)
+        raise
+
+
+def _searched(job: Job, strategy: Strategy, score_all: ScoreAll, ledger: Ledger, progress: Progress) -> Found:
+    """The result of the search that the settings ask for."""
+    asked = job.settings
+
+    def tell(done: int, total: int, best: float) -> None:
+        progress("search", done, total, f"best score {best:.4f}")
+
+    return search(
+        job.space, strategy, score_all, ledger, 0 if asked.even else asked.trials, even=asked.even, batch=asked.proposals,
+        ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
+    )  # fmt: skip
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:

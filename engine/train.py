@@ -24,9 +24,10 @@ from .progress import Shown, shows_progress
 from .run.task import task_of, trained_by
 from .store import run_folder as files
 from .tasks import CLASSIFICATION, Task
-from .training import trainer
 from .training.checkpoint import Saving
+from .training.measuring import measured
 from .training.processes import check_hardware, is_first
+from .training.trainer import train as trained_network
 
 SUFFIX = ".safetensors"
 FIRST = 256  # images whose labels tell which task they are of
@@ -59,16 +60,14 @@ def _saving(out: str | Path | None, resume: bool) -> Saving | None:
     Raises:
         FreePruneError: there is nothing to go on with, or something that would be overwritten.
     """
-    if not is_first():
-        return None if out is None else Saving(Path(out).with_suffix(f".{files.TRAINING}"))
     if out is None:
         if resume:
             raise FreePruneError("`resume=True` was given without `out`, beside which the checkpoint lies; give both")
         return None
     path = Path(out).with_suffix(f".{files.TRAINING}")
-    if resume and not path.exists():
+    if is_first() and resume and not path.exists():
         raise FreePruneError(f"there is no interrupted training in {path}; leave out `resume=True` to start one")
-    if path.exists() and not resume:
+    if is_first() and path.exists() and not resume:
         raise FreePruneError(
             f"{path} holds a training that was interrupted; go on with `resume=True`, or delete it to train from the beginning"
         )
@@ -132,7 +131,7 @@ def train(
     choice = task_of(task, worked, draw(images.train, images, FIRST, seed, None))
     trained_by(choice, recipe)
     recipe = replace(recipe, augment=recipe.augment or images.augment)
-    trained = trainer.train(
+    trained = trained_network(
         worked,
         images.train,
         recipe,
@@ -147,7 +146,7 @@ def train(
     if not is_first():
         sys.exit()
     trained = with_values(network, trained)
-    accuracy = trainer.measured(
+    accuracy = measured(
         working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked, hardware=machine
     )
     if out is not None:

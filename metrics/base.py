@@ -211,7 +211,7 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
 def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """The candidate's parameters with gradients enabled, and the mean loss under batch statistics."""
     labels, skeleton = labels_of(batch), candidate.skeleton
-    tensors = {n: t for n, t in candidate.tensors.items() if n not in skeleton.statistics}
+    tensors = candidate.without_statistics
     names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
     leaves = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
     with torch.enable_grad(), skeleton.batch_statistics():

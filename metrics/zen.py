@@ -34,7 +34,7 @@ def zen(candidate: Candidate, dense: Reference, batch: Batch) -> float:
             drawn[name] = restricted(candidate, name, noise.to(tensor))
     x, step = (tuple(torch.randn(i.shape, generator=generator).to(i) for i in batch.inputs) for _ in range(2))
     with torch.no_grad(), candidate.skeleton.batch_statistics():
-        tensors = {n: t for n, t in candidate.tensors.items() if n not in candidate.skeleton.statistics}
+        tensors = candidate.without_statistics
         with _Deviations() as norms:
             before = scored_of(candidate.run({**tensors, **drawn}, *x), batch)
         moved = (a + STEP * b for a, b in zip(x, step, strict=True))

@@ -21,7 +21,7 @@ from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
-from .runtime import Runtime, as_arrays, cause, first_rows, run_rows
+from .runtime import Runtime, as_arrays, first_rows, root_cause, run_rows
 
 CHECKED_BATCHES = (1, 3)
 CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
@@ -145,17 +145,17 @@ def _written(
             _check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), runtime, follows=True)
         except Exception as error:
             model = None
-            notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {cause(error)}")
+            notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {root_cause(error)}")
     dynamic_length, dynamic = model is not None, True
     try:
         model = model or _any_batch(network, inputs, names, opset, runtime, axes, beside)
     except Exception as error:
-        dynamic, notes = False, [f"the ONNX file takes batches of {len(inputs[0])} only: {cause(error)}"]
+        dynamic, notes = False, [f"the ONNX file takes batches of {len(inputs[0])} only: {root_cause(error)}"]
         try:
             model = _traced(network, inputs, names, opset, None, beside)
             _check(model, network, inputs, runtime, follows=False)
         except Exception as fatal:
-            raise FreePruneError(f"the network cannot be exported to ONNX: {cause(fatal)}") from fatal
+            raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
     return _Written(model, dynamic, dynamic_length, tuple(notes))
 
 
@@ -342,7 +342,7 @@ def _check(model: Model, network: nn.Module, inputs: tuple[Tensor, ...], runtime
     try:
         opened = model.open(runtime)
     except Exception as error:
-        raise FreePruneError(f"{runtime.name} cannot run it: {cause(error)}") from error
+        raise FreePruneError(f"{runtime.name} cannot run it: {root_cause(error)}") from error
     given = run_rows(opened, as_arrays(inputs))
     shapes = [tuple(x.shape) for x in given]
     if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number, such as a loss, is by no row

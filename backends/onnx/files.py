@@ -65,7 +65,7 @@ class Whole(Model):
 
     @staticmethod
     def write(proto: Any, path: Path, metadata: Mapping[str, str]) -> int:
-        _describe(proto, metadata)
+        describe(proto, metadata)
         content: bytes = proto.SerializeToString(deterministic=True)
         write_atomically(path, content)
         data_of(path).unlink(missing_ok=True)
@@ -112,7 +112,7 @@ class Beside(Model):
         proto = onnx.load(self._file, load_external_data=not self._apart)
         if not self._apart:
             return Whole.write(proto, path, metadata)
-        _describe(proto, metadata)
+        describe(proto, metadata)
         self._file.write_bytes(proto.SerializeToString(deterministic=True))
         path.unlink(missing_ok=True)  # a file without its own weights beside it is no file
         os.replace(data_of(self._file), data_of(path))
@@ -171,7 +171,8 @@ def _lazy(tensor: Tensor, name: str | None) -> Any:
     return onnx_ir.LazyTensor(made, onnx_ir.DataType.FLOAT, onnx_ir.Shape(tensor.shape), name=name)
 
 
-def _describe(proto: Any, metadata: Mapping[str, str]) -> None:
+def describe(proto: Any, metadata: Mapping[str, str]) -> None:
+    """Add properties to a ModelProto, sorted by key."""
     for key in sorted(metadata):
         proto.metadata_props.add(key=key, value=metadata[key])
 

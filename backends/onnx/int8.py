@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ...common import FreePruneError, write_atomically
 from .export import strip
-from .files import data_of
+from .files import data_of, describe
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
-from .runtime import Arrays, Runtime, as_arrays, cause, run_rows
+from .runtime import Arrays, Runtime, as_arrays, root_cause, run_rows
 
 ROWS = 32  # images per calibration pass where the file takes any batch size
 # Their outputs span many orders of magnitude, and they take little of the time.
@@ -59,15 +59,14 @@ def quantise_onnx(
             model = _quantised(path, Path(scratch), arrays)
         metadata = {entry.key: entry.value for entry in onnx.load_model_from_string(path.read_bytes()).metadata_props}
         strip(model)
-        for key in sorted(metadata):
-            model.metadata_props.add(key=key, value=metadata[key])
+        describe(model, metadata)
         if not any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer):
             raise FreePruneError("it has no weights that the quantiser knows")
         onnx.checker.check_model(model)
         content: bytes = model.SerializeToString(deterministic=True)
         _try(content, arrays, runtime)
     except Exception as error:
-        raise FreePruneError(f"the network cannot be quantised to int8: {cause(error)}") from error
+        raise FreePruneError(f"the network cannot be quantised to int8: {root_cause(error)}") from error
     write_atomically(target, content)
     return len(content)
 

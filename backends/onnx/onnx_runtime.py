@@ -13,7 +13,7 @@ import numpy as np
 
 from ...common import FreePruneError
 from .files import data_of
-from .runtime import Arrays, Opened, Runtime, cause
+from .runtime import Arrays, Opened, Runtime, root_cause, turns
 
 
 class OnnxRuntime(Runtime):
@@ -40,10 +40,7 @@ class OnnxRuntime(Runtime):
         with tempfile.TemporaryDirectory() as scratch:
             running = session(model, threads, self.providers, str(Path(scratch) / "profile"))
             feed = _random_inputs(running)
-            start = time.perf_counter()
-            for run in range(runs[1]):
-                if run >= runs[0] and time.perf_counter() - start > seconds:
-                    break
+            for _ in turns(runs, seconds):
                 running.run(None, feed)
             events = json.loads(Path(running.end_profiling()).read_text())
         kernels = [e["dur"] for e in events if e["cat"] == "Node" and e["args"].get("op_name", "").endswith(op)]
@@ -83,10 +80,7 @@ class OnnxRuntimeGpu(OnnxRuntime):
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0))
         binding.bind_output(running.get_outputs()[0].name, "cuda")
         times: list[float] = []
-        start = time.perf_counter()
-        for run in range(runs[1] + 1):  # the first one allocates
-            if run > runs[0] and time.perf_counter() - start > seconds:
-                break
+        for _ in turns((runs[0] + 1, runs[1] + 1), seconds):  # the first one allocates
             begin = time.perf_counter()
             running.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -118,7 +112,7 @@ class _Session:
             return tuple(self._running.run(None, dict(zip(self._names, arrays, strict=True))))
         except Exception as error:
             shapes = [array.shape for array in arrays]
-            raise FreePruneError(f"{self._name} fails on inputs of shapes {shapes}: {cause(error)}") from error
+            raise FreePruneError(f"{self._name} fails on inputs of shapes {shapes}: {root_cause(error)}") from error
 
 
 def session(model: str | bytes, threads: int, providers: tuple[Any, ...], profile: str | None = None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...common import FreePruneError
-from .runtime import Arrays, Opened, Runtime
+from .runtime import Arrays, Opened, Runtime, turns
 
 # Where in OpenVINO's sources a check failed, before the lines that say what is wrong.
 PLACE = re.compile(r"Exception from |Check '|FrontEnd API failed|Model wasn't fully converted|Summary:|ParameterMismatch: $")
@@ -42,10 +41,8 @@ class OpenVino(Runtime):
         request = _compiled(model, threads, PERF_COUNT=True).create_infer_request()
         shape = request.model_inputs[0].get_shape()
         given = np.random.default_rng(0).standard_normal(tuple(shape), np.float32)
-        start, best = time.perf_counter(), float("inf")
-        for run in range(runs[1]):
-            if run >= runs[0] and time.perf_counter() - start > seconds:
-                break
+        best = float("inf")
+        for _ in turns(runs, seconds):
             request.infer([given])
             nodes = [one for one in request.get_profiling_info() if one.node_type in KERNELS]
             best = min(best, sum(one.real_time.total_seconds() for one in nodes) * 1e3)

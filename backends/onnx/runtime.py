@@ -6,7 +6,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ Arrays = tuple[NDArray[Any], ...]
 Subject = str | os.PathLike[str] | nn.Module
 """What is timed: an ONNX file by its path; or a network, in a runtime of `networks`."""
 
-LATENCY_SECONDS = 4.0  # no further turn of a measurement begins after so many
+FEWEST_TURNS, LATENCY_SECONDS = 3, 4.0  # of a measurement: no further turn begins after so many seconds
 
 
 class Opened(Protocol):
@@ -131,7 +131,7 @@ class Runtime(ABC):
             subjects: files or networks by name.
             inputs: `(N, ...)` each.
             threads: of the runtime.
-            repeats: the most turns; fewer, but at least 3, if they take longer than `LATENCY_SECONDS`.
+            repeats: the most turns; fewer, but at least `FEWEST_TURNS`, if they take longer than `LATENCY_SECONDS`.
 
         Raises:
             FreePruneError: as for `outputs`.
@@ -142,13 +142,11 @@ class Runtime(ABC):
         for file in files.values():
             run_rows(file, arrays)
         clock = self.clock(threads)
-        turns, start = 0, time.perf_counter()
-        while turns < 3 or (turns < repeats and time.perf_counter() - start < LATENCY_SECONDS):
+        for _ in turns((FEWEST_TURNS, max(FEWEST_TURNS, repeats)), LATENCY_SECONDS):
             for name, file in files.items():
                 begin = clock()
                 run_rows(file, arrays)
                 best[name] = min(best[name], (clock() - begin) * 1e3)
-            turns += 1
         return best
 
     def ready(self, subject: Subject, threads: int) -> Opened:
@@ -162,7 +160,16 @@ class Runtime(ABC):
         try:
             return self.open(os.fspath(subject), threads)
         except Exception as error:
-            raise FreePruneError(f"{os.fspath(subject)} cannot be run by {self.name}: {cause(error)}") from error
+            raise FreePruneError(f"{os.fspath(subject)} cannot be run by {self.name}: {root_cause(error)}") from error
+
+
+def turns(runs: tuple[int, int], seconds: float) -> Iterator[int]:
+    """Counts the runs of a measurement from 0: as many as the first number, and up to the second while there is time."""
+    start = time.perf_counter()
+    for run in range(runs[1]):
+        if run >= runs[0] and time.perf_counter() - start > seconds:
+            return
+        yield run
 
 
 def run_rows(file: Opened, arrays: Arrays) -> Arrays:
@@ -191,8 +198,8 @@ def as_arrays(inputs: Sequence[Tensor]) -> Arrays:
     return tuple(np.ascontiguousarray(x.detach().cpu().numpy()) for x in inputs)
 
 
-def cause(error: BaseException) -> str:
-    """The first line of an error's root cause, without terminal colours."""
+def root_cause(error: BaseException) -> str:
+    """The first line of the error that an error came of in the end, without terminal colours."""
     while error.__cause__ is not None and not isinstance(error, FreePruneError):
         error = error.__cause__
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]

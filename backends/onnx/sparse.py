@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...common import FreePruneError, write_atomically
 from .onnx_runtime import ONNX_RUNTIME
-from .runtime import Arrays, Runtime, as_arrays, cause, run_rows
+from .runtime import Arrays, Runtime, as_arrays, root_cause, run_rows
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runt
         content = path.read_bytes()
         model = onnx.load_model_from_string(content)
     except Exception as error:
-        raise FreePruneError(f"{path} cannot be read as an ONNX file ({cause(error)}); export the network again") from error
+        raise FreePruneError(
+            f"{path} cannot be read as an ONNX file ({root_cause(error)}); export the network again"
+        ) from error
     smaller = {}
     for tensor in model.graph.initializer:
         sparse = _sparse(tensor)
@@ -119,6 +121,6 @@ def _reason(model: Any, arrays: Arrays, expected: Arrays, runtime: Runtime) -> s
         onnx.checker.check_model(model)
         given = run_rows(runtime.open(model.SerializeToString(), 1), arrays)
     except Exception as error:
-        return cause(error)
+        return root_cause(error)
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(expected, given, strict=True))
     return None if same else "the outputs differ"

@@ -100,9 +100,9 @@ class Settings:
     )
     warm_starts: tuple[str, ...] | None = option(
         None,
-        "Rate vectors to score first: any of uniform,inner,erk,global,magnitude,knapsack; or none.",
+        "Rate vectors to score first: any of uniform,inner,erk,global,magnitude,knapsack,depth; or none.",
         kind=Kind.NAMES,
-        shown="uniform,inner,magnitude with channel, else erk,global,magnitude",
+        shown="uniform,inner,magnitude,depth with channel, else erk,global,magnitude",
     )
     proposals: int = option(10, "Rate vectors that the strategy proposes at a time, before it learns their scores.", least=1)
     seed: int = option(

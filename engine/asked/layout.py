@@ -16,7 +16,8 @@ def layout_of(backend: type[Backend], settings: Settings) -> dict[str, Any]:
 
     Unless something else was given, widths are those that runtimes are fast at, and branches may go if the target is a latency.
     """
-    return completed(backend, settings.layout, depth=any(target.cost == LATENCY for target in settings.target))
+    rate = {} if settings.max_rate is None else {"max_rate": settings.max_rate}
+    return {**rate, **completed(backend, settings.layout, depth=any(target.cost == LATENCY for target in settings.target))}
 
 
 def completed(backend: type[Backend], given: Mapping[str, Any], *, depth: bool) -> dict[str, Any]:

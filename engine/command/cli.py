@@ -80,7 +80,7 @@ def compare(model: str, **given: Any) -> None:
     otherwise nothing is trained.
     """
     from ..studies.comparison import compare
-    from . import tables as display
+    from .printing import print_result
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
@@ -89,20 +89,20 @@ def compare(model: str, **given: Any) -> None:
         options.refuse_training(given, (), "compare trains only with --finetune-epochs or --finetune-images; add one of them")
     finetune = options.recipe_of(given) if tuned else None
     found = compare(model, data, **{**options.passed_on(given), "finetune": finetune})
-    display.report(found, found.to_json(), given["json"], f"everything is in {given['out']}")
+    print_result(found, found.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)
 def sweep(model: str, **given: Any) -> None:
     """Search MODEL at several budgets and show the score of each; freeprune pick turns one into a finished run."""
     from ..studies.sweep import sweep
-    from . import tables as display
+    from .printing import print_result
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
     found = sweep(model, data, **options.passed_on(given))
     finish = f"finish one with freeprune pick {given['out']} --target {found.budgets[0].target} --out DIR"
-    display.report(found, found.to_json(), given["json"], finish)
+    print_result(found, found.to_json(), given["json"], finish)
 
 
 @main.command(cls=options.Declared)
@@ -117,9 +117,9 @@ def pick(sweep_folder: Path, **given: Any) -> None:
 
 def _report(result: Result, as_json: bool) -> None:
     """Print a finished run, and exit with its status."""
-    from . import tables as display
+    from .printing import print_result
 
-    display.report(result, result.summary.to_json(), as_json)
+    print_result(result, result.summary.to_json(), as_json)
     if not result.summary.met:
         sys.exit(MISSED)
 
@@ -148,12 +148,12 @@ def correlate(model: str, **given: Any) -> None:
     heat map also shows the studies in the folders next to --out, such as one for each granularity.
     """
     from ..studies.correlation import correlate
-    from . import tables as display
+    from .printing import print_result
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
     study = correlate(model, data, **{**options.passed_on(given), "finetune": options.recipe_of(given)})
-    display.report(study, study.to_json(), given["json"], f"everything is in {given['out']}")
+    print_result(study, study.to_json(), given["json"], f"everything is in {given['out']}")
 
 
 @main.command(cls=options.Declared)

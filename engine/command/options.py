@@ -165,7 +165,7 @@ def data_of(given: Mapping[str, Any]) -> Any:
     return Asked(*(given[name] for name in ("data", "mean", "std", "image_size", "bad_images")))
 
 
-def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
+def recipe_of(given: Mapping[str, Any]) -> Any:
     """The training recipe from the options that were given; None if nothing is to be trained."""
     from ..asked.recipe import Recipe
 
@@ -176,11 +176,11 @@ def recipe_of(given: Mapping[str, Any], **more: Any) -> Any:
         if told.get(length) == 0:
             refuse_training(given, (length,), f"{_written(length)} 0 trains nothing; leave one of them out")
             return None
-    if not told and not more:
+    if not told:
         from ..run.task import STANDARD  # by which a run knows that nobody asked for it
 
         return STANDARD
-    return Recipe(**told, **more)
+    return Recipe(**told)
 
 
 def told_of_training(given: Mapping[str, Any]) -> dict[str, Any]:

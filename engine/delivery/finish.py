@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...backends import Plan, compact
+from ...backends.base import dense_units
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import export_onnx
 from ...backends.onnx.files import bytes_of, data_of
@@ -105,19 +106,18 @@ def finish(
     tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
     del plain  # its memory
     with _timed("finetune", took):
-        final = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
-    final, second, compaction = _compacted(final, plan, job, folder)
-    delivered = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
-    check_still_finite(final, delivered)
-    config = _configured(job, delivered)
-    final = job.working(delivered)
+        tuned = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
+    delivered = _delivered(tuned, plan, job, folder)
+    final = job.working(delivered.network)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))
-    save_weights(delivered, folder / files.WEIGHTS)
+    save_weights(delivered.network, folder / files.WEIGHTS)
     with _timed("export", took):
         progress("export", 0, 1, "")
-        onnx, compact_vs_onnx = _export_if_possible(job, final, plan, second, found, rehearsed.dense, folder, progress)
+        onnx, compact_vs_onnx = _export_if_possible(
+            job, final, plan, delivered.second, found, rehearsed.dense, folder, progress
+        )
         progress("export", 1, 1, "")
-    latency = None if timed is None else _timed_target(timed, job, onnx, same=second is None)
+    latency = None if timed is None else _timed_target(timed, job, onnx, same=delivered.second is None)
     instead = foreseen(job, found, trials, onnx.latency_ms, sum(took.values()), progress) if isinstance(onnx, Onnx) else None
     judge = job.task.judge
     divergences = _each(judge.divergence, tallies)
@@ -131,7 +131,7 @@ def finish(
         onnx=onnx,
         seconds=Seconds(overhead=found.overhead, per_trial=found.seconds / found.trials if found.trials else None, **took),
         recovery=recovery,
-        compaction=compaction,
+        compaction=delivered.compaction,
         groups=_groups(job, found.kept),
         trials=found.trials,
         search=tuple(found.log),
@@ -145,7 +145,7 @@ def finish(
         larger=judge.larger,
         task=job.choice.name,
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
-        config=config,
+        config=delivered.config,
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
         foreseen=instead,
@@ -153,7 +153,7 @@ def finish(
     files.write_document(folder, summary)
     files.remove_checkpoint(folder)
     write_report(folder)
-    return Result(delivered, plan, summary, folder)
+    return Result(delivered.network, plan, summary, folder)
 
 
 @contextmanager
@@ -162,6 +162,30 @@ def _timed(step: str, took: dict[str, float]) -> Iterator[None]:
     start = time.perf_counter()
     yield
     took[step] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Delivered:
+    """What a run delivers.
+
+    Attributes:
+        network: in the types of the network that was given.
+        second: the plan of compaction; None where nothing was compacted.
+        compaction, config: as in the summary.
+    """
+
+    network: nn.Module
+    second: Plan | None
+    compaction: Compaction
+    config: Configuration | None
+
+
+def _delivered(tuned: nn.Module, plan: Plan, job: Job, folder: Path) -> _Delivered:
+    """The fine-tuned network compacted, in the types of the given one, its configuration following."""
+    final, second, compaction = _compacted(tuned, plan, job, folder)
+    network = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
+    check_still_finite(final, network)
+    return _Delivered(network, second, compaction, _configured(job, network))
 
 
 def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
@@ -206,7 +230,7 @@ def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
     channel = job.backend.channel
     known: list[tuple[int, int, bool]] = []
     if channel is not None:
-        own = np.stack([np.array([group.units for group in channel.groups]), kept[: len(channel.groups)]])
+        own = np.stack([dense_units(channel.groups), kept[: len(channel.groups)]])
         before, after = channel.channels(own)[:, : channel.split].tolist()
         known = list(zip(before, after, channel.streams, strict=True))
     there = zip(job.backend.groups, kept.tolist(), strict=True)

@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..run.job import Job
 from ..store import run_folder as files
 from ..store.deployed import Int8, LatencyMs, Measured
-from ..training.trainer import measured
+from ..training.measuring import measured
 from ..user_code import warn
 
 DENSE, PRUNED = "dense int8", "pruned int8"

@@ -25,7 +25,8 @@ from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
 from ..training.finetuning import recipe_of
-from ..training.trainer import measured, train
+from ..training.measuring import measured
+from ..training.trainer import train
 
 IMAGES = 2  # per forward pass
 TRAINED = 8  # per training step; batch norm needs more than one

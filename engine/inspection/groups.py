@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...backends import Backend, find_backend
-from ...backends.base import Counts, check_options
+from ...backends.base import Counts, check_options, dense_units
 from ...backends.coupling.classes import Coupling
 from ...backends.criteria import Importance
 from ...backends.granularity.masked import Masked
@@ -175,49 +175,41 @@ def inspect(
     network = working(given, collate)
     check_embeddings(network, inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
-    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    equal = Importance({name: np.broadcast_to(1.0, shape) for name, shape in shapes.items()})
+    equal = Importance({name: np.broadcast_to(1.0, tuple(p.shape)) for name, p in network.named_parameters()})
     backend: Backend = backend_class(network, inputs, equal, **completed(backend_class, options, depth=True))
-    units = np.array([group.units for group in backend.groups], np.int64)
-    least = np.array([group.minimum for group in backend.groups], np.int64)
-    sizes = np.stack([units, least, np.ones_like(units)])
-    channel, mask = backend.channel, backend.mask
-    layers: tuple[LayerInfo, ...] = ()
-    if channel is not None:
-        sizes[:, : len(channel.groups)] = channel.channels(sizes[:, : len(channel.groups)])
-        layers = _channel_layers(network, channel.coupling)
-        reasons = {layer_of(name): reason for name, reason in backend.dense.items()}
-        layers = tuple(replace(layer, dense=reasons.get(layer.name)) for layer in layers)
-    elif mask is not None:
-        layers = _masked_layers(mask, shapes)
-    costs, saves = _costs(backend, units, least)
-    groups = tuple(
-        GroupInfo(
-            name=group.name,
-            width=width,
-            step=step,
-            least=least_width,
-            layers=tuple(
-                layer.name for layer in layers if group.name in layer.makes or layer.name in map(layer_of, group.tied)
-            ),
-            tied=group.tied,
-            saves={cost: float(shares[index]) for cost, shares in saves.items()},
-        )
-        for index, (group, (width, least_width, step)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True))
-    )
+    layers = _layers(backend, network)
+    costs, groups = _costs_and_groups(backend, layers)
     found = Inspection(
-        granularity,
-        groups,
-        layers,
-        costs,
-        _needs_values(network, inputs),
-        options,
-        backend.shrinks,
-        None if mask is None else mask.name,
+        granularity=granularity,
+        groups=groups,
+        layers=layers,
+        costs=costs,
+        needs_values=_needs_values(network, inputs),
+        options=options,
+        shrinks=backend.shrinks,
+        masking=None if backend.mask is None else backend.mask.name,
     )
     if graph is not None:
         save(found, Path(graph))
     return found
+
+
+def _costs_and_groups(backend: Backend, layers: Sequence[LayerInfo]) -> tuple[dict[str, Range], tuple[GroupInfo, ...]]:
+    """What each cost can come down to, and the groups with their widths and what each saves."""
+    units = dense_units(backend.groups)
+    least = np.array([group.minimum for group in backend.groups], np.int64)
+    costs, saves = _costs(backend, units, least)
+    sizes = np.stack([units, np.ones_like(units), least])
+    if backend.channel is not None:
+        split = len(backend.channel.groups)
+        sizes[:, :split] = backend.channel.channels(sizes[:, :split])
+    groups = []
+    for index, (group, (width, step, fewest)) in enumerate(zip(backend.groups, sizes.T.tolist(), strict=True)):
+        tied = {layer_of(name) for name in group.tied}
+        names = tuple(layer.name for layer in layers if group.name in layer.makes or layer.name in tied)
+        alone = {cost: float(shares[index]) for cost, shares in saves.items()}
+        groups.append(GroupInfo(group.name, width, step, fewest, names, group.tied, alone))
+    return costs, tuple(groups)
 
 
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
@@ -228,8 +220,17 @@ def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Ra
     return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
 
 
-def _masked_layers(backend: Masked, shapes: Mapping[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
+def _layers(backend: Backend, network: nn.Module) -> tuple[LayerInfo, ...]:
+    """The layers as the part that removes channels sees them, where there is one, else as the one that leaves zeros does."""
+    if backend.channel is not None:
+        dense = {layer_of(name): reason for name, reason in backend.dense.items()}
+        return tuple(replace(one, dense=dense.get(one.name)) for one in _channel_layers(network, backend.channel.coupling))
+    return () if backend.mask is None else _masked_layers(backend.mask, network)
+
+
+def _masked_layers(backend: Masked, network: nn.Module) -> tuple[LayerInfo, ...]:
     """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     group_of = {name: group.name for group in backend.groups for name in group.tied}
     layers = []
     for name, shape in shapes.items():

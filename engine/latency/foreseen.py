@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends import find_backend
+from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
-from ...backends.onnx.runtime import first_rows
 from ...common import FreePruneError
-from ...copies import copied
 from ...search import Space
 from ...search.warm_starts import Depth
 from ..asked.layout import layout_of
@@ -32,9 +31,8 @@ from ..run.loop import Found
 from ..store.deployed import Foreseen, LatencyMs, LatencyShare
 from ..store.ledger import Trial
 from ..user_code import scored
-from .layers import calls
 from .measurements import Measurements, Wanted
-from .measuring import grids_of
+from .measuring import wanted_layers
 from .model import LatencyModel
 from .tables import Point
 from .timer import TimeLayer, layer_timer
@@ -92,20 +90,16 @@ def foreseen(
 
 def _timed(job: Job, channel: Channel, time_layer: TimeLayer, end: float) -> tuple[Wanted, Measurements]:
     """The layers of the network, and the times of each at few widths; no whole networks."""
-    batch, known = job.settings.latency_batch, channel.shapes(np.array([[group.units for group in channel.groups]]))
-    network = copied(job.network).cpu().eval()
-    run = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
-    grids = grids_of(run, channel, job.space.minimum[: len(channel.groups)], job.runtime, LEVELS)
-    measured = Measurements()
-    for layer, sizes in grids.items():
+    none = np.zeros((0, len(channel.groups)), np.int64)
+    wanted, measured = wanted_layers(job, channel, fitted=none, checked=none, levels=LEVELS), Measurements()
+    for layer, sizes in wanted.grids.items():
         times = dict[Point, float]()
         for point in sizes.points:
             if time.perf_counter() > end:
                 raise _TooLong
             times[point] = time_layer(layer, *point)
         measured.add_pass(layer, times, 0.0)
-    nothing = np.zeros((0, len(channel.groups)), np.int64)
-    return Wanted(run, grids, nothing, nothing, batch), measured
+    return wanted, measured
 
 
 def _deeper(job: Job, end: float) -> Channel | None:
@@ -115,9 +109,8 @@ def _deeper(job: Job, end: float) -> Channel | None:
     layout = layout_of(kind, asked)
     if layout == layout_of(kind, job.settings) or job.trace_seconds > (end - time.perf_counter()) / 4:
         return None
-    rate = {} if asked.max_rate is None else {"max_rate": asked.max_rate}
     network = job.dense.dense.skeleton.network
-    channel = kind(network, job.scored.inputs, job.importance, **rate, **layout).channel
+    channel = kind(network, job.scored.inputs, job.importance, **layout).channel
     return channel if channel is not None and channel.branches else None
 
 
@@ -157,7 +150,7 @@ def _scores(job: Job, channel: Channel, model: LatencyModel, trials: Sequence[Tr
 
 def _spaces(job: Job, channel: Channel, model: LatencyModel) -> dict[float, Space]:
     """The networks that are predicted to take at most each share; without those that are out of reach."""
-    units = np.array([group.units for group in channel.groups], np.int64)
+    units = dense_units(channel.groups)
     minimum = fewest_units(channel.groups, job.settings.only, job.settings.ignore)
     least = float(model(minimum)[0])
     return {

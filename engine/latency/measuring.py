@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from ...backends.onnx import Runtime
 from ...backends.onnx.runtime import first_rows
@@ -29,23 +30,29 @@ SPREAD = 0.3  # each group's fraction is at most this far from it
 
 def wanted_for(job: Job) -> Wanted:
     """The measurements needed to predict the latency of a job's networks."""
-    channel, batch = job.backend.channel, job.settings.latency_batch
-    if channel is None:
+    if job.backend.channel is None:
         raise ValueError(f"{job.backend.name} removes no channels, so that its latency does not change")
-    known = channel.shapes(np.array([[group.units for group in channel.groups]]))
+    networks = _random_networks(job)
+    return wanted_layers(job, job.backend.channel, networks[: len(FITTED)], networks[len(FITTED) :])
+
+
+def wanted_layers(
+    job: Job, channel: Channel, fitted: NDArray[np.int64], checked: NDArray[np.int64], levels: int = LEVELS
+) -> Wanted:
+    """The measurements of all layers at some widths, and of these networks; `levels` as for `grid`."""
+    batch, known = job.settings.latency_batch, channel.shapes(dense_units(channel.groups)[None])
     network = light(job.network).cpu().eval()
     # Layers whose weights the backend does not know count as other multiplications.
     found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
-    grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime)
-    networks = _random_networks(job)
-    return Wanted(found, grids, networks[: len(FITTED)], networks[len(FITTED) :], batch)
+    grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime, levels)
+    return Wanted(found, grids, fitted, checked, batch)
 
 
 def grids_of(
     found: Iterable[Call], channel: Channel, minimum: NDArray[np.int64], runtime: Runtime, levels: int = LEVELS
 ) -> dict[Layer, Grid]:
-    """The sizes to time each distinct layer at, of those that pruning may leave; `levels` as for `grid`."""
-    units = np.array([group.units for group in channel.groups])
+    """The sizes to time each distinct layer at, of those that pruning may leave."""
+    units = dense_units(channel.groups)
     minimum = np.maximum(minimum, 1)
     shapes = channel.shapes(np.concatenate([minimum[None], np.minimum(minimum + np.eye(len(units), dtype=np.int64), units)]))
     reaches: dict[Layer, Reach] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from .measurements import Measurements, Timed, Wanted
 from .tables import table
@@ -44,7 +45,7 @@ class LatencyModel:
         self._users = [[call for call in wanted.calls if call.layer == one.layer] for one in self.tables]
         self._scale = np.zeros(3)
         self.errors: list[float]
-        ((table_ms, entries, others, macs),) = self._parts(np.array([[group.units for group in channel.groups]]))
+        ((table_ms, entries, others, macs),) = self._parts(dense_units(channel.groups)[None])
         for part, (value, least) in enumerate(((table_ms, 0.0), (entries, 0.0), (others, 1e-6 * macs))):
             self._scale[part] = 1 / value if value > least else 0.0
         if dense is not None:

@@ -221,10 +221,8 @@ def _clouds(
             continue
         counted = None if summary is None else summary.cost.get(cost)
         limit = None if counted is None else counted.target
-        if (
-            cost == LATENCY and summary is not None and summary.latency is not None
-        ):  # its prediction for the dense network is unknown
-            limit = summary.latency.limit_ms
+        if cost == LATENCY and summary is not None and summary.latency is not None:
+            limit = summary.latency.limit_ms  # in milliseconds: what is predicted of the dense network is not known here
         scale, x = 1.0, Axis(label(cost), "{:g}".format if cost == LATENCY else "{:,.0f}".format)
         if counted is not None:
             scale, x = 100 / counted.dense, Axis(f"{label(cost)}, % of the dense network")

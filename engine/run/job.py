@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...backends import Backend, find_backend, importance
-from ...backends.base import check_options
+from ...backends.base import check_options, dense_units
 from ...backends.criteria import CRITERIA, Importance
 from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
 from ...backends.onnx.export import check_opset
@@ -102,7 +102,7 @@ class Job:
         return working(network, self.data.collate)
 
     def dense_costs(self) -> dict[str, float]:
-        return single(self.backend.costs(np.array([[g.units for g in self.backend.groups]])))
+        return _dense_costs(self.backend)
 
     def within(self, targets: tuple[Target, ...]) -> Job:
         """The same job with other targets."""
@@ -171,16 +171,9 @@ def prepare(
     criterion = find(CRITERIA, settings.criterion, "criterion")
     check_finetune(finetune)
     runtime = runtime or find_runtime(settings.runtime)
-    check_opset(settings.opset)
-    if settings.quantize is not None and runtime.networks:
-        raise FreePruneError(
-            f"`quantize={settings.quantize!r}` makes an ONNX file, which {runtime.name} does not run; leave it out, or choose "
-            "another `runtime`"
-        )
+    _check_file(settings, runtime)
     check_options(settings.granularity, backend_class.options, settings.layout)
-    if settings.warm_starts is None:
-        few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS
-        settings = replace(settings, warm_starts=() if few else backend_class.warm_starts)
+    settings = _with_warm_starts(settings, backend_class, earlier)
     given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
     network = in_float32(given)
     data = load_data(source, stated=stated_by(model, weights, given), network=network)
@@ -196,29 +189,54 @@ def prepare(
     if getattr(criterion, "needs_labels", False):
         check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
     start = time.perf_counter()
-    options = {**({} if settings.max_rate is None else {"max_rate": settings.max_rate}), **layout_of(backend_class, settings)}
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     judged, images = on_device(network, batch, device)
     order = importance(settings.criterion, judged, images, settings.seed)
-    backend: Backend = backend_class(judged, images.inputs, order, **options)
+    backend: Backend = backend_class(judged, images.inputs, order, **layout_of(backend_class, settings))
     seconds = time.perf_counter() - start
-    output = reference(judged, images)
-    doubt = doubt_of(choice.task, output.given, batch.labels, images.labels, len(data.classes))
+    dense = reference(judged, images)
+    doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, len(data.classes))
     if doubt is not None:
         warn(doubt)
     finetune = guided(finetune, choice.task, doubt)
-    dense = single(backend.costs(np.array([[group.units for group in backend.groups]])))
-    limits = resolve(settings.target, dense, backend, timed=timed)
-    units = np.array([group.units for group in backend.groups], np.int64)
-    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
-    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in backend.dense.items()]
+    space = _space(backend, settings, timed)
     config = record(model, weights, weights_key, data, settings, choice, backend, finetune)
     config |= {"metric": metric_name(settings.metric), **earlier.to_json()}
     return Job(
-        given, network, data, training, batch, images, settings, finetune, backend, order,
-        Space(units, minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors),
-        metric, output, config, seconds, choice, runtime, doubt, earlier, hardware,
+        given=given, network=network, data=data, train=training, batch=batch, scored=images, settings=settings,
+        finetune=finetune, backend=backend, importance=order, space=space, metric=metric, dense=dense, config=config,
+        trace_seconds=seconds, choice=choice, runtime=runtime, doubt=doubt, earlier=earlier, hardware=hardware,
     )  # fmt: skip
+
+
+def _check_file(settings: Settings, runtime: Runtime) -> None:
+    """Refuse an ONNX file that cannot be written or run as asked."""
+    check_opset(settings.opset)
+    if settings.quantize is not None and runtime.networks:
+        raise FreePruneError(
+            f"`quantize={settings.quantize!r}` makes an ONNX file, which {runtime.name} does not run; leave it out, or choose "
+            "another `runtime`"
+        )
+
+
+def _with_warm_starts(settings: Settings, backend: type[Backend], earlier: Earlier) -> Settings:
+    """The settings with the granularity's own warm starts, if none were asked for and there are trials for them."""
+    if settings.warm_starts is not None:
+        return settings
+    few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS
+    return replace(settings, warm_starts=() if few else backend.warm_starts)
+
+
+def _space(backend: Backend, settings: Settings, timed: bool) -> Space:
+    """The networks to choose from; a target on latency is left out."""
+    limits = resolve(settings.target, _dense_costs(backend), backend, timed=timed)
+    minimum = fewest_units(backend.groups, settings.only, settings.ignore)
+    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in backend.dense.items()]
+    return Space(dense_units(backend.groups), minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors)
+
+
+def _dense_costs(backend: Backend) -> dict[str, float]:
+    return single(backend.costs(dense_units(backend.groups)[None]))
 
 
 def metric_of(given: str | Metric) -> Metric:

@@ -88,14 +88,8 @@ def search(
         probing = bool(getattr(strategy, "probing", False))
         kept = space.round(proposals) if probing else space.project(proposals)
         costs = space.costs(kept)
-        recorded = ledger.trials[done : done + len(kept)]
-        for i, trial in enumerate(recorded):
-            if not np.array_equal(trial.proposal, proposals[i]) or not np.array_equal(trial.kept, kept[i]):
-                raise FreePruneError(
-                    f"trial {done + i} in {ledger.path} is not what this search proposes, so it comes from another search "
-                    "or library version; start the run again with `force=True`"
-                )
-            known[trial.kept.tobytes()] = trial.score
+        recorded = _recorded(ledger, done, proposals, kept)
+        known |= {trial.kept.tobytes(): trial.score for trial in recorded}
         scores = [trial.score for trial in recorded]
         for i, score, seconds in _in_order(kept, len(recorded), known, score_all, clock):
             here = {name: float(values[i]) for name, values in costs.items()}
@@ -112,6 +106,22 @@ def search(
     if best == -math.inf:
         raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another `metric`")
     return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead, list(getattr(strategy, "log", [])))
+
+
+def _recorded(ledger: Ledger, done: int, proposals: NDArray[np.float64], kept: Kept) -> list[Trial]:
+    """The trials of a batch that the ledger holds already.
+
+    Raises:
+        FreePruneError: they are not of these proposals.
+    """
+    found = ledger.trials[done : done + len(kept)]
+    for number, (trial, proposal, row) in enumerate(zip(found, proposals, kept, strict=False), start=done):
+        if not np.array_equal(trial.proposal, proposal) or not np.array_equal(trial.kept, row):
+            raise FreePruneError(
+                f"trial {number} in {ledger.path} is not what this search proposes, so it comes from another search or "
+                "library version; start the run again with `force=True`"
+            )
+    return found
 
 
 class _Clock:

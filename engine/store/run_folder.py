@@ -12,14 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import nn
 
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
 from ...common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
-from ...errors import first_line, is_out_of_memory
+from ...errors import is_out_of_memory, out_of_memory
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
@@ -96,13 +95,12 @@ def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Retu
             raise UserError(
                 f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
             ) from error.__cause__
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-            raise FreePruneError(
-                f"{where} is out of memory ({first_line(error)}); lower `calibration_images` or the `image_size`, or give "
-                f"shorter sequences{', and go on with `resume=True`' if (folder / CONFIG).exists() else ''}"
+            then = ", and go on with `resume=True`" if (folder / CONFIG).exists() else ""
+            raise out_of_memory(
+                error, f"lower `calibration_images` or the `image_size`, or give shorter sequences{then}"
             ) from error
         finally:
             leave(folder)

@@ -20,6 +20,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
+from ..opening import Opening
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import read_finished, write_report
@@ -33,9 +34,8 @@ from ..store.ledger import Ledger, curve
 from ..store.records import Records
 from ..store.studies import AgainstRandom, Comparison, Judged, Run
 from ..training.finetuning import finetuned
-from ..training.trainer import measured
+from ..training.measuring import measured
 from ..workers.pool import pool
-from .opening import Opening
 
 CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1

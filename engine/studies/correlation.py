@@ -32,6 +32,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
 from ..inputs.batches import split
 from ..inputs.data import asked_data
+from ..opening import Opening
 from ..progress import Shown, shows_progress
 from ..report import plots
 from ..report.page import write_report
@@ -43,10 +44,9 @@ from ..store.documents import Interval, finite
 from ..store.records import Records
 from ..store.studies import Candidate, Correlated, GroupSize, NoiseFound, Study, StudyImages
 from ..training.finetuning import finetuned
-from ..training.trainer import measured
+from ..training.measuring import measured
 from ..user_code import scored
 from ..workers.pool import pool
-from .opening import Opening
 
 Kept = NDArray[np.int64]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ...backends.base import dense_units
 from ...common import FreePruneError
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
@@ -18,11 +19,12 @@ from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, li
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked, asked_data
+from ..opening import Opening
 from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
 from ..report import plots
 from ..report.page import read_finished, write_report
-from ..run.job import Job, prepare, single, strategy_of
+from ..run.job import Job, single, strategy_of
 from ..run.loop import ScoreAll, search
 from ..run.task import STANDARD, Finetune
 from ..store import run_folder as files
@@ -33,7 +35,6 @@ from ..store.studies import Budget, Dense, Point, Sweep
 from ..training.processes import by_torchrun, check_hardware
 from ..workers.base import Placement
 from ..workers.pool import pool
-from .opening import Opening
 
 FORMAT = 1
 HANDED_ON = 5  # best trials of a budget that the search at the next one starts with
@@ -114,8 +115,7 @@ def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], open
             tell = _telling(opening.progress, number, len(jobs), rung)
             found.append(_searched(here, rung, best, processes.each, ledger, tell))
             best = _best(ledger.trials, HANDED_ON)
-        units = np.array([group.units for group in job.backend.groups])
-        score = next(iter(processes.each([units])))[1][0]
+        score = next(iter(processes.each([dense_units(job.backend.groups)])))[1][0]
     front = _front(trials_of(opening.folder), config["cost"])
     return Sweep(
         freeprune_sweep=FORMAT,
@@ -227,22 +227,12 @@ def pick(
     check_hardware(machine)
     if by_torchrun():
         raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
+    opening = Opening(Path(out), Placement(), machine, resume, force, progress)
     folder = Path(folder)
-    config = files.read_config(folder)
-    if files.read_document(folder, Sweep) is None:
-        raise FreePruneError(f"{folder} holds no finished sweep; make one, or finish it with `resume=True`")
-    if not sound_asked(config):
-        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
-    model = config["model"] if model is None else model
-    if data is None:
-        bad_images = config.get("bad_images", ADDED["bad_images"])
-        data = Asked(config["data"], config["mean"] or None, config["std"] or None, config["image_size"], bad_images)
-    given = parse_targets(target)
-    names = {one.cost for one in given}
-    targets = [str(one) for one in given] + [text for text in config["target"] if text.partition("=")[0] not in names]
+    config = _asked_of(folder)
     for name, value in (("quantize", quantize), ("opset", opset)):
         SETTINGS[name].check(value)
-    before = recorded(config, parse_targets(targets))
+    before = recorded(config, _with_fixed(parse_targets(target), config))
     asked = replace(
         before,
         task=before.task if task is None else task,
@@ -252,20 +242,40 @@ def pick(
         opset=opset,
         rehearsal=rehearsal,
     )
-    out = Path(out)
-    files.check_folder(out, resume, force)
     if weights is None:
         weights, weights_key = config["weights"], weights_key or config["weights_key"]
-    job = prepare(
-        model, weights, data, asked, finetune, weights_key=weights_key, folder=out if resume else None, timed=True,
-        hardware=machine,
-    )  # fmt: skip
+    model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
+    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True)
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
-    return finished_run(
-        job, lambda job: strategy_of(job, "random", asked.seed, points), out, Placement(), resume, force, progress
-    )
+    return finished_run(job, lambda job: strategy_of(job, "random", asked.seed, points), opening)
+
+
+def _asked_of(folder: Path) -> dict[str, Any]:
+    """What a finished sweep was asked, as its `config.json` holds it.
+
+    Raises:
+        FreePruneError: the folder holds no finished sweep, or one of an older version.
+    """
+    config = files.read_config(folder)
+    if files.read_document(folder, Sweep) is None:
+        raise FreePruneError(f"{folder} holds no finished sweep; make one, or finish it with `resume=True`")
+    if not sound_asked(config):
+        raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
+    return config
+
+
+def _data_of(config: Mapping[str, Any]) -> Asked:
+    """The data of a recorded sweep."""
+    bad_images = config.get("bad_images", ADDED["bad_images"])
+    return Asked(config["data"], config["mean"] or None, config["std"] or None, config["image_size"], bad_images)
+
+
+def _with_fixed(targets: Sequence[Target], config: Mapping[str, Any]) -> tuple[Target, ...]:
+    """Targets together with those that held in the whole sweep, as far as they are on other costs."""
+    names = {one.cost for one in targets}
+    return parse_targets([*map(str, targets), *(text for text in config["target"] if text.partition("=")[0] not in names)])
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:

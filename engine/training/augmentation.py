@@ -58,16 +58,3 @@ def shifted(images: Tensor, shifts: Shifts) -> Tensor:
     rows, columns = shifts.rows.to(images.device), shifts.columns.to(images.device)
     padded = padded.gather(2, rows[:, None, :, None].expand(n, channels, height, padded.shape[3]))
     return padded.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
-
-
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images, each shifted by up to an eighth of its size with zero padding, and mirrored with probability one half.
-
-    Args:
-        images: `(N, C, H, W)`.
-        generator: on the CPU; its state advances.
-
-    Raises:
-        FreePruneError: anything but one tensor of images.
-    """
-    return shifted(images, drawn_shifts(len(images), images, generator))

@@ -1,7 +1,4 @@
-"""The built-in trainer: a task's loss, with optional distillation; Lightning Fabric chooses device and precision.
-
-`measuring.py` is re-exported here.
-"""
+"""The built-in trainer: a task's loss, with optional distillation; Lightning Fabric chooses device and precision."""
 
 from __future__ import annotations
 
@@ -17,23 +14,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
 from ...copies import copied
-from ...errors import first_line, is_out_of_memory
+from ...errors import is_out_of_memory, out_of_memory
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
 from ..inputs.crops import Cropped
 from ..randomness import random_states, seeded, set_random_states
 from ..tasks import CLASSIFICATION, Task
-from .augmentation import augmented as augmented
 from .checkpoint import Checkpoint, Saving, described, described_masks, load, save
 from .fabric import HERE, fabric_of
 from .feeding import Collate, Drawn, Numbered, Order, batches_of, loader
 from .learner import Learner
-from .measuring import accuracy as accuracy
-from .measuring import measured as measured
-from .measuring import tallied as tallied
 from .optimizer import held, schedule
-from .optimizer import rate_factor as rate_factor
 from .processes import by_torchrun, check_batch, together, world_of
 
 Progress = Callable[[int, int, float], None]
@@ -134,14 +126,10 @@ def train(
         else:
             found = together(_part, (training, saving), progress or _nothing, hardware)
             trained = _with_tensors(network, found)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        where = "the device" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-        raise FreePruneError(
-            f"{where} is out of memory ({first_line(error)}); lower `batch_size` (now {recipe.batch_size}), and go on with "
-            "`resume=True`"
-        ) from error
+        raise out_of_memory(error, f"lower `batch_size` (now {recipe.batch_size}), and go on with `resume=True`") from error
     trained = trained.to(home).eval()
     check_still_finite(network, trained)
     return trained

@@ -1,7 +1,10 @@
 import pytest
 
+from freeprune.backends import BACKENDS
+from freeprune.backends.onnx import RUNTIMES
 from freeprune.common import FreePruneError
-from freeprune.engine.asked.settings import settings
+from freeprune.engine.asked.settings import SETTINGS, settings
+from freeprune.search import WARM_STARTS
 
 
 @pytest.mark.parametrize("value", [5, None])
@@ -43,3 +46,13 @@ def test_even_shares_are_no_search():
     assert settings({"macs": 0.5}, {}, even=True, trials=0).even
     with pytest.raises(FreePruneError, match=r"^`trials` is 20 beside `even=True`, which makes no search; leave out one of "):
         settings({"macs": 0.5}, {}, even=True, trials=20)
+
+
+def test_the_help_names_all_warm_starts_and_those_of_each_granularity():
+    option = SETTINGS["warm_starts"]
+    assert f"any of {','.join(WARM_STARTS)};" in option.help
+    assert all(",".join(backend.warm_starts) in option.default_text for backend in BACKENDS.values())
+
+
+def test_the_help_names_all_runtimes():
+    assert SETTINGS["runtime"].help.endswith(f": {', '.join(RUNTIMES)}.")

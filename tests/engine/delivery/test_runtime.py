@@ -16,6 +16,7 @@ from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.timer import NetworkTimer, layer_ms
+from freeprune.engine.opening import Opening
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.report.page import render
@@ -48,9 +49,8 @@ def job(monkeypatch):
 
 
 def test_a_whole_run(job, tmp_path):
-    result = finished_run(
-        job, lambda job: strategy_of(job, "random", 0), tmp_path / "out", Placement(None, None, 0.0), False, False, silent
-    )
+    opening = Opening(tmp_path / "out", Placement(), job.hardware, resume=False, force=False, progress=silent)
+    result = finished_run(job, lambda job: strategy_of(job, "random", 0), opening)
     onnx = result.summary.onnx
     assert onnx.warnings == ()
     assert onnx.latency_ms == LatencyMs(2.0, 1.0)

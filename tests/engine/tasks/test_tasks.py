@@ -17,6 +17,7 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.delivery.rehearsal import rehearse
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.opening import Opening
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
 from freeprune.engine.run.job import prepare, strategy_of
@@ -24,7 +25,8 @@ from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION, TASKS, Task
 from freeprune.engine.tasks.choice import Choice
 from freeprune.engine.tasks.segmentation import Segmentation
 from freeprune.engine.training.finetuning import finetuned
-from freeprune.engine.training.trainer import accuracy, measured, train
+from freeprune.engine.training.measuring import accuracy, measured
+from freeprune.engine.training.trainer import train
 from freeprune.engine.workers.base import Placement
 
 # For each task, labels and an output of a network for six images, the first rows of which are as good as can be.
@@ -435,10 +437,8 @@ def test_the_rehearsal_refuses_what_the_task_refuses(pair):
 
 def test_a_whole_run_with_a_task_of_ones_own(pair, tmp_path):
     job, told = regression(pair, Recipe(images=64, batch_size=16)), []
-    placement = Placement(None, None, 0.0)
-    result = finished_run(
-        job, lambda job: strategy_of(job, "random", 0), tmp_path / "out", placement, False, False, lambda *x: told.append(x)
-    )
+    opening = Opening(tmp_path / "out", Placement(), job.hardware, False, False, progress=lambda *x: told.append(x))
+    result = finished_run(job, lambda job: strategy_of(job, "random", 0), opening)
     found = result.summary["accuracy"]
     assert found["dense"] == measured(job.network, pair[1], REGRESSION) < 0
     assert found["finetuned"] == measured(result.network, pair[1], REGRESSION)

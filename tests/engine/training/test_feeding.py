@@ -16,7 +16,8 @@ from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.inputs.batches import Images
 from freeprune.engine.tasks import CLASSIFICATION, TASKS
 from freeprune.engine.training.feeding import Drawn, Order, Whole, batches_of, loader
-from freeprune.engine.training.trainer import accuracy, measured, train
+from freeprune.engine.training.measuring import accuracy, measured
+from freeprune.engine.training.trainer import train
 
 
 class Items(Dataset):

@@ -15,7 +15,10 @@ from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
 from freeprune.engine.training import measuring
-from freeprune.engine.training.trainer import accuracy, augmented, measured, rate_factor, train
+from freeprune.engine.training.augmentation import drawn_shifts, shifted
+from freeprune.engine.training.measuring import accuracy, measured
+from freeprune.engine.training.optimizer import rate_factor
+from freeprune.engine.training.trainer import train
 
 
 class Images(Dataset):
@@ -405,10 +408,14 @@ def test_agreement_leaves_labels_aside(dataset):
     assert measured(make(), dataset, AGREEMENT, dense=make()) == 1
 
 
+def augmented(images, seed):
+    return shifted(images, drawn_shifts(len(images), images, torch.Generator().manual_seed(seed)))
+
+
 def test_augmentation_is_a_shifted_and_perhaps_mirrored_copy():
     """Every pixel of a 16 x 8 image has its own value, so the shift and the mirroring can be read off the result."""
     image = torch.arange(1.0, 129).view(1, 1, 16, 8).expand(200, 2, 16, 8)
-    results = augmented(image, torch.Generator().manual_seed(0))
+    results = augmented(image, seed=0)
     padded = torch.nn.functional.pad(image[0], (1, 1, 2, 2))
     possible = {
         tuple(view.flatten().tolist()): (above, aside, mirrored)
@@ -424,7 +431,7 @@ def test_augmentation_is_a_shifted_and_perhaps_mirrored_copy():
     drawn = [possible[tuple(result.flatten().tolist())] for result in results]
     assert set(drawn) == set(possible.values())  # all 30 of them come up, and nothing else
     assert 70 < sum(mirrored for *_, mirrored in drawn) < 130
-    assert torch.equal(results, augmented(image, torch.Generator().manual_seed(0)))
+    assert torch.equal(results, augmented(image, seed=0))
 
 
 def test_augmentation_reaches_the_network(dataset):

@@ -14,7 +14,7 @@ from ..shown import WIDTH, Showable
 from .wording import in_options
 
 
-def report(result: Showable, document: Mapping[str, Any], as_json: bool, *notes: str) -> None:
+def print_result(result: Showable, document: Mapping[str, Any], as_json: bool, *notes: str) -> None:
     """Print a result as JSON, or as a table with notes below it that name options instead of arguments."""
     if as_json:
         print(json.dumps(document))  # noqa: T201
