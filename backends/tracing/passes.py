@@ -132,6 +132,8 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
             for layer in tracer.labels(tensor):
                 tracer.freeze(layer)
         tracer.close()
+    if not leaves(output[0]):
+        raise without_tensors(output[0])
     return tracer.trace
 
 
@@ -183,6 +185,15 @@ def rejected(inputs: Inputs, error: Exception) -> FreePruneError:
     return FreePruneError(
         f"the network rejects an input of shape {shapes}{given}: {sentence(error)}; "
         f"give data of the shape{wanted} that the network was trained on"
+    )
+
+
+def without_tensors(given: Any) -> FreePruneError:
+    """What is said of a network that returns this, in which there is no tensor."""
+    what = "nothing" if given is None else f"a {type(given).__name__}"
+    return FreePruneError(
+        f"the network returns {what}, in which there is no tensor; let its forward pass return tensors, or tuples, lists, "
+        "dictionaries or dataclasses of them"
     )
 
 

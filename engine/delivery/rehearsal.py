@@ -8,6 +8,7 @@ import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -16,14 +17,17 @@ from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...backends.onnx.runtime import as_arrays, first_rows
 from ...common import FreePruneError, Inputs
+from ...reading import main_output
 from ...sharing import light
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.targets import LATENCY
+from ..inputs.batches import pieces
 from ..progress import Progress
 from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
+from ..tasks.base import described
 from ..training.finetuning import recipe_of
 from ..training.measuring import measured
 from ..training.trainer import train
@@ -31,6 +35,7 @@ from ..training.trainer import train
 IMAGES = 2  # per forward pass
 TRAINED = 8  # per training step; batch norm needs more than one
 SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below the effect of random draws
+PIECE = 2**24  # numbers of the data that are looked at at a time
 LARGEST_DIFFERENCE = 1e-3  # relative: far above rounding, far below a wrong operator
 
 
@@ -69,6 +74,8 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     images = tuple(x[:IMAGES] for x in job.batch.inputs)
     progress("rehearse", 0, 3, "training and test")
     _check_repeatable(job, images)
+    for name, dataset in (("training", job.data.train), ("test", tested)):
+        _check_items(job, name, dataset)
     if isinstance(job.finetune, Recipe):
         _train(job, job.finetune)
     if tested is not None:
@@ -110,6 +117,35 @@ def _check_repeatable(job: Job, images: Inputs) -> None:
             f"the network in eval mode gives different outputs for the same images (difference {difference:.1e}), so it "
             "cannot be scored; let it draw no random numbers in eval mode, as F.dropout without training=self.training does"
         )
+
+
+def _check_items(job: Job, name: str, dataset: Dataset[object] | None) -> None:
+    """Check all items, where they are tensors in memory, so that looking at them costs next to nothing.
+
+    Raises:
+        FreePruneError: inputs are not finite, or labels are none for the network.
+    """
+    if job.data.collate is not None:
+        return
+    task, output = job.task, main_output(job.dense.given)
+    read = task.labelled and not task.free and job.data.labelled and output is not None
+    for start, held in pieces(dataset, PIECE):
+        inputs, labels = (held[:-1], held[-1]) if job.data.labelled else (held, None)
+        for x in inputs:
+            if not bool(torch.isfinite(x).all()):
+                item = start + int(torch.isfinite(x).flatten(1).all(1).int().argmin())
+                raise FreePruneError(
+                    f"item {item} of the {name} data holds NaN or infinite values; mend them, or take these items out"
+                )
+        if not read or labels is None:
+            continue
+        taken = task.as_labels(labels)
+        if taken is None:
+            raise FreePruneError(f"the labels of the {name} data are {described(labels)}; expected {task.batch_of_labels}")
+        try:
+            task.check_labels(output, taken)
+        except FreePruneError as error:
+            raise FreePruneError(f"of the {name} data, {error}") from error
 
 
 def _train(job: Job, recipe: Recipe) -> None:

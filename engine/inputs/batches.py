@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from ...common import FreePruneError, cause
 from ...reading import leaves
@@ -134,6 +134,29 @@ def inner(dataset: Any) -> tuple[Any, list[int] | None]:
         numbers = list(dataset.indices) if numbers is None else [dataset.indices[i] for i in numbers]
         dataset = dataset.dataset
     return dataset, numbers
+
+
+def pieces(dataset: Any, size: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """A data set that is tensors in memory, some of its items at a time; nothing of one that keeps its items in another way.
+
+    Args:
+        size: of a piece, in numbers.
+
+    Yields:
+        The number of the first item, and its inputs and labels as they are kept, `(n, ...)` each.
+    """
+    found, numbers = inner(dataset)
+    if isinstance(found, Images):
+        held = [x for x in (found.pixels, found.labels) if isinstance(x, Tensor)]
+    else:
+        held = list(found.tensors) if type(found) is TensorDataset else []
+    if not held or isinstance(getattr(found, "pixels", None), Files):
+        return
+    rows = max(1, size // max(1, sum(x[:1].numel() for x in held)))
+    count = len(dataset)
+    for start in range(0, count, rows):
+        some = slice(start, start + rows)
+        yield start, [x[some] if numbers is None else x[numbers[some]] for x in held]
 
 
 def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:

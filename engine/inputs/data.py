@@ -127,7 +127,8 @@ def load_data(
             found = npz(Path(place), mean, std, network) if kind == "npz" else digits(mean, std)
             own = _given((found.train, found.test), task, network)
             return replace(found, classes=own.classes)
-        lying = next((one for one in (source, place) if os.path.exists(one)), None)
+        paths = [source] if place.isidentifier() else [source, place]  # a callable may be called as a folder is
+        lying = next((path for path in paths if os.path.exists(path)), None)
         if lying is not None:
             raise FreePruneError(f"the data {source!r} are {_fitting(lying)}")
         if kind in ("", source, "digits"):

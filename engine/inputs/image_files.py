@@ -76,14 +76,14 @@ Crop = Callable[[Image.Image], Image.Image]
 """Cuts a part out of a picture, of the size that items have."""
 
 
-def _counts(name: str) -> bool:
+def counts(name: str) -> bool:
     """Whether a file or folder of this name was put there by its owner."""
     return not name.startswith(".") and name not in LEFTOVERS
 
 
 def images_alone(folder: Path) -> list[str]:
     """The image files of a folder that holds no folders, in sorted order; none of one that does."""
-    entries = [entry for entry in folder.iterdir() if _counts(entry.name)] if folder.is_dir() else []
+    entries = [entry for entry in folder.iterdir() if counts(entry.name)] if folder.is_dir() else []
     if any(entry.is_dir() for entry in entries):
         return []
     return sorted(str(entry) for entry in entries if entry.suffix.lower() in SUFFIXES)
@@ -91,7 +91,7 @@ def images_alone(folder: Path) -> list[str]:
 
 def list_images(folder: Path) -> dict[str, list[str]]:
     """The image files of each class, in sorted order."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _counts(entry.name))
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and counts(entry.name))
     if len(classes) < 2:
         found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
         raise FreePruneError(f"{str(folder)!r} holds {found}; expected a folder for each of at least two classes")
@@ -99,9 +99,9 @@ def list_images(folder: Path) -> dict[str, list[str]]:
         name: sorted(
             os.path.join(parent, file)
             for parent, _, files in os.walk(folder / name)
-            if all(_counts(part) for part in Path(parent).relative_to(folder).parts)
+            if all(counts(part) for part in Path(parent).relative_to(folder).parts)
             for file in files
-            if os.path.splitext(file)[1].lower() in SUFFIXES and _counts(file)
+            if os.path.splitext(file)[1].lower() in SUFFIXES and counts(file)
         )
         for name in classes
     }

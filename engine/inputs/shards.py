@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...common import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import HEAD, TAIL, Encoded
-from .image_files import SUFFIXES
+from .image_files import SUFFIXES, counts
 from .sources import Pictures, data_of_pictures
 
 LABEL = ".cls"
@@ -140,7 +140,7 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
             for member in file:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 key, suffix = _parts(member.name)
-                if not member.isfile():
+                if not member.isfile() or not all(map(counts, PurePosixPath(member.name).parts)):
                     continue
                 if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} goes past its end")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...backends.tracing.passes import rejected
-from ...common import Batch, FreePruneError
+from ...backends.tracing.passes import rejected, without_tensors
+from ...common import Batch, FreePruneError, Inputs
 from ...reading import leaves, main_output
 from ...sharing import light
 from ..asked.recipe import Recipe
@@ -49,12 +49,16 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
         else:
             if not leaves(given):
-                raise FreePruneError(
-                    f"the network returns {described(given)}, in which there is no tensor; let it return tensors, or tuples, "
-                    "lists, dictionaries or dataclasses of them"
-                )
+                raise without_tensors(given)
             output = main_output(given)
     case = Case(batch.labels, output, batch.inputs)
+    choice = _chosen(asked, case)
+    if output is not None:
+        _check_rows(choice.task, given, network, batch.inputs)
+    return choice
+
+
+def _chosen(asked: Any, case: Case) -> Choice:
     if not isinstance(asked, str):
         return chosen(own_task(asked), case, f"{OWN}{getattr(asked, '__name__', type(asked).__name__)}")
     if asked.startswith(OWN):
@@ -65,6 +69,40 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
     if ":" in asked:
         return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
     return chosen(asked, case)
+
+
+def _check_rows(task: Task, given: Any, network: nn.Module, inputs: Inputs) -> None:
+    """Refuse outputs that say nothing of single images: networks cannot be told apart by them.
+
+    Args:
+        given: what the network returned for the first `FEW` images.
+
+    Raises:
+        FreePruneError: what is scored has no row for each image, or the same for all of them.
+    """
+    count = min(FEW, len(inputs[0]))
+    fewer = count // 2
+    found = task.scored(given)
+    if fewer < 2:  # many a network returns something else for a single image
+        return
+    with torch.no_grad(), seeded(0):
+        try:
+            fewer_given = light(network).eval()(*(x[:fewer] for x in inputs))
+        except Exception:  # of a network for one batch size
+            return
+    others = task.scored(fewer_given)
+    for one, other in zip(found, others, strict=False):
+        if len(one) * fewer != len(other) * count:
+            raise FreePruneError(
+                f"what is scored is {described(one)} for {count} images and {described(other)} for {fewer}; expected a row for "
+                "each image: let the network return such outputs first, or give a task whose `outputs` picks them"
+            )
+    differ = any(not torch.equal(row, x[0]) for x in inputs for row in x[1:count])
+    if found and differ and task.free and all(torch.equal(x, x[:1].expand_as(x)) for x in found):
+        raise FreePruneError(
+            f"what is scored is the same for all of {count} images, {described(found[0])}; let the task's `outputs` return "
+            "what the network says of each image"
+        )
 
 
 def read_by(choice: Choice, drawn: Batch) -> Batch:

@@ -176,6 +176,17 @@ class Task(Reading, ABC):
             FreePruneError: it does not fit.
         """
 
+    def check_labels(self, output: Any, labels: Any) -> None:  # by default they are
+        """Refuse labels that are none for this network.
+
+        Args:
+            output: of the dense network on a few images; only its shape past the first dimension is read.
+            labels: of any images, as the task takes them.
+
+        Raises:
+            FreePruneError: there is such a label.
+        """
+
     def doubt(self, output: Any, labels: Any) -> str | None:
         """Why the dense network may not be the one that was trained on these data, as a sentence; None where nothing says so.
 

@@ -63,8 +63,12 @@ class Classification(Task):
             raise FreePruneError(
                 f"the network returned {described(logits)}; expected logits, one tensor of shape ({len(labels)}, classes)"
             )
-        check_classes(labels, logits.shape[1])
+        self.check_labels(logits, labels)
         return logits
+
+    def check_labels(self, output: Tensor, labels: Tensor) -> None:
+        """Refuse labels that the network has no output for."""
+        check_classes(labels, output.shape[1])
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """The mean cross entropy."""

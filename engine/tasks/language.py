@@ -44,10 +44,14 @@ class Tokens(Task):
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
             wanted = f"({len(labels)}, {labels.shape[1]}, classes)"
             raise FreePruneError(f"the network returned {described(logits)}; expected logits of shape {wanted}")
+        self.check_labels(logits, labels)
+        return logits
+
+    def check_labels(self, output: Tensor, labels: Tensor) -> None:
+        """Refuse labels that count and that the network has no output for."""
         counted = labels[labels != IGNORED]
         if counted.numel():
-            check_classes(counted, logits.shape[2])
-        return logits
+            check_classes(counted, output.shape[2])
 
     def scored(self, given: Any) -> tuple[Tensor, ...]:
         """The logits as `(N, classes, T)`."""

@@ -32,8 +32,12 @@ class Regression(Task):
         return given.float() if isinstance(given, Tensor) and given.ndim and not given.is_complex() else None
 
     def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:
+        if labels is not None:
+            self.check_labels(output, labels)
+
+    def check_labels(self, output: Tensor, labels: Tensor) -> None:
         """Refuse labels that are no finite numbers."""
-        if labels is not None and not bool(torch.isfinite(labels).all()):
+        if not bool(torch.isfinite(labels).all()):
             raise FreePruneError(
                 "the labels hold NaN or infinite values; mend them, take these items out, or give a task of your own whose "
                 "functions leave them out"

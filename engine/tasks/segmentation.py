@@ -60,10 +60,14 @@ class Segmentation(Task):
                 f"the network returned {described(logits)} for labels of shape {tuple(labels.shape)}; expected logits of shape "
                 f"{wanted}: bring the labels to the size of the outputs, or the other way round in the network"
             )
-        counted = labels[self._counts(logits, labels)]
-        if counted.numel():
-            check_classes(counted, max(logits.shape[1], 2))
+        self.check_labels(logits, labels)
         return logits
+
+    def check_labels(self, output: Tensor, labels: Tensor) -> None:
+        """Refuse labels that count and that the network has no output for."""
+        counted = labels[self._counts(output, labels)]
+        if counted.numel():
+            check_classes(counted, max(output.shape[1], 2))
 
     def check(self, output: Tensor, labels: Tensor | None, classes: int) -> None:
         """Refuse labels of which none counts, and masks of 0 and 255, as images of two classes have them."""

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from toys import network
 
 import freeprune
@@ -27,6 +27,13 @@ def data(length=60, change=lambda labels: labels):
     labels = torch.arange(length) % 3
     made = TensorDataset(torch.randn(length, 1, 8, 8, generator=generator), change(labels))
     return made, made
+
+
+def with_odd(column, value, halved=1):
+    """A value in one of the last items; the labels of the others are divided by `halved`, or what is left of that."""
+    made = data(change=lambda y: y / halved if isinstance(halved, float) else y % halved if halved > 1 else y)[0]
+    made.tensors[column][57] = value  # which is not among the calibration images
+    return Subset(Subset(made, range(60)), range(60))
 
 
 class Changed(nn.Module):
@@ -65,6 +72,21 @@ REFUSED = {
     "dictionary in training": ({"model": Changed(lambda y, t: {"n": len(y)} if t else y)}, "returned a dict without an output"),
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
+    "late test label": (
+        {"data": (data()[0], with_odd(1, 3)), "finetune": None}, "of the test data, there is a label 3, but the network has 3"
+    ),
+    "late test image": (
+        {"data": (data()[0], with_odd(0, float("nan"))), "finetune": None}, "item 57 of the test data holds NaN or infinite"
+    ),
+    "late training image": ({"data": (with_odd(0, float("inf")), data()[0])}, "item 57 of the training data holds NaN"),
+    "late test target": (
+        {"model": Changed(lambda y, _: y[:, 0]), "data": (data(change=lambda y: y / 2)[0], with_odd(1, float("nan"), 2.0))},
+        "of the test data, the labels hold NaN",
+    ),
+    "late label of two": (
+        {"model": Changed(lambda y, _: y[:, 0]), "data": (data(change=lambda y: y % 2)[0], with_odd(1, 3, 2))},
+        "the labels of the test data are .*; expected zeros and ones",
+    ),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
     "opset": ({"opset": 5, "finetune": None}, "`opset` is 5, which the exporter does not write; give a number from 18 to"),
     "no export": ({"model": Changed(not_exportable)}, r"cannot be exported .*; `rehearsal=False` prunes"),

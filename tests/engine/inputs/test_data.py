@@ -771,6 +771,16 @@ def test_several_inputs_without_labels():
     assert labels is None
 
 
+def test_a_callable_may_have_the_name_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "own_data.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n"
+        "def data(): return [TensorDataset(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 1]))] * 2\n"
+    )
+    assert len(load_data("own_data.py:data").train) == 3
+
+
 def test_callable(tmp_path):
     path = tmp_path / "source_of_data.py"
     path.write_text(

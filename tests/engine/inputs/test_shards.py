@@ -74,6 +74,15 @@ def test_images_without_labels(tmp_path):
         load(f"wds:{tmp_path}/{{a,b}}.tar")
 
 
+def test_what_macos_leaves_in_an_archive_is_no_image(tmp_path):
+    path = shard(tmp_path / "a.tar", range(12))
+    with tarfile.open(path, "a") as file:
+        for name in ("some/._0001.png", "__MACOSX/some/0001.png"):
+            file.addfile(tarfile.TarInfo(name))
+    data = load(f"wds:{path}")
+    assert len(data.train) + len(data.test) == 12
+
+
 def test_braces():
     assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expanded("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]

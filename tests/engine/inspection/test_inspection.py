@@ -2,6 +2,7 @@ import copy
 import json
 import xml.etree.ElementTree as ET
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -413,3 +414,28 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
     assert errors.count("\n") == 1
     assert message in errors
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Odd(nn.Module):
+    """Returns what is made of its output."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.inner, self.make = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), make
+
+    def forward(self, x):
+        return self.make(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda y: (part for part in y), "a generator"),
+        (lambda y: None, "nothing"),
+        (lambda y: SimpleNamespace(y=y), "a SimpleNamespace"),
+        (lambda y: {"kind": "none"}, "a dict"),
+    ],
+)
+def test_what_a_network_returns_is_told_where_it_holds_no_tensor(make, what):
+    with pytest.raises(FreePruneError, match=f"the network returns {what}, in which there is no tensor; let its forward pass"):
+        inspect(Odd(make), torch.zeros(1, 4))

@@ -246,6 +246,39 @@ def test_a_measure_that_is_not_finite_is_refused_before_the_search(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("outputs", "sentence"),
+    [
+        (
+            lambda output: torch.ones(4, 3),
+            "a float32 tensor of shape .4, 3. for 8 images and .* for 4; expected a row for each",
+        ),
+        (lambda output: output["kind"].mean(0), r"for 8 images and .* for 4; expected a row for each image"),
+        (lambda output: output["kind"][:-1], r"shape \(7, 3\) for 8 images"),
+        (
+            lambda output: torch.ones(len(output["kind"]), 3),
+            "is the same for all of 8 images, a float32 tensor of shape .8, 3.",
+        ),
+    ],
+)
+def test_outputs_that_say_nothing_of_single_images_are_refused(outputs, sentence, tmp_path):
+    with pytest.raises(FreePruneError, match=sentence):
+        run(tmp_path, outputs)
+
+
+def run(folder, outputs):
+    task = OwnTask(outputs=outputs)
+    made = TensorDataset(torch.randn(40, 1, 8, 8), torch.zeros(40))
+    return freeprune.prune(
+        TwoHeads(), (made, made), task=task, target={"macs": 0.8}, trials=0, finetune=None, out=folder / "run"
+    )
+
+
+@pytest.mark.parametrize("outputs", [lambda output: output["kind"].repeat_interleave(5, 0), lambda output: output["kind"]])
+def test_outputs_with_rows_for_parts_of_images_are_taken(outputs, tmp_path):
+    run(tmp_path, outputs)
+
+
 def test_a_measure_is_tried_on_all_test_images(tmp_path):
     task = OwnTask(measure=lambda output, labels: 0.5 if len(labels) > 10 else float("nan"))
     assert freeprune.prune(TwoHeads(), pair(), task=task, out=tmp_path / "out", **FEW).summary.accuracy.final == 0.5
