@@ -150,9 +150,18 @@ def dense(problem: Problem) -> Answer:
 
 
 def of_widths(problem: Problem, widths: Mapping[str, int]) -> Plan:
-    """The plan of a network that was pruned elsewhere: as many channels in each layer, those with the largest norm."""
+    """The plan of a network that was pruned elsewhere: as many channels in each layer, those with the largest norm.
+
+    Raises:
+        ValueError: the widths do not say it, since some of a layer's channels go with another layer's.
+    """
     backend = problem.job().backend
-    return backend.plan(np.array([min(widths[group.name], group.units) for group in backend.groups]))
+    plan = backend.plan(np.array([min(widths[group.name], group.units) for group in backend.groups]))
+    found = widths_of(apply(problem.network, plan))
+    wrong = [name for name, width in widths.items() if found[name] != width]
+    if wrong:
+        raise ValueError(f"channels of {wrong[0]} go with those of other layers: widths alone do not say which stay")
+    return plan
 
 
 def widths_of(network: nn.Module) -> dict[str, int]:

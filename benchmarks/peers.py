@@ -198,13 +198,16 @@ def measured(cell: Cell, bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def searched_before(cell: Cell, problem: Problem, method: str, seed: int) -> Answer | None:
-    """What a slow method found when the cost of its search was measured; None where that was not."""
+    """What a slow method found when the cost of its search was measured; None where that was not, or cannot be told."""
     path = RESULTS / f"{replace(cell, table='d', methods=COST).name(seed)}.json"
     if cell.table == "d" or method not in SLOW or not path.exists():
         return None
     found = json.loads(path.read_text())["methods"][method]
     names = [name for name, m in problem.network.named_modules() if isinstance(m, nn.Conv2d)]
-    plan = of_widths(problem, dict(zip(names, found["widths"], strict=True)))
+    try:
+        plan = of_widths(problem, dict(zip(names, found["widths"], strict=True)))
+    except ValueError:
+        return None
     return Answer(plan, found["evaluated"], found["seconds"], found["processor_seconds"], found["notes"])
 
 
