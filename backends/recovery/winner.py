@@ -291,9 +291,20 @@ class _Fit:
     def _weight(self, call: Call, plain: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """The weight that comes closest, a constant being free; `plain` is what it is drawn to."""
         rows, targets = (x - x.double().mean(1, keepdim=True).to(x.dtype) for x in (rows, targets))
+        return call.site.restored(self._closest(call, plain, targets, rows), plain.shape).to(plain.dtype)
+
+    def _closest(self, call: Call, plain: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """The weight that comes closest without a constant, as matrices."""
         moments, cross = _products(rows, targets)
-        solved = least_squares(call.site.matrices(plain), cross, moments, self._masked(call), self._ridge)
-        return call.site.restored(solved, plain.shape).to(plain.dtype)
+        if call.site.shared:
+            cross = call.site.matrices(self._outer(call)) @ cross
+        return least_squares(call.site.matrices(plain), cross, moments, self._masked(call), self._ridge)
+
+    def _outer(self, call: Call) -> Tensor:
+        """Where positions share coefficients: the dense weight of the outputs that stay, which reads what should go in."""
+        dense = self._dense[call.site.name].detach().to(call.weight.device, call.weight.dtype)
+        kept = self._kept(call.site.name, call.site.outputs)
+        return dense if kept is None else dense.index_select(call.site.outputs, kept.to(dense.device))
 
     def _judge(self, name: str, rows: Tensor) -> None:
         if rows.shape[1] < POOR * rows.shape[2]:
@@ -304,28 +315,27 @@ class _Fit:
         return None if mask is None else call.site.matrices(mask.to(call.weight.device))
 
     def _solve(self, call: Call, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        site = call.site
+        """Fit a weight, and its bias if it has one, to pairs of what should come out and what goes in."""
+        site, weight = call.site, call.weight
         targets, rows = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
         self._judge(site.name, rows)
         free = site.bias is not None or site.name in self._normalised  # whether a constant costs nothing
         middle, aim = (x.double().mean(1, keepdim=True) if free else x.new_zeros(1) for x in (rows, targets))
-        rows, targets = rows - middle.to(rows.dtype), targets - aim.to(rows.dtype)
-        moments, cross = _products(rows, targets)
-        weight = call.weight
-        if site.shared:  # the outputs that should come out are what the dense weights make of what should go in
-            outer = self._dense[site.name].detach().to(weight.device, weight.dtype)
-            kept = self._kept(site.name, site.outputs)
-            outer = outer if kept is None else outer.index_select(site.outputs, kept.to(outer.device))
-            cross = site.matrices(outer) @ cross
-        solved = least_squares(site.matrices(weight), cross, moments, self._masked(call), self._ridge)
+        solved = self._closest(call, weight, targets - aim.to(rows.dtype), rows - middle.to(rows.dtype))
         self._put(site.name, site.restored(solved, weight.shape).to(weight.dtype))
         if site.bias is not None and call.bias is not None:
-            if site.shared:
-                before = (site.matrices(outer).double() @ aim.mT)[..., 0].reshape(-1, site.positions).sum(1)
-                after = (solved @ middle.mT)[..., 0].reshape(-1, site.positions).sum(1)
-                self._put(site.bias, (call.bias + before - after).to(call.bias.dtype))
-            else:
-                self._put(site.bias, (aim - middle @ solved.mT).reshape(-1).to(call.bias.dtype))
+            self._put(site.bias, self._constant(call, call.bias, solved, middle, aim).to(call.bias.dtype))
+
+    def _constant(self, call: Call, bias: Tensor, solved: Tensor, middle: Tensor, aim: Tensor) -> Tensor:
+        """The bias with which the means of what goes in give the means of what should come out."""
+        if not call.site.shared:
+            return (aim - middle @ solved.mT).reshape(-1)
+        outer = call.site.matrices(self._outer(call)).double()
+        before, after = (
+            (matrices @ mean.mT)[..., 0].reshape(-1, call.site.positions).sum(1)
+            for matrices, mean in ((outer, aim), (solved, middle))
+        )
+        return bias + before - after
 
 
 def _products(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

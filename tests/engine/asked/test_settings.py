@@ -1,7 +1,6 @@
 import pytest
 
 from freeprune.backends import BACKENDS
-from freeprune.backends.onnx import RUNTIMES
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import SETTINGS, settings
 from freeprune.search import WARM_STARTS
@@ -52,7 +51,3 @@ def test_the_help_names_all_warm_starts_and_those_of_each_granularity():
     option = SETTINGS["warm_starts"]
     assert f"any of {','.join(WARM_STARTS)};" in option.help
     assert all(",".join(backend.warm_starts) in option.default_text for backend in BACKENDS.values())
-
-
-def test_the_help_names_all_runtimes():
-    assert SETTINGS["runtime"].help.endswith(f": {', '.join(RUNTIMES)}.")
