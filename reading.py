@@ -48,9 +48,9 @@ def leaves(given: Any) -> list[Tensor]:
 
 
 def rows(given: Any) -> list[Tensor]:
-    """The outputs that can be compared: floating tensors with a row for each image, the first of them saying how many."""
-    found = [x for x in leaves(given) if x.is_floating_point() and x.ndim > 0]
-    return [x for x in found if len(x) == len(found[0])]
+    """The outputs that can be compared: floating tensors with a row for each image, the main one of them saying how many."""
+    main = main_output(given)
+    return [x for x in leaves(given) if main is not None and x.is_floating_point() and x.ndim > 0 and len(x) == len(main)]
 
 
 def main_output(given: Any) -> Tensor | None:

@@ -64,3 +64,10 @@ def test_a_plain_network_is_held_against_classes():
     assert PLAIN.loss_of(output, torch.tensor([0, 1])) == torch.nn.functional.cross_entropy(
         output["logits"], torch.tensor([0, 1])
     )
+
+
+def test_the_main_output_says_how_many_rows_there_are():
+    anchors, found = torch.zeros(6, 2), torch.zeros(4, 3)
+    assert [x.shape for x in rows({"anchors": anchors, "pred": found, "boxes": torch.zeros(4, 1)})] == [(4, 3), (4, 1)]
+    assert [x.shape for x in rows((anchors, found))] == [(6, 2)]
+    assert rows({"n": torch.tensor(3)}) == []

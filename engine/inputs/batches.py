@@ -222,7 +222,7 @@ def stack(
         )
     inputs, labels = parts(batch)
     named = [("input", value) for value in inputs]
-    tensors = labels is not None and task is not None and not task.free
+    tensors = labels is not None and task is not None and task.labelled and not task.free
     for name, value in [*named, ("label", labels)] if tensors else named:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
             raise FreePruneError(

@@ -58,7 +58,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"weights {str(path)!r} are a folder; give a file of weights in it, or the .index.json of its parts"
         )
     if suffix not in READERS:
-        raise FreePruneError(f"weights {str(path)!r} end in {suffix!r}; expected {', '.join(READERS)}")
+        raise FreePruneError(
+            f"weights {str(path)!r} end in {suffix!r}; expected a file that ends in {', '.join(READERS)}, or 'pretrained' for "
+            "those that the library of a network by name downloads"
+        )
     if not path.is_file():
         raise FreePruneError(f"there is no weights file {str(path)!r}; give the path of an existing file")
     try:
@@ -144,7 +147,7 @@ READERS: dict[str, Callable[[Path], object]] = {**PARTS, ".json": partial(read_i
 
 
 def _walked(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Dictionaries, tensors and unread objects, by dotted keys, at every depth; the keys of dictionaries are texts."""
+    """Dictionaries, tensors and unread objects, by dotted keys, at every depth: the texts of dictionaries, numbers of lists."""
     if isinstance(value, Tensor | Unread):
         yield path, value
     elif isinstance(value, Mapping) and depth < DEEPEST:
@@ -152,6 +155,9 @@ def _walked(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str
         for key, part in value.items():
             if isinstance(key, str):
                 yield from _walked(part, f"{path}.{key}" if path else key, depth + 1)
+    elif isinstance(value, tuple | list) and depth < DEEPEST and any(isinstance(part, Mapping) for part in value):
+        for number, part in enumerate(value):  # as in torch.save((network.state_dict(), epoch), path)
+            yield from _walked(part, f"{path}.{number}" if path else str(number), depth + 1)
 
 
 def needs_code(path: Path, wanted: str, key: str) -> FreePruneError:

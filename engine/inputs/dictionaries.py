@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import FreePruneError, Keywords
+from ..user_code import warn
 from .adoption import in_float32, twin_of
 from .batches import described, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 # Under which a dictionary keeps the label, in this order.
-LABELS = (*ALWAYS, "targets", "target", "mask", "y", "label_ids", "class", "category", "gt")
+LABELS = (
+    *ALWAYS, "targets", "target", "mask", "masks", "y", "label_ids", "class", "cls", "category", "fine_label", "annotation",
+    "gt",
+)  # fmt: skip
 IGNORED = -100  # the label of tokens that do not count
 DECODER = "decoder_input_ids"  # what a network that writes sequences has read so far
 GIVEN = (
@@ -79,6 +83,21 @@ class ByName:
             )
         inputs = tuple(batch[name] for name in self.inputs)
         return (inputs,) if self.label is None else (inputs, batch[self.label])
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A `collate_fn` that makes one dictionary of a batch that is a dictionary of inputs and a label."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[Any]) -> Any:
+        inputs, label = self.collate(items)
+        return {**inputs, ALWAYS[0]: label}
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], Mapping)
 
 
 def working(network: nn.Module, collate: object = None) -> nn.Module:
@@ -143,10 +162,20 @@ def by_name(
     make = collate or stacked
     with telling_items(dataset, "1 items"):
         first = dataset[0]
-        batch = make([first]) if collate is not None or isinstance(first, Mapping) else None
+        batch = make([first]) if collate is not None or isinstance(first, Mapping) or _is_pair(first) else None
+    if _is_pair(batch):
+        make = Paired(make)
+        batch = make([first])
     if not isinstance(batch, Mapping):
         return collate
-    return named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
+    found = named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
+    left = [str(name) for name, value in batch.items() if isinstance(value, Tensor) and name not in found.inputs]
+    if found.label is None and left:
+        warn(
+            f"the items hold {', '.join(left)} beside the inputs, none of which is taken for the label by its name, so that "
+            f"networks are held against the dense one; name the label {', '.join(LABELS[:3])} or {LABELS[3]}"
+        )
+    return found
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:

@@ -81,6 +81,11 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
         FreePruneError: the file is missing or unreadable, holds something else, several things that fit or nothing that does,
             or values that are not finite.
     """
+    if not isinstance(path, str | Path):
+        raise FreePruneError(
+            f"`weights` is a {type(path).__name__}; give the path of a file, or load the weights into the network and leave it "
+            "out"
+        )
     expected = network.state_dict(keep_vars=True)
     checkpoint = read_checkpoint(Path(path))
     tensors = checkpoint.tensors if key is None else _under(checkpoint, key)

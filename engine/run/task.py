@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...backends.tracing.passes import rejected, without_tensors
 from ...common import Batch, FreePruneError, Inputs
-from ...reading import leaves, main_output
+from ...reading import leaves, main_output, rows
 from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.batches import Data
+from ..inputs.dictionaries import arguments_of
 from ..inputs.models import resolve as resolve_callable
 from ..inputs.tokens import check_embeddings
 from ..randomness import seeded
@@ -45,6 +46,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
             given = light(network).eval()(*(x[:FEW] for x in batch.inputs))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             check_embeddings(network, batch.inputs)
+            _check_count(network, batch)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
         else:
@@ -69,6 +71,18 @@ def _chosen(asked: Any, case: Case) -> Choice:
     if ":" in asked:
         return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
     return chosen(asked, case)
+
+
+def _check_count(network: nn.Module, batch: Batch) -> None:
+    """Refuse more inputs than a network takes, where its arguments are known."""
+    arguments, inputs = arguments_of(network), batch.inputs
+    if arguments is None or len(inputs) <= len(arguments):
+        return
+    label = "" if batch.labels is None else f" and a label, the last ({described(batch.labels)})"
+    raise FreePruneError(
+        f"the items hold {len(inputs)} inputs ({', '.join(map(described, inputs))} in a batch){label}, and the network's "
+        f"forward pass takes ({', '.join(arguments)}); give items (input, label) without anything else, or dictionaries"
+    )
 
 
 def _check_rows(task: Task, given: Any, network: nn.Module, inputs: Inputs) -> None:
@@ -160,6 +174,17 @@ def check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
         raise FreePruneError(f"{what} reads the loss of labels, and the task {choice.name!r} has none; use {instead}")
 
 
+def _check_which(given: Any, read: Any, classes: int) -> None:
+    """Refuse to take an output for the logits where another one has the size of the classes, and this one has not."""
+    if not classes or not isinstance(read, Tensor) or read.ndim != 2 or read.shape[1] == classes:
+        return
+    if any(x.ndim == 2 and x.shape[1] == classes for x in rows(given)):
+        raise FreePruneError(
+            f"the output that is taken for the logits has {read.shape[1]} columns, and another one {classes}, as many as the "
+            "data have classes; let the network return that one first or under 'logits', or give a task of your own"
+        )
+
+
 def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> str | None:
     """Why the dense network may not have been trained on these data; None if nothing suggests so.
 
@@ -176,4 +201,5 @@ def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> 
         return None
     read = given if scored is None else task.output(given, scored, training=False)
     task.check(read, labels, classes)
+    _check_which(given, read, classes)
     return None if scored is None else task.doubt(read, scored)

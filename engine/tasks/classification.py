@@ -118,12 +118,7 @@ class Classification(Task):
         """Weights or data that are not the network's own show here first: it does hardly better than by guessing."""
         if output.ndim != 2:
             return None
-        if are_distributions(output):
-            return (
-                "the network's outputs are probabilities that sum to 1, as after a softmax, and the loss takes logits; give "
-                "the network without its last softmax"
-            )
-        return hardly_right(_right(output, labels), len(labels), output.shape[1])
+        return softened(output) or hardly_right(_right(output, labels), len(labels), output.shape[1])
 
 
 def hardly_right(right: int, images: int, classes: int) -> str | None:
@@ -144,6 +139,16 @@ def are_distributions(given: Tensor) -> bool:
         return False
     given = given.double()
     return bool((given >= 0).all() and ((given.sum(1) - 1).abs() < ROUNDING).all())
+
+
+def softened(output: Tensor) -> str | None:
+    """A sentence if outputs `(N, classes)` are probabilities, as after a softmax; None if they are not."""
+    if not are_distributions(output):
+        return None
+    return (
+        "the network's outputs are probabilities that sum to 1, as after a softmax, and the loss takes logits; give the "
+        "network without its last softmax"
+    )
 
 
 def check_classes(labels: Tensor, classes: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...common import FreePruneError
 from .base import Case, Task, described, is_whole, one_output
-from .classification import check_classes, divergence_softened
+from .classification import check_classes, divergence_softened, softened
 
 IGNORED = -100  # the label of positions that do not count, as PyTorch and Hugging Face have it
 LARGEST = 700.0  # nats: the exponential of more is infinite
@@ -66,6 +66,10 @@ class Tokens(Task):
         """The cross entropy, mean over the tokens that count; 0 if none does."""
         logits, wanted = self.pairs(output, labels)
         return F.cross_entropy(logits, wanted, reduction="sum") / max(len(wanted), 1)
+
+    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+        """Outputs that are no logits."""
+        return softened(output.flatten(0, 1))
 
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         return divergence_softened(output.flatten(0, 1), target.flatten(0, 1))

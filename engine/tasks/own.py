@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...common import FreePruneError, nearest
 from ...reading import children, leaves, rows
 from ..shown import PERCENT
 from ..user_code import called, telling
@@ -19,6 +19,7 @@ from .agreement import Agreement
 from .base import Case, Task, described
 
 PARTS = ("loss", "measure", "outputs")
+MORE = ("name", "unit", "larger", "logits")
 
 
 class OwnTask(Task):
@@ -70,7 +71,8 @@ class OwnTask(Task):
         if measure is None:
             self.measure, self.unit, self.larger = Agreement.measure, PERCENT, True
         else:
-            self.measure = name or str(getattr(measure, "__name__", "measure")).strip("_").replace("_", " ")
+            called_so = str(getattr(measure, "__name__", PARTS[1]))
+            self.measure = name or (called_so if called_so.isidentifier() else PARTS[1]).strip("_").replace("_", " ")
             self.unit, self.larger = unit, larger
 
     @property
@@ -164,15 +166,21 @@ def own_task(given: Any, name: str = "the task") -> Task:
         return given
     if isinstance(given, type):
         given = _instance(given, name)
-    held = given if isinstance(given, Mapping) else {part: getattr(given, part, None) for part in PARTS}
+    if isinstance(given, Mapping):
+        held = dict(given)
+        unknown = [str(key) for key in held if key not in (*PARTS, *MORE)]
+        if unknown:
+            raise FreePruneError(f"{name} is a dictionary with {unknown[0]!r}; {nearest(unknown[0], [*PARTS, *MORE])}")
+    else:
+        held = {part: getattr(given, part) for part in (*PARTS, *MORE) if hasattr(given, part)}
     functions: dict[str, Any] = {part: held[part] for part in PARTS if callable(held.get(part))}
     if not functions or isinstance(given, str | Tensor):
+        alone = "; a loss alone is freeprune.OwnTask(loss)" if callable(given) else ""
         raise FreePruneError(
             f"{name} is {described(given)}; expected a name, a freeprune.OwnTask, or an object with functions "
-            f"{', '.join(PARTS)}, of which one is enough"
+            f"{', '.join(PARTS)}, of which one is enough{alone}"
         )
-    more = {name: getattr(given, name) for name in ("name", "unit", "larger", "logits") if hasattr(given, name)}
-    return OwnTask(**{**functions, **more})
+    return OwnTask(**{**functions, **{part: held[part] for part in MORE if part in held}})
 
 
 def _instance(given: type, name: str) -> Any:
@@ -184,6 +192,8 @@ def _instance(given: type, name: str) -> Any:
 def _check_signature(part: str, function: Any, taken: str) -> None:
     if function is None:
         return
+    if isinstance(function, type):
+        raise FreePruneError(f"the task's {part} is the class {function.__name__}; give an object of it, {function.__name__}()")
     if not callable(function):
         raise FreePruneError(f"the task's {part} is {described(function)}; give a function of ({taken})")
     try:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...common import FreePruneError
 from .base import PERCENT, Case, Task, are_zeros_and_ones, described, is_whole, one_output
-from .binary import binary_divergence
-from .classification import check_classes, divergence_softened
+from .binary import binary_divergence, probabilities
+from .classification import check_classes, divergence_softened, softened
 
 IGNORED = 255  # the label of positions that do not count, where the network has no such class; negative ones do not either
 
@@ -97,6 +97,12 @@ class Segmentation(Task):
         else:
             each = F.cross_entropy(output, labels.where(counts, 0), reduction="none")
         return (each * counts).sum() / counts.sum().clamp_min(1)
+
+    def doubt(self, output: Tensor, labels: Tensor) -> str | None:
+        """Outputs that are no logits."""
+        if output.shape[1] == 1:
+            return probabilities(output)
+        return softened(output.transpose(0, 1).flatten(1).T)
 
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         """That of classification, mean over positions."""

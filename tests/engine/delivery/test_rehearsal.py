@@ -72,6 +72,10 @@ REFUSED = {
     "dictionary in training": ({"model": Changed(lambda y, t: {"n": len(y)} if t else y)}, "returned a dict without an output"),
     "not finite in training": ({"model": Changed(lambda y, t: y / 0 if t else y)}, "the loss became nan at step 1 of 1"),
     "test item": ({"data": (data()[0], BrokenTest())}, r"items of a BrokenTest cannot be read .*no such file at .*_rehearsal"),
+    "numbers of items": (
+        {"data": (TensorDataset(*data()[0].tensors, torch.arange(60)),) * 2},
+        r"items hold 2 inputs .* in a batch. and a label, the last .*forward pass takes .input.; give items",
+    ),
     "late test label": (
         {"data": (data()[0], with_odd(1, 3)), "finetune": None}, "of the test data, there is a label 3, but the network has 3"
     ),

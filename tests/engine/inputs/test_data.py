@@ -18,7 +18,7 @@ from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.encoded import Files
 from freeprune.engine.inputs.image_files import Preparation
-from freeprune.engine.tasks import CLASSIFICATION
+from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
 
 
 def arrays(**changes):
@@ -882,6 +882,11 @@ def test_stack_of_several_inputs(nested):
 def test_texts_beside_inputs_and_labels_are_left_out(item):
     (inputs,), labels = stack(Plain([item] * 4), [0, 3])
     assert (inputs.shape, labels.tolist()) == ((2, 2), [7, 7])
+
+
+@pytest.mark.parametrize("label", ["ant", {"kind": 1, "box": torch.zeros(4)}])
+def test_labels_that_are_not_read_may_be_anything(label):
+    assert stack(Plain([(torch.zeros(2), label)] * 2), [0, 1], task=AGREEMENT)[1] is None
 
 
 def test_a_text_in_place_of_the_label_is_the_label():

@@ -188,3 +188,23 @@ def test_numbers_beside_an_image_are_no_input(label):
     data = load_data((items, items), network=Alone())
     assert data.collate.inputs == ("image",)
     assert data.collate.label == label
+
+
+class Pairs(Items):
+    """(dictionary of inputs, label)"""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i), i % 2
+
+
+def test_a_dictionary_of_inputs_beside_a_label_is_one_dictionary():
+    data = load_data((Pairs("b", "a", label=None), Pairs("b", "a", label=None)), network=Two())
+    (a, b), labels = stack(data.train, [0, 1], data.collate)
+    assert (a[0, 0], b[0, 0], labels.tolist()) == (2, 1, [0, 1])
+
+
+def test_what_is_neither_an_input_nor_a_label_by_its_name_is_told_where_there_is_no_label():
+    items = Items("x", label="score")
+    with pytest.warns(freeprune.FreePruneWarning, match="the items hold score beside the inputs, none of which is taken for"):
+        data = load_data((items, items), network=Alone())
+    assert not data.labelled

@@ -128,9 +128,14 @@ def test_corrupt_file(tmp_path, suffix, content):
 
 
 def test_missing_file_and_unknown_suffix(tmp_path):
+    for given in (True, small().state_dict()):
+        with pytest.raises(FreePruneError, match=r"`weights` is a .*; give the path of a file, or load the weights into"):
+            load_weights(small(), given)
+    with pytest.raises(FreePruneError, match=r"end in ''; .* or 'pretrained' for those"):
+        load_weights(small(), "DEFAULT")
     with pytest.raises(FreePruneError, match="no weights file"):
         load_weights(small(), tmp_path / "w.pt")
-    with pytest.raises(FreePruneError, match=r"end in '.onnx'; expected .safetensors, .pt, .pth, .*, .json"):
+    with pytest.raises(FreePruneError, match=r"end in '.onnx'; expected a file that ends in .safetensors, .*, .json"):
         load_weights(small(), tmp_path / "w.onnx")
 
 
@@ -376,3 +381,11 @@ def test_a_defaultdict_is_a_dictionary(tmp_path):
     network = small()
     torch.save({"model": collections.defaultdict(list, network.state_dict())}, tmp_path / "w.pt")
     assert_same_state(load_weights(small(), tmp_path / "w.pt").state_dict(), network.state_dict())
+
+
+@pytest.mark.parametrize("make", [lambda state: (state, 3), lambda state: [{"epoch": 3}, {"state_dict": state}]])
+def test_weights_in_a_tuple_or_list_are_found(tmp_path, make):
+    state = {name: (tensor + 0.5).to(tensor.dtype) for name, tensor in small().state_dict().items()}
+    torch.save(make(state), tmp_path / "w.pt")
+    found = load_weights(small(), tmp_path / "w.pt").state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state if state[name].is_floating_point())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from freeprune.common import FreePruneError
+from freeprune.engine.run.task import doubt_of
 from freeprune.engine.tasks import TASKS, Case, OwnTask
 from freeprune.engine.tasks.choice import AUTO, chosen
 
@@ -151,3 +152,24 @@ def test_masks_of_which_nothing_or_background_alone_counts_are_told(labels):
     with pytest.raises(FreePruneError, match=r"255 and negative ones do not count; give each class a number"):
         TASKS["segmentation"].check(numbers(2, 8, 8), labels, 0)
     TASKS["segmentation"].check(numbers(2, 8, 8), labels.clone().index_fill_(2, torch.tensor([0]), 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "labels"),
+    [
+        ("segmentation", numbers(3, 8, 8), whole(8, 8)),
+        ("segmentation", numbers(1, 8, 8), whole(8, 8, most=2)),
+        ("tokens", numbers(5, 3), whole(5)),
+    ],
+)
+def test_probabilities_at_every_position_are_doubted(name, logits, labels):
+    squash = {"tokens": lambda y: y.softmax(2)}.get(name, lambda y: y.softmax(1) if y.shape[1] > 1 else y.sigmoid())
+    assert "logits" in TASKS[name].doubt(squash(logits), labels)
+    assert TASKS[name].doubt(logits, labels) is None
+
+
+def test_an_output_of_another_size_than_the_classes_is_not_taken_where_one_fits():
+    labels, task = whole(), TASKS["classification"]
+    with pytest.raises(FreePruneError, match="logits has 24 columns, and another one 3, as many as the data have classes"):
+        doubt_of(task, (numbers(24), numbers(3)), labels, labels, 3)
+    doubt_of(task, (numbers(5), numbers(4)), labels, labels, 3)

@@ -120,12 +120,27 @@ def test_lists_of_tensors_by_row_are_joined_and_lists_by_image_appended():
     assert [len(x) for x in seen[1]] == [0, 1, 2, 0, 1]
 
 
+def test_a_dictionary_says_all_of_a_task_and_nothing_else():
+    task = own_task({"measure": error, "larger": False, "unit": "px"})
+    assert (task.larger, task.shown(2.5)) == (False, "2.5 px")
+    with pytest.raises(FreePruneError, match="is a dictionary with 'mesure'; did you mean 'measure'"):
+        own_task({"loss": error, "mesure": error})
+
+
+def test_a_loss_as_a_class_or_in_place_of_a_task_is_told():
+    with pytest.raises(FreePruneError, match=r"loss is the class CrossEntropyLoss; give an object of it, CrossEntropyLoss\(\)"):
+        OwnTask(nn.CrossEntropyLoss)
+    with pytest.raises(FreePruneError, match=r"a loss alone is freeprune.OwnTask\(loss\)"):
+        own_task(nn.CrossEntropyLoss())
+    assert OwnTask(nn.CrossEntropyLoss(), lambda output, labels: 0.5).measure == "measure"
+
+
 def test_objects_with_such_functions_are_tasks():
     assert own_task(TASKS["binary"]) is TASKS["binary"]
     assert isinstance(own_task(type(TASKS["binary"])), type(TASKS["binary"]))
     for given in (SimpleNamespace(loss=error, unit="px"), {"loss": error}):
         assert own_task(given).trains
-    for other in (3, object(), {"lose": error}):
+    for other in (3, object(), {"unit": "px"}):
         with pytest.raises(FreePruneError, match=r"expected a name, a freeprune\.OwnTask, or an object with functions loss,"):
             own_task(other)
 
