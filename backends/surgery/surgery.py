@@ -78,7 +78,8 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
     What is removed then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group norm
-    and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
+    and weight standardisation take their statistics over the kept coordinates alone, and what code scales by a number that it
+    computes from a size, it scales by that of the pruned network.
     """
     check_structure(network, plan)
     network = light(network)
@@ -91,7 +92,7 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
             for name, zeros in made.items():
                 zeros(parameters[name])
     if plan.kept:
-        watch(network, plan.kept)
+        watch(network, plan.kept, plan.scales)
     return network
 
 
@@ -241,7 +242,9 @@ def remembered_sizes(module: nn.Module, shape: Callable[[str], torch.Size]) -> I
     elif isinstance(module, nn.MultiheadAttention):
         width = shape("in_proj_weight" if module._qkv_same_embed_dim else "q_proj_weight")[1]
         keys, values = (width if module._qkv_same_embed_dim else shape(f"{n}_proj_weight")[1] for n in "kv")
-        yield from (("embed_dim", width), ("kdim", keys), ("vdim", values), ("num_heads", width // module.head_dim))
+        yield from (("embed_dim", width), ("kdim", keys), ("vdim", values))
+        # Several heads go one by one, and a single one loses widths.
+        yield ("num_heads", width // module.head_dim) if module.num_heads > 1 else ("head_dim", width)
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         yield "embedding_dim", shape("weight")[1]
     elif isinstance(module, nn.RNNBase):
