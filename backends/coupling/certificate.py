@@ -174,7 +174,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             dense, name = self.dense.ops[self.index], name_of(func)
             tensors: list[Tensor] = []
             plain = plain_arguments((*args, *kwargs.items()), tensors)
-            if name == dense.name and self._repeats(dense, plain, tensors):
+            if name == dense.name and not any(self._values(tensors)) and self._repeats(dense, plain, tensors):
                 out = self._run(name, func, args, kwargs)
                 for tensor, output in zip(results(out), dense.outputs, strict=True):
                     self._put_in_place(tensor, output)

@@ -214,7 +214,7 @@ class _Fixes:
         return False
 
     def _scale(self, op: Op) -> bool:
-        """Let an operator, and those like it at its line, scale by what its code computes; no longer, and False, if they did."""
+        """Let an operator, and those like it at its line, scale by what code computes; no longer, and False, if they did."""
         scaled = self._trace.scaled
         new = str(op) not in scaled
         alike = (other for ops in self._at[op.line].values() for other in ops if other.name == op.name and other.scales)

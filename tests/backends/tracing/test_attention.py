@@ -237,8 +237,18 @@ class ByHand(ByStream):
     def forward(self, x):
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = torch.softmax(q @ k.mT / math.sqrt(k.size(-1)), -1) @ v
+        y = torch.softmax(self.scaled(q @ k.mT, k.size(-1)), -1) @ v
         return self.o(y.transpose(1, 2).reshape(n, tokens, width))
+
+    def scaled(self, scores, width):
+        return scores / math.sqrt(width)
+
+
+class ByTensor(ByHand):
+    """The same, with the number in a tensor."""
+
+    def scaled(self, scores, width):
+        return scores / torch.sqrt(torch.tensor(width, dtype=torch.float32))
 
 
 class Torchs(nn.Module):
@@ -252,7 +262,7 @@ class Torchs(nn.Module):
         return self.attention(x, x, x, need_weights=self.weights)[0]
 
 
-@pytest.mark.parametrize("attention", [ByHand(1), Torchs(1), Torchs(1, weights=True)])
+@pytest.mark.parametrize("attention", [ByHand(1), ByTensor(1), Torchs(1), Torchs(1, weights=True)])
 def test_a_scale_that_code_computes_from_a_width_follows_it(attention):
     network, x = encoder(attention)
     backend = promises.kept(network, x)
