@@ -49,6 +49,7 @@ class Plan:
         attributes: the sizes to set after shrinking.
         masks: for each parameter with removed elements, which elements stay, in the shape after shrinking.
         biases: layers without a bias in the dense network that get one; it is zero until weights are loaded.
+        scales: numbers that the pruned network multiplies or divides by and computes from its sizes, by the operator.
         gone: the modules and parameters of branches that are gone, each with the number of its results (see `Gone`). Of what
             lies in them `kept` may still name tensors, and nothing else does.
     """
@@ -60,6 +61,7 @@ class Plan:
     attributes: tuple[Attribute, ...] = ()
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
     gone: Mapping[str, int] = field(default_factory=dict)
 
     def is_gone(self, tensor: str) -> bool:
@@ -91,6 +93,7 @@ class Plan:
             ],
             "masks": masks,
             "biases": list(self.biases),
+            "scales": dict(self.scales),
             "gone": dict(self.gone),
         }
         write_atomically(folder / name, (json.dumps(document, separators=(",", ":")) + "\n").encode())
@@ -148,6 +151,7 @@ def _parse(document: dict[str, Any], folder: Path) -> Plan:
             document["masks"], {name: shape_left(shape, kept.get(name, {})) for name, shape in structure.items()}, folder
         ),
         biases=tuple(map(_text, document["biases"])),
+        scales={_text(where): _scale(number) for where, number in document.get("scales", {}).items()},
         gone={_text(name): _whole(results, MOST_RESULTS) for name, results in document.get("gone", {}).items()},
     )
 
@@ -181,6 +185,12 @@ def _rate(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise ValueError(f"{str(value)[:20]} where a rate was expected")
     return float(value)
+
+
+def _scale(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:20]} where a number was expected")
+    return value
 
 
 def _indices(ids: Any, size: int) -> NDArray[np.int64]:

@@ -77,7 +77,7 @@ def compact(network: nn.Module, inputs: Inputs, *, block: int = 1) -> Compacted:
     flow = flow_of(network, light(traced), example, dense)
     coupling, repairs = Coupling(dense, traced), list[Repair]()
     if not _needed(coupling, flow).all():
-        coupling, repairs = settle(light(traced), example, dense)
+        coupling, repairs = settle(light(traced), example, dense, rescale=False)
     classes = _certified(traced, example, coupling, repairs, flow, block)
     indices = coupling.kept_indices(classes)
     plan = Plan(

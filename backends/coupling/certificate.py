@@ -85,6 +85,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._memo: dict[Hashable, Expected] = {}
         self._single: list[set[int]] = []  # of each result of an operator: the nodes of which it has a single coordinate
         self._apart = False  # whether an operator combines coordinates that do not go together in the dense network
+        self.scales: dict[str, float] = {}  # the numbers that code computed from a size, where it may, by the operator
         self._placed = self._store()  # for each tensor that was compared with the dense one: what it is, an `Expected`
 
     def _hook(self) -> None:
@@ -173,7 +174,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             dense, name = self.dense.ops[self.index], name_of(func)
             tensors: list[Tensor] = []
             plain = plain_arguments((*args, *kwargs.items()), tensors)
-            if name == dense.name and self._repeats(dense, plain, tensors):
+            if name == dense.name and not any(self._values(tensors)) and self._repeats(dense, plain, tensors):
                 out = self._run(name, func, args, kwargs)
                 for tensor, output in zip(results(out), dense.outputs, strict=True):
                     self._put_in_place(tensor, output)
@@ -208,7 +209,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         dense = self.dense.ops[self.index]
-        if dense.numbers != op.numbers:
+        if dense.numbers != op.numbers and not (dense.scales and self._may_scale(str(dense), op.numbers[0])):
             changed = _first_difference(dense.numbers, op.numbers)
             raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True)
         narrow = any(self._expected(tensor).narrow for tensor in dense.inputs)
@@ -226,6 +227,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         if self._apart and not narrow and dense.read:
             raise Mismatch(self.index, "it combines other channels than in the dense network")
         self.index += 1
+
+    def _may_scale(self, where: str, number: float) -> bool:
+        """Whether the operator may scale by this number, and does so each time that it runs."""
+        return where in self.dense.scaled and self.scales.setdefault(where, number) == number
 
     def _expected(self, dense: tuple[Shape, Labels]) -> Expected:
         """The restriction of a dense tensor to what is kept.
@@ -299,14 +304,19 @@ def _restricted(layer: Layer, masks: Mapping[int, NDArray[np.bool_]]) -> Layer:
     return layer
 
 
-def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bool_]) -> None:
+def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bool_]) -> dict[str, float]:
     """Certify a pruned network against the trace of the dense one.
+
+    The dense one is taken with the numbers of the pruned one where code computes a scale from a size (`Trace.scaled`).
 
     Args:
         network: the pruned network; left as it is.
         inputs: as for `trace`.
         dense: the trace of the dense network.
         kept: `(nodes,)`: which nodes the pruned network kept.
+
+    Returns:
+        These numbers, by the operator.
 
     Raises:
         Mismatch: the first operator that does not do what the dense one did.
@@ -319,6 +329,7 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
                 with further(network, kind):
                     network(*inputs)
         tracer.finish()
+        return tracer.scales
     except Mismatch:
         raise
     except Exception as error:

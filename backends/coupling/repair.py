@@ -37,7 +37,7 @@ Place = tuple[str, str]
 
 
 def settle(
-    network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True
+    network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True, rescale: bool = True
 ) -> tuple[Coupling, list[Repair]]:
     """Run trial prunings, and repair attributes or freeze channels, until the replay agrees everywhere.
 
@@ -46,6 +46,7 @@ def settle(
         inputs: as for `trace`.
         trace: its trace; left as it is.
         repair: whether attributes may be changed; if not, the channels of the sizes that they hold are frozen.
+        rescale: whether scales that code computes from sizes may change; if not, the channels of these sizes are frozen.
 
     Returns:
         The final groups, of a trace in which what cannot be repaired is frozen; and the repairs that a pruned network needs.
@@ -54,7 +55,7 @@ def settle(
         FreePruneError: no pruning of the network runs as predicted.
     """
     trace = trace.copy()
-    fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0)
+    fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0, rescale)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
@@ -89,17 +90,19 @@ class _Fixes:
 
     At the place of a mismatch (a module and a line) hypotheses about the attributes of the module, then of those that it lies
     in, are tried one after the other. Then equal pieces of a split are tied, then widths that the code takes for one; then an
-    earlier repair of the same modules is taken back, for its next hypothesis. As the last resort what the operator touches
-    stays, and if that does not help, all that the line touches.
+    earlier repair of the same modules is taken back, for its next hypothesis. A number that scales a tensor may then follow the
+    size that it is computed from. As the last resort what the operator touches stays, and if that does not help, all that the
+    line touches.
     """
 
-    def __init__(self, network: nn.Module, trace: Trace, hypotheses: int) -> None:
-        self._network, self._trace, self._most = network, trace, hypotheses
+    def __init__(self, network: nn.Module, trace: Trace, hypotheses: int, rescale: bool) -> None:
+        self._network, self._trace, self._most, self._rescale = network, trace, hypotheses, rescale
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._ties: dict[str, Iterator[None]] = {}
         self._taken_back: Counter[Place] = Counter()
         self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
+        self._scaling: dict[Place, Op] = {}  # where that is a number that scales a tensor
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
         self._idle: dict[int, Repair] = {}  # those that change nothing about a mismatch when they are tried alone
         self._inside: dict[str, list[Layer]] = {}
@@ -139,7 +142,14 @@ class _Fixes:
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
             return
-        if self._take_back(place, kept, f"{op}: {mismatch}"):
+        scaling = op if mismatch.computes and op.scales else None
+        if self._take_back(place, kept, f"{op}: {mismatch}", scaling):
+            return
+        scaling = scaling or self._scaling.pop(place, None)
+        if self._rescale and scaling is not None and self._scale(scaling):
+            self._accepted.pop(place, None)
+            self._untried.pop(place, None)  # what the number refuted may be right
+            self._refuted.pop(place, None)
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)
@@ -175,7 +185,7 @@ class _Fixes:
                 self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
 
-    def _take_back(self, place: Place, kept: NDArray[np.bool_], why: str) -> bool:
+    def _take_back(self, place: Place, kept: NDArray[np.bool_], why: str, scaling: Op | None) -> bool:
         """Replace the last repair elsewhere of an attribute that may be read here; False if there is none.
 
         A wrong hypothesis may show at another line than its own: heads four times as wide as their number are explained by
@@ -192,6 +202,8 @@ class _Fixes:
                 continue
             self._taken_back[other] += 1
             self._refuted.setdefault(other, why)  # the likeliest hypothesis is refuted first
+            if scaling is not None:
+                self._scaling.setdefault(other, scaling)
             if not self._next(other, kept):
                 for module in self._at[other[1]]:
                     self._accepted.pop((module, other[1]), None)
@@ -200,6 +212,14 @@ class _Fixes:
             self._untried.pop(place, None)
             return True
         return False
+
+    def _scale(self, op: Op) -> bool:
+        """Let an operator, and those like it at its line, scale by what code computes; no longer, and False, if they did."""
+        scaled = self._trace.scaled
+        new = str(op) not in scaled
+        alike = (other for ops in self._at[op.line].values() for other in ops if other.name == op.name and other.scales)
+        (scaled.update if new else scaled.difference_update)(map(str, alike))
+        return new
 
     def _alike(self, place: Place) -> list[Place]:
         """A place, and those of its line that have no hypotheses of their own, but take them over."""

@@ -135,14 +135,14 @@ class Channel:
             return False
         return True
 
-    def _certify(self, kept: Counts) -> list[Attribute]:
+    def _certify(self, kept: Counts) -> tuple[list[Attribute], dict[str, float]]:
         """Replay the network with these units against the trace of the dense one.
 
         Where branches are gone, it is replayed against a trace of the network without them, whose channels are all there. That
         a branch may go was proved when it was found.
 
         Returns:
-            The sizes to set in its modules.
+            The sizes to set in its modules, and the scales that its code computes from them (`Plan.scales`).
 
         Raises:
             Mismatch: they differ.
@@ -155,11 +155,11 @@ class Channel:
         else:
             network = without(self._traced, gone)
             known = trace(network, self._inputs)
+            known.scaled |= self._coupling.trace.scaled
             nodes = known.kept_nodes(indices)
         owners = shared_tensors(network)
         with slimmed(network, owners, {name: dims for name, dims in indices.items() if name in owners}, sizes):
-            replay(network, self._inputs, known, nodes)
-        return sizes
+            return sizes, replay(network, self._inputs, known, nodes)
 
     def _sizes_set(self, kept: Counts) -> list[Attribute]:
         """The sizes to set in the modules that are there."""
@@ -263,7 +263,7 @@ class Channel:
             FreePruneError: they differ; the error names module and line.
         """
         try:
-            sizes = self._certify(kept)
+            sizes, scales = self._certify(kept)
         except Mismatch as error:
             where = f"at {self._coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
             raise FreePruneError(
@@ -276,6 +276,7 @@ class Channel:
             rates={g.name: 1 - int(k) / g.units for g, k in zip(self.groups, kept, strict=True)},
             kept=indices,
             attributes=tuple(sizes),
+            scales=scales,
             gone=self._gone(kept),
         )
 

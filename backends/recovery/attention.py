@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from ...sharing import light, storage_of
 from ..plan import Plan
+from ..tracing.calls import code
+from ..tracing.record import place
+from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
 from .products import Call, Site
 
@@ -28,11 +31,30 @@ class _Output:
         name: of its weight.
         whole: as the layer gave it.
         held: keeps the storage that this is known by from being used again.
+        ratio: what it was multiplied by, relative to the pruned network, which may compute such numbers from its sizes.
     """
 
     name: str
     whole: Tensor
     held: Tensor
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The products of queries and keys.
+
+    Attributes:
+        names: of their two weights.
+        moments: of the outputs of either.
+        ratio: as of an `_Output`, of the products.
+        held: the products, where a number may scale them later.
+    """
+
+    names: tuple[str, str]
+    moments: tuple[Tensor, Tensor]
+    ratio: float
+    held: Tensor | None
 
 
 class Scores:
@@ -47,8 +69,8 @@ class Scores:
         self._open: dict[int, _Output] = {}  # by storage
         self._sites: dict[str, Site] = {}
         self._uses: Counter[str] = Counter()
-        self._pairs: list[tuple[str, str, Tensor, Tensor]] = []
-        self._rescaled: set[str] = set()  # whose products are scaled by their width
+        self._pairs: list[_Pair] = []
+        self.paths: dict[int, str] = {}  # of the modules that run, by `id`
 
     def made(self, call: Call, output: Tensor) -> None:
         """A layer gave this."""
@@ -60,42 +82,65 @@ class Scores:
             self._open[storage_of(output)] = _Output(site.name, output, output)
 
     def scale(self, query: Tensor) -> float:
-        """The default scale of attention, which these queries get."""
+        """The default scale of attention, which these queries get; in the pruned network that of the width that is left."""
+        width = query.shape[-1]
         output = self._open.get(storage_of(query))
         if output is not None:
-            self._rescaled.add(output.name)
-        return default_scale(query.shape[-1])
+            left = self._plan.kept[output.name][self._sites[output.name].outputs].size
+            ratio = output.ratio * default_scale(width) / default_scale(left)
+            self._open[storage_of(query)] = replace(output, ratio=ratio)
+        return default_scale(width)
+
+    def _ratio(self, kind: str, args: Any) -> float:
+        """What an operator scales by in the dense network, relative to the pruned one."""
+        if kind.rstrip("_") not in ("mul", "div") or not self._plan.scales:
+            return 1.0
+        number = self._plan.scales.get(place(kind, *code(self.paths, "")))
+        here = next((x for x in args if not isinstance(x, Tensor)), number)
+        if number is None or not number or not here:
+            return 1.0
+        return float(here / number if kind.startswith("mul") else number / here)
 
     def ran(self, kind: str, args: Any, result: Any) -> None:
         """An operator ran."""
+        ratio = self._ratio(kind, args)
+        if ratio != 1.0:
+            self._pairs = [
+                replace(pair, ratio=pair.ratio * ratio)
+                if pair.held is not None and storage_of(pair.held) == storage_of(args[0])
+                else pair
+                for pair in self._pairs
+            ]
         read = [x for x in tree_leaves(args) if isinstance(x, Tensor) and storage_of(x) in self._open]
         if not read or (isinstance(result, Tensor) and not kind.endswith("_") and storage_of(result) in map(storage_of, read)):
             return  # a view of it is still the same
         first = self._open[storage_of(read[0])]
         numbers = all(x is read[0] or not isinstance(x, Tensor) or x.dim() == 0 for x in args)
         if kind in ("mul", "div") and numbers and result.stride() == read[0].stride():
-            self._open[storage_of(result)] = _Output(first.name, first.whole, result)
+            self._open[storage_of(result)] = replace(first, held=result, ratio=first.ratio * ratio)
             return
         used = [self._open[storage_of(x)].name for x in read]
         self._uses.update(used)
         if kind == "bmm":
-            self._product(args[0], args[1].mT)
-        elif kind.startswith("_scaled_dot_product"):
-            self._product(args[0], args[1])
+            self._product(args[0], args[1].mT, result)
+        elif is_attention(kind):
+            self._product(args[0], args[1], None)
         else:
             self._open = {key: output for key, output in self._open.items() if output.name not in used}
 
-    def _product(self, query: Tensor, key: Tensor) -> None:
-        names, moments = [], []
+    def _product(self, query: Tensor, key: Tensor, made: Tensor | None) -> None:
+        outputs, moments = [], []
         for x in (query, key):
             output = self._open.get(storage_of(x))
             whole = output and x.numel() == output.whole.numel() and x.shape[-1] == output.whole.shape[1]
             if output is None or not whole or x.stride(-1) != output.whole.stride(1):
                 return
             rows = x.reshape(-1, x.shape[-1]).double()
-            names.append(output.name)
+            outputs.append(output)
             moments.append(rows.mT @ rows / len(rows))
-        self._pairs.append((names[0], names[1], moments[0], moments[1]))
+        one, other = outputs
+        held = made if self._plan.scales else None
+        self._pairs.append(_Pair((one.name, other.name), (moments[0], moments[1]), one.ratio * other.ratio, held))
 
     def maps(self, names: Set[str]) -> dict[str, tuple[Site, Tensor]]:
         """For each layer how it lies, and `(outputs, kept)`, what to make of its dense outputs to keep the products.
@@ -104,22 +149,22 @@ class Scores:
             names: the weights that may change.
 
         For queries Q, keys K and r widths, `min |Q A (K B)^T - Q K^T|` has its solution in the r largest singular values of
-        `Q K^T`. Which widths the plan keeps does not matter: each new one is a sum of all. Where attention is scaled by its
-        width, the products to keep are the scaled ones.
+        `Q K^T`. Which widths the plan keeps does not matter: each new one is a sum of all. Where the width decides a scale, the
+        products to keep are the scaled ones.
 
         Source: that queries and keys need another aim than the layers is from CORP (arXiv:2602.05243). Differs: both change and
         read all that was there; the moments of queries and of keys are each averaged over the images.
         """
         found = {}
-        for query, key, of_queries, of_keys in self._pairs:
+        for pair in self._pairs:
+            query, key = pair.names
             kept = [self._plan.kept[name][self._sites[name].outputs] for name in (query, key)]
             more = self._uses[query] != 1 or self._uses[key] != 1
             if more or not {query, key} <= names or not np.array_equal(kept[0], kept[1]):
                 continue
-            roots = [_root(moments) for moments in (of_queries, of_keys)]
+            roots = [_root(moments) for moments in pair.moments]
             left, values, right = torch.linalg.svd(roots[0].mT @ roots[1])
-            if query in self._rescaled:
-                values *= default_scale(len(values)) / default_scale(kept[0].size)
+            values = values * pair.ratio
             for name, root, vectors in zip((query, key), roots, (left, right.mT), strict=True):
                 largest = vectors[:, : kept[0].size] * values[: kept[0].size].sqrt()
                 found[name] = self._sites[name], torch.linalg.solve(root.mT, largest)

@@ -138,6 +138,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
                 here = wanted[end.key]
                 wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
 
+    scores.paths = {id(module): path for path, module in skeleton.network.named_modules()}
     watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
     with OwnScale(scores.scale):
         run(skeleton, watched, inputs)

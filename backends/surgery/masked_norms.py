@@ -22,6 +22,7 @@ from ..tracing.arithmetic import reduced
 from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
+from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
 from ..tracing.tracer import Tracer
 
@@ -30,14 +31,18 @@ PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
 STATISTICS = set("mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
-def watch(network: nn.Module, kept: Kept) -> None:
-    """Make the norms of a network ignore the coordinates that are not kept, in every forward pass from now on."""
+def watch(network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
+    """Make the norms of a network ignore the coordinates that are not kept, in every forward pass from now on.
+
+    Args:
+        scales: as of a `Plan`.
+    """
     running: list[ExitStack] = []
 
     def enter(module: nn.Module, inputs: Any) -> None:
         running.append(ExitStack())
         running[-1].enter_context(plain_kernels(module))
-        tracer = KeptStatistics(module, kept)
+        tracer = KeptStatistics(module, kept, scales)
         tracer.count_from(tuple(x for x in inputs if isinstance(x, Tensor)))
         running[-1].enter_context(tracer)
 
@@ -51,14 +56,17 @@ def watch(network: nn.Module, kept: Kept) -> None:
 class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     """Follows a masked network's forward pass and corrects its norms and computed weights."""
 
-    def __init__(self, network: nn.Module, kept: Kept) -> None:
+    def __init__(self, network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
         super().__init__(network)
-        self._kept = kept
+        self._kept, self._scales = kept, scales
         self._images = 0
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
 
     def _hook(self) -> None:
         """Modules and lines do not matter here."""
+
+    def _code(self) -> tuple[str, str]:
+        return super()._code() if self._scales else ("", "")
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:
         ids = super()._leaf(name, dim, size)
@@ -117,6 +125,10 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         return False
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._scales and (scale := self._scales.get(str(self._where))) is not None:
+            args = tuple(a if isinstance(a, Tensor) and not any(self._values([a])) else scale for a in args)
+        if is_attention(name) and kwargs.get("scale") is None:  # called inside of torch, where `OwnScale` does not see it
+            kwargs = {**kwargs, "scale": self.own_scale(args[0])}
         if name in STATISTICS:
             return func(self._kept_part(args, kwargs, func), *args[1:], **kwargs)
         norm = NORMS.get(name)

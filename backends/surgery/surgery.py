@@ -76,7 +76,8 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     """The dense network with zeros where the plan removes something, the scale and shift of norms included.
 
     What is removed then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group norm
-    and weight standardisation take their statistics over the kept coordinates alone, as in the pruned network.
+    and weight standardisation take their statistics over the kept coordinates alone, and what code scales by a number that it
+    computes from a size, it scales by that of the pruned network.
     """
     check_structure(network, plan)
     network = light(network)
@@ -89,7 +90,7 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
             for name, zeros in made.items():
                 zeros(parameters[name])
     if plan.kept:
-        watch(network, plan.kept)
+        watch(network, plan.kept, plan.scales)
     return network
 
 

@@ -74,7 +74,17 @@ class Op:
     decided: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"operator {self.name} in module {self.module or 'at the top'!r} ({self.line})"
+        return place(self.name, self.module, self.line)
+
+    @property
+    def scales(self) -> bool:
+        """Whether it multiplies or divides a tensor by a number."""
+        return self.name.rstrip("_") in ("mul", "div") and len(self.numbers) == 1
+
+
+def place(name: str, module: str, line: str) -> str:
+    """Where an operator runs, in words."""
+    return f"operator {name} in module {module or 'at the top'!r} ({line})"
 
 
 @dataclass
@@ -91,6 +101,7 @@ class Trace:
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
+    scaled: set[str] = field(default_factory=set)  # operators that scale by a number which code computes from a size
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)
     _roots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
@@ -103,6 +114,7 @@ class Trace:
             self, further=list(self.further), leaves=list(self.leaves), ops=list(self.ops),
             products=list(self.products), frozen=list(self.frozen),
             boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), choices=list(self.choices),
+            scaled=set(self.scaled),
             _left=left, _right=right, _roots=roots,
         )  # fmt: skip
 

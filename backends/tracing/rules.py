@@ -214,6 +214,11 @@ NO_RULE = "there is no rule for this operator"
 ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
 
 
+def is_attention(name: str) -> bool:
+    """Whether an operator is fused attention, by its name."""
+    return name.startswith("_scaled_dot_product")
+
+
 @functools.cache
 def kind_of(func: Any) -> Kind | None:
     """The kind of an operator; None if it has no rule."""
@@ -223,7 +228,7 @@ def kind_of(func: Any) -> Kind | None:
     kind = KINDS.get(base)
     if kind is None and torch.Tag.pointwise in func.tags:
         kind = ELEMENTWISE
-    if kind is None and base.startswith("_scaled_dot_product"):
+    if kind is None and is_attention(base):
         kind = ATTENTION
     if kind is not None and kind.rule is not elementwise and any(a.is_out for a in func._schema.arguments):
         return None  # the tensor that it writes to would be taken for an operand

@@ -10,6 +10,7 @@ pruned.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +38,8 @@ from .origins import Origins
 from .record import Leaf, Op, Product, Trace
 from .rules import FILLS, KINDS, SILENT, WEIGHS, has, rule_for, why
 from .scale import OwnScale
+
+FEW = 16  # numbers in a tensor that code may have computed from sizes
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -88,6 +91,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
+        self._constants = self._store()  # the values of tensors that code makes of a few numbers
+        self._few = False  # whether there are any
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
         self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
@@ -317,7 +322,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = Op(name, *self._code(), inputs, [], self._fresh, plain, numbers(func, args, kwargs))
+        op = Op(name, *self._code(), inputs, [], self._fresh, plain, (*numbers(func, args, kwargs), *self._given(tensors)))
         self.at(op, why(func))
         silent = has(func, SILENT)
         if not silent:
@@ -328,6 +333,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise UnknownOperator(name)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
+        self._note_constants(name, tensors, outs)
         call = Call(name, func, args, kwargs, tensors, outs)
         for tensor in tensors:
             self.note_read(tensor)
@@ -341,6 +347,25 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
         return out
+
+    def _given(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
+        """The numbers that code gives an operator as tensors, beside others."""
+        values = self._values(tensors)
+        return tuple(itertools.chain(*values)) if any(values) and not all(values) else ()
+
+    def _values(self, tensors: Sequence[Tensor]) -> list[tuple[float, ...]]:
+        """The values of each tensor that is made of numbers in code alone; () of another."""
+        return [self._constants.get(t) or () for t in tensors] if self._few else []
+
+    def _note_constants(self, name: str, tensors: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        """Record the values of what an operator made of numbers in code, such as `torch.tensor(3.0)` and its root."""
+        values = self._values(tensors)
+        if name != "lift_fresh" and not (values and all(values)):
+            return
+        for made in outs:
+            if made.numel() <= FEW and not made.is_complex():
+                self._constants[made] = values[0] if made.is_meta else tuple(made.flatten().tolist())
+                self._few = True
 
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""

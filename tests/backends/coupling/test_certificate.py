@@ -100,9 +100,14 @@ def test_the_certificate_sees_a_number_computed_from_a_size():
             return self.last(x * (x.shape[1] ** -0.5))
 
     network, inputs = on_meta(Scaled())
-    coupling, _ = settle(network, inputs, trace(network, inputs))
+    coupling, _ = settle(network, inputs, trace(network, inputs), rescale=False)
     assert coupling.groups == []
     assert any("computed from a size" in why for _, why in coupling.trace.frozen)
+    coupling, _ = settle(network, inputs, trace(network, inputs))
+    classes = np.arange(coupling.classes) < 4
+    smaller = pruned(network, coupling, classes, [])
+    [number] = replay(smaller, inputs, coupling.trace, coupling.kept_nodes(classes)).values()
+    assert number == 0.5
 
 
 class Chooses(nn.Module):

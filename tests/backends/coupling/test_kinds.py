@@ -182,19 +182,26 @@ class Slopes(nn.Module):
         b, n, _ = x.shape
         q, k, v = self.qkv(x).view(b, n, self.num_heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
         slopes = 2.0 ** (-8 / self.num_heads * torch.arange(1, self.num_heads + 1, device=x.device))
-        scores = q @ k.transpose(-1, -2) * self.scale(self) + slopes[:, None, None] * torch.arange(n, device=x.device)
+        scores = self.scale(self, q @ k.transpose(-1, -2)) + slopes[:, None, None] * torch.arange(n, device=x.device)
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
 
 
 def test_widths_of_heads_go_where_the_heads_must_stay():
     torch.manual_seed(0)
-    backend = promises.kept(Slopes(lambda module: 0.4), torch.randn(2, 5, 6))
+    backend = promises.kept(Slopes(lambda module, scores: 0.4 * scores), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 16, "qkv": 6}
+
+
+def test_widths_of_heads_take_the_scale_along_that_code_computes_from_them():
+    torch.manual_seed(0)
+    network = Slopes(lambda module, scores: scores / math.sqrt(module.head_dim))
+    backend = promises.kept(network, torch.randn(2, 5, 6))
     assert promises.widths(backend) == {"first": 16, "qkv": 6}
 
 
 def test_it_is_said_what_refuted_the_sizes_of_heads():
     torch.manual_seed(0)
-    network = Slopes(lambda module: 1 / math.sqrt(module.head_dim))
+    network = Slopes(lambda module, scores: scores.abs() ** (1 / module.head_dim))
     backend = promises.kept(network, torch.randn(2, 5, 6))
     assert "is computed from a size" in promises.locked(backend)["qkv.weight"]
 

@@ -63,6 +63,8 @@ def two_heads(m, q, k, v):
 KNOWN = {
     "fused": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3),
     "fused, scaled by its width": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v),
+    "queries scaled by their width": lambda m, q, k, v: ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v,
+    "products scaled by the width": lambda m, q, k, v: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v,
     "fused, a dimension for heads": fused_heads,
     "by hand": lambda m, q, k, v: ((0.3 * q) @ k.mT).softmax(-1) @ v,
     "divided": lambda m, q, k, v: (q @ (k.mT / 3)).softmax(-1) @ v,

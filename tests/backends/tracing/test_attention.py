@@ -231,6 +231,58 @@ class ByStream(nn.Module):
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
 
 
+class ByHand(ByStream):
+    """The same, by hand, with a scale computed from the width."""
+
+    def forward(self, x):
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = torch.softmax(self.scaled(q @ k.mT, k.size(-1)), -1) @ v
+        return self.o(y.transpose(1, 2).reshape(n, tokens, width))
+
+    def scaled(self, scores, width):
+        return scores / math.sqrt(width)
+
+
+class ByTensor(ByHand):
+    """The same, with the number in a tensor."""
+
+    def scaled(self, scores, width):
+        return scores / torch.sqrt(torch.tensor(width, dtype=torch.float32))
+
+
+class Torchs(nn.Module):
+    """The same by torch's own module."""
+
+    def __init__(self, heads, weights=False):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(WIDTH, heads, batch_first=True), weights
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=self.weights)[0]
+
+
+@pytest.mark.parametrize("attention", [ByHand(1), ByTensor(1), Torchs(1), Torchs(1, weights=True)])
+def test_a_scale_that_code_computes_from_a_width_follows_it(attention):
+    network, x = encoder(attention)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "up": 16}
+    assert not promises.locked(backend)
+
+
+class Mean(nn.Module):
+    """A mean over the stream by hand."""
+
+    def forward(self, x):
+        return x - x.sum(-1, keepdim=True) / x.shape[-1]
+
+
+def test_a_mean_by_hand_is_that_of_what_is_kept():
+    network, x = encoder(Mean())
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "up": 16}
+
+
 @pytest.mark.parametrize(("heads", "units"), [(1, WIDTH), (3, 3)])
 def test_a_single_head_loses_widths_where_torch_scales_by_them(heads, units):
     network, x = encoder(ByStream(heads))
