@@ -71,7 +71,7 @@ def test_the_built_in_norm_is_one_too():
 
 
 class DividesByWidth(nn.Module):
-    """A number that is computed from the width: what is left of the channels would be divided by another."""
+    """A mean by hand: the number that it divides by is computed from the width."""
 
     def __init__(self):
         super().__init__()
@@ -82,9 +82,9 @@ class DividesByWidth(nn.Module):
         return self.last(x / (1 + x.square().sum(-1, keepdim=True) / x.shape[-1]))
 
 
-def test_a_whole_number_computed_from_a_width_is_seen():
+def test_a_mean_by_hand_is_taken_over_what_is_kept():
     network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), DividesByWidth())
-    assert promises.widths(promises.kept(network, torch.randn(2, 6))) == {"0": 6}
+    assert promises.widths(promises.kept(network, torch.randn(2, 6))) == {"0": 6, "2.first": 16}
 
 
 class Text(nn.Module):
