@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import FreePruneError, Inputs
 from ...copies import live, renewed
@@ -65,6 +66,15 @@ def _refill(value: Any, content: Any) -> None:
         value.update(content)
 
 
+class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every operator that draws at random begins at the same seed: how much dropout draws depends on sizes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.manual_seed(0)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def training_branches(network: nn.Module) -> Iterator[None]:
     """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode.
@@ -75,8 +85,7 @@ def training_branches(network: nn.Module) -> Iterator[None]:
     try:
         for module in containers:
             module.training = True
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]), _SameDraws():
             yield
     finally:
         for module in containers:

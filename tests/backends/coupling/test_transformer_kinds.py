@@ -150,3 +150,28 @@ def test_what_was_kept_for_eval_mode_is_made_anew():
     small = apply(network, backend.plan([1 for _ in backend.groups]))
     assert small(x).shape == (2, 5, 3)
     assert network.prepare.kept
+
+
+class Drops(nn.Module):
+    """Leaves layers out at random in training, where also dropout draws; a head is reached there alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.side = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(8)])
+
+    def forward(self, x):
+        if not bool(x.isfinite().all()):
+            raise ValueError("not finite")
+        x = F.dropout(self.first(x), 0.5, self.training)
+        for layer in self.layers:
+            if not self.training or torch.rand([]) < 0.5:
+                x = x + layer(x)
+        return (self.last(x), self.side(x)) if self.training else self.last(x)
+
+
+def test_layers_left_out_at_random_are_the_same_whatever_the_widths():
+    torch.manual_seed(0)
+    backend = promises.kept(Drops(), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
