@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import live
+from .copies import live, renewed
 from .errors import FreePruneError as FreePruneError
 from .errors import brief as brief
 from .errors import cause as cause
@@ -247,7 +247,7 @@ class Candidate:
             for module, name, value in self.attributes:
                 module.__dict__[name] = value
             there = {name: tensor for name, tensor in tensors.items() if name not in self.gone}
-            return functional_call(self.skeleton.network, there, inputs)
+            return functional_call(renewed(self.skeleton.network), there, inputs)
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
                 if value is UNSET:

@@ -7,6 +7,7 @@ import functools
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -67,6 +68,23 @@ def _live(kind: Any) -> Any:
         return [module._parameters.get(name) for name in module._flat_weights_names]
 
     return type(kind.__name__, (kind,), {"_flat_weights": property(weights, lambda module, weights: None)})
+
+
+def renewed(network: Network) -> Network:
+    """Make modules drop what they keep for eval mode, such as a table of biases, which has the sizes that they had then.
+
+    They do so when training mode is set, by a `train` of their own. Returns the network itself, which is changed, in the modes
+    that it was in.
+    """
+    own = [module for module in network.modules() if type(module).train is not nn.Module.train]
+    modes = [(module, module.training) for module in network.modules()] if own else []
+    for module in own:
+        with suppress(Exception):  # one that refuses to be trained drops nothing
+            module.train()
+        module.eval()
+    for module, mode in modes:
+        module.training = mode
+    return network
 
 
 def held_tensors(network: nn.Module) -> list[Tensor]:

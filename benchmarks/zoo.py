@@ -40,6 +40,7 @@ from freeprune.backends.tracing.meta import on_meta
 from freeprune.backends.tracing.reasons import Reasons
 from freeprune.backends.tracing.record import OUT, OUTPUT
 from freeprune.common import FreePruneError
+from freeprune.copies import copied
 from freeprune.reading import rows
 
 CLOSE = 1e-4  # relative difference of outputs that rounding may cause
@@ -79,8 +80,9 @@ def macs(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
             with FlopCounterMode(display=False, custom_mapping=MORE) as counter, torch.no_grad():
                 on_meta(network).requires_grad_(False)(*(x.to("meta") for x in inputs))
         except Exception:  # it reads values
+            plain = copied(network).requires_grad_(False)  # the counter cannot follow parameters that modules are given
             with FlopCounterMode(display=False, custom_mapping=MORE) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                network(*inputs)
+                plain(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2

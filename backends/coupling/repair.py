@@ -20,6 +20,8 @@ from ...common import FreePruneError, Inputs
 from ..surgery.surgery import shared_tensors
 from ..surgery.trial import Key, Repair, attributes, slimmed
 from ..tracing.labels import Labels, Layer, Shape, collapse, support
+from ..tracing.passes import trace as traced
+from ..tracing.reasons import known
 from ..tracing.record import Op, Trace
 from .certificate import Mismatch, replay
 from .classes import Coupling
@@ -34,6 +36,24 @@ MAX_EXPLAINED = 150  # rounds after which sizes are no longer explained, and wha
 MAX_ROUNDS = 300
 
 Place = tuple[str, str]
+
+
+def couple(network: nn.Module, inputs: Inputs, trace: Trace, *, repair: bool = True) -> tuple[Coupling, list[Repair]]:
+    """As `settle`; where trials freeze what the trace preferred to something else, the network is traced again with that known.
+
+    So heads go where their widths were preferred, but the code computes a scale from these.
+    """
+    found = settle(network, inputs, trace, repair=repair)
+    if len(found[0].trace.frozen) == len(trace.frozen):
+        return found
+    stays = known(found[0].trace)
+    if stays.keys() <= known(trace).keys():
+        return found
+    try:
+        other = settle(network, inputs, traced(network, inputs, stays), repair=repair)
+    except FreePruneError:
+        return found
+    return max(found, other, key=lambda one: sum(int((nodes < one[0].classes).sum()) for _, _, nodes in one[0].slices))
 
 
 def settle(

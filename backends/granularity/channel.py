@@ -25,7 +25,7 @@ from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..coupling.branches import branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
-from ..coupling.repair import settle
+from ..coupling.repair import couple
 from ..criteria import Importance
 from ..plan import Attribute, Plan, inside, structure_of
 from ..surgery.gone import Gone, without
@@ -87,7 +87,7 @@ class Channel:
         self._traced, self._inputs, dense = trace_example(network, inputs)
         weights = {name for product in dense.products if (w := product.weight) is not None for name in (w.name, *w.others)}
         self.branches = branches(network, inputs, weights) if depth else ()
-        self._coupling, self._repairs = settle(self._traced, self._inputs, dense, repair=repair)
+        self._coupling, self._repairs = couple(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
         self.options["min_width"].check(min_width)
         steps = unit_widths(self._coupling.groups, dict(self._traced.named_parameters()), round_to, span)
@@ -102,7 +102,7 @@ class Channel:
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
-        self.sizes = Sizes(self._traced, self._inputs, dense, self._coupling, self.branches)
+        self.sizes = Sizes(self._traced, self._inputs, self._coupling, self.branches)
 
     @property
     def split(self) -> int:

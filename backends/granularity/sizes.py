@@ -33,17 +33,14 @@ class Sizes:
     Args:
         network: as it was traced.
         inputs: example inputs.
-        dense: the trace of the dense network.
         coupling: its groups of channels.
         branches: those that may go as a whole.
     """
 
-    def __init__(
-        self, network: nn.Module, inputs: Inputs, dense: Trace, coupling: Coupling, branches: Sequence[Branch]
-    ) -> None:
+    def __init__(self, network: nn.Module, inputs: Inputs, coupling: Coupling, branches: Sequence[Branch]) -> None:
         self._network, self._coupling, self._branches = network, coupling, branches
         self._groups = len(coupling.groups) + len(branches)
-        self.costs = self._costs(dense, inputs)
+        self.costs = self._costs(coupling.trace, inputs)
 
     def _costs(self, dense: Trace, inputs: Inputs) -> dict[str, SumOfProducts]:
         """`macs`, `params` and `nonzero` of the network."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError
-from ...copies import copied
+from ...copies import copied, renewed
 from ...sharing import Lent, given_back, is_large, light
 from ..plan import Plan, check_structure, shape_left
 from .gone import without
@@ -30,7 +30,7 @@ def apply(network: nn.Module, plan: Plan) -> nn.Module:
     _check_places(network, plan)
     if plan.gone:
         network = without(network, plan.gone)
-    network = shrunk(network, plan.kept)
+    network = renewed(shrunk(network, plan.kept))
     modules = dict(network.named_modules())
     for module, name, value in assignments(modules, plan.attributes):
         setattr(module, name, value)

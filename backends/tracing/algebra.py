@@ -125,8 +125,9 @@ def _overlapping(tracer: Labelling, joined: dict[tuple[int, ...], Labels]) -> No
             continue
         for layer in joined[other]:
             rest = layer[tuple(slice(1) if d in one else slice(None) for d in range(layer.ndim))]
-            if tracer.prefers(joined[one][0], rest):
-                with tracer.choosing(joined[one][0]):
+            first = layer[tuple(slice(None) if d in one else slice(1) for d in range(layer.ndim))]
+            if tracer.prefers(joined[one][0], rest) and tracer.prefers(first, rest):
+                with tracer.choosing(joined[one][0]), tracer.choosing(first):
                     tracer.unite(layer, joined[one][0])
             elif joined[one]:
                 freeze_all(tracer, joined[one])

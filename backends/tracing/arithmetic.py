@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -225,20 +226,19 @@ def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
     """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last.
 
-    Where heads stay anyway it is the last as well.
+    Where that stays anyway it is another: the last, or the first where heads lie among what is multiplied.
     """
     layers = []
     for layer in tracer.labels(tensor):
         dims = support(layer)
-        if heads not in dims or len(dims) == 1:
-            layers.append(without(tracer, layer, dims[:-1]))
+        if len(dims) == 1:
+            layers.append(layer)
             continue
-        first, last = (_only(layer, d) for d in (heads, dims[-1]))
-        if dims[-1] != heads and not tracer.prefers(first, last):
-            layers.append(without(tracer, layer, dims[:-1]))
-            continue
-        with tracer.choosing(first):
-            layers.append(without(tracer, layer, set(dims) - {heads}))
+        one, other = (heads, dims[-1]) if heads in dims else (dims[-1], dims[0])
+        if one != other and not tracer.prefers(_only(layer, one), _only(layer, other)):
+            one = other
+        with tracer.choosing(_only(layer, one)):
+            layers.append(without(tracer, layer, set(dims) - {one}))
     return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
 
 
@@ -328,10 +328,18 @@ def along_one_dim(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def spatial(tracer: Labelling, call: Call) -> list[Labels]:
-    """Pooling and resampling: mixes the dimensions after batch and channels."""
+    """Pooling and resampling: mixes the last dimensions, but for those along which a window has one place."""
     x = call.first
-    layers = along_free(tracer, x, set(range(2, x.dim())))
+    mixed = range(x.dim() - int(re.findall(r"\dd", call.name)[0][0]), x.dim())
+    layers = along_free(tracer, x, {d for d in mixed if not (call["kernel_size"] and _passes(call, d - x.dim()))})
     return [layers for _ in call.outputs]
+
+
+def _passes(call: Call, dim: int) -> bool:
+    """Whether a pool with windows leaves a dimension, counted from the right, as it is."""
+    given = [call[name] for name in ("kernel_size", "stride", "padding")]
+    size, stride, padding = (part[dim] if len(part) > 1 else part[0] for part in (given[0], given[1] or given[0], given[2]))
+    return bool((size, stride, padding) == (1, 1, 0))
 
 
 def unpool(tracer: Labelling, call: Call) -> list[Labels]:

@@ -15,10 +15,21 @@ def same(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def restride(tracer: Labelling, call: Call) -> list[Labels]:
-    """Another layout in memory."""
-    if call.outputs[0].shape != call.first.shape or not call.name.endswith("_"):
+    """Another layout in memory, or windows that overlap in it: each entry is the one that lies at its place."""
+    x, made = call.first, call.outputs[0]
+    if call.name.endswith("_") and made.shape == x.shape:
+        return same(tracer, call)
+    order = sorted(range(x.dim()), key=lambda d: (-x.stride(d), x.shape[d]))
+    if call.name.endswith("_") or not x.permute(order).is_contiguous():
         raise UnknownOperator(call.name)
-    return same(tracer, call)
+    place = np.full([1] * made.dim(), made.storage_offset() - x.storage_offset())
+    for d, (size, stride) in enumerate(zip(made.shape, made.stride(), strict=True)):
+        place = place + on_dim(np.arange(size) * stride, d, made.dim())
+    result = []
+    for layer in tracer.labels(x):
+        lying = np.broadcast_to(layer, tuple(x.shape)).transpose(order).reshape(-1)
+        result.append(boxed(tracer, lying[place]))
+    return [result]
 
 
 def view(tracer: Labelling, call: Call) -> list[Labels]:
@@ -105,7 +116,7 @@ def split(tracer: Labelling, call: Call) -> list[Labels]:
 def cat(tracer: Labelling, call: Call) -> list[Labels]:
     """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
     d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
-    pieces = [t for t in call["tensors"] if t.numel()]
+    pieces = [t for t in call["tensors"] if t.shape != (0,)]  # which torch leaves out; others must fit though they are empty
     if not pieces:
         raise UnknownOperator(call.name)
     labels = [tracer.labels(t) for t in pieces]
@@ -114,7 +125,7 @@ def cat(tracer: Labelling, call: Call) -> list[Labels]:
         labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
         shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
     ndim = len(shapes[0])
-    if not all(any(x.shape[d] > 1 for x in layers) for layers in labels):
+    if not all(any(x.shape[d] > 1 for x in layers) or not shape[d] for shape, layers in zip(shapes, labels, strict=True)):
         # Beside a piece that stays as wide as it is, heads go as a whole.
         labels = [[x for x in layers if len(support(x)) < 2] + _whole(tracer, layers, d) for layers in labels]
     joined = []

@@ -41,7 +41,9 @@ def layer_norm(tracer: Labelling, call: Call) -> list[Labels]:
     for name in ("weight", "bias"):
         if isinstance(call[name], Tensor):
             operands.append((tuple(call[name].shape), tracer.labels(call[name])))
-    return others_empty(call, merge(tracer, operands, x.dim()))
+    merged = merge(tracer, operands, x.dim())
+    around = [y for y in merged if inner.isdisjoint(support(y))]
+    return [merged, *[around if t.dim() == x.dim() else [] for t in call.outputs[1:]]]
 
 
 def group_norm(tracer: Labelling, call: Call) -> list[Labels]:

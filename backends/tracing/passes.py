@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import FreePruneError, Inputs
-from ...copies import live
+from ...copies import live, renewed
 from ...errors import first_line
 from ...reading import leaves
 from ...sharing import light, widened
@@ -65,6 +66,15 @@ def _refill(value: Any, content: Any) -> None:
         value.update(content)
 
 
+class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every operator that draws at random begins at the same seed: how much dropout draws depends on sizes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.manual_seed(0)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def training_branches(network: nn.Module) -> Iterator[None]:
     """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode.
@@ -75,15 +85,14 @@ def training_branches(network: nn.Module) -> Iterator[None]:
     try:
         for module in containers:
             module.training = True
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]), _SameDraws():
             yield
     finally:
         for module in containers:
             module.training = False
 
 
-def trace(network: nn.Module, inputs: Inputs) -> Trace:
+def trace(network: nn.Module, inputs: Inputs, stays: Known | None = None) -> Trace:
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
     Further passes are traced as well. Where the input decides what runs, as it chooses among experts, one takes all that it may
@@ -93,11 +102,12 @@ def trace(network: nn.Module, inputs: Inputs) -> Trace:
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
         inputs: what the forward pass takes, on the same device; the first dimension is the batch.
+        stays: what is known to stay anyway, so that no other channels give way to it.
 
     Raises:
         FreePruneError: the network rejects the inputs.
     """
-    stays: Known = {}
+    stays = stays or {}
     for _ in range(PASSES):
         found = _pass(network, inputs, stays)
         more = known(found)
@@ -173,7 +183,7 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
         return twin, example, trace(twin, example)
     except FreePruneError:  # a forward pass that needs values fails here; a wrong shape fails again below, with a better reason
         example = tuple(x[:1].cpu() for x in inputs)
-        twin = live(light(widened(network))).eval().cpu()
+        twin = live(renewed(light(widened(network)).eval())).cpu()
         return twin, example, trace(twin, example)
 
 

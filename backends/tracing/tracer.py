@@ -29,6 +29,7 @@ from ...common import Inputs
 from ...sharing import origin
 from .algebra import merge
 from .arithmetic import kernel_positions, multihead_attention
+from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
@@ -98,6 +99,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hooks: list[RemovableHandle] = []
         self._own_scale = OwnScale(self.own_scale)
         self._hook()
+        forget_results(network)
 
     def __enter__(self) -> Self:
         self._own_scale.__enter__()
@@ -212,7 +214,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return layers
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:
-        if size == 1:
+        if size < 2:  # a tensor without entries, as of no registers, has a dimension of size 0
             return np.zeros(0, np.int64)
         ids = self.trace.new_nodes(size)
         self.trace.leaves.append(Leaf(name, dim, int(ids[0]), size))

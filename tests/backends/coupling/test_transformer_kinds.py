@@ -1,0 +1,177 @@
+"""Kinds of transformers of which a part was locked, or that were refused, each in a few lines."""
+
+import functools
+import math
+
+import promises
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from freeprune.backends import apply
+from freeprune.errors import FreePruneError
+
+
+class Attention(nn.Module):
+    """Four heads, six wide; what is done to them before they meet is told."""
+
+    def __init__(self, prepare, scale=0.4):
+        super().__init__()
+        self.num_heads, self.head_dim, self.prepare, self.scale = 4, 6, prepare, scale
+        self.first, self.q, self.k = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(16, 24)
+        self.v, self.out = nn.Linear(16, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        x = self.first(x)
+        q, k, v = (f(x).view(b, n, -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scale = self.scale if self.scale is not None else 1 / math.sqrt(self.head_dim)
+        scores = self.prepare(q) @ self.prepare(k).transpose(-1, -2) * scale
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+class Table(nn.Module):
+    """A table of positions that is the same for every head."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_heads_go_where_a_scale_is_computed_from_the_widths_that_a_table_prefers():
+    torch.manual_seed(0)
+    backend = promises.kept(Attention(Table(), scale=None), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 16, "q": 4}
+
+
+def test_heads_that_are_normed_one_by_one_go():
+    torch.manual_seed(0)
+    backend = promises.kept(Attention(nn.LayerNorm(6)), torch.randn(2, 5, 6))
+    assert promises.widths(backend)["q"] == 4
+
+
+class Tokens(nn.Module):
+    """Registers beside the tokens, of which there are none here."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.cls, self.registers = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 0, 8))
+
+    def forward(self, x):
+        x = torch.cat([self.cls.expand(len(x), -1, -1), self.registers.expand(len(x), -1, -1), self.first(x)], 1)
+        return self.last(x.mean(1))
+
+
+def test_a_parameter_without_entries_goes_with_what_it_is_joined_to():
+    torch.manual_seed(0)
+    backend = promises.kept(Tokens(), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
+
+
+class Between(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def overlapping(x):
+    """Windows of four of eight tokens, two further each time, without a copy."""
+    b, n, c = x.shape
+    return x.contiguous().as_strided((b, 3, 4, c), (n * c, 2 * c, c, 1)).mean(2)
+
+
+def overlapping_and_turned(x):
+    x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    b, n, c = x.shape
+    return x.as_strided((b, 3, 4, c), (n * c, 2, 1, n)).mean(2)
+
+
+@functools.lru_cache(maxsize=8)
+def positions(count, device):
+    return torch.arange(count, device=device)[:, None] * 0.1
+
+
+FUNCTIONS = {
+    "overlapping": overlapping,
+    "overlapping_and_turned": overlapping_and_turned,
+    "pool_over_tokens": lambda x: F.avg_pool2d(x[:, None], (2, 1))[:, 0],
+    "largest_of_neighbours": lambda x: F.max_pool2d(x[:, None], (2, 1), stride=(2, 1))[:, 0],
+    "pool_without_batch": lambda x: F.avg_pool2d(x, (2, 1)),
+    "remembered": lambda x: x + positions(x.shape[1], x.device),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_widths_pass_through(name):
+    torch.manual_seed(0)
+    backend = promises.kept(Between(FUNCTIONS[name]), torch.randn(2, 8, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
+
+
+def test_a_pool_over_widths_locks_them():
+    with pytest.raises(FreePruneError, match="mixes neighbours"):
+        promises.kept(Between(lambda x: F.avg_pool2d(x[:, None], (1, 3), stride=1, padding=(0, 1))[:, 0]), torch.randn(2, 8, 6))
+
+
+class Keeps(nn.Module):
+    """A bias for each head, looked up from a table once in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.kept = nn.Parameter(torch.randn(4, 3)), {}
+
+    def train(self, mode=True):
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if str(x.device) not in self.kept:
+            self.kept[str(x.device)] = self.bias[:, torch.arange(5, device=x.device) % 3]
+        return x + self.kept[str(x.device)][None, :, :, None]
+
+
+def test_what_was_kept_for_eval_mode_is_made_anew():
+    torch.manual_seed(0)
+    network, x = Attention(Keeps()).eval(), torch.randn(2, 5, 6)
+    network(x)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend)["q"] == 4
+    small = apply(network, backend.plan([1 for _ in backend.groups]))
+    assert small(x).shape == (2, 5, 3)
+    assert network.prepare.kept
+
+
+class Drops(nn.Module):
+    """Leaves layers out at random in training, where also dropout draws; a head is reached there alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.side = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(8)])
+
+    def forward(self, x):
+        if not bool(x.isfinite().all()):
+            raise ValueError("not finite")
+        x = F.dropout(self.first(x), 0.5, self.training)
+        for layer in self.layers:
+            if not self.training or torch.rand([]) < 0.5:
+                x = x + layer(x)
+        return (self.last(x), self.side(x)) if self.training else self.last(x)
+
+
+def test_layers_left_out_at_random_are_the_same_whatever_the_widths():
+    torch.manual_seed(0)
+    backend = promises.kept(Drops(), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
