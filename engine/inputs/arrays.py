@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from ...common import FreePruneError, cause
 from .batches import WHITES, Data, Images, parted
@@ -97,10 +97,8 @@ def _from_arrays(
                 f"`mean` or `std` was given, and {_told(arrays, 'x_train')}, which is no image; leave it out, and normalise "
                 "the array"
             )
-        plain: list[Dataset[Any]] = [
-            TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True)
-        ]
-        return Data(*plain, (), (), (), source, augment=False, labelled=labels[0] is not None)
+        train, test = (TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True))
+        return Data(train, test, (), (), (), source, augment=False, labelled=labels[0] is not None)
     channels, height = first.shape[1:3]
     whole = not first.is_floating_point()
     if not whole:
