@@ -97,8 +97,8 @@ def _from_arrays(
                 f"`mean` or `std` was given, and {_told(arrays, 'x_train')}, which is no image; leave it out, and normalise "
                 "the array"
             )
-        plain = [TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True)]
-        return Data(plain[0], plain[1], (), (), (), source, augment=False, labelled=labels[0] is not None)
+        train, test = (TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True))
+        return Data(train, test, (), (), (), source, augment=False, labelled=labels[0] is not None)
     channels, height = first.shape[1:3]
     whole = not first.is_floating_point()
     if not whole:
@@ -108,11 +108,11 @@ def _from_arrays(
     else:
         defaults = (0.5,) * channels, (0.5,) * channels
     mean, std = normalisation(channels, *defaults, mean, std, scaled=whole)
-    train, test = (Images(x, y, mean, std) for x, y in zip(inputs, labels, strict=True))
+    images = [Images(x, y, mean, std) for x, y in zip(inputs, labels, strict=True)]
     # What an image shows stays the same when it is mirrored; where it shows it does not.
     shown = labels[0] is None or (labels[0].ndim == 1 and not labels[0].is_floating_point())
     augment = channels == 3 and height >= AUGMENT_FROM and shown
-    return Data(train, test, (), mean, std, source, augment, labelled=labels[0] is not None)
+    return Data(images[0], images[1], (), mean, std, source, augment, labelled=labels[0] is not None)
 
 
 def _inputs(array: Array, name: str) -> Tensor:
