@@ -190,7 +190,7 @@ def _rate(value: Any) -> float:
 def _scale(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{str(value)[:20]} where a number was expected")
-    return value
+    return float(value)
 
 
 def _indices(ids: Any, size: int) -> NDArray[np.int64]:
