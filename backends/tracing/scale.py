@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class OwnScale(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class OwnScale(TorchFunctionMode):
     """Gives attention without a scale the one that a function finds for its queries.
 
     Args:
@@ -18,7 +18,7 @@ class OwnScale(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, scale: Callable[[Tensor], float]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._scale = scale
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
