@@ -237,8 +237,8 @@ class _Fixes:
         """Let an operator, and those like it at its line, scale by what code computes; no longer, and False, if they did."""
         scaled = self._trace.scaled
         new = str(op) not in scaled
-        alike = (other for ops in self._at[op.line].values() for other in ops if other.name == op.name and other.scales)
-        (scaled.update if new else scaled.difference_update)(map(str, alike))
+        alike = {str(o) for ops in self._at[op.line].values() for o in ops if o.name == op.name and o.scales}
+        self._trace.scaled = scaled | alike if new else scaled - alike
         return new
 
     def _alike(self, place: Place) -> list[Place]:

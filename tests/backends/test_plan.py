@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from freeprune.backends import BACKENDS, Plan, apply, importance
+from freeprune.backends import BACKENDS, Plan, apply, importance, masked
 from freeprune.common import FreePruneError
 
 
@@ -30,6 +30,28 @@ def test_a_plan_survives_the_disk(planned, tmp_path):
     before, after = apply(network, plan), apply(network, read)
     assert all(torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True))
     assert torch.equal(before(networks.images()), after(networks.images()))
+
+
+class Scaled(torch.nn.Module):
+    """Scales what a layer gives by its width."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x / x.shape[1])
+
+
+def test_scales_that_follow_a_width_survive_the_disk(tmp_path):
+    torch.manual_seed(0)
+    network, x = Scaled(), torch.randn(2, 3)
+    plan = BACKENDS["channel"](network, (x,), importance("l2", network)).plan(np.array([5]))
+    plan.save(tmp_path)
+    read = Plan.load(tmp_path)
+    assert [*read.scales.values()] == [5]
+    assert torch.allclose(masked(network, read)(x), apply(network, read)(x))
 
 
 def test_the_same_plan_gives_the_same_bytes(planned, tmp_path):
