@@ -228,7 +228,7 @@ def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
 
     Where that stays anyway it is another: the last, or the first where heads lie among what is multiplied.
     """
-    layers = []
+    layers: list[Layer | None] = []
     for layer in tracer.labels(tensor):
         dims = support(layer)
         if len(dims) == 1:

@@ -16,13 +16,14 @@ from .calls import TORCH_FOLDER
 
 def forget_results(network: nn.Module) -> None:
     """Empties the caches of the functions and methods beside which the classes of a network's modules are defined."""
-    for kind in {type(module) for module in network.modules()}:
+    kinds: set[Any] = {type(module) for module in network.modules()}
+    for kind in kinds:
         for cached in _caches(kind):
             cached.cache_clear()
 
 
 @functools.cache
-def _caches(kind: type) -> tuple[Any, ...]:
+def _caches(kind: Any) -> tuple[Any, ...]:
     found: dict[int, Any] = {}
     for one in kind.__mro__:
         beside = sys.modules.get(one.__module__)

@@ -19,7 +19,8 @@ def restride(tracer: Labelling, call: Call) -> list[Labels]:
     x, made = call.first, call.outputs[0]
     if call.name.endswith("_") and made.shape == x.shape:
         return same(tracer, call)
-    order = sorted(range(x.dim()), key=lambda d: (-x.stride(d), x.shape[d]))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda d: (-strides[d], x.shape[d]))
     if call.name.endswith("_") or not x.permute(order).is_contiguous():
         raise UnknownOperator(call.name)
     place = np.full([1] * made.dim(), made.storage_offset() - x.storage_offset())

@@ -85,7 +85,7 @@ def training_branches(network: nn.Module) -> Iterator[None]:
     try:
         for module in containers:
             module.training = True
-        with torch.random.fork_rng(devices=[]), _SameDraws():
+        with torch.random.fork_rng(devices=[]), _SameDraws():  # type: ignore[no-untyped-call]
             yield
     finally:
         for module in containers:
