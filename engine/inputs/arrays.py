@@ -97,8 +97,8 @@ def _from_arrays(
                 f"`mean` or `std` was given, and {_told(arrays, 'x_train')}, which is no image; leave it out, and normalise "
                 "the array"
             )
-        train, test = (TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True))
-        return Data(train, test, (), (), (), source, augment=False, labelled=labels[0] is not None)
+        plain = [TensorDataset(*(x for x in (one, of) if x is not None)) for one, of in zip(inputs, labels, strict=True)]
+        return Data(plain[0], plain[1], (), (), (), source, augment=False, labelled=labels[0] is not None)
     channels, height = first.shape[1:3]
     whole = not first.is_floating_point()
     if not whole:
