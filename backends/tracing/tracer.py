@@ -100,13 +100,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hook()
 
     def __enter__(self) -> Self:
-        self._own_scale.__enter__()
-        super().__enter__()
+        self._own_scale.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        self._own_scale.__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._own_scale.__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def own_scale(self, query: Tensor) -> float:
         """The scale of attention that has none: while tracing the same whatever the width, since the network sets none."""
