@@ -698,7 +698,7 @@ def test_classes_of_own_datasets(dataset, classes):
         (torch.zeros(0, 1), "the training dataset is empty"),
         (own(), "the data are one data set with labels, a TensorDataset; expected a pair"),
         (Stream(), "the training data are a Stream, which cannot be indexed"),
-        ((Plain([({}, 1)]), own()), "has a dict as input"),
+        ((Plain([({}, 1)]), own()), "dictionaries that hold no tensor besides the label"),
         ((Plain([(object(), 1)]), own()), "1 items of a Plain cannot be read into a batch .TypeError"),
     ],
 )

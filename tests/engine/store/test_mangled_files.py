@@ -29,6 +29,7 @@ from toys import in_turn, network
 import freeprune
 from freeprune.backends import Plan, apply
 from freeprune.common import FreePruneError
+from freeprune.engine import opening
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.command.dashboard import studies
 from freeprune.engine.inputs import calibration
@@ -280,13 +281,13 @@ def read_sweep(place):
     def stop(model, weights, data, asked, *_, **__):
         raise Prepared
 
-    before, sweep.prepare = sweep.prepare, stop
+    before, opening.prepare = opening.prepare, stop
     try:
         sweep.pick(place, target={"macs": 0.6}, out=place / "picked", data=pair())
     except Prepared:
         pass
     finally:
-        sweep.prepare = before
+        opening.prepare = before
 
 
 def read_trials(place):
