@@ -60,7 +60,7 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
 
 def dense_accuracy(network: str) -> list[float]:
     """Of the dense network after the same fine-tuning, in percent, one entry a seed."""
-    paths = sorted((RESULTS / "peers").glob(f"a-{network}-channel-macs100-dense-*.json"))
+    paths = sorted((RESULTS / "peers").glob(f"?-{network}-channel-macs100-dense-*.json"))
     return [100 * json.loads(path.read_text())["methods"]["dense"]["accuracy"] for path in paths]
 
 

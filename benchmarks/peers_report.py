@@ -75,7 +75,8 @@ def seconds(runs: Runs, kind: str) -> str:
 
 
 def percent(runs: Runs, kind: str) -> str:
-    return f"{100 * mean(run[kind] for run in runs):.1f}"
+    """A mean share; empty where older runs have none."""
+    return f"{100 * mean(run[kind] for run in runs):.1f}" if all(kind in run for run in runs) else ""
 
 
 def latency(runs: Runs) -> str:
@@ -306,7 +307,7 @@ the ResNets' latency with `--precision 32-true`.
 
 The standard recipe for classifiers (`--distill 0.9`) follows the dense network's softened outputs at first, on the images
 that it has right, and the labels alone at the end, linearly in between; *on labels alone* above is `--distill 0`. It takes
-about half as much time again, and all thirty networks above gain by it: with ResNet-20 0.9 to 2.9 points, with ResNet-56 0.2
+about half as much time again, and all networks above gain by it: with ResNet-20 0.9 to 2.9 points, with ResNet-56 0.2
 to 3.3. The weights of ResNet-20 were trained on these images, those of ResNet-56 on the original pixels: on JPEGs they are
 no better (83.2%) than what is pruned from them. Followed to the end, on all images, they *cost* one to two points; at first
 and on all images, up to half a point.
@@ -324,7 +325,7 @@ Here every method is given the same MACs or weights, counted by one tracer whoev
 (`--round-to 1`), whatever the runtime makes of them. Other methods say how wide each layer is; the channels are then those
 with the largest norm for all. *Plain*: the pruned network as it is; *recovered*: with its weights made good from 512 images
 without labels, which is [all that it takes without training](no-labels.md); *trained*: after 15,000 images by the standard
-recipe.
+recipe. Where these two columns are empty a table was measured with version 0.1.0: without recovery, trained on labels alone.
 
 {missing}{conditions}
 
