@@ -49,9 +49,9 @@ made: dict[str, Any] = {}  # by a process, once
 def tasks(quick: bool) -> Iterator[tuple[str, str]]:
     """Kind and name of each, the most important first; if `quick` the first one of each kind.
 
-    Searches under a target on latency are then left out: to measure what they need takes minutes, and they need no card.
+    What measures latency is then left out: it takes minutes, and needs no card.
     """
-    first = {kind: (kind, name) for kind, name in reversed(list(all_tasks())) if kind != "searched"}
+    first = {kind: (kind, name) for kind, name in reversed(list(all_tasks())) if kind not in ("searched", "line")}
     yield from first.values() if quick else all_tasks()
 
 
