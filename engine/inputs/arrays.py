@@ -162,7 +162,7 @@ def _labels(arrays: Mapping[str, Array], part: str, layout: Layout) -> Tensor:
         text = given.dtype.kind in "US"
         names = "; number the classes from 0, as np.unique(labels, return_inverse=True) does" if text else ""
         raise FreePruneError(
-            f"{_told(arrays, f'y_{part}')}; expected numbers ({len(images)}, ...), a label for each image{names}"
+            f"{_told(arrays, f'y_{part}')}; expected numbers ({len(images)}, ...), a label for each item{names}"
         )
     if given.dtype.kind == "f":
         labels = torch.from_numpy(given.astype(np.float32))

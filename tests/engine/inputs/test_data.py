@@ -451,7 +451,7 @@ IMAGES = arrays()["x_train"]
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"y_train": np.arange(11) % 3}, r"y_train is int64 \(11,\); expected numbers \(12, ...\), a label for each image"),
+        ({"y_train": np.arange(11) % 3}, r"y_train is int64 \(11,\); expected numbers \(12, ...\), a label for each item"),
         ({"y_test": np.array(3)}, r"y_test is int64 \(\); expected numbers \(3, ...\)"),
         ({"y_test": np.zeros((3, 2))}, r"y_train is int64 .12,. and y_test is float64 .3, 2.; expected labels of one shape"),
         ({"y_train": np.array(["ant", "bee"] * 6)}, r"y_train is <U3 \(12,\); expected numbers .*number the classes from 0"),
