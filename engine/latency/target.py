@@ -28,6 +28,7 @@ from .timer import NetworkTimer, TimeLayer, TimeNetwork, layer_timer
 
 CORRECTIONS = 3  # of the limit, at most
 LOOSENED = 6  # corrections in all, once a network is fast enough
+SAME = 1e-3  # limits that differ by less are one limit
 MARGIN = 0.99  # a network right at the target would miss it every second time
 USED = 0.97  # of the target: with less, the limit is loosened
 BEST = 20  # trials that are projected again under a corrected limit
@@ -164,9 +165,11 @@ class Latency:
         low, high = 0.0, math.inf  # limits whose network was fast enough, and whose network was not
         while not USED <= (ratio := measured[-1][0]) <= 1 and len(measured) <= (most := LOOSENED if low else CORRECTIONS):
             low, high = (max(low, limit), high) if ratio <= 1 else (low, min(high, limit))
-            limit = min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
+            before, limit = limit, min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
             if low and not low < limit < high:  # the prediction is off by another ratio for this network
                 limit = math.sqrt(low * high)
+            if math.isclose(limit, before, rel_tol=SAME):  # it would find the same network again
+                break
             try:
                 space = self.space(limit)
             except FreePruneError:  # even the smallest network is predicted to take longer
@@ -176,8 +179,6 @@ class Latency:
                 candidate = _scored(space.even(), candidate, score_all)
             else:
                 candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
-            if any((candidate.kept == before.kept).all() for _, before, _ in measured):
-                break
             measured.append((self._over(candidate.kept), candidate, limit))
         return measured
 
