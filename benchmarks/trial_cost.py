@@ -109,14 +109,14 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         "dense_eval": lambda: network(images),
         "by_hand": lambda: by_hand(network, plan, masks, images),
     }
+    # A trial as it is in a run, each of another network, so that next to nothing is known yet.
     preparation: list[float] = []
-    if granularity == "channel":  # a trial as it is in a run, each of another network, so that next to nothing is known yet
-        for _ in range(3):
-            start = time.perf_counter()
-            recovery = Recovery(network, batch.inputs)
-            preparation.append(time.perf_counter() - start)
-        others = itertools.cycle(proposals)
-        timed["recovered_trial"] = lambda: METRICS["freeprune"](recovery(backend.candidate(next(others))), against, batch)
+    for _ in range(3):
+        start = time.perf_counter()
+        recovery = Recovery(network, batch.inputs)
+        preparation.append(time.perf_counter() - start)
+    others = itertools.cycle(proposals)
+    timed["recovered_trial"] = lambda: METRICS["freeprune"](recovery(backend.candidate(next(others))), against, batch)
     seconds: dict[str, list[float]] = {key: [] for key in timed}
     with torch.no_grad():
         for turn in range(rounds + 1):
@@ -133,10 +133,10 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         turns = [x / y for x, y in zip(seconds[a], seconds[b], strict=False)]
         return {"median": statistics.median(turns), "low": min(turns), "high": max(turns)}
 
-    pairs = [("trial", "pruned"), ("trial", "dense"), ("trial", "dense_eval"), ("by_hand", "trial")]
-    if preparation:
-        pairs.append(("recovered_trial", "pruned"))
-        medians["recovery_preparation"] = statistics.median(preparation)
+    pairs = [
+        ("trial", "pruned"), ("trial", "dense"), ("trial", "dense_eval"), ("by_hand", "trial"), ("recovered_trial", "pruned"),
+    ]  # fmt: skip
+    medians["recovery_preparation"] = statistics.median(preparation)
     return {
         "network": name, "granularity": granularity, "target": f"{cost}={share:.0%}", "memory_format": memory,
         "images": [count, 3, side, side], "rounds": rounds, "threads": torch.get_num_threads(), "seconds": medians,

@@ -1,7 +1,7 @@
-"""Candidates scored with weights made good, at next to no cost: one pass of the dense network, and small systems solved once.
+"""Candidates scored with weights made good, at next to no cost, from one pass of the dense network.
 
 Within a group the channels that stay depend on their number alone, so that a search asks for the same few sets of inputs of a
-layer again and again.
+layer again and again: each is solved once. Under a mask every output has a set of its own: a few steps towards the solution do.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ SAMPLES = 16  # rows of inputs for each column, where that is
 EFFORT = 2.0  # times the multiplications of the layer itself, but at least
 FEWEST = 4  # rows for each column
 KEPT_BYTES = 2**29  # of solved weights that are remembered
+STEPS = 3  # of conjugate gradients under a mask
+AFFORDABLE = 0.2  # of the multiplications of all layers, for the steps of all masks together
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,34 @@ class Layer:
         weight: of the dense network.
         middle: `(groups, columns)`, the mean of the inputs, 0 where a constant would cost something.
         moments: `(groups, columns, columns)`, about that.
+        products: multiplications of the layer in the pass.
     """
 
     site: Site
     weight: Tensor
     middle: Tensor
     moments: Tensor
+    products: int
+
+    @cached_property
+    def wanted(self) -> tuple[Tensor, Tensor]:
+        """`(groups, outputs, columns)`, what the outputs have in common with the inputs, and the moments, in float32."""
+        moments = self.moments.float()
+        return self.site.matrices(self.weight).float() @ moments, moments
+
+    @property
+    def effort(self) -> int:
+        """Multiplications of the steps under a mask: one product of matrices each, and one before."""
+        groups, outputs, columns = self.site.matrices(self.weight).shape
+        return (STEPS + 1) * groups * outputs * columns**2
 
 
 class Recovery:
-    """Gives candidates that lost channels the weights that recovery would give them.
+    """Gives candidates the weights that recovery would give them, about.
 
-    A layer that lost inputs is fitted to what it gave, on what the dense network sends it. That is less than the winner gets
-    (`winner.recover`), whose layers are fitted to each other, and costs a candidate next to nothing.
+    A layer that lost inputs, or weights under a mask, is fitted to what it gave, on what the dense network sends it. That is
+    less than the winner gets (`winner.recover`), whose layers are fitted to each other, and costs a candidate next to nothing.
+    Masks that would cost more keep their plain weights, those of the dearest layers first.
 
     Args:
         network: the dense one, left as it is; on the device that candidates run on.
@@ -62,18 +81,22 @@ class Recovery:
 
     def __init__(self, network: nn.Module, inputs: Inputs, seed: int = 0) -> None:
         self._layers = layers(network, inputs, seed)
+        self._cheap = _cheapest(self._layers)
         self._known: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, candidate: Candidate) -> Candidate:
-        """The candidate with other weights in the layers that lost inputs."""
+        """The candidate with other weights in the layers that lost inputs or weights."""
         tensors = dict(candidate.tensors)
-        for name, dims in candidate.kept.items():
-            layer = self._layers.get(name)
-            if layer is None or layer.site.inputs not in dims or name not in tensors:
+        for name in candidate.tensors.keys() & self._layers.keys():
+            layer, dims = self._layers[name], candidate.kept.get(name, {})
+            if layer.site.inputs in dims:
+                weight, shift = self._solved(name, layer, dims[layer.site.inputs])
+                tensors[name] = _cut(weight, dims, layer.site)
+            elif not dims and name in self._cheap:
+                tensors[name], shift = _masked(layer, candidate.tensors[name])
+            else:
                 continue
-            weight, shift = self._solved(name, layer, dims[layer.site.inputs])
-            tensors[name] = _cut(weight, dims, layer.site)
             bias = layer.site.bias
             if bias is not None:
                 own = tensors.get(bias, candidate.skeleton.tensors[bias])
@@ -93,9 +116,8 @@ class Recovery:
         inner = layer.moments[:, columns]
         cut = layer.weight.index_select(site.inputs, ids)
         solved = least_squares(dense[..., columns], dense.double() @ inner.mT, inner[..., columns])
-        shift = (dense.double() @ layer.middle[..., None] - solved @ layer.middle[:, columns, None])[..., 0]
-        shift = shift.reshape(-1, site.positions).sum(1) if site.shared else shift.reshape(-1)
-        made = site.restored(solved, cut.shape).to(cut.dtype), shift.to(cut.dtype)
+        shift = dense.double() @ layer.middle[..., None] - solved @ layer.middle[:, columns, None]
+        made = site.restored(solved, cut.shape).to(cut.dtype), _by_output(site, shift).to(cut.dtype)
         self._known[key] = made
         self._bytes += made[0].nbytes
         while self._bytes > KEPT_BYTES:
@@ -142,12 +164,14 @@ class _Seen:
     count: int
     mean: Tensor
     spread: Tensor
+    products: int
 
     @staticmethod
     def of(call: Call, rows: Tensor) -> _Seen:
         mean = rows.double().mean(1)
         rows = rows - mean[:, None].to(rows.dtype)
-        return _Seen(call.site, call.weight, rows.shape[1], mean, (rows.mT @ rows).double() / rows.shape[1])
+        spread = (rows.mT @ rows).double() / rows.shape[1]
+        return _Seen(call.site, call.weight, rows.shape[1], mean, spread, call.samples * call.weight.numel())
 
 
 def _layer(calls: list[_Seen], normalised: bool) -> Layer:
@@ -160,7 +184,29 @@ def _layer(calls: list[_Seen], normalised: bool) -> Layer:
     for call in calls:
         apart = call.mean - middle
         moments += (call.spread + apart[:, :, None] * apart[:, None, :]) * (call.count / total)
-    return Layer(first.site, first.weight, middle, moments)
+    return Layer(first.site, first.weight, middle, moments, sum(call.products for call in calls))
+
+
+def _masked(layer: Layer, plain: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight of which some entries stay zero, and what its bias gains."""
+    site, (cross, moments) = layer.site, layer.wanted
+    before = site.matrices(plain)
+    solved = least_squares(before, cross, moments, before != 0, steps=STEPS)
+    shift = (site.matrices(layer.weight).to(moments.dtype) - solved) @ layer.middle.to(moments.dtype)[..., None]
+    return site.restored(solved, plain.shape).to(plain.dtype), _by_output(site, shift).to(plain.dtype)
+
+
+def _by_output(site: Site, shift: Tensor) -> Tensor:
+    """`(outputs,)` from `(groups, outputs, 1)` of the matrices, where kernel positions may count as outputs."""
+    return shift.reshape(-1, site.positions).sum(1) if site.shared else shift.reshape(-1)
+
+
+def _cheapest(layers: Mapping[str, Layer]) -> frozenset[str]:
+    """The layers whose steps under a mask are affordable together."""
+    ascending = sorted(layers, key=lambda name: layers[name].effort)
+    together = accumulate(layers[name].effort for name in ascending)
+    limit = AFFORDABLE * sum(layer.products for layer in layers.values())
+    return frozenset(name for name, effort in zip(ascending, together, strict=True) if effort <= limit)
 
 
 def _ids(kept: NDArray[np.int64], like: Tensor) -> Tensor:

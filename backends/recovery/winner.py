@@ -299,7 +299,7 @@ class _Fit:
         moments, cross = _products(rows, targets)
         if call.site.shared:
             cross = call.site.matrices(self._outer(call)) @ cross
-        return least_squares(call.site.matrices(plain), cross, moments, self._masked(call), self._ridge)
+        return least_squares(call.site.matrices(plain), cross, moments.double(), self._masked(call), self._ridge)
 
     def _outer(self, call: Call) -> Tensor:
         """Where positions share coefficients: the dense weight of the outputs that stay, which reads what should go in."""

@@ -131,9 +131,10 @@ class Job:
     def recovery(self) -> Recovery | None:
         """What makes candidates good; None where only the winner is, or none.
 
-        Masks ask for a system for every output, and a large network for the moments of all its layers at once.
+        Masks on channels that shrink ask for both at once, and a large network for the moments of all its layers at once.
         """
-        if not self.settings.recovery or not self.backend.shrinks or self.backend.mask is not None or is_large(self.network):
+        both = self.backend.shrinks and self.backend.mask is not None
+        if not self.settings.recovery or both or is_large(self.network):
             return None
         return Recovery(self.dense.dense.skeleton.network, self.fitted.inputs, self.settings.seed)
 

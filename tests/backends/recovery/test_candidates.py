@@ -8,24 +8,30 @@ from networks import NETWORKS, build, images
 from freeprune.backends import BACKENDS, importance
 from freeprune.backends.recovery import candidates
 from freeprune.backends.recovery.candidates import Recovery
+from freeprune.backends.recovery.solve import RIDGE
 from freeprune.common import Skeleton
 
 IMAGES = images(32)
 
 
-def backend_of(network):
-    return BACKENDS["channel"](network, (IMAGES,), importance("l2", network))
+def backend_of(network, granularity="channel"):
+    return BACKENDS[granularity](network, (IMAGES,), importance("l2", network))
+
+
+def share(backend, left):
+    return np.array([max(group.minimum, int(left * group.units)) for group in backend.groups])
 
 
 def half(backend):
-    return np.array([max(group.minimum, group.units // 2) for group in backend.groups])
+    return share(backend, 1 / 2)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "weight", "kernel"])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_candidates_come_closer_to_the_dense_network(name):
+def test_candidates_come_closer_to_the_dense_network(name, granularity):
     network = build(name)
-    backend = backend_of(network)
-    plain = backend.candidate(half(backend))
+    backend = backend_of(network, granularity)
+    plain = backend.candidate(share(backend, 1 / 2 if granularity == "channel" else 1 / 5))
     better = Recovery(network, (IMAGES,))(plain)
     skeleton = Skeleton(network)
     with torch.no_grad(), skeleton.batch_statistics():
@@ -35,6 +41,51 @@ def test_candidates_come_closer_to_the_dense_network(name):
     assert errors[1] < errors[0]
     assert plain.tensors.keys() <= better.tensors.keys()
     assert all(better.tensors[name].shape == tensor.shape for name, tensor in plain.tensors.items())
+
+
+def test_what_a_mask_has_taken_stays_zero():
+    network = build("vgg")
+    backend = backend_of(network, "weight")
+    plain = backend.candidate(half(backend)).tensors
+    better = Recovery(network, (IMAGES,))(backend.candidate(half(backend))).tensors
+    assert all((better[name][tensor == 0] == 0).all() for name, tensor in plain.items())
+    assert any(not torch.equal(better[name], tensor) for name, tensor in plain.items())
+
+
+def test_under_a_mask_the_steps_lead_to_the_closed_form(monkeypatch):
+    network = build("vgg")
+    backend = backend_of(network, "weight")
+    candidate = backend.candidate(half(backend))
+    recovery = Recovery(network, (IMAGES,))
+    layer = recovery._layers["0.weight"]
+    dense, moments = layer.site.matrices(layer.weight)[0].double(), layer.moments[0]
+    ridge = RIDGE * moments.diagonal().mean()
+    exact = torch.zeros_like(dense)
+    for row, (want, plain) in enumerate(
+        zip(dense, layer.site.matrices(candidate.tensors["0.weight"])[0].double(), strict=True)
+    ):
+        left = plain != 0
+        system = moments[left][:, left] + ridge * torch.eye(int(left.sum()))
+        exact[row, left] = torch.linalg.solve(system, moments[left] @ want + ridge * plain[left])
+    errors = []
+    for steps in (1, 3, 100):
+        monkeypatch.setattr(candidates, "STEPS", steps)
+        errors.append(float((layer.site.matrices(recovery(candidate).tensors["0.weight"])[0] - exact).norm() / exact.norm()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-3
+
+
+def test_masks_of_layers_that_would_cost_too_much_stay_plain(monkeypatch):
+    network = build("vgg")
+    backend = backend_of(network, "weight")
+    plain = backend.candidate(half(backend))
+    recovery = Recovery(network, (IMAGES,))
+    dearest = max(recovery._layers, key=lambda name: recovery._layers[name].effort)
+    others = sum(layer.effort for name, layer in recovery._layers.items() if name != dearest)
+    monkeypatch.setattr(candidates, "AFFORDABLE", others / sum(layer.products for layer in recovery._layers.values()))
+    better = Recovery(network, (IMAGES,))(plain)
+    assert torch.equal(better.tensors[dearest], plain.tensors[dearest])
+    assert any(not torch.equal(better.tensors[name], tensor) for name, tensor in plain.tensors.items())
 
 
 def test_nothing_lost_is_nothing_changed():
