@@ -62,7 +62,7 @@ from ..store.summary import (
 from ..tasks.choice import AUTO
 from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
-from ..training.measuring import measure_of, tallied
+from ..training.measuring import measure_of, tallied_for
 from .int8 import compared, quantised
 from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
 from .verdict import verdict
@@ -355,7 +355,7 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
 
 def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Any:
     progress("test", 0, 1, f"{job.task.judge.measure} of the {which} network")
-    return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
+    return tallied_for(job, network, job.data.test)
 
 
 def _each(measured: Callable[[Any], float | None], tallies: Sequence[Any]) -> list[Any]:

@@ -34,7 +34,7 @@ from ..store.ledger import Ledger, curve
 from ..store.records import Records
 from ..store.studies import AgainstRandom, Comparison, Judged, Run
 from ..training.finetuning import finetuned
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..workers.pool import pool
 
 CONTROL = "random"  # the strategy that the others are compared with
@@ -175,7 +175,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
         network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
-        return measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
+        return measured_for(job, network, job.data.test)
 
     if left:
         with pool(tuned, opening.placement) as workers:

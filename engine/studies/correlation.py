@@ -44,7 +44,7 @@ from ..store.documents import Interval, finite
 from ..store.records import Records
 from ..store.studies import Candidate, Correlated, GroupSize, NoiseFound, Study, StudyImages
 from ..training.finetuning import finetuned
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..user_code import scored
 from ..workers.pool import pool
 
@@ -144,7 +144,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
     return Study(
         config=config,
         versions=files.versions(),
-        dense_accuracy=_measured(job.network, job),
+        dense_accuracy=measured_for(job, job.network, validation_of(job)),
         candidates=tuple(
             Candidate(
                 kept=tuple(kept[i].tolist()),
@@ -169,11 +169,6 @@ def validation_of(job: Job) -> Dataset[object]:
     """The tenth of the training images that candidates are judged on."""
     _, validation = split(job.data, job.settings.seed)
     return validation
-
-
-def _measured(network: nn.Module, job: Job) -> float:
-    """The task's measure on the validation images."""
-    return measured(network, validation_of(job), job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
 
 
 def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]:
@@ -221,13 +216,13 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     wanted += [(i, s) for s in range(1, plan.seeds) for i in range(0, len(kept), plan.repeat)]
     done = _tuned_before(records, kept)
     left = [key for key in wanted if key not in done]
+    validation = validation_of(job)
 
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
         _, network, _ = made_good(job, apply(job.network, plan), plan)
-        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        found = _measured(tuned, job)
+        found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), validation)
         return found, time.perf_counter() - start
 
     opening.progress("fine-tune", len(done), len(wanted), "")
