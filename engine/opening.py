@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import Dataset
 
 from .asked.declaration import Hardware
@@ -15,6 +14,7 @@ from .asked.recipe import Recipe
 from .asked.settings import Settings
 from .delivery.rehearsal import rehearse
 from .inputs.calibration import keep
+from .inputs.dense import GivenModel
 from .progress import Progress
 from .run.job import Job, prepare
 from .run.task import Finetune
@@ -45,8 +45,8 @@ class Opening:
     progress: Progress
 
     def job(
-        self, model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Any, asked: Settings,
-        finetune: Recipe | Finetune | None, *, timed: bool = False, extends: bool = False,
+        self, model: GivenModel, data: Any, asked: Settings, finetune: Recipe | Finetune | None, *,
+        timed: bool = False, extends: bool = False,
     ) -> Job:  # fmt: skip
         """The job, with all arguments checked; nothing is written.
 
@@ -60,9 +60,8 @@ class Opening:
         files.check_folder(self.folder, self.resume, self.force)
         check(self.placement)
         return prepare(
-            model, weights, data, asked, finetune, weights_key=weights_key, folder=self.folder if self.resume else None,
-            timed=timed, earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST,
-            hardware=self.hardware,
+            model, data, asked, finetune, folder=self.folder if self.resume else None, timed=timed,
+            earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST, hardware=self.hardware,
         )  # fmt: skip
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:

@@ -20,6 +20,7 @@ from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
 from .inputs.data import asked_data
+from .inputs.dense import GivenModel
 from .latency.target import Latency, OutOfReach, measured_latency
 from .opening import Opening
 from .progress import Progress, Shown, shows_progress
@@ -105,7 +106,7 @@ def prune(
     """
     assert callable(progress)  # shows_progress made it a function
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
-    data = asked_data(data, options)
+    given, data = GivenModel(model, weights, weights_key), asked_data(data, options)
     asked = settings(
         target,
         options,
@@ -119,10 +120,10 @@ def prune(
     check_hardware(opening.hardware)
     if not is_first():
         helper = replace(opening.hardware, device="cpu")  # the first process scores
-        job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, timed=True, hardware=helper)
+        job = prepare(given, data, asked, finetune, timed=True, hardware=helper)
         assist(replace(job, hardware=opening.hardware), Saving(opening.folder / files.TRAINING))
         sys.exit()
-    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True, extends=True)
+    job = opening.job(given, data, asked, finetune, timed=True, extends=True)
     return finished_run(job, lambda job: strategy_of(job, strategy, seed), opening)
 
 

@@ -16,9 +16,8 @@ from .asked.settings import Settings, TrainOptions, hardware_of
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
 from .inputs.data import asked_data, load_data
-from .inputs.dense import dense_network
+from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
-from .inputs.libraries import stated_by
 from .inputs.sharded import save_weights
 from .progress import Shown, shows_progress
 from .run.task import task_of, trained_by
@@ -119,8 +118,9 @@ def train(
     saving = _saving(out, resume)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
-    network = dense_network(model, weights, seed, weights_key)
-    images = load_data(data, stated=stated_by(model, weights, network), network=in_float32(network))
+    given = GivenModel(model, weights, weights_key)
+    network = given.network(seed)
+    images = load_data(data, stated=given.stated(network), network=in_float32(network))
     if not images.labelled:
         raise FreePruneError(
             f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"

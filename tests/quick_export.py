@@ -1,4 +1,4 @@
-"""PyTorch's earlier exporter in place of its present one, which takes seconds for a network that the earlier one writes at once.
+"""PyTorch's earlier exporter in place of its present one, which takes seconds where the earlier one takes none.
 
 For tests that look at runs, most of whose time it would take: files have a runtime, checks and latencies as ever. What the
 earlier one cannot write, and what tests in `backends/onnx` look at, comes from the present one.

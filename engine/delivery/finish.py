@@ -139,7 +139,7 @@ def finish(
         seed=job.settings.seed,
         threads=torch.get_num_threads(),
         versions={**files.versions(), job.settings.runtime: job.runtime.version},
-        doubt=job.doubt,
+        doubt=job.choice.doubt,
         measure=judge.measure,
         unit=judge.unit,
         larger=judge.larger,

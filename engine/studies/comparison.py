@@ -20,6 +20,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
+from ..inputs.dense import GivenModel
 from ..opening import Opening
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -89,7 +90,7 @@ def compare(
     trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
     options["warm_starts"] = options.get("warm_starts") or ()
     asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
-    job = opening.job(model, weights, weights_key, data, asked, finetune)
+    job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
     config = {**job.config, "strategies": list(names), "seeds": seeds}
     del config["strategy"]
     tested = None if finetune is None else job.data.test

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import Dataset
 
 from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
@@ -30,8 +29,8 @@ from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
-from ..inputs.batches import split
 from ..inputs.data import asked_data
+from ..inputs.dense import GivenModel
 from ..opening import Opening
 from ..progress import Shown, shows_progress
 from ..report import plots
@@ -116,10 +115,10 @@ def correlate(
     data = asked_data(data, options)
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume or rescore, force, progress)
     asked = settings(target, options, strategy="random", warm_starts=())
-    job = opening.job(model, weights, weights_key, data, asked, finetune)
+    job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
     config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
     structure = {"structure": fingerprint(structure_of(job.network))}
-    opening.begin(job, {**config, **structure}, validation_of(job), finished=rescore)
+    opening.begin(job, {**config, **structure}, job.validation, finished=rescore)
     study = _studied(job, plan, table, config, opening)
     files.write_document(opening.folder, study)
     write_report(opening.folder)
@@ -144,7 +143,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
     return Study(
         config=config,
         versions=files.versions(),
-        dense_accuracy=measured_for(job, job.network, validation_of(job)),
+        dense_accuracy=measured_for(job, job.network, job.validation),
         candidates=tuple(
             Candidate(
                 kept=tuple(kept[i].tolist()),
@@ -157,18 +156,12 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
         groups=tuple(GroupSize(group.name, group.units) for group in job.backend.groups),
         noise=NoiseFound(**{name: finite(value) for name, value in asdict(noise(runs)).items()}),
         metrics=_correlated(runs if judge.larger else [[-x for x in run] for run in runs], scores, job.settings.seed),
-        images=StudyImages(len(job.train), len(job.data.train) - len(job.train)),  # type: ignore[arg-type]
+        images=StudyImages(len(job.train), len(job.validation)),
         threads=torch.get_num_threads(),
         measure=judge.measure,
         unit=judge.unit,
         larger=judge.larger,
     )
-
-
-def validation_of(job: Job) -> Dataset[object]:
-    """The tenth of the training images that candidates are judged on."""
-    _, validation = split(job.data, job.settings.seed)
-    return validation
 
 
 def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]:
@@ -216,13 +209,12 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     wanted += [(i, s) for s in range(1, plan.seeds) for i in range(0, len(kept), plan.repeat)]
     done = _tuned_before(records, kept)
     left = [key for key in wanted if key not in done]
-    validation = validation_of(job)
 
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
         _, network, _ = made_good(job, apply(job.network, plan), plan)
-        found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), validation)
+        found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), job.validation)
         return found, time.perf_counter() - start
 
     opening.progress("fine-tune", len(done), len(wanted), "")

@@ -19,6 +19,7 @@ from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, li
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked, asked_data
+from ..inputs.dense import GivenModel
 from ..opening import Opening
 from ..progress import Progress, Shown, shows_progress
 from ..prune import finished_run
@@ -88,7 +89,7 @@ def sweep(
     data = asked_data(data, options)
     opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
     asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
-    job = opening.job(model, weights, weights_key, data, asked, None)
+    job = opening.job(GivenModel(model, weights, weights_key), data, asked, None)
     config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
     opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
     swept = read_finished(opening.folder, Sweep)
@@ -245,7 +246,7 @@ def pick(
     if weights is None:
         weights, weights_key = config["weights"], weights_key or config["weights_key"]
     model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
-    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True)
+    job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune, timed=True)
     points = _next_to(trials_of(folder), job)
     asked = replace(asked, trials=len(points))
     job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from ...common import FreePruneError
 from ...reading import leaves
 from ...sharing import light
-from ..asked.declaration import Hardware
+from ..asked.declaration import HERE, Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
 from ..run.job import Job
 from ..tasks import CLASSIFICATION, Task
-from .fabric import HERE, fabric_of
+from .fabric import fabric_of
 from .feeding import Drawn, batches_of, check_finite, dense_labels, inputs_and_labels, loader, on_cpu, run
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
 from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
@@ -377,7 +378,7 @@ def test_warm_starts_are_named_or_none_at_all(given, meant):
 def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
     def begins_with(granularity, **more):
         asked = settings(["macs=50%"], {"granularity": granularity, "calibration_images": 16, **more}, trials=trials)
-        return prepare("digits:cnn", None, "digits", asked, None).settings.warm_starts
+        return prepare(GivenModel("digits:cnn"), "digits", asked, None).settings.warm_starts
 
     assert begins_with("weight") == expected
     assert begins_with("weight", warm_starts=()) == ()
@@ -388,7 +389,7 @@ def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_
 
 @pytest.mark.parametrize(("granularity", "geometric"), [("channel", False), ("channel+nm", False), ("weight", True)])
 def test_what_stays_of_weights_is_searched_by_factors(granularity, geometric):
-    job = prepare("digits:cnn", None, "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
+    job = prepare(GivenModel("digits:cnn"), "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
     assert job.space.geometric == job.within(job.settings.target).space.geometric == geometric
 
 

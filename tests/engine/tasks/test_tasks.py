@@ -17,6 +17,7 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.delivery.rehearsal import rehearse
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.opening import Opening
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
@@ -380,7 +381,7 @@ def pair():
 
 def regression(pair, recipe, **options):
     asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0, "task": REGRESSION, **options}, trials=2)
-    return prepare(network(), None, pair, asked, recipe)
+    return prepare(GivenModel(network()), pair, asked, recipe)
 
 
 def test_labels_of_another_task_are_refused(pair):
