@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .asked.settings import Settings
 from .delivery.rehearsal import rehearse
 from .inputs.calibration import keep
 from .inputs.dense import GivenModel
-from .progress import Progress
+from .progress import Progress, Shown, reported
 from .run.job import Job, prepare
 from .run.task import Finetune
 from .store import run_folder as files
@@ -83,3 +84,13 @@ class Opening:
     def has_finished(self, name: str) -> bool:
         """Whether the folder to resume holds the file of this name, which is written at the end."""
         return self.resume and (self.folder / name).exists()
+
+
+@contextmanager
+def opened(
+    out: str | Path, placement: Placement, hardware: Hardware, resume: bool, force: bool, progress: Shown
+) -> Iterator[Opening]:
+    """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder."""
+    folder = Path(out)
+    with files.errors_kept(folder), reported(progress) as tell:
+        yield Opening(folder, placement, hardware, resume, force, tell)

@@ -84,7 +84,7 @@ class Members(Encoded):
         return os.pread(file, size, start)
 
 
-def shards(place: str, asked: Pictures, network: nn.Module | None = None) -> Data:
+def shards(place: str, asked: Pictures, network: nn.Module | None) -> Data:
     """The images of shards.
 
     Args:

@@ -21,8 +21,8 @@ from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
 from ..inputs.dense import GivenModel
-from ..opening import Opening
-from ..progress import Shown, shows_progress
+from ..opening import Opening, opened
+from ..progress import Shown
 from ..report import plots
 from ..report.page import read_finished, write_report
 from ..run.job import Job, strategy_of
@@ -42,8 +42,6 @@ CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1
 
 
-@files.keeps_traceback
-@shows_progress
 def compare(
     model: nn.Module | str,
     data: Any,
@@ -82,26 +80,25 @@ def compare(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
     names = listed(strategies)
     _check(names, trials, seeds)
     data = asked_data(data, options)
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
-    trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
-    options["warm_starts"] = options.get("warm_starts") or ()
-    asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
-    job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
-    config = {**job.config, "strategies": list(names), "seeds": seeds}
-    del config["strategy"]
-    tested = None if finetune is None else job.data.test
-    opening.begin(job, config, tested, finished=opening.has_finished(Comparison.FILE))
-    comparison = read_finished(opening.folder, Comparison)
-    if comparison is None:
-        comparison = _compared(job, names, seeds, config, opening)
-        files.write_document(opening.folder, comparison)
-        write_report(opening.folder)
-    plots.draw(plots.save_comparison, comparison, opening.folder)
-    return comparison
+    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
+        trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
+        options["warm_starts"] = options.get("warm_starts") or ()
+        asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
+        config = {**job.config, "strategies": list(names), "seeds": seeds}
+        del config["strategy"]
+        tested = None if finetune is None else job.data.test
+        opening.begin(job, config, tested, finished=opening.has_finished(Comparison.FILE))
+        comparison = read_finished(opening.folder, Comparison)
+        if comparison is None:
+            comparison = _compared(job, names, seeds, config, opening)
+            files.write_document(opening.folder, comparison)
+            write_report(opening.folder)
+        plots.draw(plots.save_comparison, comparison, opening.folder)
+        return comparison
 
 
 def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, Any], opening: Opening) -> Comparison:

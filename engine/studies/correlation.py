@@ -31,8 +31,8 @@ from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
 from ..inputs.data import asked_data
 from ..inputs.dense import GivenModel
-from ..opening import Opening
-from ..progress import Shown, shows_progress
+from ..opening import Opening, opened
+from ..progress import Shown
 from ..report import plots
 from ..report.page import write_report
 from ..run.job import Job, metric_name, metric_of
@@ -59,8 +59,6 @@ COUNTS, SLACK = ("params", "macs"), 0.01  # these metrics count as constant if t
 CONTROL = "logdensity"  # the metric that partial correlations hold constant
 
 
-@files.keeps_traceback
-@shows_progress
 def correlate(
     model: nn.Module | str,
     data: Any,
@@ -106,25 +104,24 @@ def correlate(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
     table = _metrics(metrics)
     if finetune is None:
         raise FreePruneError("the study compares scores with accuracies after fine-tuning; give a recipe")
     plan = Options(candidates, seeds, repeat, tuple(table), rescore)
     check_all(plan)
     data = asked_data(data, options)
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume or rescore, force, progress)
-    asked = settings(target, options, strategy="random", warm_starts=())
-    job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
-    config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
-    structure = {"structure": fingerprint(structure_of(job.network))}
-    opening.begin(job, {**config, **structure}, job.validation, finished=rescore)
-    study = _studied(job, plan, table, config, opening)
-    files.write_document(opening.folder, study)
-    write_report(opening.folder)
-    plots.draw(plots.save_scatter, study, opening.folder)
-    plots.draw(plots.save_heat_map, files.studies_beside(opening.folder), opening.folder)
-    return study
+    with opened(out, placed(workers, options), hardware_of(options), resume or rescore, force, progress) as opening:
+        asked = settings(target, options, strategy="random", warm_starts=())
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
+        config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
+        structure = {"structure": fingerprint(structure_of(job.network))}
+        opening.begin(job, {**config, **structure}, job.validation, finished=rescore)
+        study = _studied(job, plan, table, config, opening)
+        files.write_document(opening.folder, study)
+        write_report(opening.folder)
+        plots.draw(plots.save_scatter, study, opening.folder)
+        plots.draw(plots.save_heat_map, files.studies_beside(opening.folder), opening.folder)
+        return study
 
 
 def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[str, Any], opening: Opening) -> Study:
