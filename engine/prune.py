@@ -16,7 +16,7 @@ from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
 from .asked.targets import LATENCY
-from .delivery.finish import Result, finish
+from .delivery.finish import Outcome, Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
 from .inputs.data import asked_data
@@ -144,7 +144,7 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
             job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return finish(job, found, ledger.trials, timed, plan, rehearsed, folder, progress)
+    return finish(job, Outcome(found, ledger.trials, plan, timed), rehearsed, folder, progress)
 
 
 def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:

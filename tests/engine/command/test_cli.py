@@ -20,7 +20,7 @@ from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
-from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
@@ -83,7 +83,7 @@ def test_a_network_that_cannot_be_exported_is_pruned_all_the_same(weights, tmp_p
     def refuse(*args):
         raise FreePruneError("the network cannot be exported to ONNX (an operator is missing); prune it without")
 
-    monkeypatch.setattr(finish_module, "export_onnx", refuse)
+    monkeypatch.setattr(export_module, "export_onnx", refuse)
     out = tmp_path / "out"
     status, output, _ = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
     assert status == 0
