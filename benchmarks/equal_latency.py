@@ -37,7 +37,7 @@ from freeprune.backends import Plan, apply
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.data import load_data

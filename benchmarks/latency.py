@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.dense import GivenModel

@@ -22,7 +22,8 @@ import torch
 from studies import CELLS, FOLDER
 from torch import Tensor, nn
 
-from freeprune.common import Batch, Candidate, write_atomically
+from freeprune.common import Batch, Candidate
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import recorded
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.batches import split

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of

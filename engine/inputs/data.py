@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from ...common import FreePruneError, cause, nearest
+from ...errors import FreePruneError, cause, nearest
 from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import Encoded
 from .sources import Pictures, data_of_pictures

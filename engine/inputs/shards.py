@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import HEAD, TAIL, Encoded
 from .image_files import SUFFIXES, counts

@@ -20,8 +20,9 @@ from ...backends.onnx import Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, Candidate, FreePruneError, find
+from ...common import Batch, Candidate, FreePruneError
 from ...metrics import METRICS, Metric, Reference, reference
+from ...registry import find
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ...sharing import is_large

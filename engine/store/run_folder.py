@@ -16,8 +16,8 @@ from torch import nn
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
-from ...common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
-from ...errors import is_out_of_memory, out_of_memory
+from ...disk import DAMAGE, parse_json, write_atomically
+from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config

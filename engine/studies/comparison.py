@@ -11,9 +11,11 @@ import numpy as np
 from torch import nn
 
 from ...backends import apply
-from ...common import DAMAGE, FreePruneError, find
+from ...common import FreePruneError
+from ...disk import DAMAGE
 from ...metrics.statistics import mean_interval, paired_p
 from ...options import check_all
+from ...registry import find
 from ...search import STRATEGIES
 from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe

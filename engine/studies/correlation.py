@@ -20,11 +20,13 @@ from torch import nn
 
 from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
-from ...common import DAMAGE, Batch, FreePruneError, entries
+from ...common import Batch, FreePruneError
 from ...common import Candidate as Pruned
+from ...disk import DAMAGE
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...options import check_all
+from ...registry import entries
 from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe

@@ -10,7 +10,7 @@ import click
 import pytest
 
 import freeprune
-from freeprune import layouts
+from freeprune import granularity_options
 from freeprune.backends import BACKENDS, find_backend
 from freeprune.common import FreePruneError
 from freeprune.engine.asked import declaration
@@ -138,7 +138,7 @@ def test_options_of_another_granularity_are_refused(granularity):
 
 
 def test_a_built_in_granularity_is_told_what_its_class_takes():
-    assert {name: backend.options for name, backend in BACKENDS.items() if backend.options} == layouts.LAYOUTS
+    assert {name: backend.options for name, backend in BACKENDS.items() if backend.options} == granularity_options.LAYOUTS
 
 
 def test_the_declaration_is_read_without_torch():
