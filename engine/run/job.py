@@ -112,7 +112,7 @@ class Job:
 
     @property
     def fast(self) -> nn.Module:
-        """The dense network there."""
+        """The dense network on the scoring device, in the scoring memory format."""
         return self.dense.dense.skeleton.network
 
     def working(self, network: nn.Module) -> nn.Module:

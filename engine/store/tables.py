@@ -20,11 +20,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def interval(found: Interval | None, factor: float = 1.0) -> str:
+def interval(found: Interval | None, digits: int = 2, factor: float = 1.0) -> str:
     """An estimate with its 95% interval, where it has one: `0.71 [0.55, 0.83]`."""
     if found is None or found.value is None:
         return NONE
-    value, low, high = (number(None if v is None else factor * v, 2) for v in (found.value, found.low, found.high))
+    value, low, high = (number(None if v is None else factor * v, digits) for v in (found.value, found.low, found.high))
     return value if found.low is None else f"{value} [{low}, {high}]"
 
 
