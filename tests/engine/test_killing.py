@@ -21,7 +21,7 @@ from freeprune.engine.run.loop import search
 from freeprune.engine.store.ledger import Ledger
 from freeprune.search import STRATEGIES, Space
 
-TRIALS, MOMENTS = 24, 10
+TRIALS, MOMENTS = 24, 20
 UNITS = np.array([10, 20, 30, 40])
 FORK = multiprocessing.get_context("fork")
 
