@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..common import FreePruneError, find
+from ..common import FreePruneError
+from ..registry import find
 from .base import Backend, Group
 from .compaction.compaction import compact
 from .criteria import CRITERIA, importance

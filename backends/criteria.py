@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common import Batch, FreePruneError, find, needs_labels
+from ..common import Batch, FreePruneError, needs_labels
+from ..registry import find
 from ..sharing import is_large
 from .recovery.order import Slices, Values, eliminated
 

@@ -21,7 +21,8 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
-from ..common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
+from ..disk import DAMAGE, parse_json, write_atomically
+from ..errors import FreePruneError, brief
 
 VERSION = 2  # version 1 could not name branches that are gone, and is still read
 MASKS = "masks.safetensors"

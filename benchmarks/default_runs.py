@@ -22,7 +22,7 @@ from recovery import efficientnet_lite0, imagenet_images
 from torch import nn
 
 import freeprune
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.data import load_data
 
 RESULTS = HERE / "results" / "default"

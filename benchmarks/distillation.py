@@ -26,7 +26,7 @@ from peers import HERE, IMAGES, NETWORKS
 from torch import nn
 
 import freeprune
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model

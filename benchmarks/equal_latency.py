@@ -37,10 +37,11 @@ from freeprune.backends import Plan, apply
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data, split
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.run.job import Job, prepare
@@ -104,7 +105,7 @@ class Bench:
         key = name, seed, round_to
         if key not in self._jobs:
             options = {"seed": seed, "round_to": round_to, "depth": True, "calibration_images": CALIBRATION}
-            self._jobs[key] = prepare(self.network(name), None, self.data, settings({"macs": 0.5}, options), None)
+            self._jobs[key] = prepare(GivenModel(self.network(name)), self.data, settings({"macs": 0.5}, options), None)
         return self._jobs[key]
 
     def clock(self, name: str) -> Clock:

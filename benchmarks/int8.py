@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 import freeprune
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.data import load_data
 
 RESULTS = Path(__file__).parent / "results" / "int8.json"

@@ -122,11 +122,11 @@ def started(folder: Path, loaders: int, seconds: float) -> dict[str, Any]:
 
     from freeprune.engine.inputs.batches import split
     from freeprune.engine.inputs.calibration import draw
-    from freeprune.engine.inputs.data import load_data
+    from freeprune.engine.inputs.data import Asked, load_data
 
     torch.set_num_threads(1)
     begun, cpu = time.perf_counter(), time.process_time()
-    data = load_data(f"imagefolder:{folder}", image_size=SIDE)
+    data = load_data(Asked(f"imagefolder:{folder}", image_size=SIDE))
     training, _ = split(data, 0)
     draw(training, data, 256, 0)
     start, start_cpu = time.perf_counter() - begun, time.process_time() - cpu

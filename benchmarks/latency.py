@@ -22,9 +22,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.latency.target import measured_latency
 from freeprune.engine.latency.timer import NetworkTimer
@@ -107,7 +108,7 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
         parse_targets(["latency=100%"]), calibration_images=batch, latency_batch=batch, latency_threads=threads,
         layout={"round_to": step},
     )  # fmt: skip
-    job = prepare(build().eval(), None, (images, images), settings, None, timed=True)
+    job = prepare(GivenModel(build().eval()), (images, images), settings, None, timed=True)
     timer = NetworkTimer(job)
     start = time.perf_counter()
     held = measured_latency(job, None, silent, time_network=timer)

@@ -19,7 +19,7 @@ import torch
 from peers import HERE, NETWORKS
 
 import freeprune
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.data import load_data
 
 RESULTS = HERE / "results" / "latency_targets.json"

@@ -133,6 +133,7 @@ def device(_: str) -> dict[str, str]:
 
     from freeprune.backends import apply
     from freeprune.engine.asked.declaration import Hardware
+    from freeprune.engine.inputs.dense import GivenModel
     from freeprune.engine.run.job import prepare
     from freeprune.metrics import METRICS
 
@@ -154,7 +155,8 @@ def device(_: str) -> dict[str, str]:
                 plain(*here.scored.inputs)
                 seconds["trial"].append(middle - start)
                 seconds["forward"].append(now() - middle)
-        there = prepare(bench().network(name), None, bench().data, here.settings, None, hardware=Hardware(device="cpu"))
+        given = GivenModel(bench().network(name))
+        there = prepare(given, bench().data, here.settings, None, hardware=Hardware(device="cpu"))
         other = [score(there.backend.candidate(k), there.dense, there.scored) for k in kept[:12]]
         found[name] = {
             "scores": scores,

@@ -27,6 +27,7 @@ import freeprune
 from freeprune.backends import BACKENDS, Plan, apply, importance
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data, split, stack
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.networks import PadShortcut
 from freeprune.engine.run.job import Job, prepare
 from freeprune.search.warm_starts import POINTS
@@ -78,7 +79,7 @@ class Problem:
     def job(self) -> Job:
         """The groups, their costs and the budget, as every search of the package sees them."""
         options = {"granularity": self.granularity, "criterion": CRITERION, "seed": self.seed, **self.steps, **self.options}
-        return prepare(self.network, None, self.data, settings(self.target, options), None)
+        return prepare(GivenModel(self.network), self.data, settings(self.target, options), None)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from freeprune.backends import Plan, apply
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
-from freeprune.common import Batch, write_atomically
+from freeprune.common import Batch
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model

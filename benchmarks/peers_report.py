@@ -19,7 +19,7 @@ from pages import table
 from peer_methods import DESCRIBED
 from peers import DENSE, LATENCY_BATCH, RESULTS, Cell, cells
 
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.metrics.statistics import Estimate, mean_interval
 
 matplotlib.use("Agg")

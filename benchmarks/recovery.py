@@ -30,7 +30,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import freeprune
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.data import load_data
 
 RESULTS = HERE / "results" / "recovery"

@@ -22,12 +22,14 @@ import torch
 from studies import CELLS, FOLDER
 from torch import Tensor, nn
 
-from freeprune.common import Batch, Candidate, write_atomically
+from freeprune.common import Batch, Candidate
+from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import recorded
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.calibration import draw
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import Job, prepare
 from freeprune.metrics.agreement import cosine
 from freeprune.metrics.base import Reference
@@ -176,7 +178,8 @@ def forms(
 def job_of(name: str, data: Any) -> Job:
     """What a study was asked, made ready again."""
     config = json.loads((FOLDER / name / "study.json").read_text())["config"]
-    return prepare(config["model"], config["weights"], data, recorded(config, parse_targets(config["target"])), None)
+    given = GivenModel(config["model"], config["weights"])
+    return prepare(given, data, recorded(config, parse_targets(config["target"])), None)
 
 
 def compare_forms(job: Job, kept: np.ndarray) -> list[dict[str, float]]:

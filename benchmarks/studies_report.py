@@ -15,7 +15,7 @@ from pages import table
 from score_form import COUNTS, DRAWS
 from studies import CELLS, FOLDER, HARSH, KEPT_OUT
 
-from freeprune.common import write_atomically
+from freeprune.disk import write_atomically
 from freeprune.engine.report.plots import save_heat_map
 from freeprune.engine.store.studies import Study
 from freeprune.metrics.statistics import spearman

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from freeprune.backends import BACKENDS, Plan, apply, importance
 from freeprune.backends.recovery.candidates import Recovery
-from freeprune.common import Batch, write_atomically
+from freeprune.common import Batch
+from freeprune.disk import write_atomically
 from freeprune.engine.inputs.models import load_model
 from freeprune.metrics import METRICS, reference
 from freeprune.search import Space

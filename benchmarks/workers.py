@@ -30,6 +30,7 @@ from ray.cluster_utils import Cluster
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
 from freeprune.engine.studies.correlation import draw_candidates
 from freeprune.engine.workers.base import Placement, Pool
@@ -124,7 +125,7 @@ def cluster(cpus: int) -> Iterator[str]:
 def actors(options: argparse.Namespace) -> dict:
     settings = Settings(parse_targets(["macs=50%"]))
     weights = options.weights / "resnet56-cifar10.safetensors"
-    job = prepare("cifar:resnet56", weights, load_data(f"imagefolder:{options.data}"), settings, None)
+    job = prepare(GivenModel("cifar:resnet56", weights), load_data(f"imagefolder:{options.data}"), settings, None)
     kept = list(draw_candidates(job.space, options.candidates, 0))
     score = job.scorer()
 

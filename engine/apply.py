@@ -17,9 +17,8 @@ from .inputs.adoption import in_float32, with_values
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
 from .inputs.data import load_data
-from .inputs.dense import dense_network, on_cpu
+from .inputs.dense import GivenModel, on_cpu
 from .inputs.dictionaries import working
-from .inputs.libraries import stated_by
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
 from .run.recovery import joined, not_fitted, recovered
@@ -62,10 +61,8 @@ def apply(
     Raises:
         FreePruneError: the plan is missing or damaged, or the network is not the one that it was made for.
     """
-    found = applied(
-        model, plan, weights=weights, weights_key=weights_key, recover=recover, calibration_images=calibration_images,
-        seed=seed, out=out, force=force,
-    )  # fmt: skip
+    given = GivenModel(model, weights, weights_key)
+    found = applied(given, plan, recover=recover, calibration_images=calibration_images, seed=seed, out=out, force=force)
     if found.recovery is not None and not found.recovery.kept:
         warn(f"the weights were not made good: {found.recovery.note}")
     return found.network
@@ -89,8 +86,8 @@ class Applied:
 
 
 def applied(
-    model: nn.Module | str, plan: Plan | str | Path, *, weights: str | Path | None, weights_key: str | None = None,
-    recover: Any, calibration_images: int, seed: int, out: str | Path | None, force: bool,
+    model: GivenModel, plan: Plan | str | Path, *, recover: Any, calibration_images: int, seed: int, out: str | Path | None,
+    force: bool,
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
     for name, value in (("calibration_images", calibration_images), ("seed", seed)):
@@ -100,11 +97,11 @@ def applied(
         if weights_at(Path(out) / files.WEIGHTS) and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
-    dense = dense_network(model, weights, seed, weights_key)
+    dense = model.network(seed)
     smaller, recovery = pruned(dense, removed).eval(), None
     if recover is not None:
         whole = on_cpu(dense)
-        data = load_data(recover, stated=stated_by(model, weights, whole), network=in_float32(whole))
+        data = load_data(recover, stated=model.stated(whole), network=in_float32(whole))
         smaller, recovery = _recovered(whole, on_cpu(smaller), removed, data, calibration_images, seed)
     if out is not None:
         files.make_folder(Path(out))

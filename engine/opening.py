@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import Dataset
 
 from .asked.declaration import Hardware
@@ -15,7 +15,8 @@ from .asked.recipe import Recipe
 from .asked.settings import Settings
 from .delivery.rehearsal import rehearse
 from .inputs.calibration import keep
-from .progress import Progress
+from .inputs.dense import GivenModel
+from .progress import Progress, Shown, reported
 from .run.job import Job, prepare
 from .run.task import Finetune
 from .store import run_folder as files
@@ -45,8 +46,8 @@ class Opening:
     progress: Progress
 
     def job(
-        self, model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Any, asked: Settings,
-        finetune: Recipe | Finetune | None, *, timed: bool = False, extends: bool = False,
+        self, model: GivenModel, data: Any, asked: Settings, finetune: Recipe | Finetune | None, *,
+        timed: bool = False, extends: bool = False,
     ) -> Job:  # fmt: skip
         """The job, with all arguments checked; nothing is written.
 
@@ -60,9 +61,8 @@ class Opening:
         files.check_folder(self.folder, self.resume, self.force)
         check(self.placement)
         return prepare(
-            model, weights, data, asked, finetune, weights_key=weights_key, folder=self.folder if self.resume else None,
-            timed=timed, earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST,
-            hardware=self.hardware,
+            model, data, asked, finetune, folder=self.folder if self.resume else None, timed=timed,
+            earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST, hardware=self.hardware,
         )  # fmt: skip
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:
@@ -84,3 +84,13 @@ class Opening:
     def has_finished(self, name: str) -> bool:
         """Whether the folder to resume holds the file of this name, which is written at the end."""
         return self.resume and (self.folder / name).exists()
+
+
+@contextmanager
+def opened(
+    out: str | Path, placement: Placement, hardware: Hardware, resume: bool, force: bool, progress: Shown
+) -> Iterator[Opening]:
+    """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder."""
+    folder = Path(out)
+    with files.errors_kept(folder), reported(progress) as tell:
+        yield Opening(folder, placement, hardware, resume, force, tell)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
 
 REDRAWN = 0.2  # seconds between two redraws in a notebook
 
@@ -32,17 +28,6 @@ Shown = Progress | bool | None
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Shows nothing."""
-
-
-def shows_progress(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Decorator that replaces the argument `progress`, whatever its form, by a function to call."""
-
-    @functools.wraps(function)
-    def shown(*args: Given.args, **options: Given.kwargs) -> Returned:
-        with reported(options.get("progress")) as progress:  # type: ignore[arg-type]
-            return function(*args, **{**options, "progress": progress})  # type: ignore[arg-type]
-
-    return shown
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
 from .asked.targets import LATENCY
-from .delivery.finish import Result, finish
+from .delivery.finish import Outcome, Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
 from .inputs.data import asked_data
+from .inputs.dense import GivenModel
 from .latency.target import Latency, OutOfReach, measured_latency
-from .opening import Opening
-from .progress import Progress, Shown, shows_progress
+from .opening import Opening, opened
+from .progress import Progress, Shown
 from .report.page import read_finished
 from .run.job import Job, prepare, strategy_of
 from .run.loop import Found, ScoreAll, search
@@ -40,8 +41,6 @@ from .workers.pool import pool
 MakeStrategy = Callable[[Job], Strategy]
 
 
-@files.keeps_traceback
-@shows_progress
 def prune(
     model: nn.Module | str,
     data: Any,
@@ -103,27 +102,20 @@ def prune(
     Raises:
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
-    data = asked_data(data, options)
-    asked = settings(
-        target,
-        options,
-        granularity=granularity,
-        strategy=strategy,
-        metric=metric,
-        trials=trials,
-        time_limit=time_limit,
-        seed=seed,
-    )
-    check_hardware(opening.hardware)
-    if not is_first():
-        helper = replace(opening.hardware, device="cpu")  # the first process scores
-        job = prepare(model, weights, data, asked, finetune, weights_key=weights_key, timed=True, hardware=helper)
-        assist(replace(job, hardware=opening.hardware), Saving(opening.folder / files.TRAINING))
-        sys.exit()
-    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True, extends=True)
-    return finished_run(job, lambda job: strategy_of(job, strategy, seed), opening)
+    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
+        given, data = GivenModel(model, weights, weights_key), asked_data(data, options)
+        asked = settings(
+            target, options, granularity=granularity, strategy=strategy, metric=metric, trials=trials, time_limit=time_limit,
+            seed=seed,
+        )  # fmt: skip
+        check_hardware(opening.hardware)
+        if not is_first():
+            helper = replace(opening.hardware, device="cpu")  # the first process scores
+            job = prepare(given, data, asked, finetune, timed=True, hardware=helper)
+            assist(replace(job, hardware=opening.hardware), Saving(opening.folder / files.TRAINING))
+            sys.exit()
+        job = opening.job(given, data, asked, finetune, timed=True, extends=True)
+        return finished_run(job, lambda job: strategy_of(job, strategy, seed), opening)
 
 
 def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
@@ -152,7 +144,7 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
             job = replace(job, space=latency.space(timed["limit_ms"]))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
-    return finish(job, found, ledger.trials, timed, plan, rehearsed, folder, progress)
+    return finish(job, Outcome(found, ledger.trials, plan, timed), rehearsed, folder, progress)
 
 
 def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:

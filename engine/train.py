@@ -16,11 +16,10 @@ from .asked.settings import Settings, TrainOptions, hardware_of
 from .inputs.adoption import in_float32, with_values
 from .inputs.calibration import draw
 from .inputs.data import asked_data, load_data
-from .inputs.dense import dense_network
+from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
-from .inputs.libraries import stated_by
 from .inputs.sharded import save_weights
-from .progress import Shown, shows_progress
+from .progress import Shown, reported
 from .run.task import task_of, trained_by
 from .store import run_folder as files
 from .tasks import CLASSIFICATION, Task
@@ -54,27 +53,6 @@ class Trained:
     task: Task = CLASSIFICATION
 
 
-def _saving(out: str | Path | None, resume: bool) -> Saving | None:
-    """Where the training is saved as it runs: beside `out`.
-
-    Raises:
-        FreePruneError: there is nothing to go on with, or something that would be overwritten.
-    """
-    if out is None:
-        if resume:
-            raise FreePruneError("`resume=True` was given without `out`, beside which the checkpoint lies; give both")
-        return None
-    path = Path(out).with_suffix(f".{files.TRAINING}")
-    if is_first() and resume and not path.exists():
-        raise FreePruneError(f"there is no interrupted training in {path}; leave out `resume=True` to start one")
-    if is_first() and path.exists() and not resume:
-        raise FreePruneError(
-            f"{path} holds a training that was interrupted; go on with `resume=True`, or delete it to train from the beginning"
-        )
-    return Saving(path)
-
-
-@shows_progress
 def train(
     model: nn.Module | str,
     data: Any,
@@ -110,47 +88,63 @@ def train(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
-    if out is not None and Path(out).suffix != SUFFIX:
-        raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
-    SETTINGS["seed"].check(seed)
+    _check(recipe, seed, out)
     machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)
     saving = _saving(out, resume)
-    if not isinstance(recipe, Recipe):
-        raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
-    network = dense_network(model, weights, seed, weights_key)
-    images = load_data(data, stated=stated_by(model, weights, network), network=in_float32(network))
+    given = GivenModel(model, weights, weights_key)
+    network = given.network(seed)
+    images = load_data(data, stated=given.stated(network), network=in_float32(network))
     if not images.labelled:
         raise FreePruneError(
             f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"
         )
     if out is not None and is_first():
         files.make_folder(Path(out).parent)
-    worked = working(network, images.collate)
-    choice = task_of(task, worked, draw(images.train, images, FIRST, seed, None))
+    dense = working(network, images.collate)
+    choice = task_of(task, dense, draw(images.train, images, FIRST, seed, None))
     trained_by(choice, recipe)
     recipe = replace(recipe, augment=recipe.augment or images.augment)
-    trained = trained_network(
-        worked,
-        images.train,
-        recipe,
-        seed=seed,
-        collate=images.collate,
-        task=choice.task,
-        teacher=worked,
-        hardware=machine,
-        saving=saving,
-        progress=lambda step, steps, loss: progress("train", step, steps, f"loss {loss:.3f}"),
-    )
+    with reported(progress) as tell:
+        trained = trained_network(
+            dense, images.train, recipe, seed=seed, collate=images.collate, task=choice.task, teacher=dense, hardware=machine,
+            saving=saving, progress=lambda step, steps, loss: tell("train", step, steps, f"loss {loss:.3f}"),
+        )  # fmt: skip
     if not is_first():
         sys.exit()
     trained = with_values(network, trained)
-    accuracy = measured(
-        working(trained, images.collate), images.test, choice.task, collate=images.collate, dense=worked, hardware=machine
-    )
+    judged = working(trained, images.collate)
+    accuracy = measured(judged, images.test, choice.task, collate=images.collate, dense=dense, hardware=machine)
     if out is not None:
         save_weights(trained, Path(out), sys.maxsize)
     if saving is not None:
         saving.path.unlink(missing_ok=True)
     return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)
+
+
+def _check(recipe: Any, seed: int, out: str | Path | None) -> None:
+    if out is not None and Path(out).suffix != SUFFIX:
+        raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
+    SETTINGS["seed"].check(seed)
+    if not isinstance(recipe, Recipe):
+        raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
+
+
+def _saving(out: str | Path | None, resume: bool) -> Saving | None:
+    """Where the training is saved as it runs: beside `out`.
+
+    Raises:
+        FreePruneError: there is nothing to go on with, or something that would be overwritten.
+    """
+    if out is None:
+        if resume:
+            raise FreePruneError("`resume=True` was given without `out`, beside which the checkpoint lies; give both")
+        return None
+    path = Path(out).with_suffix(f".{files.TRAINING}")
+    if is_first() and resume and not path.exists():
+        raise FreePruneError(f"there is no interrupted training in {path}; leave out `resume=True` to start one")
+    if is_first() and path.exists() and not resume:
+        raise FreePruneError(
+            f"{path} holds a training that was interrupted; go on with `resume=True`, or delete it to train from the beginning"
+        )
+    return Saving(path)

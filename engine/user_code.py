@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..common import Batch, Candidate, FreePruneError, cause
-from ..errors import FreePruneWarning
+from ..common import Batch, Candidate
+from ..errors import FreePruneError, FreePruneWarning, cause
 from ..metrics import Metric, Reference
 
 ROOT = Path(__file__).parent.parent

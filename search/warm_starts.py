@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import FreePruneError, Profile, nearest
+from ..common import Profile
+from ..errors import FreePruneError, nearest
 from .base import Strategy
 from .knapsack import Knapsack, Sensitivity
 from .space import Space

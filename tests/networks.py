@@ -198,6 +198,18 @@ class Token(nn.Module):
         return self.fc(x.mean(1))
 
 
+class Scaled(nn.Module):
+    """Scales what a layer gives by a number that is computed from its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x * x.shape[1] ** -0.5)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet_a": resnet_a,
     "resnet_b": resnet_b,

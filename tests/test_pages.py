@@ -24,7 +24,7 @@ from freeprune.backends import CRITERIA, importance
 from freeprune.engine.asked.settings import RunOptions
 from freeprune.engine.asked.targets import LATENCY, parse_targets
 from freeprune.engine.command.cli import main
-from freeprune.engine.delivery import finish
+from freeprune.engine.delivery import export as export_module
 from freeprune.errors import FreePruneError
 
 ROOT = Path(freeprune.__file__).parent
@@ -65,7 +65,7 @@ def given(tmp_path, monkeypatch):
         raise FreePruneError("not in these tests")
 
     monkeypatch.setattr(freeprune, "prune", prune)
-    monkeypatch.setattr(finish, "export_onnx", export)
+    monkeypatch.setattr(export_module, "export_onnx", export)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     networks = {"model": Net().eval(), "fresh_model": Net()}

@@ -57,7 +57,7 @@ def couple(network: nn.Module, inputs: Inputs, trace: Trace, *, repair: bool = T
 
 
 def settle(
-    network: nn.Module, inputs: Inputs, trace: Trace, seed: int = 0, *, repair: bool = True, rescale: bool = True
+    network: nn.Module, inputs: Inputs, trace: Trace, *, repair: bool = True, rescale: bool = True
 ) -> tuple[Coupling, list[Repair]]:
     """Run trial prunings, and repair attributes or freeze channels, until the replay agrees everywhere.
 
@@ -84,7 +84,7 @@ def settle(
         if turn == MAX_EXPLAINED:
             fixes.stop_explaining()
         number = untested[0]
-        classes = _trial(coupling, number, np.random.default_rng([seed, number]))
+        classes = _trial(coupling, number, np.random.default_rng([0, number]))
         kept = coupling.kept_nodes(classes)
         indices = coupling.kept_indices(classes)
         try:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...common import FreePruneError
-from ...layouts import LAYOUTS
+from ...granularity_options import LAYOUTS
 from ...options import Option
 from ..criteria import Importance
 from ..tracing.record import IN, OUT

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
-from ...layouts import LAYOUTS
+from ...granularity_options import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..coupling.branches import branches, removed

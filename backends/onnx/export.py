@@ -59,7 +59,6 @@ def export_onnx(
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
     opset: int | None = None,
-    largest: int | None = None,
 ) -> Exported:
     """Export a network in eval mode to ONNX, without source paths or times: the same network gives the same file.
 
@@ -74,8 +73,6 @@ def export_onnx(
         metadata: the file's properties, written sorted by key.
         runtime: runs the file for the comparison.
         opset: the version of ONNX's operators; None for the exporter's own choice.
-        largest: bytes of weights in float32 above which they go to a second file, `model.onnx.data`, one after
-            another; None for `LARGEST_FILE`.
 
     Raises:
         FreePruneError: the network cannot be exported, or the export differs from it.
@@ -86,7 +83,7 @@ def export_onnx(
         raise FreePruneError(f"the example inputs have shapes {shapes}; give tensors that share their first dimension")
     check_opset(opset)
     size = 4 * sum(t.numel() for t in (*network.parameters(), *network.buffers()))
-    apart = size > (LARGEST_FILE if largest is None else largest)
+    apart = size > LARGEST_FILE
     with ExitStack() as scratch:
         beside = None
         if apart or is_large(network):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, write_atomically
+from ...common import FreePruneError
 from ...copies import copied
+from ...disk import write_atomically
 from ...sharing import HALVES, given_back
 from .runtime import Opened, Runtime
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...sharing import storage_of
 from .labels import Labels, Layer, on_dim, support
 from .operator import Call, Operand, base_name
 from .record import EACH, IN, OUT, Roles, Weight
@@ -78,9 +79,9 @@ class Origins:
 
     def _spread(self, written: Tensor) -> None:
         """Give other views of the memory that was written the same origin."""
-        origin, memory = self._known.get(written), written.untyped_storage()._cdata
+        origin, memory = self._known.get(written), storage_of(written)
         for tensor in list(self._known):
-            if tensor is not written and tensor.untyped_storage()._cdata == memory:
+            if tensor is not written and storage_of(tensor) == memory:
                 self._known[tensor] = True if origin is True or self._known.get(tensor) is True else origin
 
     def _mixed(self, origins: Sequence[Origin], by: str) -> Origin:

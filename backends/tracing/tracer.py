@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
-from ...sharing import origin
+from ...sharing import origin, storage_of
 from .algebra import merge
 from .arithmetic import kernel_positions, multihead_attention
 from .caches import forget_results
@@ -83,7 +83,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._names[id(tensor)] = (name, is_parameter)
                 if is_parameter:
                     self._parameters.append((tensor, name))
-                    self._storages.setdefault(tensor.untyped_storage()._cdata, name)
+                    self._storages.setdefault(storage_of(tensor), name)
                     without_values &= tensor.is_meta
                 else:
                     self._buffers.add(name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...layouts import LAYOUTS
+from ...granularity_options import LAYOUTS
 from ...options import Kind, Option, declare, declared, named
-from ...tables import plugins
+from ...registry import plugins
 from .declaration import Budgets, Comparison, Folder, Hardware, Placement, Settings, Source, Study, Terminal
 from .recipe import Recipe
 

@@ -216,6 +216,9 @@ class Hardware:
         check_all(self)
 
 
+HERE = Hardware()
+
+
 @dataclass(frozen=True)
 class Folder:
     """The output folder, and what to do if it already holds a run."""

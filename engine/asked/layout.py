@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...backends import Backend
-from ...layouts import LAYOUTS
+from ...granularity_options import LAYOUTS
 from .settings import Settings
 from .targets import LATENCY
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends import Group
-from ...common import FreePruneError, nearest
+from ...errors import FreePruneError, nearest
 
 
 def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[str]) -> NDArray[np.int64]:

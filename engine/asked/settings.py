@@ -9,7 +9,7 @@ from ...backends import BACKENDS, find_backend
 from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import Kind, Option, declared
-from ...tables import plugins
+from ...registry import plugins
 from .declaration import Hardware, Placement
 from .declaration import Settings as Settings
 from .targets import Target, parse_targets

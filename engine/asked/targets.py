@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backends import Backend
-from ...common import FreePruneError, nearest
+from ...errors import FreePruneError, nearest
 from ...search import Space
 
 LATENCY = "latency"  # measured; the others are counted

@@ -164,21 +164,20 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
     from ..inputs.batches import split
     from ..inputs.calibration import draw
     from ..inputs.data import load_data
-    from ..inputs.dense import dense_network
+    from ..inputs.dense import GivenModel
     from ..inputs.dictionaries import working
-    from ..inputs.libraries import stated_by
     from ..inputs.weights import load_weights
     from ..run import scoring
     from ..run.task import read_by, task_of
 
     options.set_threads(given["threads"])
     removed = read_plan(plan)
-    network = dense_network(model, given["weights"], given["seed"], given["weights_key"])
+    named = GivenModel(model, given["weights"], given["weights_key"])
+    network = named.network(given["seed"])
     smaller = apply(network, removed)
     if pruned is not None:
         smaller = load_weights(smaller, pruned)
-    stated = stated_by(model, given["weights"], network)
-    data = load_data(options.data_of(given), stated=stated, network=in_float32(network))
+    data = load_data(options.data_of(given), stated=named.stated(network), network=in_float32(network))
     training, _ = split(data, given["seed"])
     drawn = draw(training, data, calibration_images, given["seed"], None)
     dense, smaller = (working(one, data.collate) for one in (network, smaller))
@@ -241,13 +240,16 @@ def apply(model: str, **given: Any) -> None:
     With --recover the weights that stay do the work of those that went, as far as they can; no labels are read.
     """
     from ..apply import applied
+    from ..inputs.dense import GivenModel
     from ..store.tables import of_recovery
 
     data = None if given["recover"] is None else options.data_of({**given, "data": given["recover"]})
     for name in ("mean", "std", "image_size"):
         if data is None and given[name] is not None:
             raise FreePruneError(f"`{name}` was given without --recover, which it belongs to; leave it out, or give both")
-    found = applied(model, **{**options.passed_on(given), "recover": data})
+    asked = options.passed_on(given)
+    named = GivenModel(model, asked.pop("weights"), asked.pop("weights_key"))
+    found = applied(named, **{**asked, "recover": data})
     before, after = (sum(p.numel() for p in n.parameters()) for n in (found.dense, found.network))
     if found.recovery is not None:
         click.echo(of_recovery(found.recovery))

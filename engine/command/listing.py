@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 from ...errors import FreePruneError, first_line, nearest
-from ...tables import plugins
+from ...registry import plugins
 
 ROOT = Path(__file__).parents[2]
 # For each list: the file with the table, the name of the table, and the kind of entry that plug-ins add.

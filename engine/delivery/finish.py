@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,6 @@ from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.base import dense_units
-from ...backends.difference import relative_difference
-from ...backends.onnx.export import export_onnx
-from ...backends.onnx.files import bytes_of, data_of
-from ...backends.onnx.runtime import Subject, first_rows
-from ...backends.onnx.sparse import compress_onnx
 from ...common import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite
@@ -37,12 +29,11 @@ from ..report.page import write_report
 from ..run.job import Job, single
 from ..run.loop import Found
 from ..run.memory import peak
-from ..run.outputs import outputs
 from ..run.recovery import made_good
 from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
-from ..store.deployed import LatencyMs, NoOnnx, Onnx, TimedTarget
+from ..store.deployed import Foreseen, NoOnnx, Onnx, TimedTarget
 from ..store.documents import finite
 from ..store.ledger import Trial
 from ..store.summary import (
@@ -55,6 +46,7 @@ from ..store.summary import (
     Images,
     MetTarget,
     Parameters,
+    Recovery,
     Scores,
     Seconds,
     Summary,
@@ -62,10 +54,9 @@ from ..store.summary import (
 from ..tasks.choice import AUTO
 from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
-from ..training.measuring import measure_of, tallied
-from .int8 import compared, quantised
-from .rehearsal import DenseExport, Rehearsed, pruned_and_checked
-from .verdict import verdict
+from ..training.measuring import measure_of, tallied_for
+from .export import Exporting, exported_if_possible
+from .rehearsal import Rehearsed, pruned_and_checked
 
 BLOCK = 4  # channels that runtimes lay out together: any other width leaves their fast layout
 
@@ -91,11 +82,56 @@ class Result(Showable):
         return replace(table, notes=[*table.notes, f"everything is in {self.folder}"])
 
 
-def finish(
-    job: Job, found: Found, trials: Sequence[Trial], timed: dict[str, Any] | None, plan: Plan, rehearsed: Rehearsed,
-    folder: Path, progress: Progress,
-) -> Result:  # fmt: skip
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        found: the best network.
+        trials: all that were scored.
+        plan: of the best network.
+        timed: the outcome of the target on latency; None without one.
+    """
+
+    found: Found
+    trials: Sequence[Trial]
+    plan: Plan
+    timed: dict[str, Any] | None
+
+
+def finish(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progress: Progress) -> Result:
     """Run the steps after the search, and return the result."""
+    steps = _run(job, outcome, rehearsed, folder, progress)
+    summary = _summary(job, outcome, steps)
+    files.write_document(folder, summary)
+    files.remove_checkpoint(folder)
+    write_report(folder)
+    return Result(steps.delivered.network, outcome.plan, summary, folder)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps after the search gave.
+
+    Attributes:
+        delivered: what the run delivers.
+        tallies: what the dense network, the pruned, the recovered and the fine-tuned one are measured by; None where there is
+            none.
+        recovery, agreement, onnx, foreseen: as in the summary.
+        took: the seconds of each step.
+    """
+
+    delivered: _Delivered
+    tallies: Sequence[Any]
+    recovery: Recovery | None
+    agreement: Agreement
+    onnx: Onnx | NoOnnx
+    foreseen: Foreseen | None
+    took: dict[str, float]
+
+
+def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progress: Progress) -> _Steps:
+    found, plan = outcome.found, outcome.plan
     took: dict[str, float] = {"trace": job.trace_seconds, "search": found.seconds}
     compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     with _timed("recover", took):
@@ -113,25 +149,33 @@ def finish(
     save_weights(delivered.network, folder / files.WEIGHTS)
     with _timed("export", took):
         progress("export", 0, 1, "")
-        onnx, compact_vs_onnx = _export_if_possible(
-            job, final, plan, delivered.second, found, rehearsed.dense, folder, progress
-        )
+        exporting = Exporting(final, plan, delivered.second, found.score)
+        onnx, compact_vs_onnx = exported_if_possible(job, exporting, rehearsed.dense, folder, progress)
         progress("export", 1, 1, "")
-    latency = None if timed is None else _timed_target(timed, job, onnx, same=delivered.second is None)
-    instead = foreseen(job, found, trials, onnx.latency_ms, sum(took.values()), progress) if isinstance(onnx, Onnx) else None
-    judge = job.task.judge
-    divergences = _each(judge.divergence, tallies)
-    summary = Summary(
+    instead = None
+    if isinstance(onnx, Onnx):
+        instead = foreseen(job, found, outcome.trials, onnx.latency_ms, sum(took.values()), progress)
+    return _Steps(delivered, tallies, recovery, Agreement(masked_vs_compact, compact_vs_onnx), onnx, instead, took)
+
+
+def _summary(job: Job, outcome: Outcome, steps: _Steps) -> Summary:
+    found, judge = outcome.found, job.task.judge
+    latency = None
+    if outcome.timed is not None:
+        latency = _timed_target(outcome.timed, job, steps.onnx, same=steps.delivered.second is None)
+    divergences = _each(judge.divergence, steps.tallies)
+    per_trial = found.seconds / found.trials if found.trials else None
+    return Summary(
         cost=_cost_table(job, found),
         latency=latency,
         targets=_targets(job, found, latency),
-        accuracy=Accuracy(*_each(partial(measure_of, judge), tallies)),
+        accuracy=Accuracy(*_each(partial(measure_of, job.task), steps.tallies)),
         score=Scores(finite(found.score), finite(found.uniform)),
-        agreement=Agreement(masked_vs_compact, compact_vs_onnx),
-        onnx=onnx,
-        seconds=Seconds(overhead=found.overhead, per_trial=found.seconds / found.trials if found.trials else None, **took),
-        recovery=recovery,
-        compaction=delivered.compaction,
+        agreement=steps.agreement,
+        onnx=steps.onnx,
+        seconds=Seconds(overhead=found.overhead, per_trial=per_trial, **steps.took),
+        recovery=steps.recovery,
+        compaction=steps.delivered.compaction,
         groups=_groups(job, found.kept),
         trials=found.trials,
         search=tuple(found.log),
@@ -139,21 +183,17 @@ def finish(
         seed=job.settings.seed,
         threads=torch.get_num_threads(),
         versions={**files.versions(), job.settings.runtime: job.runtime.version},
-        doubt=job.doubt,
+        doubt=job.choice.doubt,
         measure=judge.measure,
         unit=judge.unit,
         larger=judge.larger,
         task=job.choice.name,
         told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
-        config=delivered.config,
+        config=steps.delivered.config,
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
-        foreseen=instead,
+        foreseen=steps.foreseen,
     )
-    files.write_document(folder, summary)
-    files.remove_checkpoint(folder)
-    write_report(folder)
-    return Result(delivered.network, plan, summary, folder)
 
 
 @contextmanager
@@ -241,85 +281,6 @@ def _entries(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _export_if_possible(job: Job, *exported: Any) -> tuple[Onnx | NoOnnx, float | None]:
-    """What `_export` returns; a network that cannot be exported is delivered without a file."""
-    try:
-        return _export(job, *exported)
-    except FreePruneError as error:
-        return NoOnnx.because(str(error)), None
-
-
-def _export(
-    job: Job, final: nn.Module, plan: Plan, second: Plan | None, found: Found, dense: DenseExport | None, folder: Path,
-    progress: Progress,
-) -> tuple[Onnx, float]:  # fmt: skip
-    """Write the ONNX file, time it against the dense one, and measure how far its outputs differ from the network's."""
-    images = job.batch.inputs
-    channels = {name: {str(d): ids.tolist() for d, ids in dims.items()} for name, dims in _left(plan, second).items()}
-    metadata = {
-        "freeprune": version("freeprune"),
-        "granularity": plan.granularity,
-        "score": repr(found.score),
-        "channels": json.dumps(channels, separators=(",", ":")),  # kept indices in the dense network
-    }
-    exported = export_onnx(final, images, folder / files.ONNX, metadata, job.runtime.files, job.settings.opset)
-    dense = dense or DenseExport(job)
-    eight, notes = quantised(job, dense.file.path, exported.path, folder)
-    compressed = None
-    if job.settings.compress and data_of(exported.path).exists():
-        notes = (*notes, "the weights lie in a second file, so that zeros were not taken out of it")
-    elif job.settings.compress:
-        compressed = compress_onnx(exported.path, images, job.runtime.files)
-    agreement = relative_difference(outputs(final, images), job.runtime.files.outputs(exported.path, images))
-    timed = first_rows(images, job.settings.latency_batch)
-    subjects: dict[str, Subject] = {"dense": dense.file.path, "pruned": exported.path, **eight}
-    if job.runtime.networks:
-        subjects = {"dense": job.network, "pruned": final}
-    latency = job.runtime.latency_ms(subjects, timed, threads=job.settings.latency_threads)
-    ms = LatencyMs(latency["dense"], latency["pruned"])
-    sizes = _gzip_bytes(exported.path), _gzip_bytes(dense.file.path)
-    onnx = Onnx(
-        bytes=bytes_of(exported.path),
-        dense_bytes=dense.file.bytes,
-        gzip_bytes=sizes[0],
-        dense_gzip_bytes=sizes[1],
-        compressed=compressed,
-        dynamic_batch=exported.dynamic_batch,
-        batch=None if exported.dynamic_batch else len(images[0]),
-        dynamic_length=exported.dynamic_length,
-        warnings=(*exported.warnings, *notes),
-        latency_ms=ms,
-        latency_batch=job.settings.latency_batch,
-        latency_threads=job.settings.latency_threads,
-        verdict=verdict(job.backend, job.settings, ms, sizes[0] / sizes[1], job.runtime),
-        runtime=job.runtime.name,
-        int8=compared(job, eight, latency, progress) if eight else None,
-    )
-    return onnx, agreement
-
-
-def _gzip_bytes(path: Path) -> int:
-    """The size of an ONNX file when it is compressed; with a second file as fast as that goes, and never all in memory."""
-    if not data_of(path).exists():
-        return len(zlib.compress(path.read_bytes()))
-    packer, size = zlib.compressobj(1), 0
-    for one in (path, data_of(path)):
-        with one.open("rb") as file:
-            while part := file.read(2**24):
-                size += len(packer.compress(part))
-    return size + len(packer.flush())
-
-
-def _left(plan: Plan, second: Plan | None) -> dict[str, dict[int, NDArray[np.int64]]]:
-    """The indices in the dense network that both plans keep."""
-    left = {name: dict(dims) for name, dims in plan.kept.items()}
-    for name, dims in (second.kept if second is not None else {}).items():
-        for dim, ids in dims.items():
-            before = left.setdefault(name, {}).get(dim)
-            left[name][dim] = ids if before is None else before[ids]
-    return left
-
-
 def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     dense, pruned = job.dense_costs(), single(job.backend.costs(found.kept[None]))
     return {
@@ -355,7 +316,7 @@ def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, M
 
 def _tally(network: nn.Module, job: Job, progress: Progress, which: str) -> Any:
     progress("test", 0, 1, f"{job.task.judge.measure} of the {which} network")
-    return tallied(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
+    return tallied_for(job, network, job.data.test)
 
 
 def _each(measured: Callable[[Any], float | None], tallies: Sequence[Any]) -> list[Any]:

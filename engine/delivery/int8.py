@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..run.job import Job
 from ..store import run_folder as files
 from ..store.deployed import Int8, LatencyMs, Measured
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..user_code import warn
 
 DENSE, PRUNED = "dense int8", "pruned int8"
@@ -54,13 +54,10 @@ def compared(job: Job, found: Mapping[str, Path], ms: Mapping[str, float], progr
         found: of `quantised`.
         ms: milliseconds of each, timed in turn with the float32 files.
     """
-    measures, on_cpu = {}, replace(job.hardware, device="cpu")
+    measures, on_cpu = {}, replace(job, hardware=replace(job.hardware, device="cpu"))
     for name, path in found.items():
         progress("test", 0, 1, f"{job.task.judge.measure} of the {name} network")
-        network = _Ran(job, path)
-        measures[name] = measured(
-            network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=on_cpu
-        )
+        measures[name] = measured_for(on_cpu, _Ran(job, path), job.data.test)
     return Int8(
         bytes=found[PRUNED].stat().st_size,
         dense_bytes=found[DENSE].stat().st_size,

@@ -29,7 +29,7 @@ from ..run.job import Job
 from ..run.outputs import outputs
 from ..tasks.base import described
 from ..training.finetuning import recipe_of
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..training.trainer import train
 
 IMAGES = 2  # per forward pass
@@ -166,7 +166,7 @@ def _train(job: Job, recipe: Recipe) -> None:
 def _measure(job: Job, tested: Dataset[object]) -> None:
     """Measure the dense network on a few images; on all where the measure is the user's own, which may need many."""
     some = tested if job.task.judge.free else _few(tested, IMAGES)
-    measured(job.network, some, job.task, collate=job.data.collate, dense=job.network, hardware=_alone(job))
+    measured_for(replace(job, hardware=_alone(job)), job.network, some)
 
 
 def _alone(job: Job) -> Hardware:

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
-from ...common import FreePruneError, brief
 from ...copies import copied, held_tensors
+from ...errors import FreePruneError, brief
 from ...sharing import HALVES, Lent, is_large, is_lent
 
 # By class, where a wrapper keeps the network; by name, since importing some of them takes a second.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import WHITES, Data, Images, parted
 from .sources import IMAGENET_MEAN, IMAGENET_STD, normalisation, takes
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
 from ..user_code import UserError, place_of
@@ -25,6 +25,7 @@ WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by ty
 
 
 IN_CACHE = 2**18  # pixels that are normalised at once
+VALIDATION = 0.1  # of the training images
 
 
 @dataclass(frozen=True)
@@ -159,24 +160,17 @@ def pieces(dataset: Any, size: int) -> Iterator[tuple[int, list[Tensor]]]:
         yield start, [x[some] if numbers is None else x[numbers[some]] for x in held]
 
 
-def split(data: Data, seed: int, validation: float = 0.1) -> tuple[Subset[Any], Subset[Any]]:
-    """Training images in random order, divided by the seed into training and validation.
-
-    Args:
-        data: its training set is divided.
-        seed: decides everything.
-        validation: share of the images, between 0 and 1; each side gets at least one.
+def split(data: Data, seed: int) -> tuple[Subset[Any], Subset[Any]]:
+    """Training images in random order, divided by the seed into training and a tenth for validation.
 
     Raises:
-        FreePruneError: fewer than 10 training images, or an impossible share.
+        FreePruneError: fewer than 10 training images.
     """
     count = len(data.train)  # type: ignore[arg-type]  # load_data has seen its length
     if count < 10:
         raise FreePruneError(f"there are {count} training images; expected at least 10, to set some aside for validation")
-    if not 0 < validation < 1:
-        raise FreePruneError(f"the validation share is {validation}; expected more than 0 and less than 1")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    aside = min(max(round(count * validation), 1), count - 1)
+    aside = round(count * VALIDATION)
     return Subset(data.train, order[aside:]), Subset(data.train, order[:aside])
 
 

@@ -14,7 +14,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...common import Batch, FreePruneError, brief, write_atomically
+from ...common import Batch
+from ...disk import write_atomically
+from ...errors import FreePruneError, brief
 from ...reading import PLAIN
 from ...sharing import light
 from ..randomness import seeded

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...common import FreePruneError, brief, cause
+from ...errors import FreePruneError, brief, cause
 from .sharded import read_index
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import Images, described, inner, parts, telling_items
 from .encoded import Files
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from ...common import FreePruneError, cause, nearest
+from ...errors import FreePruneError, cause, nearest
 from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
-from ..tasks import CLASSIFICATION, Task
+from ..tasks import CLASSIFICATION
 from .arrays import digits, npz
 from .batches import Data, described, parted, stack
 from .dictionaries import ByName, by_name
@@ -34,19 +34,38 @@ FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 ARRAYS = (Tensor, np.ndarray)
 TRAININGS = ("train", "training")  # names of the part for training in a dictionary
 HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes
-PICTURES = ("imagefolder", "hf", "wds")  # specs of encoded images
+# Specs of encoded images, and what reads them.
+PICTURES: dict[str, Callable[[str, Pictures, nn.Module | None], Data]] = {
+    "imagefolder": image_folder,
+    "hf": hugging_face,
+    "wds": shards,
+}
 SKIPPING = declared(Source)["bad_images"]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Data by their spec, with the options that go with it: read once it is known which network they are for."""
+    """Data by their spec, with the options that go with it: read once it is known which network they are for.
+
+    Attributes:
+        source: the spec, as for `load_data`.
+        mean: per channel, on the scale where images span 0 to 1. Default: as the network's pretrained weights state for image
+            folders, else ImageNet's for RGB, 0.5 otherwise, 0 for float32.
+        std: per channel. Default: as stated, else ImageNet's for RGB, 0.5 otherwise, 1 for float32.
+        image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
+            Default: as stated, else as they are if all images have one size, else 224.
+        bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
+    """
 
     source: Any
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     image_size: int | None = None
     bad_images: str = SKIPPING.default
+
+    def pictures(self, stated: Preparation) -> Pictures:
+        """The options for images that have to be decoded."""
+        return Pictures(self.mean, self.std, self.image_size, self.bad_images == "skip", stated)
 
 
 def asked_data(data: Any, options: DataOptions) -> Any:
@@ -59,15 +78,7 @@ def asked_data(data: Any, options: DataOptions) -> Any:
 
 
 def load_data(
-    source: str | Asked | Data | Sequence[Any],
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    image_size: int | None = None,
-    bad_images: str = SKIPPING.default,
-    task: Task | None = None,
-    stated: Preparation = NOTHING_STATED,
-    network: nn.Module | None = None,
+    source: str | Asked | Data | Sequence[Any], *, stated: Preparation = NOTHING_STATED, network: nn.Module | None = None
 ) -> Data:
     """Training and test images from anywhere.
 
@@ -86,14 +97,7 @@ def load_data(
             a pair (training, test) of map-style datasets or DataLoaders, or a dictionary of these under `train` and `test`;
             tuples of arrays, inputs and labels, will do for data sets; of a loader, the dataset and its `collate_fn`; without
             labels their items are inputs alone, and tensors and a single one of all these will do;
-            a `Data`, returned as it is; an `Asked`, whose options hold in place of the following three.
-        mean: per channel, on the scale where images span 0 to 1. Default: as `stated` for image folders, else ImageNet's for
-            RGB, 0.5 otherwise, 0 for float32.
-        std: per channel. Default: as `stated`, else ImageNet's for RGB, 0.5 otherwise, 1 for float32.
-        image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
-            Default: as `stated`, else as they are if all images have one size, else 224.
-        bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
-        task: whose labels the user's own datasets give, to check the first item; folders hold classes.
+            a `Data`, returned as it is; an `Asked`, one of all these with options.
         stated: how the network's pretrained weights want the images of a folder.
         network: which the data are for; images of a folder are grey for one that takes one channel, else RGB, and items that
             are dictionaries go to it by the names of its arguments.
@@ -104,42 +108,48 @@ def load_data(
     Raises:
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
-    if isinstance(source, Asked):
-        mean, std, image_size, bad_images = source.mean, source.std, source.image_size, source.bad_images
-        source = source.source
-    SKIPPING.check(bad_images)
-    pictures = isinstance(source, str) and source.partition(":")[0] in PICTURES
-    for name, value, default in (("image_size", image_size, None), ("bad_images", bad_images, SKIPPING.default)):
-        if value != default and not pictures:
-            raise FreePruneError(
-                f"`{name}={value}` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only; leave it out"
-            )
+    asked = source if isinstance(source, Asked) else Asked(source)
+    SKIPPING.check(asked.bad_images)
+    source = asked.source
+    kind, _, place = source.partition(":") if isinstance(source, str) else ("", "", "")
+    if kind in PICTURES:
+        return PICTURES[kind](place, asked.pictures(stated), network)
+    _check_pictures(asked)
+    if kind == "npz" or source == "digits":
+        found = npz(Path(place), asked.mean, asked.std, network) if kind == "npz" else digits(asked.mean, asked.std)
+        return replace(found, classes=_given((found.train, found.test), network).classes)
     if isinstance(source, str):
-        kind, _, place = source.partition(":")
-        asked = Pictures(mean, std, image_size, bad_images == "skip", stated)
-        if kind == "imagefolder":
-            return image_folder(Path(place), asked, network)
-        if kind == "hf":
-            return hugging_face(place, asked, network)
-        if kind == "wds":
-            return shards(place, asked, network)
-        if kind == "npz" or source == "digits":
-            found = npz(Path(place), mean, std, network) if kind == "npz" else digits(mean, std)
-            own = _given((found.train, found.test), task, network)
-            return replace(found, classes=own.classes)
-        paths = [source] if place.isidentifier() else [source, place]  # a callable may be called as a folder is
-        lying = next((path for path in paths if os.path.exists(path)), None)
-        if lying is not None:
-            raise FreePruneError(f"the data {source!r} are {_fitting(lying)}")
-        if kind in ("", source, "digits"):
-            raise FreePruneError(f"there is no data {source!r}; {nearest(source, FORMS)}")
-    if mean is not None or std is not None:
+        _check_callable(source)
+    if asked.mean is not None or asked.std is not None:
         raise FreePruneError(
             "`mean` or `std` was given, but datasets of your own come normalised; leave it out, or normalise in the dataset"
         )
     if isinstance(source, str):
-        return replace(_given(call(source, FORMS), task, network), source=source)
-    return _given(source, task, network)
+        return replace(_given(call(source, FORMS), network), source=source)
+    return _given(source, network)
+
+
+def _check_pictures(asked: Asked) -> None:
+    """Refuse options of encoded images for other data."""
+    for name, value, default in (
+        ("image_size", asked.image_size, None),
+        ("bad_images", asked.bad_images, SKIPPING.default),
+    ):
+        if value != default:
+            raise FreePruneError(
+                f"`{name}={value}` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only; leave it out"
+            )
+
+
+def _check_callable(spec: str) -> None:
+    """Refuse a text that cannot name a callable, and say what else was meant."""
+    kind, _, place = spec.partition(":")
+    paths = [spec] if place.isidentifier() else [spec, place]  # a callable may be called as a folder is
+    lying = next((path for path in paths if os.path.exists(path)), None)
+    if lying is not None:
+        raise FreePruneError(f"the data {spec!r} are {_fitting(lying)}")
+    if kind in ("", spec, "digits"):
+        raise FreePruneError(f"there is no data {spec!r}; {nearest(spec, FORMS)}")
 
 
 def _fitting(place: str) -> str:
@@ -152,14 +162,14 @@ def _fitting(place: str) -> str:
     return f"a file; give {ways.get(os.path.splitext(place)[1].lower(), own)}"
 
 
-def _given(source: object, task: Task | None, network: nn.Module | None) -> Data:
+def _given(source: object, network: nn.Module | None) -> Data:
     """What the user, or the user's callable, gave in Python."""
     if isinstance(source, Data):
         if not isinstance(source.collate, ByName):
             return source
         return replace(source, collate=by_name(source.train, source.collate.collate, network))
     if isinstance(source, Tensor | Dataset | DataLoader):
-        return _single(_read("training", source, task, network))
+        return _single(_read("training", source, network))
     if isinstance(source, Mapping):  # as `datasets` keeps its parts
         parts = [next((source[name] for name in names if name in source), None) for names in (TRAININGS, TESTS)]
         source = source if any(part is None for part in parts) else parts
@@ -169,7 +179,7 @@ def _given(source: object, task: Task | None, network: nn.Module | None) -> Data
             f"the data are {described(source)}{count}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
-    train, test = (_read(name, given, task, network) for name, given in zip(("training", "test"), source, strict=True))
+    train, test = (_read(name, given, network) for name, given in zip(("training", "test"), source, strict=True))
     if not _same(train.collate, test.collate):
         raise FreePruneError("the two loaders have different collate_fn; give both the same, for one network reads from both")
     labelled = [one.labels is not None for one in (train, test)]
@@ -214,7 +224,7 @@ class _Read:
     labels: Any
 
 
-def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -> _Read:
+def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
     """A data set of the user's; the first item is read, to see that it will do."""
     if _is_columns(given):
         given = TensorDataset(*map(_column, given))
@@ -233,7 +243,7 @@ def _read(name: str, given: Any, task: Task | None, network: nn.Module | None) -
     if len(dataset) == 0:
         raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
     collate = by_name(dataset, collate, network)
-    return _Read(dataset, collate, *stack(dataset, [0], collate, task))
+    return _Read(dataset, collate, *stack(dataset, [0], collate, task=None))
 
 
 def _column(given: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,32 +12,57 @@ from ...common import FreePruneError
 from ...copies import copied
 from ...sharing import light
 from .adoption import bare
-from .libraries import is_pretrained
+from .image_files import Preparation
+from .libraries import is_pretrained, stated_by
 from .models import load_model
 from .weights import load_weights
 
 
-def dense_network(model: nn.Module | str, weights: str | Path | None, seed: int, weights_key: str | None = None) -> nn.Module:
-    """The network, given or named, without wrappers, in its own types.
+@dataclass(frozen=True)
+class GivenModel:
+    """A dense network as it was given.
 
-    Args:
+    Attributes:
+        model: the network, or a text that names it.
         weights: a file of weights, or `pretrained` for those that the library of a named network downloads; None for those
             that the network has.
         weights_key: what the weights lie under in their file; None to find them.
     """
-    if weights_key is not None and (weights is None or is_pretrained(weights)):
-        raise FreePruneError(f"`weights_key={weights_key!r}` was given without a file of `weights`; give both, or neither")
-    if is_pretrained(weights):
-        if not isinstance(model, str):
+
+    model: nn.Module | str
+    weights: str | Path | None = None
+    weights_key: str | None = None
+
+    def network(self, seed: int) -> nn.Module:
+        """The network without wrappers, in its own types.
+
+        Args:
+            seed: decides the weights of a network by name where none are given.
+        """
+        model, weights = self.model, self.weights
+        if self.weights_key is not None and (weights is None or is_pretrained(weights)):
             raise FreePruneError(
-                "`weights='pretrained'` was given with a network, which has its weights already; leave it out, or give the "
-                "network by name, such as torchvision:resnet18"
+                f"`weights_key={self.weights_key!r}` was given without a file of `weights`; give both, or neither"
             )
-        return bare(built(model, seed, pretrained=True))
-    if weights is None:
-        return bare(built(model, seed) if isinstance(model, str) else model)
-    empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
-    return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights, weights_key))
+        if is_pretrained(weights):
+            if not isinstance(model, str):
+                raise FreePruneError(
+                    "`weights='pretrained'` was given with a network, which has its weights already; leave it out, or give the "
+                    "network by name, such as torchvision:resnet18"
+                )
+            return bare(built(model, seed, pretrained=True))
+        if weights is None:
+            return bare(built(model, seed) if isinstance(model, str) else model)
+        empty = bare(built(model, seed) if isinstance(model, str) else model, trained=False)
+        return bare(load_weights(empty if isinstance(model, str) else copied(empty), weights, self.weights_key))
+
+    def stated(self, network: nn.Module) -> Preparation:
+        """How its pretrained weights want their images, as their library states.
+
+        Args:
+            network: the one that `network` returned.
+        """
+        return stated_by(self.model, self.weights, network)
 
 
 def built(spec: str, seed: int, *, pretrained: bool = False) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import Encoded
 from .sources import Pictures, data_of_pictures
@@ -47,7 +47,7 @@ class Rows(Encoded):
         return part, i - (self._ends[part - 1] if part else 0), self._parts[part][1]
 
 
-def hugging_face(place: str, asked: Pictures, network: nn.Module | None = None) -> Data:
+def hugging_face(place: str, asked: Pictures, network: nn.Module | None) -> Data:
     """A data set by its name, `NAME` or `NAME:CONFIGURATION`, or a folder that `save_to_disk` wrote.
 
     The column of images is the first of that type; that of labels the first of class labels, else the one named `label` or

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .image_files import NOTHING_STATED, Preparation
 
 PRETRAINED = "pretrained"  # in place of a file of weights

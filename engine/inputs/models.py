@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ...common import FreePruneError, cause, nearest
+from ...errors import FreePruneError, cause, nearest
 from .checkpoints import kind
 from .libraries import LIBRARIES, closest, from_library
 from .networks import NETWORKS

@@ -12,7 +12,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...common import FreePruneError, cause, parse_json, write_atomically
+from ...disk import parse_json, write_atomically
+from ...errors import FreePruneError, cause
 
 SHARD = 2**29  # bytes: of more, weights are written in several files
 INDEX = ".index.json"  # after the name that one file would have

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, cause
+from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import HEAD, TAIL, Encoded
 from .image_files import SUFFIXES, counts
@@ -84,7 +84,7 @@ class Members(Encoded):
         return os.pread(file, size, start)
 
 
-def shards(place: str, asked: Pictures, network: nn.Module | None = None) -> Data:
+def shards(place: str, asked: Pictures, network: nn.Module | None) -> Data:
     """The images of shards.
 
     Args:

@@ -41,14 +41,16 @@ class Pictures:
     stated: Preparation = NOTHING_STATED
 
 
-def image_folder(folder: Path, asked: Pictures, network: nn.Module | None = None) -> Data:
+def image_folder(place: str, asked: Pictures, network: nn.Module | None) -> Data:
     """The images of a folder.
 
     Args:
+        place: the folder.
         network: whether it takes grey images decides what they are decoded to; RGB where none is given.
     """
     if asked.size is not None and asked.size < 1:
         raise FreePruneError(f"the image size is {asked.size}; expected at least 1 pixel")
+    folder = Path(place)
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
     train_folder = folder / "train"

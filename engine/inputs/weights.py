@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, brief, nearest
+from ...errors import FreePruneError, brief, nearest
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
 
 # What training scripts call the weights in a checkpoint, and what wrappers put before the name of every tensor.

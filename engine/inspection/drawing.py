@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common import FreePruneError, write_atomically
+from ...common import FreePruneError
+from ...disk import write_atomically
 
 if TYPE_CHECKING:
     from .groups import GroupInfo, Inspection, LayerInfo

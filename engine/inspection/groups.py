@@ -27,10 +27,9 @@ from ...options import declared
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
-from ..inputs.dense import dense_network
+from ..inputs.dense import GivenModel
 from ..inputs.dictionaries import working
 from ..inputs.example import example_of
-from ..inputs.libraries import stated_by
 from ..inputs.tokens import check_embeddings
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
@@ -170,9 +169,10 @@ def inspect(
     check_options(granularity, {"max_rate": declared(Settings)["max_rate"], **backend_class.options}, options)
     if graph is not None:
         check_path(Path(graph))
-    given = dense_network(model, weights, 0, weights_key)
-    inputs, collate = example_of(example, stated_by(model, weights, given), in_float32(given))
-    network = working(given, collate)
+    given = GivenModel(model, weights, weights_key)
+    dense = given.network(seed=0)
+    inputs, collate = example_of(example, given.stated(dense), in_float32(dense))
+    network = working(dense, collate)
     check_embeddings(network, inputs)
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     equal = Importance({name: np.broadcast_to(1.0, tuple(p.shape)) for name, p in network.named_parameters()})

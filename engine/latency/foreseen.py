@@ -109,7 +109,7 @@ def _deeper(job: Job, end: float) -> Channel | None:
     layout = layout_of(kind, asked)
     if layout == layout_of(kind, job.settings) or job.trace_seconds > (end - time.perf_counter()) / 4:
         return None
-    network = job.dense.dense.skeleton.network
+    network = job.fast
     channel = kind(network, job.scored.inputs, job.importance, **layout).channel
     return channel if channel is not None and channel.branches else None
 

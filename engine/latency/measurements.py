@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common import DAMAGE
+from ...disk import DAMAGE
 from ..store.records import Records
 from ..store.shapes import fits
 from .layers import Call, Layer

@@ -16,16 +16,17 @@ from torch import nn
 from ...backends import Backend, find_backend, importance
 from ...backends.base import check_options, dense_units
 from ...backends.criteria import CRITERIA, Importance
-from ...backends.onnx import ONNX_RUNTIME, Runtime, find_runtime
+from ...backends.onnx import Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, Candidate, FreePruneError, find
+from ...common import Batch, Candidate, FreePruneError
 from ...metrics import METRICS, Metric, Reference, reference
+from ...registry import find
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
 from ...sharing import is_large
-from ..asked.declaration import Hardware
+from ..asked.declaration import HERE, Hardware
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
 from ..asked.selection import fewest_units
@@ -35,21 +36,18 @@ from ..inputs.adoption import in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
 from ..inputs.data import load_data
-from ..inputs.dense import dense_network, on_cpu
+from ..inputs.dense import GivenModel, on_cpu
 from ..inputs.devices import device_of
 from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
-from ..inputs.libraries import stated_by
 from ..inputs.memory_format import fastest, on_device
 from ..inputs.models import resolve as resolve_callable
 from ..store.continuation import FIRST, Earlier
 from ..tasks import Task
-from ..tasks.choice import CLASSIFIED, Choice
+from ..tasks.choice import Choice
 from ..user_code import name_of, scored, warn
 from .record import record
 from .task import Finetune, check_finetune, check_labels, doubt_of, guided, read_by, task_of, trained_by
-
-HERE = Hardware()
 
 
 @dataclass(frozen=True)
@@ -59,25 +57,19 @@ class Job:
     Attributes:
         given: the dense network in its own types, without wrappers, on the CPU.
         network: the same in float32, which all work is done with.
-        train: the training images without the validation images.
         batch: the calibration batch on the CPU.
-        scored: the same images on the scoring device, in the scoring memory format.
-        dense: the reference pass of the dense network on `scored`.
+        dense: the reference pass of the dense network.
         config: the content of `config.json`.
         trace_seconds: how long it took to find the groups.
         earlier: how the search was planned, where the run goes on with more trials.
-        task: what the network is trained for; the calibration batches are read by it.
-        choice: that task with its name, and how it came to be.
+        choice: what the network is trained for; the calibration batches are read by it.
         hardware: what networks run on, and who loads their data.
-        doubt: why the dense network may not have been trained on these data; None if nothing suggests so.
     """
 
     given: nn.Module
     network: nn.Module
     data: Data
-    train: Any
     batch: Batch
-    scored: Batch
     settings: Settings
     finetune: Recipe | Finetune | None
     backend: Backend
@@ -87,15 +79,41 @@ class Job:
     dense: Reference
     config: dict[str, Any]
     trace_seconds: float
-    choice: Choice = CLASSIFIED
-    runtime: Runtime = ONNX_RUNTIME
-    doubt: str | None = None
-    earlier: Earlier = FIRST
-    hardware: Hardware = HERE
+    choice: Choice
+    earlier: Earlier
+    hardware: Hardware
 
     @property
     def task(self) -> Task:
         return self.choice.task
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return find_runtime(self.settings.runtime)
+
+    @property
+    def train(self) -> Any:
+        """The training images without those for validation."""
+        return self._parts[0]
+
+    @property
+    def validation(self) -> Any:
+        """The tenth of the training images that nothing is trained on."""
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        return split(self.data, self.settings.seed)
+
+    @property
+    def scored(self) -> Batch:
+        """The images of the calibration batch on the scoring device, in the scoring memory format."""
+        return self.dense.batch
+
+    @property
+    def fast(self) -> nn.Module:
+        """The dense network on the scoring device, in the scoring memory format."""
+        return self.dense.dense.skeleton.network
 
     def working(self, network: nn.Module) -> nn.Module:
         """A network that was made from the given one, in float32, taking inputs as the data give them."""
@@ -136,7 +154,7 @@ class Job:
         both = self.backend.shrinks and self.backend.mask is not None
         if not self.settings.recovery or both or is_large(self.network):
             return None
-        return Recovery(self.dense.dense.skeleton.network, self.fitted.inputs, self.settings.seed)
+        return Recovery(self.fast, self.fitted.inputs, self.settings.seed)
 
     @cached_property
     def fitted(self) -> Batch:
@@ -146,49 +164,36 @@ class Job:
         many inputs for the images that there are. Where the data has too few others, these are the scored ones all the same.
         """
         found = further(self.train, self.data, self.batch, self.settings.seed, self.task)
-        network = self.dense.dense.skeleton.network
-        return self.scored if found is None else fastest(network, found.to(next(network.parameters()).device))
+        return self.scored if found is None else fastest(self.fast, found.to(next(self.fast.parameters()).device))
 
 
 def prepare(
-    model: nn.Module | str, weights: str | Path | None, source: Any, settings: Settings, finetune: Recipe | Finetune | None,
-    *, weights_key: str | None = None, folder: Path | None = None, timed: bool = False, runtime: Runtime | None = None,
-    earlier: Earlier = FIRST, hardware: Hardware = HERE,
+    model: GivenModel, source: Any, settings: Settings, finetune: Recipe | Finetune | None, *,
+    folder: Path | None = None, timed: bool = False, earlier: Earlier = FIRST, hardware: Hardware = HERE,
 ) -> Job:  # fmt: skip
     """The job, with all arguments checked.
 
     Args:
-        weights_key: what the weights lie under in their file; None to find them.
         folder: of the run to resume, whose calibration batch is reused; None for a new run.
         timed: whether a target on latency is allowed; `latency/target.py` adds it to the space later.
-        runtime: runs and times ONNX files; by default the one that the settings name.
         earlier: how the search of the run to resume was planned.
         hardware: what candidates are scored on.
     """
     device = device_of(hardware.device)
-    backend_class = find_backend(settings.granularity)
-    metric = metric_of(settings.metric)
-    find(STRATEGIES, settings.strategy, "strategy")
-    criterion = find(CRITERIA, settings.criterion, "criterion")
+    backend_class, metric = _checked(settings)
     check_finetune(finetune)
-    runtime = runtime or find_runtime(settings.runtime)
-    _check_file(settings, runtime)
-    check_options(settings.granularity, backend_class.options, settings.layout)
     settings = _with_warm_starts(settings, backend_class, earlier)
-    given = on_cpu(dense_network(model, weights, settings.seed, weights_key))
+    given = on_cpu(model.network(settings.seed))
     network = in_float32(given)
-    data = load_data(source, stated=stated_by(model, weights, given), network=network)
+    data = load_data(source, stated=model.stated(given), network=network)
     network = working(network, data.collate)
     training, _ = split(data, settings.seed)
     drawn = calibration(training, data, settings.calibration_images, settings.seed, folder, None)
     choice = task_of(settings.task, network, drawn)
     batch, finetune = read_by(choice, drawn), trained_by(choice, finetune)
-    if not isinstance(model, str):  # a network built from a text registers its hooks again
+    if not isinstance(model.model, str):  # a network built from a text registers its hooks again
         check_hooks(network, tuple(x[:2] for x in batch.inputs))
-    if getattr(metric, "needs_labels", False):
-        check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
-    if getattr(criterion, "needs_labels", False):
-        check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
+    _check_labels(settings, metric, batch, choice)
     start = time.perf_counter()
     # Candidates run on a GPU where there is one; surgery, checks and export stay on the CPU.
     judged, images = on_device(network, batch, device)
@@ -197,17 +202,36 @@ def prepare(
     seconds = time.perf_counter() - start
     dense = reference(judged, images)
     doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, len(data.classes))
+    choice = replace(choice, doubt=doubt)
     if doubt is not None:
         warn(doubt)
-    finetune = guided(finetune, choice.task, doubt)
+    finetune = guided(finetune, choice)
     space = _space(backend, settings, timed)
-    config = record(model, weights, weights_key, data, settings, choice, backend, finetune)
+    config = record(model, data, settings, choice, backend, finetune)
     config |= {"metric": metric_name(settings.metric), **earlier.to_json()}
     return Job(
-        given=given, network=network, data=data, train=training, batch=batch, scored=images, settings=settings,
-        finetune=finetune, backend=backend, importance=order, space=space, metric=metric, dense=dense, config=config,
-        trace_seconds=seconds, choice=choice, runtime=runtime, doubt=doubt, earlier=earlier, hardware=hardware,
+        given=given, network=network, data=data, batch=batch, settings=settings, finetune=finetune, backend=backend,
+        importance=order, space=space, metric=metric, dense=dense, config=config, trace_seconds=seconds, choice=choice,
+        earlier=earlier, hardware=hardware,
     )  # fmt: skip
+
+
+def _checked(settings: Settings) -> tuple[type[Backend], Metric]:
+    """The granularity and the metric that were asked for; what is unknown or does not go together is refused."""
+    backend, metric = find_backend(settings.granularity), metric_of(settings.metric)
+    find(STRATEGIES, settings.strategy, "strategy")
+    find(CRITERIA, settings.criterion, "criterion")
+    _check_file(settings, find_runtime(settings.runtime))
+    check_options(settings.granularity, backend.options, settings.layout)
+    return backend, metric
+
+
+def _check_labels(settings: Settings, metric: Metric, batch: Batch, choice: Choice) -> None:
+    """Refuse a metric or a criterion that reads the loss of labels where there is none."""
+    if getattr(metric, "needs_labels", False):
+        check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
+    if getattr(find(CRITERIA, settings.criterion, "criterion"), "needs_labels", False):
+        check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
 
 
 def _check_file(settings: Settings, runtime: Runtime) -> None:

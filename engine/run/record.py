@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ...backends import BACKENDS, Backend
 from ..asked.declaration import Source
 from ..asked.recipe import Recipe
 from ..asked.settings import Settings
 from ..inputs.batches import Data
+from ..inputs.dense import GivenModel
 from ..tasks.choice import Choice
 from ..user_code import name_of
 from .task import Finetune
 
 
 def record(
-    model: nn.Module | str, weights: str | Path | None, weights_key: str | None, data: Data, settings: Settings,
-    choice: Choice, backend: Backend, finetune: Recipe | Finetune | None,
-) -> dict[str, Any]:  # fmt: skip
+    given: GivenModel, data: Data, settings: Settings, choice: Choice, backend: Backend, finetune: Recipe | Finetune | None
+) -> dict[str, Any]:
     """Enough to ask the same again."""
+    model, weights = given.model, given.weights
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(settings).items()}
     del asked["target"], asked["layout"]
     return {
         "freeprune": version("freeprune"),
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "weights": None if weights is None else str(weights),
-        "weights_key": weights_key,
+        "weights_key": given.weights_key,
         "data": data.source,
         "mean": list(data.mean),
         "std": list(data.std),

@@ -37,7 +37,7 @@ def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Mo
         return plain, plain, None
     images = joined(job.scored, None if job.fitted is job.scored else job.fitted)
     others = not_fitted(job.train, job.data, len(images.inputs[0]), job.settings.seed, job.task) or job.batch
-    fast = job.dense.dense.skeleton.network
+    fast = job.fast
     return recovered(job.network, pruned, plan, job.batch, others, fast, images, job.settings.seed)
 
 

@@ -147,15 +147,11 @@ def trained_by(choice: Choice, finetune: Recipe | Finetune | None) -> Recipe | F
     )
 
 
-def guided(finetune: Recipe | Finetune | None, task: Task, doubt: str | None) -> Recipe | Finetune | None:
-    """A recipe with the weight of its distillation, where none was asked for.
-
-    Args:
-        doubt: why the dense network may not have been trained on these data, so that it is no teacher; None if nothing says so.
-    """
+def guided(finetune: Recipe | Finetune | None, choice: Choice) -> Recipe | Finetune | None:
+    """A recipe with the weight of its distillation, where none was asked for: a dense network in doubt is no teacher."""
     if not isinstance(finetune, Recipe) or finetune.distill is not None:
         return finetune
-    return replace(finetune, distill=0.0 if doubt else task.distill)
+    return replace(finetune, distill=0.0 if choice.doubt else choice.task.distill)
 
 
 def check_finetune(finetune: Any) -> None:

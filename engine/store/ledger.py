@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common import DAMAGE
+from ...disk import DAMAGE
 from .records import Records
 from .shapes import fits
 

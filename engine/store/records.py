@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common import DAMAGE, FreePruneError, parse_json, unwritable, write_atomically
+from ...common import FreePruneError
+from ...disk import DAMAGE, parse_json, unwritable, write_atomically
 
 
 class Records:

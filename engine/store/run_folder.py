@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import platform
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
-from ...common import DAMAGE, FreePruneError, brief, parse_json, write_atomically
-from ...errors import is_out_of_memory, out_of_memory
+from ...disk import DAMAGE, parse_json, write_atomically
+from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
@@ -31,8 +30,6 @@ from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
 
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
 Read = TypeVar("Read", bound=Document)
 
 CONFIG, LEDGER, PLAN, MASKS = "config.json", "trials.jsonl", "plan.json", "masks.safetensors"
@@ -76,36 +73,30 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
 
 
-def keeps_traceback(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Decorator of a function that writes to the folder `out`: ends of a run.
+@contextmanager
+def errors_kept(folder: Path) -> Iterator[None]:
+    """Within it a run writes to the folder, which is given back to other runs at the end.
 
-    The traceback of an error in the user's code is written there, a device without memory is a sentence, and the folder is
-    given back to other runs.
+    The traceback of an error in the user's code is written there, and a device without memory is a sentence.
     """
-
-    @functools.wraps(function)
-    def kept(*args: Given.args, **options: Given.kwargs) -> Returned:
-        folder = Path(str(options.get("out", "")))
-        try:
-            return function(*args, **options)
-        except UserError as error:
-            if not (folder / CONFIG).exists():  # the run had not begun
-                raise
-            write_atomically(folder / ERROR, error.trace.encode())
-            raise UserError(
-                f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
-            ) from error.__cause__
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            then = ", and go on with `resume=True`" if (folder / CONFIG).exists() else ""
-            raise out_of_memory(
-                error, f"lower `calibration_images` or the `image_size`, or give shorter sequences{then}"
-            ) from error
-        finally:
-            leave(folder)
-
-    return kept
+    try:
+        yield
+    except UserError as error:
+        if not (folder / CONFIG).exists():  # the run had not begun
+            raise
+        write_atomically(folder / ERROR, error.trace.encode())
+        raise UserError(
+            f"{error}; then go on with `resume=True`; the traceback is in {folder / ERROR}", error.trace
+        ) from error.__cause__
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        then = ", and go on with `resume=True`" if (folder / CONFIG).exists() else ""
+        raise out_of_memory(
+            error, f"lower `calibration_images` or the `image_size`, or give shorter sequences{then}"
+        ) from error
+    finally:
+        leave(folder)
 
 
 def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool, *, keep: bool = False) -> None:

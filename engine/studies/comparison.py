@@ -11,17 +11,20 @@ import numpy as np
 from torch import nn
 
 from ...backends import apply
-from ...common import DAMAGE, FreePruneError, find
+from ...common import FreePruneError
+from ...disk import DAMAGE
 from ...metrics.statistics import mean_interval, paired_p
 from ...options import check_all
+from ...registry import find
 from ...search import STRATEGIES
 from ..asked.declaration import Comparison as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
-from ..opening import Opening
-from ..progress import Shown, shows_progress
+from ..inputs.dense import GivenModel
+from ..opening import Opening, opened
+from ..progress import Shown
 from ..report import plots
 from ..report.page import read_finished, write_report
 from ..run.job import Job, strategy_of
@@ -34,15 +37,13 @@ from ..store.ledger import Ledger, curve
 from ..store.records import Records
 from ..store.studies import AgainstRandom, Comparison, Judged, Run
 from ..training.finetuning import finetuned
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..workers.pool import pool
 
 CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1
 
 
-@files.keeps_traceback
-@shows_progress
 def compare(
     model: nn.Module | str,
     data: Any,
@@ -81,26 +82,25 @@ def compare(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
     names = listed(strategies)
     _check(names, trials, seeds)
     data = asked_data(data, options)
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
-    trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
-    options["warm_starts"] = options.get("warm_starts") or ()
-    asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
-    job = opening.job(model, weights, weights_key, data, asked, finetune)
-    config = {**job.config, "strategies": list(names), "seeds": seeds}
-    del config["strategy"]
-    tested = None if finetune is None else job.data.test
-    opening.begin(job, config, tested, finished=opening.has_finished(Comparison.FILE))
-    comparison = read_finished(opening.folder, Comparison)
-    if comparison is None:
-        comparison = _compared(job, names, seeds, config, opening)
-        files.write_document(opening.folder, comparison)
-        write_report(opening.folder)
-    plots.draw(plots.save_comparison, comparison, opening.folder)
-    return comparison
+    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
+        trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
+        options["warm_starts"] = options.get("warm_starts") or ()
+        asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit)
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
+        config = {**job.config, "strategies": list(names), "seeds": seeds}
+        del config["strategy"]
+        tested = None if finetune is None else job.data.test
+        opening.begin(job, config, tested, finished=opening.has_finished(Comparison.FILE))
+        comparison = read_finished(opening.folder, Comparison)
+        if comparison is None:
+            comparison = _compared(job, names, seeds, config, opening)
+            files.write_document(opening.folder, comparison)
+            write_report(opening.folder)
+        plots.draw(plots.save_comparison, comparison, opening.folder)
+        return comparison
 
 
 def _compared(job: Job, names: Sequence[str], seeds: int, config: Mapping[str, Any], opening: Opening) -> Comparison:
@@ -175,7 +175,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
         network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
-        return measured(network, job.data.test, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
+        return measured_for(job, network, job.data.test)
 
     if left:
         with pool(tuned, opening.placement) as workers:

@@ -17,23 +17,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import Dataset
 
 from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
-from ...common import DAMAGE, Batch, FreePruneError, entries
+from ...common import Batch, FreePruneError
 from ...common import Candidate as Pruned
+from ...disk import DAMAGE
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...options import check_all
+from ...registry import entries
 from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
-from ..inputs.batches import split
 from ..inputs.data import asked_data
-from ..opening import Opening
-from ..progress import Shown, shows_progress
+from ..inputs.dense import GivenModel
+from ..opening import Opening, opened
+from ..progress import Shown
 from ..report import plots
 from ..report.page import write_report
 from ..run.job import Job, metric_name, metric_of
@@ -44,7 +45,7 @@ from ..store.documents import Interval, finite
 from ..store.records import Records
 from ..store.studies import Candidate, Correlated, GroupSize, NoiseFound, Study, StudyImages
 from ..training.finetuning import finetuned
-from ..training.measuring import measured
+from ..training.measuring import measured_for
 from ..user_code import scored
 from ..workers.pool import pool
 
@@ -60,8 +61,6 @@ COUNTS, SLACK = ("params", "macs"), 0.01  # these metrics count as constant if t
 CONTROL = "logdensity"  # the metric that partial correlations hold constant
 
 
-@files.keeps_traceback
-@shows_progress
 def correlate(
     model: nn.Module | str,
     data: Any,
@@ -107,25 +106,24 @@ def correlate(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
     table = _metrics(metrics)
     if finetune is None:
         raise FreePruneError("the study compares scores with accuracies after fine-tuning; give a recipe")
     plan = Options(candidates, seeds, repeat, tuple(table), rescore)
     check_all(plan)
     data = asked_data(data, options)
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume or rescore, force, progress)
-    asked = settings(target, options, strategy="random", warm_starts=())
-    job = opening.job(model, weights, weights_key, data, asked, finetune)
-    config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
-    structure = {"structure": fingerprint(structure_of(job.network))}
-    opening.begin(job, {**config, **structure}, validation_of(job), finished=rescore)
-    study = _studied(job, plan, table, config, opening)
-    files.write_document(opening.folder, study)
-    write_report(opening.folder)
-    plots.draw(plots.save_scatter, study, opening.folder)
-    plots.draw(plots.save_heat_map, files.studies_beside(opening.folder), opening.folder)
-    return study
+    with opened(out, placed(workers, options), hardware_of(options), resume or rescore, force, progress) as opening:
+        asked = settings(target, options, strategy="random", warm_starts=())
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
+        config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
+        structure = {"structure": fingerprint(structure_of(job.network))}
+        opening.begin(job, {**config, **structure}, job.validation, finished=rescore)
+        study = _studied(job, plan, table, config, opening)
+        files.write_document(opening.folder, study)
+        write_report(opening.folder)
+        plots.draw(plots.save_scatter, study, opening.folder)
+        plots.draw(plots.save_heat_map, files.studies_beside(opening.folder), opening.folder)
+        return study
 
 
 def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[str, Any], opening: Opening) -> Study:
@@ -144,7 +142,7 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
     return Study(
         config=config,
         versions=files.versions(),
-        dense_accuracy=_measured(job.network, job),
+        dense_accuracy=measured_for(job, job.network, job.validation),
         candidates=tuple(
             Candidate(
                 kept=tuple(kept[i].tolist()),
@@ -157,23 +155,12 @@ def _studied(job: Job, plan: Options, table: dict[str, Metric], config: Mapping[
         groups=tuple(GroupSize(group.name, group.units) for group in job.backend.groups),
         noise=NoiseFound(**{name: finite(value) for name, value in asdict(noise(runs)).items()}),
         metrics=_correlated(runs if judge.larger else [[-x for x in run] for run in runs], scores, job.settings.seed),
-        images=StudyImages(len(job.train), len(job.data.train) - len(job.train)),  # type: ignore[arg-type]
+        images=StudyImages(len(job.train), len(job.validation)),
         threads=torch.get_num_threads(),
         measure=judge.measure,
         unit=judge.unit,
         larger=judge.larger,
     )
-
-
-def validation_of(job: Job) -> Dataset[object]:
-    """The tenth of the training images that candidates are judged on."""
-    _, validation = split(job.data, job.settings.seed)
-    return validation
-
-
-def _measured(network: nn.Module, job: Job) -> float:
-    """The task's measure on the validation images."""
-    return measured(network, validation_of(job), job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
 
 
 def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]:
@@ -226,8 +213,7 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
         _, network, _ = made_good(job, apply(job.network, plan), plan)
-        tuned = finetuned(network, plan, job, job.settings.seed + key[1])
-        found = _measured(tuned, job)
+        found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), job.validation)
         return found, time.perf_counter() - start
 
     opening.progress("fine-tune", len(done), len(wanted), "")

@@ -19,8 +19,9 @@ from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, li
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked, asked_data
-from ..opening import Opening
-from ..progress import Progress, Shown, shows_progress
+from ..inputs.dense import GivenModel
+from ..opening import Opening, opened
+from ..progress import Progress, Shown
 from ..prune import finished_run
 from ..report import plots
 from ..report.page import read_finished, write_report
@@ -41,8 +42,6 @@ HANDED_ON = 5  # best trials of a budget that the search at the next one starts 
 PICKED = 20  # trials near a target that are projected onto it
 
 
-@files.keeps_traceback
-@shows_progress
 def sweep(
     model: nn.Module | str,
     data: Any,
@@ -80,25 +79,24 @@ def sweep(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    assert callable(progress)  # shows_progress made it a function
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
     data = asked_data(data, options)
-    opening = Opening(Path(out), placed(workers, options), hardware_of(options), resume, force, progress)
-    asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
-    job = opening.job(model, weights, weights_key, data, asked, None)
-    config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
-    opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
-    swept = read_finished(opening.folder, Sweep)
-    if swept is None:
-        swept = _swept(job, {rung: job.within((*fixed, rung)) for rung in rungs}, config, opening)
-        files.write_document(opening.folder, swept)
-        write_report(opening.folder)
-    cloud = [(trial.costs[cost], trial.score) for trial in trials_of(opening.folder)]
-    plots.draw(plots.save_sweep, swept, cloud, opening.folder)
-    return swept
+    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
+        asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, None)
+        config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
+        opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
+        swept = read_finished(opening.folder, Sweep)
+        if swept is None:
+            swept = _swept(job, {rung: job.within((*fixed, rung)) for rung in rungs}, config, opening)
+            files.write_document(opening.folder, swept)
+            write_report(opening.folder)
+        cloud = [(trial.costs[cost], trial.score) for trial in trials_of(opening.folder)]
+        plots.draw(plots.save_sweep, swept, cloud, opening.folder)
+        return swept
 
 
 def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], opening: Opening) -> Sweep:
@@ -182,8 +180,6 @@ def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
     return front
 
 
-@files.keeps_traceback
-@shows_progress
 def pick(
     folder: str | Path,
     *,
@@ -222,34 +218,28 @@ def pick(
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
-    assert callable(progress)  # shows_progress made it a function
     machine = hardware_of(hardware)
     check_hardware(machine)
     if by_torchrun():
         raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
-    opening = Opening(Path(out), Placement(), machine, resume, force, progress)
-    folder = Path(folder)
-    config = _asked_of(folder)
-    for name, value in (("quantize", quantize), ("opset", opset)):
-        SETTINGS[name].check(value)
-    before = recorded(config, _with_fixed(parse_targets(target), config))
-    asked = replace(
-        before,
-        task=before.task if task is None else task,
-        trials=PICKED,
-        quantize=quantize,
-        runtime=runtime,
-        opset=opset,
-        rehearsal=rehearsal,
-    )
-    if weights is None:
-        weights, weights_key = config["weights"], weights_key or config["weights_key"]
-    model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
-    job = opening.job(model, weights, weights_key, data, asked, finetune, timed=True)
-    points = _next_to(trials_of(folder), job)
-    asked = replace(asked, trials=len(points))
-    job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
-    return finished_run(job, lambda job: strategy_of(job, "random", asked.seed, points), opening)
+    with opened(out, Placement(), machine, resume, force, progress) as opening:
+        folder = Path(folder)
+        config = _asked_of(folder)
+        for name, value in (("quantize", quantize), ("opset", opset)):
+            SETTINGS[name].check(value)
+        before = recorded(config, _with_fixed(parse_targets(target), config))
+        asked = replace(
+            before, task=before.task if task is None else task, trials=PICKED, quantize=quantize, runtime=runtime, opset=opset,
+            rehearsal=rehearsal,
+        )  # fmt: skip
+        if weights is None:
+            weights, weights_key = config["weights"], weights_key or config["weights_key"]
+        model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
+        job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune, timed=True)
+        points = _next_to(trials_of(folder), job)
+        asked = replace(asked, trials=len(points))
+        job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
+        return finished_run(job, lambda job: strategy_of(job, "random", asked.seed, points), opening)
 
 
 def _asked_of(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...common import FreePruneError, find
-from . import AGREEMENT, CLASSIFICATION, TASKS, Case, Task, own_task
+from ...common import FreePruneError
+from ...registry import find
+from . import AGREEMENT, TASKS, Case, Task, own_task
 from .base import described
 
 AUTO = "auto"
@@ -22,14 +23,13 @@ class Choice:
         task: the task.
         name: its name in the table, or that of the user's own.
         told: a sentence on how it came to be, for the report; None where there is nothing to tell.
+        doubt: why the dense network may not have been trained for it on these data; None if nothing suggests so.
     """
 
     task: Task
     name: str
     told: str | None = None
-
-
-CLASSIFIED = Choice(CLASSIFICATION, "classification")
+    doubt: str | None = None
 
 
 def chosen(asked: str | Task, case: Case, name: str | None = None) -> Choice:

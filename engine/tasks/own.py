@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common import FreePruneError, nearest
+from ...errors import FreePruneError, nearest
 from ...reading import children, leaves, rows
 from ..shown import PERCENT
 from ..user_code import called, telling

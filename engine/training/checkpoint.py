@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common import DAMAGE, FreePruneError, brief, cause, parse_json
+from ...disk import DAMAGE, parse_json
+from ...errors import FreePruneError, brief, cause
 
 EVERY = 300.0  # seconds between two checkpoints
 VERSION = 1

@@ -10,14 +10,12 @@ import torch
 
 from ...common import FreePruneError
 from ...errors import first_line
-from ..asked.declaration import Hardware
+from ..asked.declaration import HERE, Hardware
 from ..inputs.devices import AUTO, device_of
 from .processes import WAITED, world_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-HERE = Hardware()
 
 
 def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true", world: int = 1) -> Fabric:

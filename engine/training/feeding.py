@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from ...common import FreePruneError, cause
-from ...errors import is_out_of_memory
+from ...errors import FreePruneError, cause, is_out_of_memory
 from ...reading import leaves
 from ..inputs.batches import Images, inner, is_batch, parts, telling_items
 from ..randomness import seed_all, seeded

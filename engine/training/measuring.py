@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from ...common import FreePruneError
 from ...reading import leaves
 from ...sharing import light
-from ..asked.declaration import Hardware
+from ..asked.declaration import HERE, Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
+from ..run.job import Job
 from ..tasks import CLASSIFICATION, Task
-from .fabric import HERE, fabric_of
+from .fabric import fabric_of
 from .feeding import Drawn, batches_of, check_finite, dense_labels, inputs_and_labels, loader, on_cpu, run
 
 if TYPE_CHECKING:
@@ -28,33 +29,24 @@ FEW = 2  # images whose inputs and outputs are looked at for that
 LOADED = 128  # images of a batch that a loading process makes: several wait in memory
 
 
-def accuracy(
-    network: nn.Module,
-    dataset: Dataset[Any],
-    *,
-    batch_size: int = 500,
-    collate: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-) -> float:
-    """The fraction, 0 to 1, of images whose largest logit is that of their label. Arguments as for `measured`."""
-    return measured(network, dataset, CLASSIFICATION, batch_size=batch_size, collate=collate, seed=seed)
+def measured_for(job: Job, network: nn.Module, dataset: Dataset[Any]) -> float:
+    """A job's measure of a network on a data set, the test images or others."""
+    return measure_of(job.task, tallied_for(job, network, dataset))
 
 
-def measured(
-    network: nn.Module,
-    dataset: Dataset[Any],
-    task: Task,
-    *,
-    batch_size: int = 500,
-    collate: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-    dense: nn.Module | None = None,
-    hardware: Hardware = HERE,
-) -> float:
-    """The task's measure of a network on a data set; otherwise as `tallied`."""
-    return measure_of(
-        task, tallied(network, dataset, task, batch_size=batch_size, collate=collate, seed=seed, dense=dense, hardware=hardware)
-    )
+def tallied_for(job: Job, network: nn.Module, dataset: Dataset[Any]) -> Any:
+    """What a job measures a network by on a data set, to be given to `measure_of`."""
+    return tallied(network, dataset, job.task, collate=job.data.collate, dense=job.network, hardware=job.hardware)
+
+
+def measured(network: nn.Module, dataset: Dataset[Any], task: Task, **how: Any) -> float:
+    """The task's measure of a network on a data set. Arguments as for `tallied`."""
+    return measure_of(task, tallied(network, dataset, task, **how))
+
+
+def accuracy(network: nn.Module, dataset: Dataset[Any], **how: Any) -> float:
+    """The fraction, 0 to 1, of images whose largest logit is that of their label. Arguments as for `tallied`."""
+    return measured(network, dataset, CLASSIFICATION, **how)
 
 
 def measure_of(task: Task, tally: Any) -> float:

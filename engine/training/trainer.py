@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from ...common import FreePruneError
 from ...copies import copied
 from ...errors import is_out_of_memory, out_of_memory
-from ..asked.declaration import Hardware
+from ..asked.declaration import HERE, Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite
 from ..inputs.crops import Cropped
 from ..randomness import random_states, seeded, set_random_states
 from ..tasks import CLASSIFICATION, Task
 from .checkpoint import Checkpoint, Saving, described, described_masks, load, save
-from .fabric import HERE, fabric_of
+from .fabric import fabric_of
 from .feeding import Collate, Drawn, Numbered, Order, batches_of, loader
 from .learner import Learner
 from .optimizer import held, schedule

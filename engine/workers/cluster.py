@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ...common import FreePruneError, brief, cause
+from ...errors import FreePruneError, brief, cause
 from .base import DEATHS, Backlog, Placement, attempt
 
 REACH = 5.0  # seconds to wait for a connection to the address

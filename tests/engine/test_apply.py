@@ -10,6 +10,7 @@ from toys import network
 import freeprune
 from freeprune.backends import Plan
 from freeprune.engine.apply import applied
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.sharded import save_weights
 from freeprune.engine.run import recovery as recovery_module
 from freeprune.engine.store.tables import of_recovery
@@ -74,8 +75,8 @@ def images():
 
 
 def recovered(model, plan, **options):
-    asked = {"weights": None, "recover": images(), "calibration_images": 32, "seed": 0, "out": None, "force": False}
-    return applied(model, plan, **{**asked, **options})
+    asked = {"recover": images(), "calibration_images": 32, "seed": 0, "out": None, "force": False}
+    return applied(GivenModel(model), plan, **{**asked, **options})
 
 
 @pytest.fixture(scope="module", params=sorted(ASKED))

@@ -19,6 +19,7 @@ from toys import in_turn
 import freeprune
 from freeprune.backends.recovery import candidates
 from freeprune.engine.asked.settings import settings
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare, strategy_of
 from freeprune.engine.run.loop import search
 from freeprune.engine.store.ledger import Ledger
@@ -38,7 +39,7 @@ def job(granularity, strategy):
     generator = torch.Generator().manual_seed(0)
     data = tuple(TensorDataset(torch.randn(n, 1, 8, 8, generator=generator), torch.arange(n) % 3) for n in (20, 10))
     options = {"granularity": granularity, "calibration_images": 4}
-    return prepare(network, None, data, settings({"macs": 0.5}, options, strategy=strategy, trials=LATE), None)
+    return prepare(GivenModel(network), data, settings({"macs": 0.5}, options, strategy=strategy, trials=LATE), None)
 
 
 def own_bytes():

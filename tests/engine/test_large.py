@@ -11,6 +11,7 @@ from freeprune import sharing
 from freeprune.backends import Plan, apply, masked
 from freeprune.backends.onnx import export, files
 from freeprune.backends.plan import structure_of
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.inputs import sharded
 from freeprune.engine.inputs.adoption import in_float32
@@ -61,7 +62,7 @@ def no_onnx(monkeypatch):
     def refused(*_, **__):
         raise freeprune.FreePruneError("not tried")
 
-    monkeypatch.setattr(finish_module, "export_onnx", refused)
+    monkeypatch.setattr(export_module, "export_onnx", refused)
 
 
 @pytest.mark.usefixtures("no_onnx")

@@ -573,19 +573,7 @@ def test_what_does_not_run_as_predicted_stays(monkeypatch):
     assert [result.network[i].out_channels for i in (0, 2, 4)] == [6, 7, 4]
 
 
-class Scaled(nn.Module):
-    """Scales what a layer gives by its width."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.last(x * x.shape[1] ** -0.5)
-
-
 def test_a_width_that_scales_what_is_computed_stays():
-    network = seeded(Scaled())
+    network = seeded(networks.Scaled())
     zero(network.first, 1, 2)
     assert not agreeing(network).plan.kept

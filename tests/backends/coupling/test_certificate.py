@@ -90,16 +90,7 @@ def test_the_certificate_sees_another_second_operand():
 
 
 def test_the_certificate_sees_a_number_computed_from_a_size():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
-
-        def forward(self, x):
-            x = self.first(x)
-            return self.last(x * (x.shape[1] ** -0.5))
-
-    network, inputs = on_meta(Scaled())
+    network, inputs = on_meta(networks.Scaled())
     coupling, _ = settle(network, inputs, trace(network, inputs), rescale=False)
     assert coupling.groups == []
     assert any("computed from a size" in why for _, why in coupling.trace.frozen)

@@ -7,7 +7,7 @@ from torch import nn
 
 from freeprune import sharing
 from freeprune.backends.difference import relative_difference
-from freeprune.backends.onnx import ONNX_RUNTIME, files
+from freeprune.backends.onnx import ONNX_RUNTIME, export, files
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.files import bytes_of, data_of
 from freeprune.backends.onnx.int8 import quantise_onnx
@@ -33,14 +33,18 @@ IMAGES = (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 @pytest.fixture
 def network(monkeypatch):
+    """Its weights go to a second file."""
     monkeypatch.setattr(files, "SMALLEST", 20)
+    monkeypatch.setattr(export, "LARGEST_FILE", 0)
     torch.manual_seed(0)
     return Network().eval()
 
 
-def test_large_weights_go_to_a_second_file(tmp_path, network):
-    whole = export_onnx(network, IMAGES, tmp_path / "whole.onnx", {"a": "b"})
-    parts = export_onnx(network, IMAGES, tmp_path / "model.onnx", {"a": "b"}, largest=0)
+def test_large_weights_go_to_a_second_file(tmp_path, network, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "LARGEST_FILE", 10**6)
+        whole = export_onnx(network, IMAGES, tmp_path / "whole.onnx", {"a": "b"})
+    parts = export_onnx(network, IMAGES, tmp_path / "model.onnx", {"a": "b"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "whole.onnx"]
     assert parts.dynamic_batch
     assert parts.bytes == bytes_of(parts.path) > data_of(parts.path).stat().st_size > 1000
@@ -57,7 +61,7 @@ def test_large_weights_go_to_a_second_file(tmp_path, network):
 
 def test_the_same_network_gives_the_same_files(tmp_path, network):
     made = [
-        export_onnx(network, IMAGES, tmp_path / name / "m.onnx", {}, largest=0).path
+        export_onnx(network, IMAGES, tmp_path / name / "m.onnx", {}).path
         for name in ("a", "b")
         if not (tmp_path / name).mkdir()
     ]
@@ -68,15 +72,16 @@ def test_the_same_network_gives_the_same_files(tmp_path, network):
 def test_half_precision_is_written_as_float32(tmp_path, network, monkeypatch):
     monkeypatch.setattr(sharing, "LARGE", 0)
     lent = in_float32(network.bfloat16())
-    found = export_onnx(lent, IMAGES, tmp_path / "model.onnx", {}, largest=0)
+    found = export_onnx(lent, IMAGES, tmp_path / "model.onnx", {})
     with torch.no_grad():
         assert relative_difference(lent(*IMAGES), ONNX_RUNTIME.outputs(found.path, IMAGES)) < 1e-5
     assert all(p.dtype is torch.bfloat16 for p in lent.parameters())
 
 
-def test_one_file_replaces_two(tmp_path, network):
+def test_one_file_replaces_two(tmp_path, network, monkeypatch):
     path = tmp_path / "model.onnx"
-    export_onnx(network, IMAGES, path, {}, largest=0)
+    export_onnx(network, IMAGES, path, {})
+    monkeypatch.setattr(export, "LARGEST_FILE", 10**6)
     assert export_onnx(network, IMAGES, path, {}).bytes == path.stat().st_size
     assert not data_of(path).exists()
 
@@ -84,7 +89,7 @@ def test_one_file_replaces_two(tmp_path, network):
 def test_a_wrong_export_leaves_nothing(tmp_path, network, monkeypatch):
     monkeypatch.setattr(files, "_lazy", lambda tensor, name: onnx_zeros(tensor, name))
     with pytest.raises(FreePruneError, match="differs from the network"):
-        export_onnx(network, IMAGES, tmp_path / "model.onnx", {}, largest=0)
+        export_onnx(network, IMAGES, tmp_path / "model.onnx", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -95,6 +100,6 @@ def onnx_zeros(tensor, name):
 
 
 def test_what_cannot_read_a_second_file_says_so(tmp_path, network):
-    path = export_onnx(network, IMAGES, tmp_path / "model.onnx", {}, largest=0).path
+    path = export_onnx(network, IMAGES, tmp_path / "model.onnx", {}).path
     with pytest.raises(FreePruneError, match="its weights lie in a second file"):
         quantise_onnx(path, tmp_path / "int8.onnx", IMAGES)

@@ -321,5 +321,5 @@ def test_another_package_adds_one(monkeypatch):
         def load(self):
             return Clocked()
 
-    monkeypatch.setattr("freeprune.tables.entry_points", lambda group: [Point()] if group == "freeprune.runtimes" else [])
+    monkeypatch.setattr("freeprune.registry.entry_points", lambda group: [Point()] if group == "freeprune.runtimes" else [])
     assert isinstance(find_runtime("clocked"), Clocked)

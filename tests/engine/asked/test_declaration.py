@@ -10,7 +10,7 @@ import click
 import pytest
 
 import freeprune
-from freeprune import layouts
+from freeprune import granularity_options
 from freeprune.backends import BACKENDS, find_backend
 from freeprune.common import FreePruneError
 from freeprune.engine.asked import declaration
@@ -21,6 +21,7 @@ from freeprune.engine.asked.settings import Options, RunOptions, recorded, setti
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.options import TYPES
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.run.job import prepare
 from freeprune.engine.store.shapes import KINDS, sound_asked
@@ -118,7 +119,7 @@ LAYOUTS = {"channel": {"round_to": 2, "repair": False}, "nm": {"nm": "1:4"}, "ch
 @pytest.mark.parametrize("granularity", LAYOUTS)
 def test_what_a_run_writes_fits_and_is_read_back_as_it_was_asked(granularity):
     told = {"granularity": granularity, "calibration_images": 16, "warm_starts": ("erk",), **LAYOUTS[granularity]}
-    job = prepare(NETWORKS["digits:cnn"](), None, "digits", settings(["macs=70%"], told, strategy="random"), None)
+    job = prepare(GivenModel(NETWORKS["digits:cnn"]()), "digits", settings(["macs=70%"], told, strategy="random"), None)
     config = json.loads(json.dumps(job.config))
     assert sound_asked(config)
     assert recorded(config, parse_targets(config["target"])) == job.settings
@@ -133,11 +134,11 @@ def test_options_of_another_granularity_are_refused(granularity):
     for name in foreign:
         told = settings(["macs=70%"], {"granularity": granularity, name: "1"})
         with pytest.raises(FreePruneError, match=f"`{name}='1'` does not apply to granularity"):
-            prepare("digits:cnn", None, "digits", told, None)
+            prepare(GivenModel("digits:cnn"), "digits", told, None)
 
 
 def test_a_built_in_granularity_is_told_what_its_class_takes():
-    assert {name: backend.options for name, backend in BACKENDS.items() if backend.options} == layouts.LAYOUTS
+    assert {name: backend.options for name, backend in BACKENDS.items() if backend.options} == granularity_options.LAYOUTS
 
 
 def test_the_declaration_is_read_without_torch():

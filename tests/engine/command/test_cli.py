@@ -20,8 +20,9 @@ from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions
 from freeprune.engine.command.cli import main
 from freeprune.engine.command.listing import TABLES, listed
 from freeprune.engine.command.options import passed_on
-from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
@@ -82,7 +83,7 @@ def test_a_network_that_cannot_be_exported_is_pruned_all_the_same(weights, tmp_p
     def refuse(*args):
         raise FreePruneError("the network cannot be exported to ONNX (an operator is missing); prune it without")
 
-    monkeypatch.setattr(finish_module, "export_onnx", refuse)
+    monkeypatch.setattr(export_module, "export_onnx", refuse)
     out = tmp_path / "out"
     status, output, _ = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
     assert status == 0
@@ -377,7 +378,7 @@ def test_warm_starts_are_named_or_none_at_all(given, meant):
 def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_them(trials, expected):
     def begins_with(granularity, **more):
         asked = settings(["macs=50%"], {"granularity": granularity, "calibration_images": 16, **more}, trials=trials)
-        return prepare("digits:cnn", None, "digits", asked, None).settings.warm_starts
+        return prepare(GivenModel("digits:cnn"), "digits", asked, None).settings.warm_starts
 
     assert begins_with("weight") == expected
     assert begins_with("weight", warm_starts=()) == ()
@@ -388,7 +389,7 @@ def test_a_search_begins_with_allocations_that_cost_nothing_where_it_can_afford_
 
 @pytest.mark.parametrize(("granularity", "geometric"), [("channel", False), ("channel+nm", False), ("weight", True)])
 def test_what_stays_of_weights_is_searched_by_factors(granularity, geometric):
-    job = prepare("digits:cnn", None, "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
+    job = prepare(GivenModel("digits:cnn"), "digits", settings(["nonzero=60%"], {"granularity": granularity}), None)
     assert job.space.geometric == job.within(job.settings.target).space.geometric == geometric
 
 

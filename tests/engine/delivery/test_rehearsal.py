@@ -16,7 +16,7 @@ from freeprune.backends.onnx import export
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.command.cli import main
-from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.delivery import rehearsal
 
 TRAINED = Recipe(images=20, batch_size=10)
@@ -189,7 +189,7 @@ def test_entries_without_a_file_do_not_export(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_is_read_again_without_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(finish_module, "export_onnx", lambda *_: (_ for _ in ()).throw(FreePruneError("left out")))
+    monkeypatch.setattr(export_module, "export_onnx", lambda *_: (_ for _ in ()).throw(FreePruneError("left out")))
     first = prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None)
     monkeypatch.setattr(run_module, "rehearse", None)
     again = prune(tmp_path / "out", rehearsal=True, trials=0, finetune=None, resume=True)

@@ -14,6 +14,7 @@ from freeprune.backends.onnx import RUNTIMES
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import settings
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.timer import NetworkTimer, layer_ms
 from freeprune.engine.opening import Opening
@@ -44,8 +45,9 @@ def job(monkeypatch):
     for way in ("open", "latency_ms", "kernel_ms"):
         monkeypatch.setattr(ONNX_RUNTIME, way, refuse, raising=False)
     made = TensorDataset(torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3)
-    asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0, "compress": True}, trials=2)
-    return prepare(network(), None, (made, made), asked, None, runtime=Own())
+    monkeypatch.setitem(RUNTIMES, "own", Own())
+    options = {"calibration_images": 20, "seed": 0, "compress": True, "runtime": "own"}
+    return prepare(GivenModel(network()), (made, made), settings({"macs": 0.7}, options, trials=2), None)
 
 
 def test_a_whole_run(job, tmp_path):

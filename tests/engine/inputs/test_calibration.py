@@ -12,7 +12,7 @@ from toys import network
 import freeprune
 from freeprune import FreePruneError
 from freeprune.common import Batch
-from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.inputs import calibration as module
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.calibration import calibration, draw, keep
@@ -59,7 +59,7 @@ def test_the_seed_decides_what_a_data_set_draws_and_leaves_the_global_states(nam
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_two_runs_with_one_seed_are_the_same_although_the_data_draw(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(finish_module, "export_onnx", no_export)
+    monkeypatch.setattr(export_module, "export_onnx", no_export)
     data, found = (Drawn(DRAWS[name]), Drawn(DRAWS[name])), []
     for run in "ab":
         result = prune(tmp_path / run, data, finetune=freeprune.Recipe(images=20, batch_size=10))
@@ -120,7 +120,7 @@ def kill_sweep(name, done, total, note):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_resumed_run_scores_the_images_that_were_kept(name, tmp_path, monkeypatch):
     """Also where a data set has a generator of its own, which no seed reaches."""
-    monkeypatch.setattr(finish_module, "export_onnx", no_export)
+    monkeypatch.setattr(export_module, "export_onnx", no_export)
     data, scored = (Drawn(OWN.standard_normal), Drawn(OWN.standard_normal)), []
 
     def reading(*arguments):

@@ -15,7 +15,7 @@ import freeprune
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.batches import Data, split, stack
-from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.encoded import Files
 from freeprune.engine.inputs.image_files import Preparation
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
@@ -74,7 +74,7 @@ def test_image_folder_by_hand(folder):
 
 
 def test_own_mean_and_std(folder):
-    image, _ = load_data(f"imagefolder:{folder}", mean=(0, 0.5, 1), std=(1, 0.5, 2)).train[0]
+    image, _ = load_data(Asked(f"imagefolder:{folder}", mean=(0, 0.5, 1), std=(1, 0.5, 2))).train[0]
     expected = (pixels(0) / 255 - np.array([0, 0.5, 1])) / np.array([1, 0.5, 2])
     np.testing.assert_allclose(image.numpy(), expected.transpose(2, 0, 1), atol=1e-6)
 
@@ -122,7 +122,7 @@ def test_what_other_programs_leave_is_no_class_and_no_image(folder, tmp_path, na
 def test_other_modes_become_rgb(folder):
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
-    image, _ = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1)).train[0]
+    image, _ = load_data(Asked(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1))).train[0]
     np.testing.assert_allclose(image.numpy(), np.stack([grey] * 3) / 255, atol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_image_size_scales_the_shorter_side_and_keeps_the_centre(folder):
     image = np.repeat(np.repeat(bands[None, :, None], 6, axis=0), 3, axis=2)
     for path in folder.rglob("*.png"):
         Image.fromarray(image).save(path)
-    result, _ = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1 / 255,) * 3, image_size=2).train[0]
+    result, _ = load_data(Asked(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1 / 255,) * 3, image_size=2)).train[0]
     assert result.shape == (3, 2, 2)
     assert torch.equal(result[0, 0], result[2, 1])
     # The triangle filter reaches half a pixel into the neighbouring bands.
@@ -147,7 +147,7 @@ def test_several_sizes_are_scaled_on_access(folder):
     assert data.train[0][0].shape == data.test[1][0].shape == (3, 224, 224)
     with pytest.raises(IndexError):
         data.train[6]
-    small = load_data(f"imagefolder:{folder}", image_size=4)
+    small = load_data(Asked(f"imagefolder:{folder}", image_size=4))
     assert isinstance(small.train.pixels, torch.Tensor)
     assert small.test[1][0].shape == (3, 4, 4)
 
@@ -207,7 +207,7 @@ def rewritten(folder, image, ending="png"):
 def test_sixteen_bits_beside_eight_have_the_same_range(folder, name):
     values = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
     Image.fromarray(values).save(folder / "train" / "ant" / f"{name}.png")
-    data = load_data(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1))
+    data = load_data(Asked(f"imagefolder:{folder}", mean=(0, 0, 0), std=(1, 1, 1)))
     image, other = data.train[int(name)][0], data.train[1 - int(name)][0]
     np.testing.assert_allclose(image.numpy(), np.stack([values / 65535] * 3), atol=1e-6)
     np.testing.assert_allclose(other.numpy(), pixels(1 - int(name)).transpose(2, 0, 1) / 255, atol=1e-6)
@@ -217,9 +217,9 @@ def test_sixteen_bits_beside_eight_have_the_same_range(folder, name):
 def test_sixteen_bits_keep_what_eight_could_not_tell(folder, ending):
     values = np.arange(48, dtype=np.uint16).reshape(6, 8)  # all of them black in 8 bits
     spec = rewritten(folder, Image.fromarray(values), ending)
-    image, _ = load_data(spec, mean=(0,), std=(1,), network=takes(1)).train[0]
+    image, _ = load_data(Asked(spec, mean=(0,), std=(1,)), network=takes(1)).train[0]
     np.testing.assert_allclose(image.numpy(), values[None] / 65535, atol=1e-7)
-    small, _ = load_data(spec, mean=(0,), std=(1,), image_size=3, network=takes(1)).train[0]
+    small, _ = load_data(Asked(spec, mean=(0,), std=(1,), image_size=3), network=takes(1)).train[0]
     assert small.shape == (1, 3, 3)
     assert 0 < small.min() < small.max() < 48 / 65535
 
@@ -240,7 +240,7 @@ def test_grey_images_for_a_network_of_one_channel(folder):
     expected = np.asarray(Image.fromarray(pixels(0)).convert("L")) / 255
     np.testing.assert_allclose(data.train[0][0].numpy(), expected[None] / 0.5 - 1, atol=1e-5)
     with raises("expected 1 finite numbers each"):
-        load_data(f"imagefolder:{folder}", mean=(0, 0, 0), network=takes(1))
+        load_data(Asked(f"imagefolder:{folder}", mean=(0, 0, 0)), network=takes(1))
 
 
 class Refuses(nn.Module):
@@ -276,7 +276,9 @@ def test_every_mode_of_pillow(folder, channels, mode, ending, options):
     for path in list(folder.rglob("*.png")):
         path.unlink()
         shown.save(path.with_suffix(f".{ending}"), **options)
-    image, _ = load_data(f"imagefolder:{folder}", mean=(0,) * channels, std=(1,) * channels, network=takes(channels)).train[0]
+    image, _ = load_data(
+        Asked(f"imagefolder:{folder}", mean=(0,) * channels, std=(1,) * channels), network=takes(channels)
+    ).train[0]
     expected = np.asarray(shown.convert("RGB").convert("L" if channels == 1 else "RGB")).reshape(6, 8, channels)
     np.testing.assert_allclose(image.numpy(), expected.transpose(2, 0, 1) / 255, atol=1e-6)
 
@@ -289,9 +291,9 @@ def test_what_is_stated_holds_unless_something_else_is_asked_for(folder):
     assert data.train[0][0].shape == (3, 3, 3)
     Image.fromarray(np.pad(np.full((2, 2, 3), 255, np.uint8), ((2, 2), (3, 3), (0, 0)))).save(folder / "train/ant/0.png")
     bright = load_data(f"imagefolder:{folder}", stated=stated).train[0][0].mean()
-    whole = load_data(f"imagefolder:{folder}", stated=stated, image_size=3).train[0][0].mean()
+    whole = load_data(Asked(f"imagefolder:{folder}", image_size=3), stated=stated).train[0][0].mean()
     assert bright > 2 * whole > 0
-    assert load_data(f"imagefolder:{folder}", stated=stated, mean=(0.5,) * 3).mean == (0.5,) * 3
+    assert load_data(Asked(f"imagefolder:{folder}", mean=(0.5,) * 3), stated=stated).mean == (0.5,) * 3
 
 
 def without(folder, name):
@@ -346,12 +348,12 @@ def test_classes_that_differ(folder):
 )
 def test_normalisation_that_will_not_do(folder, options):
     with raises("expected 3 finite numbers each"):
-        load_data(f"imagefolder:{folder}", **options)
+        load_data(Asked(f"imagefolder:{folder}", **options))
 
 
 def test_image_size_that_will_not_do(folder):
     with raises("image size is 0; expected at least 1"):
-        load_data(f"imagefolder:{folder}", image_size=0)
+        load_data(Asked(f"imagefolder:{folder}", image_size=0))
 
 
 def flat(folder, count, seed=0):
@@ -364,7 +366,7 @@ def test_images_in_no_folders_have_no_labels(tmp_path):
     flat(tmp_path / "one", 12)
     (tmp_path / "one" / "notes.txt").write_text("no image")
     (tmp_path / "one" / ".hidden").mkdir()
-    data = load_data(f"imagefolder:{tmp_path}/one", mean=(0, 0, 0), std=(1, 1, 1))
+    data = load_data(Asked(f"imagefolder:{tmp_path}/one", mean=(0, 0, 0), std=(1, 1, 1)))
     assert (data.labelled, data.classes, len(data.train), len(data.test)) == (False, (), 10, 2)
     assert data.source == f"imagefolder:{tmp_path}/one"
     found = sorted(image.sum().item() for part in (data.train, data.test) for image in part)
@@ -379,7 +381,7 @@ def test_train_and_test_without_classes_have_no_labels(tmp_path, test):
     flat(tmp_path / "train", 10)
     if test is not None:
         flat(tmp_path / test, 3, seed=20)
-    data = load_data(f"imagefolder:{tmp_path}", mean=(0, 0, 0), std=(1, 1, 1))
+    data = load_data(Asked(f"imagefolder:{tmp_path}", mean=(0, 0, 0), std=(1, 1, 1)))
     assert not data.labelled
     assert (len(data.train), len(data.test)) == ((8, 2) if test is None else (10, 3))
     if test is not None:
@@ -434,7 +436,7 @@ def test_npz_float_is_taken_as_it_is(tmp_path):
     data = load_data(spec)
     assert (data.mean, data.std) == ((0.0, 0.0), (1.0, 1.0))
     np.testing.assert_array_equal(data.train[3][0].numpy(), images[3])
-    scaled = load_data(spec, mean=(1, 0), std=(1, 2)).train[3][0].numpy()
+    scaled = load_data(Asked(spec, mean=(1, 0), std=(1, 2))).train[3][0].numpy()
     np.testing.assert_allclose(scaled[0], images[3, 0] - 1, atol=1e-6)
     np.testing.assert_allclose(scaled[1], images[3, 1] / 2, atol=1e-6)
 
@@ -538,7 +540,7 @@ def test_arrays_that_are_no_images_are_taken_as_in_python(tmp_path, inputs, shap
     assert (item.shape, label, data.augment, data.classes, data.mean) == (shape, 1, False, ("0", "1", "2"), ())
     assert item.dtype == (torch.int64 if inputs.dtype.kind == "i" else torch.float32)
     with raises("which is no image; leave it out, and normalise the array"):
-        load_data(spec, mean=(0.5,))
+        load_data(Asked(spec, mean=(0.5,)))
 
 
 @pytest.mark.parametrize(("labels", "mirrored"), [(np.arange(12) % 3, True), (np.arange(12.0), False)])
@@ -556,7 +558,7 @@ def test_npz_without_labels(tmp_path):
     assert (data.labelled, data.classes, len(data.train), len(data.test)) == (False, (), 12, 3)
     assert torch.equal(data.train[5], labelled.train[5][0])
     np.savez(path, x_train=IMAGES)
-    data = load_data(f"npz:{path}", mean=(0, 0, 0), std=(1 / 255,) * 3)
+    data = load_data(Asked(f"npz:{path}", mean=(0, 0, 0), std=(1 / 255,) * 3))
     assert (data.labelled, len(data.train), len(data.test)) == (False, 10, 2)
     found = sorted(round(image.sum().item()) for part in (data.train, data.test) for image in part)
     assert found == sorted(IMAGES.sum((1, 2, 3)).tolist())
@@ -587,7 +589,7 @@ def test_digits():
     assert images[0].shape == (1438, 1, 8, 8)
     assert (images[0].min(), images[0].max()) == (-1, 1)
     assert set(labels.tolist()) == set(range(10))
-    again = load_data("digits", mean=[0], std=[1])
+    again = load_data(Asked("digits", mean=[0], std=[1]))
     assert torch.equal(again.train.labels, data.train.labels)
     assert torch.allclose(again.train[5][0], data.train[5][0] / 2 + 0.5)
 
@@ -719,7 +721,7 @@ def test_own_datasets_that_will_not_do(source, sentence):
 def test_labels_of_another_task_than_the_one_that_is_asked_for(label, sentence):
     items = Plain([(torch.zeros(1), label)] * 3)
     with raises(sentence):
-        load_data((items, items), task=CLASSIFICATION)
+        stack(items, [0], task=CLASSIFICATION)
     assert load_data((items, items)).labelled  # which task they are of is told later
 
 
@@ -817,10 +819,10 @@ def test_unknown_spec(spec, sentence):
 def test_options_that_do_not_apply():
     for options in ({"mean": (0,)}, {"std": (1,)}):
         with raises("datasets of your own come normalised"):
-            load_data((own(), own()), **options)
+            load_data(Asked((own(), own()), **options))
     for source in ("digits", (own(), own())):
         with raises("`image_size=8` was given, but it applies to imagefolder:DIR, hf:NAME and wds:SHARDS only"):
-            load_data(source, image_size=8)
+            load_data(Asked(source, image_size=8))
 
 
 # --- split and stack --------------------------------------------------------------------------------------------------
@@ -830,11 +832,9 @@ def of(count):
     return Data(own(count), own(4), ("0", "1", "2", "3"), (), (), "own", False)
 
 
-@pytest.mark.parametrize(
-    ("count", "validation", "aside"), [(100, 0.1, 10), (10, 0.1, 1), (99, 0.25, 25), (10, 0.01, 1), (10, 0.999, 9)]
-)
-def test_split_is_a_partition(count, validation, aside):
-    train, held_out = split(of(count), 0, validation)
+@pytest.mark.parametrize(("count", "aside"), [(100, 10), (10, 1), (99, 10)])
+def test_split_is_a_partition(count, aside):
+    train, held_out = split(of(count), 0)
     assert len(held_out) == aside
     assert sorted([*train.indices, *held_out.indices]) == list(range(count))
 
@@ -854,9 +854,6 @@ def test_seed_decides_the_split():
 def test_split_that_cannot_be():
     with raises("9 training images; expected at least 10"):
         split(of(9), 0)
-    for share in (0, 1, -0.5, float("nan")):
-        with raises("validation share is"):
-            split(of(10), 0, share)
 
 
 def test_stack_keeps_the_order():
@@ -985,7 +982,7 @@ def test_a_file_under_another_kind_is_told_what_fits_it(tmp_path, kind, name, wa
 
 def test_a_mean_to_255_is_told(folder):
     with raises("pixels span 0 to 1 here; divide mean and std"):
-        load_data(f"imagefolder:{folder}", mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0))
+        load_data(Asked(f"imagefolder:{folder}", mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0)))
 
 
 def test_jpegs_by_another_ending_are_images(folder):

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def load(folder, **options):
-    return load_data(f"imagefolder:{folder}", **{"mean": (0, 0, 0), "std": (1, 1, 1), **options})
+    return load_data(Asked(f"imagefolder:{folder}", (0, 0, 0), (1, 1, 1), **options))
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20}])
@@ -127,7 +127,7 @@ def test_sentences(folder):
     with pytest.raises(FreePruneError, match="`bad_images` is 'ignore'; give refuse or skip"):
         load(folder, bad_images="ignore")
     with pytest.raises(FreePruneError, match=r"`bad_images=skip` was given, but it applies to imagefolder:DIR, hf:NAME and"):
-        load_data("digits", bad_images="skip")
+        load_data(Asked("digits", bad_images="skip"))
     for path in (folder / "test").rglob("*.*g"):
         path.write_bytes(b"")
     with pytest.warns(FreePruneWarning), pytest.raises(FreePruneError, match="no image for the test can be read"):

@@ -11,7 +11,7 @@ from toys import network
 
 import freeprune
 from freeprune import FreePruneError
-from freeprune.engine.delivery import finish as finish_module
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.inputs.hooks import check_hooks
 
 CODE = """
@@ -144,7 +144,7 @@ def test_a_run_refuses_them_for_a_network_of_python_but_not_for_one_of_code(tmp_
     def no_export(*_):
         raise FreePruneError("left out, since it takes most of a run")
 
-    monkeypatch.setattr(finish_module, "export_onnx", no_export)
+    monkeypatch.setattr(export_module, "export_onnx", no_export)
     labels = torch.arange(40) % 3
     data = TensorDataset(torch.randn(40, 1, 8, 8), labels)
     options = {"target": {"macs": 0.6}, "trials": 0, "finetune": None, "rehearsal": False, "calibration_images": 20}

@@ -12,7 +12,7 @@ from torch import nn
 import freeprune
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs import libraries
-from freeprune.engine.inputs.dense import dense_network
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.image_files import NOTHING_STATED, Preparation
 from freeprune.engine.inputs.libraries import LIBRARIES, stated_by
 from freeprune.engine.inputs.models import load_model
@@ -132,7 +132,7 @@ def raises(sentence):
 def test_a_network_and_its_pretrained_weights(library):
     assert load_model(f"{library}:resnet18").pretrained is False
     assert load_model(f"{library}:resnet18", pretrained=True).pretrained is True
-    assert dense_network(f"{library}:resnet18", "pretrained", 0).pretrained is True
+    assert GivenModel(f"{library}:resnet18", "pretrained").network(0).pretrained is True
     assert stated_by(f"{library}:resnet18", "pretrained", Net(True)) == STATED
     assert stated_by(f"{library}:resnet18", None, Net(True)) == NOTHING_STATED
     assert stated_by(f"{library}:resnet18", "pretrained.pt", Net(True)) == NOTHING_STATED
@@ -201,10 +201,10 @@ def test_pretrained_weights_of_what_has_none(spec):
 
 def test_words_that_do_not_go_together():
     with raises("`weights='pretrained'` was given with a network, which has its weights already"):
-        dense_network(Net(True), "pretrained", 0)
+        GivenModel(Net(True), "pretrained").network(0)
     for weights in (None, "pretrained"):
         with raises("`weights_key='ema'` was given without a file"):
-            dense_network("timm:resnet18", weights, 0, "ema")
+            GivenModel("timm:resnet18", weights, "ema").network(0)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
-from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.shards import expanded
 
 
@@ -41,8 +41,8 @@ def shards(tmp_path):
     return tmp_path
 
 
-def load(place, **options):
-    return load_data(place, mean=(0, 0, 0), std=(1, 1, 1), **options)
+def load(place):
+    return load_data(Asked(place, mean=(0, 0, 0), std=(1, 1, 1)))
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

@@ -26,21 +26,28 @@ def data(shape=(1, 8, 8)):
     return tuple(TensorDataset(torch.randn(count, *shape, generator=generator), torch.arange(count) % 3) for count in (120, 30))
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def clock():
     """Layers take what the law says, files what the constants say, and there is time for all."""
-    monkeypatch.setattr(foreseen, "layer_timer", lambda job: lambda layer, rows, columns: milliseconds(rows, columns))
-    monkeypatch.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": DENSE, "pruned": PRUNED})
-    monkeypatch.setattr(foreseen, "COST", 1e6)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(foreseen, "layer_timer", lambda job: lambda layer, rows, columns: milliseconds(rows, columns))
+        patched.setattr(OnnxRuntime, "latency_ms", lambda *_, **__: {"dense": DENSE, "pruned": PRUNED})
+        patched.setattr(foreseen, "COST", 1e6)
+        yield
 
 
 def prune(out, model=None, source=None, **options):
-    asked = {"target": {"macs": 0.5}, "trials": 12, "calibration_images": 80, "finetune": None, **options}
+    asked = {"target": {"macs": 0.5}, "trials": 3, "calibration_images": 80, "finetune": None, **options}
     return freeprune.prune(model or wide_network(), source or data(), out=out, **asked)
 
 
-def test_each_share_has_the_best_network_that_is_predicted_to_meet_it(tmp_path):
-    result = prune(tmp_path / "out")
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, clock):
+    """Of a run with twelve trials."""
+    return prune(tmp_path_factory.mktemp("foreseen") / "out", trials=12)
+
+
+def test_each_share_has_the_best_network_that_is_predicted_to_meet_it(result):
     found = result.summary.foreseen
     assert [one.share for one in found.shares] == [0.8, 0.65, 0.5]
     assert all(one.predicted_ms <= one.share * DENSE for one in found.shares)
@@ -52,8 +59,7 @@ def test_each_share_has_the_best_network_that_is_predicted_to_meet_it(tmp_path):
     assert read_document(result.folder, Summary) == result.summary
 
 
-def test_it_is_told_with_what_it_is(tmp_path):
-    result = prune(tmp_path / "out")
+def test_it_is_told_with_what_it_is(result):
     (note,) = [note for note in result.shown().notes if "target on latency instead" in note]
     first = result.summary.foreseen.shares[0]
     assert f"a score of {first.score:.4f} with latency=80%" in note

@@ -15,6 +15,7 @@ from freeprune.copies import copied
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.calibration import draw, held_out, recalibrated
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run import recovery
 from freeprune.engine.run.job import prepare
 from freeprune.engine.run.recovery import joined, renewed
@@ -30,7 +31,7 @@ def data(images=120):
 
 def job(granularity="channel", target=None, **options):
     asked = settings(target or {"macs": 0.5}, {"calibration_images": 64, **options}, granularity=granularity, trials=1)
-    return prepare(network().eval(), None, data(), asked, None)
+    return prepare(GivenModel(network().eval()), data(), asked, None)
 
 
 def winner(one):

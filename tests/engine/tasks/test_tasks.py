@@ -17,6 +17,7 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.delivery.rehearsal import rehearse
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.opening import Opening
 from freeprune.engine.progress import silent
 from freeprune.engine.prune import finished_run
@@ -380,17 +381,17 @@ def pair():
 
 def regression(pair, recipe, **options):
     asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0, "task": REGRESSION, **options}, trials=2)
-    return prepare(network(), None, pair, asked, recipe)
+    return prepare(GivenModel(network()), pair, asked, recipe)
 
 
 def test_labels_of_another_task_are_refused(pair):
     with pytest.raises(FreePruneError, match="expected one integer for each image"):
-        load_data(pair, task=CLASSIFICATION)
-    data = load_data(pair, task=REGRESSION)
-    assert data.classes == ()
+        stack(pair[0], [0], task=CLASSIFICATION)
+    stack(pair[0], [0], task=REGRESSION)
+    assert load_data(pair).classes == ()
     whole = TensorDataset(torch.zeros(9, 1, 8, 8), torch.zeros(9, 3).long())
     with pytest.raises(FreePruneError, match=r"are a tensor int64 \(1, 3\) in a batch; expected three numbers for each image"):
-        load_data((whole, whole), task=REGRESSION)
+        stack(whole, [0], task=REGRESSION)
     with pytest.raises(FreePruneError, match=r"are a int64 tensor of shape \(8, 3\); expected floats of shape \(N, 3\)"):
         train(network(), whole, Recipe(images=8, batch_size=8), seed=0, task=REGRESSION)
 

@@ -15,6 +15,7 @@ import freeprune
 from freeprune import FreePruneError
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
+from freeprune.engine.delivery import export as export_module
 from freeprune.engine.delivery import finish as finish_module
 from freeprune.engine.store import lock
 from freeprune.engine.training import trainer
@@ -54,7 +55,7 @@ def no_export(*_):
 
 @pytest.fixture(autouse=True)
 def _without_export(monkeypatch):
-    monkeypatch.setattr(finish_module, "export_onnx", no_export)
+    monkeypatch.setattr(export_module, "export_onnx", no_export)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "weight"])
@@ -78,7 +79,7 @@ def test_result_and_files_are_the_network_that_was_trained(name, granularity, tm
 
 
 def test_the_onnx_file_is_it_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(finish_module, "export_onnx", export_onnx)
+    monkeypatch.setattr(export_module, "export_onnx", export_onnx)
     result = prune(tmp_path / "out", lambda smaller, given: nn.DataParallel(moved(smaller)).train())
     images = torch.randn(3, 1, 8, 8)
     (output,) = ONNX_RUNTIME.outputs(tmp_path / "out" / "model.onnx", (images,))

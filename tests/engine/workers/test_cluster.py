@@ -11,6 +11,7 @@ import pytest
 from freeprune import FreePruneError, Recipe, correlate
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
+from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
 from freeprune.engine.studies.correlation import draw_candidates
 from freeprune.engine.workers import base as workers
@@ -66,7 +67,7 @@ def cluster():
 
 def prepared(model, granularity="channel"):
     settings = Settings(parse_targets(["macs=40%"]), granularity=granularity, calibration_images=32)
-    job = prepare(model, None, "digits", settings, None)
+    job = prepare(GivenModel(model), "digits", settings, None)
     return job, list(draw_candidates(job.space, 12, 0))
 
 
