@@ -112,6 +112,9 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def freeze(self, layer: Layer) -> None:
         """Decided when the plan was made."""
 
+    def summed(self, layer: Layer) -> None:
+        """Decided when the plan was made."""
+
     def prefers(self, first: Layer, other: Layer) -> bool:
         """Decided when the plan was made: what was to stay stays, or goes with all else."""
         stays = self._staying()
@@ -126,7 +129,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if self._scales and (scale := self._scales.get(str(self._where))) is not None:
-            args = tuple(a if isinstance(a, Tensor) and not any(self._values([a])) else scale for a in args)
+            args = tuple(a if isinstance(a, Tensor) and not any(self.constants.values([a])) else scale for a in args)
         if is_attention(name) and kwargs.get("scale") is None:  # called inside of torch, where `OwnScale` does not see it
             kwargs = {**kwargs, "scale": self.own_scale(args[0])}
         if name in STATISTICS:

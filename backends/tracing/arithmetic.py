@@ -294,7 +294,12 @@ def statistic(tracer: Labelling, call: Call) -> list[Labels]:
         lost = call["correction"] if call["correction"] is not None else int(call["unbiased"] is not False)
         if math.prod(call.first.shape[d] for d in dims) <= lost:
             raise Undefined(f"{call.name} of a single number")
-    layers = [y for y in tracer.labels(call.first) if not set(support(y)) <= dims]
+    layers = []
+    for layer in tracer.labels(call.first):
+        if set(support(layer)) <= dims:
+            tracer.summed(layer)
+        else:
+            layers.append(layer)
     return _reduced(call, all_without(tracer, layers, dims))
 
 
