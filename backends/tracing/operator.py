@@ -80,7 +80,7 @@ NUMBERS = (int, float, complex)
 WHOLE = ("int", "List[int]", "Optional[int]", "Optional[List[int]]")
 SIZES = {
     *("size", "shape", "split_size", "split_sizes", "chunks", "repeats", "normalized_shape", "output_size"),
-    *("N", "C", "HxW", "group", "groups", "start", "end", "index", "shifts", "pad"),
+    *("N", "C", "HxW", "group", "groups", "dim", "start", "end", "step", "index", "shifts", "pad"),
 }
 """Arguments that the shape of the result, or its labels, tell; where they do not, `PLACES` (`rules.py`) does."""
 LAYOUT = {"stride", "storage_offset"}  # of memory, where an operator is given a size beside

@@ -163,7 +163,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (filled, FILLS, "new_zeros new_ones new_empty new_full new_empty_strided zeros ones empty full empty_strided"),
     # entry by entry
     (same, SCALES, "zero"),
-    (same, NONE, "fill dropout native_dropout"),
+    (same, NONE, "fill dropout native_dropout log_sigmoid_forward rrelu_with_noise"),
     (elementwise, COMMUTES | SCALES, "mul div neg"),
     (elementwise, COMMUTES, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
     (elementwise, COMMUTES, "masked_fill where _conj _conj_physical complex polar"),
