@@ -150,7 +150,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         layers = self.labels(x)
         masks = (keep_masks(layers, self._staying()) if layers else None) or {}
         places = {d: torch.from_numpy(np.flatnonzero(mask)).to(x.device) for d, mask in masks.items() if d in dims}
-        made = func(functools.reduce(lambda part, d: part.index_select(d, places[d]), places, x), *args[1:])
+        made: Tensor = func(functools.reduce(lambda part, d: part.index_select(d, places[d]), places, x), *args[1:])
         for d, here in places.items():
             shape = [n if k != d else x.shape[d] for k, n in enumerate(made.shape)]
             made = made.new_zeros(shape).index_copy(d, here, made)

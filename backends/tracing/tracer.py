@@ -101,14 +101,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         for mode in self._around:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         for mode in reversed(self._around):
-            mode.__exit__(*raised)
+            mode.__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def own_scale(self, query: Tensor) -> float:
         """The scale of attention that has none: while tracing the same whatever the width, since the network sets none."""
