@@ -312,6 +312,8 @@ def _convolution(tracer: _Values, call: Call) -> list[Value]:
     x, weight, bias = call["input"], call["weight"], call["bias"]
     known, groups, transposed = tracer.value(weight), call["groups"], call["transposed"]
     labels, channels = tracer.labels(weight), tracer.labels(x)
+    # Without one of those that its kernel moves over or sums up, others would be neighbours.
+    tracer.hold(y for y in channels if any(weight.shape[d] > 1 for d in support(y) if d > 1))
     if known is None or (transposed and groups > 1):
         tracer.hold([*labels, *channels])
         return [None]

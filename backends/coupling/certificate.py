@@ -124,6 +124,9 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def freeze(self, layer: Layer) -> None:
         """Decided in the dense trace."""
 
+    def summed(self, layer: Layer) -> None:
+        """Decided in the dense trace."""
+
     def prefers(self, first: Layer, other: Layer) -> bool:
         """Decided in the dense trace: what was to stay is frozen or tied there."""
         return not (alike(self.dense.roots[first]) and not alike(self.dense.roots[other]))
@@ -159,13 +162,13 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._single.append(_single(self.dense, layers))
         super()._put(tensor, layers, call)
 
-    def _before(self, op: Op) -> None:
+    def _before(self, name: str) -> None:
         self._single, self._apart = [], False
         if self.index >= len(self.dense.ops):
-            raise Mismatch(len(self.dense.ops) - 1, f"the pruned network runs a further operator, {op.name}")
+            raise Mismatch(len(self.dense.ops) - 1, f"the pruned network runs a further operator, {name}")
         expected = self.dense.ops[self.index].name
-        if SYNONYMS.get(op.name, op.name) != SYNONYMS.get(expected, expected):
-            raise Mismatch(self.index, f"the pruned network runs {op.name} instead of {expected}")
+        if SYNONYMS.get(name, name) != SYNONYMS.get(expected, expected):
+            raise Mismatch(self.index, f"the pruned network runs {name} instead of {expected}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Operators that commute with restriction need no rule where they get the operands of the dense one, restricted."""
@@ -174,7 +177,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             dense, name = self.dense.ops[self.index], name_of(func)
             tensors: list[Tensor] = []
             plain = plain_arguments((*args, *kwargs.items()), tensors)
-            if name == dense.name and not any(self._values(tensors)) and self._repeats(dense, plain, tensors):
+            if name == dense.name and not any(self.constants.values(tensors)) and self._repeats(dense, plain, tensors):
                 out = self._run(name, func, args, kwargs)
                 for tensor, output in zip(results(out), dense.outputs, strict=True):
                     self._put_in_place(tensor, output)

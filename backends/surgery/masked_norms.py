@@ -8,6 +8,7 @@ by the labels that every tensor carries (`tracing/`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ..tracing.arithmetic import reduced
+from ..tracing.arithmetic import as_long, reduced
 from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
@@ -112,6 +113,9 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def freeze(self, layer: Layer) -> None:
         """Decided when the plan was made."""
 
+    def summed(self, layer: Layer) -> None:
+        """Decided when the plan was made."""
+
     def prefers(self, first: Layer, other: Layer) -> bool:
         """Decided when the plan was made: what was to stay stays, or goes with all else."""
         stays = self._staying()
@@ -126,7 +130,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if self._scales and (scale := self._scales.get(str(self._where))) is not None:
-            args = tuple(a if isinstance(a, Tensor) and not any(self._values([a])) else scale for a in args)
+            args = tuple(a if isinstance(a, Tensor) and not any(self.constants.values([a])) else scale for a in args)
         if is_attention(name) and kwargs.get("scale") is None:  # called inside of torch, where `OwnScale` does not see it
             kwargs = {**kwargs, "scale": self.own_scale(args[0])}
         if name in STATISTICS:
@@ -136,7 +140,21 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             return norm(mask, *args)
         if name in PRODUCTS:
             args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
+        if name == "convolution":
+            return self._among_kept(func, args, as_long(Call(name, func, args, kwargs, [], [])))
         return func(*args, **kwargs)
+
+    def _among_kept(self, func: Any, args: Any, dims: set[int]) -> Tensor:
+        """What an operator makes of those coordinates along these dimensions that are kept; zeros where they are not."""
+        x: Tensor = args[0]
+        layers = self.labels(x)
+        masks = (keep_masks(layers, self._staying()) if layers else None) or {}
+        places = {d: torch.from_numpy(np.flatnonzero(mask)).to(x.device) for d, mask in masks.items() if d in dims}
+        made: Tensor = func(functools.reduce(lambda part, d: part.index_select(d, places[d]), places, x), *args[1:])
+        for d, here in places.items():
+            shape = [n if k != d else x.shape[d] for k, n in enumerate(made.shape)]
+            made = made.new_zeros(shape).index_copy(d, here, made)
+        return made
 
     def _without_removed(self, weight: Tensor) -> Tensor:
         """Zero the removed entries of a computed weight, which need not be zero where its parameters are."""

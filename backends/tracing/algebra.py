@@ -69,6 +69,7 @@ def contract(tracer: Labelling, a: Labels, b: Labels) -> None:
     for x in a:
         for y in b:
             tracer.unite(x, y)
+        tracer.summed(x)
 
 
 def merge(tracer: Labelling, operands: Sequence[tuple[Sequence[int], Labels]], ndim: int) -> Labels:

@@ -26,8 +26,9 @@ def elementwise(tracer: Labelling, call: Call) -> list[Labels]:
 def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     """Dense, grouped, depthwise and transposed convolution of any number of dimensions.
 
-    Along a dimension where its kernel is of size 1 and does not stride, each coordinate is convolved by itself. One that the
-    kernel covers as a whole, as that of embeddings, is summed up.
+    Along a dimension that it leaves as long as it is, each coordinate is convolved with its neighbours among those that are
+    left, as channels are by efficient channel attention. One that the kernel covers as a whole, as that of embeddings, is
+    summed up.
 
     Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
     group, and the number of groups stays.
@@ -36,10 +37,14 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     transposed, groups = bool(call["transposed"]), int(call["groups"])
     out = call.outputs[0]
     kernel = weight.dim() - 2
-    steps = zip(weight.shape[2:], call["stride"] * kernel, call["padding"] * kernel, out.shape[2:], x.shape[2:], strict=False)
-    moves = [(d, *step) for d, step in enumerate(steps, 2) if tracer.varies(x, d)]
-    apart = [d for d, k, step, pad, n, m in moves if (k, step, pad, n) == (1, 1, 0, m)]
-    covered = [d for d, k, _, pad, _, m in moves if (k, pad) == (m, 0) and not transposed and d not in apart]
+    moves = [
+        (d, *step)
+        for d, step in enumerate(zip(weight.shape[2:], call["padding"] * kernel, x.shape[2:], strict=False), 2)
+        if tracer.varies(x, d)
+    ]
+    among = as_long(call)
+    apart = [d for d, *_ in moves if d in among]
+    covered = [d for d, k, pad, m in moves if (k, pad) == (m, 0) and not transposed and d not in apart]
     moved = [n for d, n in enumerate((x if transposed else out).shape) if d > 1 and d not in apart]
     places = math.prod(moved) * math.prod(n for d, n in enumerate(weight.shape) if d > 1 and d not in covered)
     roles = ("in", "out") if transposed else ("out", "in")
@@ -67,6 +72,14 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
         contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
     beside = [y for y in layers if {1, *covered}.isdisjoint(support(y))]
     return [[on_dim(row, 1, out.dim()) for row in rows[:1]] + beside]
+
+
+def as_long(call: Call) -> set[int]:
+    """The dimensions along which a convolution makes as many coordinates as it gets, however many these are."""
+    kernel = call["weight"].shape[2:]
+    given = [call[name] * len(kernel) for name in ("stride", "padding", "dilation", "output_padding")]
+    steps = zip(kernel, *given, strict=False)
+    return {d for d, (k, s, pad, wide, more) in enumerate(steps, 2) if s == 1 and not more and 2 * pad == wide * (k - 1)}
 
 
 def kernel_positions(module: nn.modules.conv._ConvNd) -> tuple[int, ...]:
@@ -294,7 +307,12 @@ def statistic(tracer: Labelling, call: Call) -> list[Labels]:
         lost = call["correction"] if call["correction"] is not None else int(call["unbiased"] is not False)
         if math.prod(call.first.shape[d] for d in dims) <= lost:
             raise Undefined(f"{call.name} of a single number")
-    layers = [y for y in tracer.labels(call.first) if not set(support(y)) <= dims]
+    layers = []
+    for layer in tracer.labels(call.first):
+        if set(support(layer)) <= dims:
+            tracer.summed(layer)
+        else:
+            layers.append(layer)
     return _reduced(call, all_without(tracer, layers, dims))
 
 

@@ -36,6 +36,9 @@ class Labelling(Protocol):
     def is_frozen(self, layer: Layer) -> bool:
         """Whether all of these nodes must stay."""
 
+    def summed(self, layer: Layer) -> None:
+        """These are summed up: those that no parameter and no buffer has must stay, since nothing tells how many are left."""
+
     def together(self, rows: Layer) -> bool:
         """Whether the nodes of each row go together anyway."""
 

@@ -92,9 +92,23 @@ def take_slice(tracer: Labelling, call: Call) -> list[Labels]:
     return [[layer if layer.shape[d] == 1 else layer[cut] for layer in tracer.labels(call.first)]]
 
 
+def cut_at(tracer: Labelling, call: Call) -> tuple[int, ...]:
+    """Where a slice begins, and its step."""
+    d = call.dim()
+    if tracer.varies(call.first, d):
+        return ()
+    return slice(call["start"], call["end"], call["step"]).indices(call.first.shape[d])[::2]
+
+
 def select(tracer: Labelling, call: Call) -> list[Labels]:
     d = call.dim()
     return [[np.take(x, 0 if x.shape[d] == 1 else call["index"], axis=d) for x in tracer.labels(call.first)]]
+
+
+def selected_at(tracer: Labelling, call: Call) -> tuple[int, ...]:
+    """The place that is selected."""
+    d = call.dim()
+    return () if tracer.varies(call.first, d) else (int(call["index"]) % call.first.shape[d],)
 
 
 def unbind(tracer: Labelling, call: Call) -> list[Labels]:
@@ -162,6 +176,13 @@ def roll(tracer: Labelling, call: Call) -> list[Labels]:
     return [result]
 
 
+def rolled_by(tracer: Labelling, call: Call) -> tuple[int, ...]:
+    """How far dimensions are rolled."""
+    x = call.first
+    moves = zip(call["shifts"], call["dims"], strict=False)
+    return tuple(shift % x.shape[d] for shift, d in moves if not tracer.varies(x, d % x.dim()))
+
+
 def flip(tracer: Labelling, call: Call) -> list[Labels]:
     dims = [d % call.first.dim() for d in call["dims"]]
     return [[np.flip(x, tuple(d for d in dims if x.shape[d] > 1)) for x in tracer.labels(call.first)]]
@@ -190,6 +211,13 @@ def pad(tracer: Labelling, call: Call) -> list[Labels]:
         wide = on_dim(np.concatenate([tracer.fresh(before), inner, tracer.fresh(after)]), d, x.dim())
         layers = [layer for layer in layers if d not in support(layer)] + [wide]
     return [layers]
+
+
+def padded_by(tracer: Labelling, call: Call) -> tuple[int, ...]:
+    """How much is put before and behind."""
+    x, amounts = call.first, call["pad"]
+    dims = [x.dim() - 1 - k // 2 for k in range(len(amounts))]
+    return tuple(n for d, n in zip(dims, amounts, strict=True) if not tracer.varies(x, d))
 
 
 def pad_copies(tracer: Labelling, call: Call) -> list[Labels]:

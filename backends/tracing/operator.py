@@ -77,18 +77,26 @@ def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
 
 
 NUMBERS = (int, float, complex)
-SIZES = ("int", "List[int]", "Optional[int]", "Optional[List[int]]", "bool", "Optional[bool]")
+WHOLE = ("int", "List[int]", "Optional[int]", "Optional[List[int]]")
+SIZES = {
+    *("size", "shape", "split_size", "split_sizes", "chunks", "repeats", "normalized_shape", "output_size"),
+    *("N", "C", "HxW", "group", "groups", "dim", "start", "end", "step", "index", "shifts", "pad"),
+}
+"""Arguments that the shape of the result, or its labels, tell; where they do not, `PLACES` (`rules.py`) does."""
+LAYOUT = {"stride", "storage_offset"}  # of memory, where an operator is given a size beside
 
 
 @functools.cache
 def _sizes(func: Any) -> frozenset[str | int]:
-    """The arguments of an operator that are whole numbers by their type, by name and position."""
-    taken = [(k, a.name) for k, a in enumerate(func._schema.arguments) if str(a.type) in SIZES]
+    """The arguments of an operator that are sizes, or places where something is cut off, by name and position."""
+    names = {a.name for a in func._schema.arguments}
+    told = SIZES | LAYOUT if "size" in names else SIZES
+    taken = [(k, a.name) for k, a in enumerate(func._schema.arguments) if str(a.type) in WHOLE and a.name in told]
     return frozenset(key for pair in taken for key in pair)
 
 
 def numbers(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The numbers that an operator computes with, which are no sizes, dimensions or flags."""
+    """The numbers that an operator computes with, which are no sizes or flags."""
     sizes = _sizes(func)
     found: list[Any] = []
     for key, value in [*enumerate(args), *kwargs.items()]:

@@ -79,7 +79,7 @@ class Op:
     @property
     def scales(self) -> bool:
         """Whether it multiplies or divides a tensor by a number."""
-        return self.name.rstrip("_") in ("mul", "div") and len(self.numbers) == 1
+        return self.name.rstrip("_") in ("mul", "div") and len(self.numbers) == 1 and not isinstance(self.numbers[0], complex)
 
 
 def place(name: str, module: str, line: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +32,25 @@ from .arithmetic import (
     unpool,
     vector_product,
 )
+from .labelling import Labelling
 from .meta import name_of
 from .movement import (
     cat,
+    cut_at,
     expand,
     filled,
     flip,
     pad,
     pad_copies,
+    padded_by,
     permute,
     repeat,
     restride,
     roll,
+    rolled_by,
     same,
     select,
+    selected_at,
     split,
     squeeze,
     take_slice,
@@ -157,7 +163,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (filled, FILLS, "new_zeros new_ones new_empty new_full new_empty_strided zeros ones empty full empty_strided"),
     # entry by entry
     (same, SCALES, "zero"),
-    (same, NONE, "fill dropout native_dropout"),
+    (same, NONE, "fill dropout native_dropout log_sigmoid_forward rrelu_with_noise"),
     (elementwise, COMMUTES | SCALES, "mul div neg"),
     (elementwise, COMMUTES, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
     (elementwise, COMMUTES, "masked_fill where _conj _conj_physical complex polar"),
@@ -203,12 +209,17 @@ WHY: dict[Rule, str] = {
         "it sums them up beside values that no layer makes",
     ),
     **dict.fromkeys([spatial, unpool, windows, columns, images], "it mixes neighbours among them"),
+    statistic: "how many of them it takes is computed from a size",
     elementwise: "it combines each with a value of its own that no layer makes",
     convolution: "its kernel moves over them, or sums them up beside values that no layer makes",
     grid_sample: "they are places that it samples, or lie among them",
     view: "it merges them with others into one dimension",
     cat: "it puts them beside others of which each is cut by itself",
 }
+# Where an operator moves coordinates along dimensions without labels, which would tell it.
+PLACES: dict[Rule, Callable[[Labelling, Call], tuple[int, ...]]] = {
+    take_slice: cut_at, select: selected_at, roll: rolled_by, pad: padded_by,
+}  # fmt: skip
 NO_RULE = "there is no rule for this operator"
 
 ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
@@ -246,6 +257,13 @@ def has(func: Any, trait: Trait) -> bool:
     """Whether an operator has a rule and this trait."""
     kind = kind_of(func)
     return kind is not None and trait in kind.traits
+
+
+def places(tracer: Labelling, call: Call) -> tuple[int, ...]:
+    """Where an operator moves coordinates along dimensions without labels."""
+    kind = kind_of(call.func)
+    given = None if kind is None else PLACES.get(kind.rule)
+    return () if given is None else given(tracer, call)
 
 
 def rule_for(call: Call) -> Rule:

@@ -10,7 +10,6 @@ pruned.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,16 +30,15 @@ from .algebra import merge
 from .arithmetic import kernel_positions, multihead_attention
 from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
+from .constants import Constants, Seen
 from .decisions import assumed, decides, decision
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .record import Leaf, Op, Product, Trace
-from .rules import FILLS, KINDS, SILENT, WEIGHS, has, rule_for, why
+from .rules import FILLS, KINDS, SILENT, WEIGHS, has, places, rule_for, why
 from .scale import OwnScale
-
-FEW = 16  # numbers in a tensor that code may have computed from sizes
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -61,6 +59,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stay: list[tuple[Layer, str]] = []  # nodes that are known to stay anyway, and why
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
+        self._made_here: list[Layer] = []  # the nodes that operators made
         self.assumed: bool | None = None  # what the conditions on the input are taken for
         self.most_assumed = 0  # conditions more than which are a loop without an end
         self._wide = False  # whether the last of these are several in the dense network
@@ -92,23 +91,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
-        self._constants = self._store()  # the values of tensors that code makes of a few numbers
-        self._few = False  # whether there are any
+        self.constants = Constants(self._store)
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
         self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
-        self._own_scale = OwnScale(self.own_scale)
+        self._around = [OwnScale(self.own_scale), Seen()]
         self._hook()
         forget_results(network)
 
     def __enter__(self) -> Self:
-        self._own_scale.__enter__()  # type: ignore[no-untyped-call]
+        for mode in self._around:
+            mode.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
-        self._own_scale.__exit__(*raised)  # type: ignore[no-untyped-call]
+        for mode in reversed(self._around):
+            mode.__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def own_scale(self, query: Tensor) -> float:
         """The scale of attention that has none: while tracing the same whatever the width, since the network sets none."""
@@ -245,6 +245,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_frozen(self, layer: Layer) -> bool:
         return self.trace.is_frozen(layer)
 
+    def summed(self, layer: Layer) -> None:
+        made = np.zeros(self.trace.nodes, np.bool_)
+        for ids in self._made_here:
+            made[ids] = True
+        if made[layer].any():
+            roots = self.trace.roots
+            owned = np.zeros(self.trace.nodes, np.bool_)
+            owned[roots[~made]] = True
+            alone = layer[~owned[roots[layer]]]
+            if alone.size:
+                self.freeze(alone)
+
     def together(self, rows: Layer) -> bool:
         roots = self.trace.roots[rows]
         return bool((roots == roots[:, :1]).all())
@@ -266,6 +278,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ids = self.trace.new_nodes(count)
         self._wide = count > 1
         self._fresh.append(ids)
+        self._made_here.append(ids)
         return ids
 
     def merged(self, layers: Labels, before: Sequence[tuple[int, ...]]) -> Labels:
@@ -324,19 +337,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = plain_arguments((*args, *kwargs.items()), tensors)
         inputs = [(tuple(t.shape), self.labels(t)) for t in tensors]
         self._fresh = []
-        op = Op(name, *self._code(), inputs, [], self._fresh, plain, (*numbers(func, args, kwargs), *self._given(tensors)))
-        self.at(op, why(func))
         silent = has(func, SILENT)
         if not silent:
-            self._before(op)
+            self._before(name)
+        call = Call(name, func, args, kwargs, tensors, [])
+        given = (*numbers(func, args, kwargs), *places(self, call), *self.constants.beside_others(func, tensors))
+        op = Op(name, *self._code(), inputs, [], self._fresh, plain, given)
+        self.at(op, why(func))
         if self.assumed is not None and decides(func):
             args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
             if self.most_assumed < 0:
                 raise UnknownOperator(name)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
-        self._note_constants(name, tensors, outs)
-        call = Call(name, func, args, kwargs, tensors, outs)
+        self.constants.follow(name, func, args, kwargs, tensors, outs)
+        call.args, call.outputs = args, outs
         for tensor in tensors:
             self.note_read(tensor)
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
@@ -349,25 +364,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
         return out
-
-    def _given(self, tensors: Sequence[Tensor]) -> tuple[float, ...]:
-        """The numbers that code gives an operator as tensors, beside others."""
-        values = self._values(tensors)
-        return tuple(itertools.chain(*values)) if any(values) and not all(values) else ()
-
-    def _values(self, tensors: Sequence[Tensor]) -> list[tuple[float, ...]]:
-        """The values of each tensor that is made of numbers in code alone; () of another."""
-        return [self._constants.get(t) or () for t in tensors] if self._few else []
-
-    def _note_constants(self, name: str, tensors: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
-        """Record the values of what an operator made of numbers in code, such as `torch.tensor(3.0)` and its root."""
-        values = self._values(tensors)
-        if name != "lift_fresh" and not (values and all(values)):
-            return
-        for made in outs:
-            if made.numel() <= FEW and not made.is_complex():
-                self._constants[made] = values[0] if made.is_meta else tuple(made.flatten().tolist())
-                self._few = True
 
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""
@@ -426,8 +422,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operator."""
         return run(func, args, kwargs)
 
-    def _before(self, op: Op) -> None:
-        """Called ahead of each operator that is recorded."""
+    def _before(self, name: str) -> None:
+        """Called ahead of each operator that is recorded, with its name."""
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         """Called behind each operator that is recorded, with what it made."""

@@ -577,3 +577,22 @@ def test_a_width_that_scales_what_is_computed_stays():
     network = seeded(networks.Scaled())
     zero(network.first, 1, 2)
     assert not agreeing(network).plan.kept
+
+
+class Neighbours(nn.Module):
+    """Gates each channel by the means of its neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.gate = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x * torch.sigmoid(self.gate(x.mean((2, 3))[:, None]))[:, 0, :, None, None])
+
+
+def test_channels_that_stand_between_others_stay():
+    network = seeded(Neighbours())
+    zero(network.first, 1, 2)
+    assert not agreeing(network).plan.kept

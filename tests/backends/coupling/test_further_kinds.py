@@ -141,3 +141,36 @@ def test_embeddings_go_with_the_kernels_that_cover_them():
     assert promises.widths(backend) == {"table": 8, "phrases.0": 6, "phrases.1": 6}
     compact = apply(network, backend.plan(torch.tensor([5, 6, 6]).numpy()))
     assert compact.phrases[1].kernel_size == (3, 5)
+
+
+class Neighbours(nn.Module):
+    """Efficient channel attention: each channel is gated by the means of its neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 5, 1)
+        self.gate = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x * self.gate(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1))
+
+
+class Planes(nn.Module):
+    """Gates of each place in a plane of channels and columns, dilated."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 5, 1)
+        self.gate = nn.Conv2d(1, 1, 5, padding=4, dilation=2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x * self.gate(x.mean(2).unsqueeze(1)).sigmoid().transpose(1, 2))
+
+
+@pytest.mark.parametrize("kind", [Neighbours, Planes])
+def test_a_kernel_over_channels_moves_over_those_that_are_left(kind):
+    backend = promises.kept(kind(), torch.randn(2, 3, 7, 9), onnx=True)
+    assert promises.widths(backend) == {"first": 16}
+    assert not promises.locked(backend)

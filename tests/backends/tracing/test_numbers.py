@@ -1,0 +1,64 @@
+"""Numbers and places that code computes from a width: they follow it, or it stays."""
+
+import promises
+import pytest
+import torch
+from torch import nn
+
+WIDTH = 16
+
+
+class Between(nn.Module):
+    """Two convolutions with something between them that reads the width."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second, self.between = nn.Conv2d(3, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, 3, 1), between
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)))
+
+
+def ones(x, *shape):
+    return torch.ones(*shape, device=x.device)
+
+
+def written_over(x):
+    numbers = torch.tensor([0.0, x.shape[1]], device=x.device)
+    numbers[0] = x.mean()
+    return x * numbers.sum()
+
+
+SCALES = {
+    "on the device": lambda x: x / torch.tensor(x.shape[1], device=x.device),
+    "of the network": lambda x: x / x.new_tensor(x.shape[1]).sqrt(),
+    "moved": lambda x: x * torch.tensor(float(x.shape[1])).to(x) ** -0.5,
+    "among sizes": lambda x: x / torch.tensor(x.shape, device=x.device)[1],
+}
+STAY = {
+    "many": lambda x: x * torch.tensor([x.shape[1] ** -0.5] * 20, device=x.device)[:8],
+    "written over": written_over,
+    "counted by ones": lambda x: x / ones(x, x.shape[1]).sum(),
+    "counted by a product": lambda x: x / (ones(x, x.shape[1]) @ ones(x, x.shape[1])),
+    "a slice": lambda x: x + x[:, :, x.shape[1] // 4 : x.shape[1] // 4 + 1],
+    "a place": lambda x: x + x[:, :, x.shape[1] // 4][:, :, None],
+    "a list of places": lambda x: x + x[:, :, [x.shape[1] // 4]],
+    "rolled": lambda x: x + torch.roll(x, x.shape[1] // 4, 2),
+    "padded": lambda x: x + nn.functional.pad(x, (x.shape[1] // 4, 4 - x.shape[1] // 4))[..., :8],
+    "pooled": lambda x: x + nn.functional.avg_pool2d(x, 2 * (x.shape[1] // 8) + 1, 1, x.shape[1] // 8),
+    "a diagonal": lambda x: x * ones(x, 8, 8).triu(x.shape[1] // 4),
+}
+
+
+@pytest.mark.parametrize("between", SCALES.values(), ids=SCALES)
+def test_a_scale_in_a_tensor_follows_the_width(between):
+    backend = promises.kept(Between(between), torch.randn(2, 3, 8, 8))
+    assert promises.widths(backend) == {"first": WIDTH}
+
+
+@pytest.mark.parametrize("between", STAY.values(), ids=STAY)
+def test_a_width_stays_that_decides_what_is_computed_elsewhere(between):
+    network = nn.Sequential(Between(between), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    backend = promises.kept(network, torch.randn(2, 3, 8, 8))
+    assert "first" not in str(promises.widths(backend))
+    assert "0.first.weight" in promises.locked(backend)
