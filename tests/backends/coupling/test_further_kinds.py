@@ -174,3 +174,10 @@ def test_a_kernel_over_channels_moves_over_those_that_are_left(kind):
     backend = promises.kept(kind(), torch.randn(2, 3, 7, 9), onnx=True)
     assert promises.widths(backend) == {"first": 16}
     assert not promises.locked(backend)
+
+
+@pytest.mark.parametrize("activation", [nn.RReLU, nn.LogSigmoid])
+def test_activations_with_a_second_result_lock_nothing(activation):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), activation(), nn.Conv2d(8, 2, 1))
+    assert promises.widths(promises.kept(network, torch.randn(2, 3, 6, 6))) == {"0": 8}
