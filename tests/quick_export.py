@@ -1,7 +1,8 @@
 """PyTorch's earlier exporter in place of its present one, which takes seconds where the earlier one takes none.
 
 For tests that look at runs, most of whose time it would take: files have a runtime, checks and latencies as ever. What the
-earlier one cannot write, and what tests in `backends/onnx` look at, comes from the present one.
+earlier one cannot write, and what tests in `backends/onnx`, `engine/tasks` and `engine/delivery` look at, comes from the
+present one.
 """
 
 import inspect
@@ -21,6 +22,14 @@ def quick_export():
     """Within it `torch.onnx.export`, as `backends/onnx/export.py` calls it, is quick."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.onnx, "export", _exported)
+        yield
+
+
+@contextmanager
+def present_export():
+    """Within it `torch.onnx.export` is what users have, whatever is around it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.onnx, "export", PRESENT)
         yield
 
 

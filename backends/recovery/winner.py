@@ -19,7 +19,7 @@ from .attention import Scores, folded
 from .counted import among, counted
 from .products import Call, Watched, finite, run, sample
 from .shelf import Kept, Shelf, held
-from .solve import least_squares
+from .solve import RIDGE, least_squares
 from .sums import End, Key, Norm
 
 SAMPLES = 24  # rows of inputs for each column
@@ -60,7 +60,9 @@ class _Wanted:
     sums: Kept | None = None
 
 
-def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0) -> Recovered:
+def recover(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0, *, ridge: float = RIDGE
+) -> Recovered:
     """Let the weights that stayed do the work of those that went, by least squares on unlabelled images.
 
     Each layer in turn is fitted to the dense network's outputs of that layer, on the inputs that it gets in the pruned network,
@@ -74,6 +76,7 @@ def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, see
         plan: what was removed.
         inputs: images, as many as fit into one pass.
         seed: picks the samples where there are more than needed.
+        ridge: how much the plain weights hold; see `least_squares`.
 
     Raises:
         FreePruneError: what reaches a layer is not finite.
@@ -91,7 +94,7 @@ def recover(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, see
         pruned = folded(dense, pruned, plan, maps)
     skeleton = Skeleton(pruned)
     made = {name: made for name, (_, made) in maps.items()}
-    fit = _Fit(dense, plan, skeleton.tensors, wanted, watched.normalised, names, made)
+    fit = _Fit(dense, plan, skeleton.tensors, wanted, watched.normalised, names, made, ridge)
     repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
     passes = 2 if repeated else 1  # a layer that runs often is fitted after the pass, and the others follow it
     while passes:
@@ -171,10 +174,11 @@ class _Fit:
         normalised: set[str],
         names: set[str],
         maps: Mapping[str, Tensor],
+        ridge: float,
     ) -> None:
         self._dense = dict(dense.named_parameters())
         self._plan, self._tensors, self._wanted, self._normalised = plan, tensors, wanted, normalised
-        self._names, self._maps = names, maps
+        self._names, self._maps, self._ridge = names, maps, ridge
         self._often = {name for name, number in wanted if number}
         self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
         ends = (name for (name, _), one in wanted.items() if one.sums is not None)
@@ -295,7 +299,7 @@ class _Fit:
         moments, cross = _products(rows, targets)
         if call.site.shared:
             cross = call.site.matrices(self._outer(call)) @ cross
-        return least_squares(call.site.matrices(plain), cross, moments.double(), self._masked(call))
+        return least_squares(call.site.matrices(plain), cross, moments.double(), self._masked(call), self._ridge)
 
     def _outer(self, call: Call) -> Tensor:
         """Where positions share coefficients: the dense weight of the outputs that stay, which reads what should go in."""

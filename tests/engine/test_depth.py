@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from quick_export import present_export
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -30,10 +31,11 @@ def shallow(candidate, dense, batch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return freeprune.prune(
-        networks.build("resnet_b"), data(), target={"macs": 0.5}, depth=True, round_to=1, metric=shallow, trials=20,
-        calibration_images=40, finetune=freeprune.Recipe(epochs=1, batch_size=32), out=tmp_path_factory.mktemp("run") / "out",
-    )  # fmt: skip
+    with present_export():
+        return freeprune.prune(
+            networks.build("resnet_b"), data(), target={"macs": 0.5}, depth=True, round_to=1, metric=shallow, trials=20,
+            calibration_images=40, finetune=freeprune.Recipe(epochs=1, batch_size=32), out=tmp_path_factory.mktemp("run") / "out",
+        )  # fmt: skip
 
 
 def test_the_branches_went(finished):
