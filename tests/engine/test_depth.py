@@ -33,8 +33,8 @@ def shallow(candidate, dense, batch):
 def finished(tmp_path_factory):
     with present_export():
         return freeprune.prune(
-            networks.build("resnet_b"), data(), target={"macs": 0.5}, depth=True, round_to=1, metric=shallow, trials=20,
-            calibration_images=40, finetune=freeprune.Recipe(epochs=1, batch_size=32), out=tmp_path_factory.mktemp("run") / "out",
+            networks.build("resnet_b"), data(), out=tmp_path_factory.mktemp("run") / "out", target={"macs": 0.5}, depth=True,
+            round_to=1, metric=shallow, trials=20, calibration_images=40, finetune=freeprune.Recipe(epochs=1, batch_size=32),
         )  # fmt: skip
 
 
