@@ -149,6 +149,7 @@ def test_logitkl_of_single_outputs_is_relative_to_their_variance():
 
 
 def test_logitkl_reads_the_stored_statistics():
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
     doubled = Candidate(Skeleton(network), {"0.weight": 2 * network[0].weight.detach()})
     dense = Reference(network, BATCH)
