@@ -88,13 +88,15 @@ class Recovery:
     def __call__(self, candidate: Candidate) -> Candidate:
         """The candidate with other weights in the layers that lost inputs or weights."""
         tensors = dict(candidate.tensors)
-        for name in candidate.tensors.keys() & self._layers.keys():
-            layer, dims = self._layers[name], candidate.kept.get(name, {})
+        for name, plain in candidate.tensors.items():
+            layer, dims = self._layers.get(name), candidate.kept.get(name, {})
+            if layer is None:
+                continue
             if layer.site.inputs in dims:
                 weight, shift = self._solved(name, layer, dims[layer.site.inputs])
                 tensors[name] = _cut(weight, dims, layer.site)
             elif not dims and name in self._cheap:
-                tensors[name], shift = _masked(layer, candidate.tensors[name])
+                tensors[name], shift = _masked(layer, plain)
             else:
                 continue
             bias = layer.site.bias

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ...sharing import storage_of
 from .calls import results
 
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
@@ -102,8 +103,8 @@ class Constants:
         return CPU if isinstance(value, torch.device) else value
 
     def _forget(self, written: Sequence[Tensor]) -> None:
-        for memory in [self._twins.get(t).untyped_storage()._cdata for t in written]:
+        for memory in [storage_of(self._twins.get(t)) for t in written]:
             for tensor in list(self._twins):
                 twin = self._twins.get(tensor)
-                if twin is not None and twin.untyped_storage()._cdata == memory:
+                if twin is not None and storage_of(twin) == memory:
                     self._twins[tensor] = None

@@ -47,6 +47,7 @@ from freeprune.engine.store.studies import Comparison, Study, Sweep
 from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
 from freeprune.engine.studies import sweep
+from freeprune.engine.tasks.classification import MOST_CLASSES
 from freeprune.engine.training import checkpoint
 from freeprune.search import STRATEGIES, Space
 
@@ -319,7 +320,11 @@ def read_data(place):
     for part in (data.train, data.test):
         image, label = part[0]
         assert torch.isfinite(image).all()
-        assert not data.classes or 0 <= label < len(data.classes)  # labels beyond all classes are numbers
+        if data.classes:
+            assert 0 <= label < len(data.classes)
+        else:  # they are numbers now
+            labels = torch.stack([torch.as_tensor(label) for _, label in data.train])
+            assert labels.is_floating_point() or labels.max() >= MOST_CLASSES
 
 
 def read_weights(place, name):
@@ -338,7 +343,7 @@ def read_shard(place):
     for part in (data.train, data.test):
         for image, label in part:
             assert torch.isfinite(image).all()
-            assert not data.classes or 0 <= label < len(data.classes)  # labels beyond all classes are numbers
+            assert 0 <= label < len(data.classes)
 
 
 # file: what is beside it, how it is mangled, how it is read
