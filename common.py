@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import live, renewed
+from .copies import light, live, renewed
 from .errors import FreePruneError as FreePruneError
 from .reading import PLAIN, Reading
-from .sharing import light
 
 
 def needs_labels(function: Callable[..., Any]) -> Callable[..., Any]:

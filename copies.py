@@ -1,4 +1,4 @@
-"""Copies of networks, optionally with some tensors replaced."""
+"""Copies of networks, optionally with some tensors replaced, and of large ones with the weights shared."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 Network = TypeVar("Network", bound=nn.Module)
 Memo = dict[int, Any]
 
+LARGE = 2**28  # bytes of float32 that the parameters would take, above which a network counts as large
 ATOMS = frozenset({int, float, bool, str, type(None)})
 CONTAINERS = frozenset({OrderedDict, dict, set})
 # The methods by which a class can customise how its instances are copied.
@@ -44,6 +45,29 @@ def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network
         return _twin(network, dict(instead))
     except RuntimeError:
         return _twin(network, {**_detached(network), **instead})
+
+
+def is_large(network: nn.Module) -> bool:
+    """Whether memory is saved where it can be, at the cost of time. Smaller networks are copied, and lie as they always did."""
+    return 4 * sum(parameter.numel() for parameter in network.parameters()) > LARGE
+
+
+def light(network: Network) -> Network:
+    """A copy for passes, which leave weights as they are: a large network's are shared, and all else is copied.
+
+    A parameter of the copy is an object of its own in the same memory, so that what is set on it, or where `to` moves it, stays
+    with the copy.
+    """
+    return copied(network, {id(p): _alias(p) for p in network.parameters()} if is_large(network) else {})
+
+
+def _alias(parameter: Tensor) -> Tensor:
+    return nn.Parameter(parameter.detach(), parameter.requires_grad)
+
+
+def emptied(network: Network) -> Network:
+    """A copy whose parameters lie on the meta device; buffers are copied."""
+    return copied(network, {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()})
 
 
 def live(network: Network) -> Network:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common import Batch, FreePruneError, needs_labels
+from ..copies import is_large
 from ..registry import find
-from ..sharing import is_large
 from .recovery.order import Slices, Values, eliminated
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate, FreePruneError, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
-from ..sharing import storage_of, storage_read
+from ..lending import storage_of, storage_read
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 

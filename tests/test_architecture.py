@@ -10,7 +10,7 @@ import freeprune
 
 ROOT = Path(freeprune.__file__).parent
 FOLDERS = ("search", "metrics", "backends")
-SHARED = {"common", "copies", "disk", "errors", "granularity_options", "options", "reading", "registry", "sharing"}
+SHARED = {"common", "copies", "disk", "errors", "granularity_options", "lending", "options", "reading", "registry"}
 # From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
 BACKENDS = [
     "difference",

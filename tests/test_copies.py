@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from freeprune.copies import copied
+from freeprune import copies
+from freeprune.copies import copied, light
 
 
 class Own(nn.Module):
@@ -150,3 +151,14 @@ def test_what_cannot_be_copied_is_an_error():
     dense.lock = threading.Lock()
     with pytest.raises(TypeError, match="lock"):
         copied(dense)
+
+
+def test_a_copy_of_a_large_network_shares_its_weights_alone(monkeypatch):
+    monkeypatch.setattr(copies, "LARGE", 0)
+    given = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    twin = light(given).requires_grad_(False)
+    assert {p.data_ptr() for p in twin.parameters()} == {p.data_ptr() for p in given.parameters()}
+    assert all(p.requires_grad for p in given.parameters())
+    twin.train()(torch.randn(2, 3, 8, 8))
+    assert given[1].num_batches_tracked == 0
+    assert given.training

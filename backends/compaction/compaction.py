@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError, Inputs
-from ...copies import live
+from ...copies import light, live
+from ...lending import widened
 from ...reading import leaves
-from ...sharing import light, widened
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
 from ..coupling.repair import settle

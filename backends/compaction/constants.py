@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
-from ...sharing import storage_of, storage_read
+from ...lending import storage_of, storage_read
 from ..coupling.certificate import Replay
 from ..tracing.arithmetic import elementwise
 from ..tracing.labels import Labels, Layer, along, reshaped, support

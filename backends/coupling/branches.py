@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common import Inputs
+from ...copies import is_large, light
 from ...reading import leaves
-from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..plan import inside
 from ..surgery.gone import without

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common import FreePruneError, given_names
+from ...copies import is_large, light
 from ...reading import children, leaves
-from ...sharing import is_large, light
 from ..difference import relative_difference
 from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow

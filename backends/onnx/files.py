@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...common import FreePruneError
 from ...copies import copied
 from ...disk import write_atomically
-from ...sharing import HALVES, given_back
+from ...lending import HALVES, given_back
 from .runtime import Opened, Runtime
 
 DATA = ".data"  # after the name of a file, for its weights

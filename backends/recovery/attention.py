@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...sharing import light, storage_of
+from ...copies import light
+from ...lending import storage_of
 from ..plan import Plan
 from ..tracing.calls import code
 from ..tracing.record import place

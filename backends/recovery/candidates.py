@@ -51,6 +51,11 @@ class Layer:
     products: int
 
     @cached_property
+    def cross(self) -> Tensor:
+        """`(groups, outputs, columns)`, what the outputs have in common with the inputs."""
+        return self.site.matrices(self.weight).double() @ self.moments
+
+    @cached_property
     def wanted(self) -> tuple[Tensor, Tensor]:
         """`(groups, outputs, columns)`, what the outputs have in common with the inputs, and the moments, in float32."""
         moments = self.moments.float()
@@ -117,7 +122,7 @@ class Recovery:
         dense, columns = site.matrices(layer.weight), site.columns(ids)
         inner = layer.moments[:, columns]
         cut = layer.weight.index_select(site.inputs, ids)
-        solved = least_squares(dense[..., columns], dense.double() @ inner.mT, inner[..., columns])
+        solved = least_squares(dense[..., columns], layer.cross[..., columns], inner[..., columns])
         shift = dense.double() @ layer.middle[..., None] - solved @ layer.middle[:, columns, None]
         made = site.restored(solved, cut.shape).to(cut.dtype), _by_output(site, shift).to(cut.dtype)
         self._known[key] = made

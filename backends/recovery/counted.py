@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...common import Inputs, Skeleton
-from ...sharing import is_large
+from ...copies import is_large
 from ..tracing.passes import undisturbed
 from .sums import Key
 

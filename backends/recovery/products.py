@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import FreePruneError, Inputs, Skeleton
-from ...sharing import origin, storage_of, storage_read
+from ...lending import origin, storage_of, storage_read
 from ..tracing.passes import plain_kernels, undisturbed
 from .sums import Ends, Summed
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs, Skeleton
-from ...sharing import is_large, light
+from ...copies import is_large, light
 from ..plan import Plan
 from ..tracing.scale import OwnScale
 from .attention import Scores, folded

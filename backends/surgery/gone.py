@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copies import ATOMS
-from ...sharing import light
+from ...copies import ATOMS, light
 from ..tracing.meta import flat
 
 ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import FreePruneError
-from ...copies import copied, renewed
-from ...sharing import Lent, given_back, is_large, light
+from ...copies import copied, is_large, light, renewed
+from ...lending import Lent, given_back
 from ..plan import Plan, check_structure, shape_left
 from .gone import without
 from .masked_norms import watch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...sharing import storage_of
+from ...lending import storage_of
 from .calls import results
 
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)

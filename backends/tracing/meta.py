@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import copied, renewed
-from ...sharing import HALVES, given_back, is_lent
+from ...lending import HALVES, given_back, is_lent
 
 # What operators made on the meta device, by their arguments; emptied when it gets long.
 _MADE: dict[Any, Any] = {}

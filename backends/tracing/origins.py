@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...sharing import storage_of
+from ...lending import storage_of
 from .labels import Labels, Layer, on_dim, support
 from .operator import Call, Operand, base_name
 from .record import EACH, IN, OUT, Roles, Weight

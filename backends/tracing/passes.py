@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import FreePruneError, Inputs
-from ...copies import live, renewed
+from ...copies import light, live, renewed
 from ...errors import first_line
+from ...lending import widened
 from ...reading import leaves
-from ...sharing import light, widened
 from .meta import on_meta
 from .reasons import known
 from .record import FAILS, HOLDS, OUTPUT, TRAINING, Trace

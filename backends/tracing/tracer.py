@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
-from ...sharing import origin, storage_of
+from ...lending import origin, storage_of
 from .algebra import merge
 from .arithmetic import kernel_positions, multihead_attention
 from .caches import forget_results

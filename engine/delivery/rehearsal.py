@@ -17,8 +17,8 @@ from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...backends.onnx.runtime import as_arrays, first_rows
 from ...common import FreePruneError, Inputs
+from ...copies import light
 from ...reading import main_output
-from ...sharing import light
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.targets import LATENCY

@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
-from ...copies import copied, held_tensors
+from ...copies import copied, held_tensors, is_large
 from ...errors import FreePruneError, brief
-from ...sharing import HALVES, Lent, is_large, is_lent
+from ...lending import HALVES, Lent, is_lent
 
 # By class, where a wrapper keeps the network; by name, since importing some of them takes a second.
 WRAPPERS = {

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...common import Batch
+from ...copies import light
 from ...disk import write_atomically
 from ...errors import FreePruneError, brief
 from ...reading import PLAIN
-from ...sharing import light
 from ..randomness import seeded
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, Images, stack

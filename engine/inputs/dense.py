@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ...common import FreePruneError
-from ...copies import copied
-from ...sharing import light
+from ...copies import copied, light
 from .adoption import bare
 from .image_files import Preparation
 from .libraries import is_pretrained, stated_by

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...common import FreePruneError, Inputs, Keywords
-from ...sharing import Lent, light
+from ...copies import light
+from ...lending import Lent
 from ..randomness import seeded
 from .adoption import hook_name, with_float32
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common import Batch
-from ...sharing import light
+from ...copies import light
 from .devices import AUTO, device_of
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...common import FreePruneError
+from ...copies import light
 from ...reading import main_output
-from ...sharing import light
 from ..randomness import seeded
 from .batches import Data, Images, parted
 from .encoded import Encoded, first_shape, joined, read_images

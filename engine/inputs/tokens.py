@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...common import FreePruneError, Inputs
-from ...sharing import light
+from ...copies import light
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")  # how configurations name the longest sequence
 

@@ -13,7 +13,7 @@ from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from ...backends.onnx import Runtime
 from ...backends.onnx.runtime import first_rows
-from ...sharing import light
+from ...copies import light
 from ..progress import Progress
 from ..run.job import Job
 from .layers import Call, Layer, calls

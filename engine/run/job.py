@@ -21,11 +21,11 @@ from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
 from ...common import Batch, Candidate, FreePruneError
+from ...copies import is_large
 from ...metrics import METRICS, Metric, Reference, reference
 from ...registry import find
 from ...search import STRATEGIES, Space, Strategy
 from ...search.warm_starts import WarmStarted, warm_started
-from ...sharing import is_large
 from ..asked.declaration import HERE, Hardware
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe

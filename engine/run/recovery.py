@@ -10,8 +10,8 @@ from torch import nn
 from ...backends import Plan
 from ...backends.recovery.winner import recover
 from ...common import Batch, FreePruneError
+from ...copies import light
 from ...metrics.calibratedkl import divergence
-from ...sharing import light
 from ..inputs.batches import Data
 from ..inputs.calibration import held_out, recalibrated
 from ..store.summary import Recovery

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...backends.tracing.passes import rejected, without_tensors
 from ...common import Batch, FreePruneError, Inputs
+from ...copies import light
 from ...reading import leaves, main_output, rows
-from ...sharing import light
 from ..asked.recipe import Recipe
 from ..inputs.batches import Data
 from ..inputs.dictionaries import arguments_of

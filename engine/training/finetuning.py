@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...backends import Plan, apply
 from ...backends.difference import relative_difference
 from ...common import FreePruneError, Inputs
-from ...copies import copied
-from ...sharing import emptied, is_large, light, widened
+from ...copies import copied, emptied, is_large, light
+from ...lending import widened
 from ..asked.recipe import Recipe
 from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_tensors, with_values
 from ..progress import Progress, silent

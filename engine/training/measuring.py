@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...common import FreePruneError
+from ...copies import light
 from ...reading import leaves
-from ...sharing import light
 from ..asked.declaration import HERE, Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded

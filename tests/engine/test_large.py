@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import freeprune
-from freeprune import sharing
+from freeprune import copies
 from freeprune.backends import Plan, apply, masked
 from freeprune.backends.onnx import export, files
 from freeprune.backends.plan import structure_of
@@ -68,7 +68,7 @@ def no_onnx(monkeypatch):
 @pytest.mark.usefixtures("no_onnx")
 def test_scores_and_weights_are_those_of_float32(tmp_path, monkeypatch):
     run(tmp_path / "copied", recovery=False)
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     result = run(tmp_path / "shared", recovery=False)
     assert scores(tmp_path / "copied") == scores(tmp_path / "shared")
     both = [freeprune.load(tmp_path / name, network()) for name in ("copied", "shared")]
@@ -81,7 +81,7 @@ def test_scores_and_weights_are_those_of_float32(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_onnx")
 def test_recovery_helps_a_large_network_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     given = run(tmp_path / "run").summary.recovery
     assert given.kept
     assert given.layers >= 3
@@ -89,7 +89,7 @@ def test_recovery_helps_a_large_network_too(tmp_path, monkeypatch):
 
 
 def test_the_masked_network_is_never_held(monkeypatch):
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     given = in_float32(network())
     tokens = torch.stack([tokens for tokens, _ in items(8)])
     kept = {"gate.weight": 0, "up.weight": 0, "down.weight": 1}
@@ -103,7 +103,7 @@ def test_the_masked_network_is_never_held(monkeypatch):
 
 
 def test_a_run_writes_large_files_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     monkeypatch.setattr(export, "LARGEST_FILE", 0)
     monkeypatch.setattr(files, "SMALLEST", 100)
     monkeypatch.setattr(sharded.save_weights, "__defaults__", (700,))
@@ -151,5 +151,5 @@ def test_what_can_be_pruned_is_the_same(monkeypatch):
     given = network().float()
     expected = str(freeprune.inspect(given, ("ids:1x6",)))
     assert "branch" in expected
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     assert str(freeprune.inspect(network(), ("ids:1x6",))) == expected

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune import sharing
+from freeprune import copies
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME, export, files
 from freeprune.backends.onnx.export import export_onnx
@@ -70,7 +70,7 @@ def test_the_same_network_gives_the_same_files(tmp_path, network):
 
 
 def test_half_precision_is_written_as_float32(tmp_path, network, monkeypatch):
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
     lent = in_float32(network.bfloat16())
     found = export_onnx(lent, IMAGES, tmp_path / "model.onnx", {})
     with torch.no_grad():

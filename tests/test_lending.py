@@ -1,4 +1,4 @@
-"""Large networks: nothing is copied that can be shared, and what is computed stays the same."""
+"""Large networks in half precision: nothing is copied that can be shared, and what is computed stays the same."""
 
 import gc
 import pickle
@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune import sharing
+from freeprune import copies, lending
 from freeprune.common import Batch
-from freeprune.copies import copied
+from freeprune.copies import copied, emptied, is_large, light
 from freeprune.engine.inputs.adoption import in_float32
+from freeprune.lending import given_back, is_lent, origin, widened
 from freeprune.metrics.base import Reference
-from freeprune.sharing import emptied, given_back, is_large, is_lent, light, origin, widened
 
 TOKENS = torch.randint(0, 12, (4, 6), generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +35,7 @@ class Tokens(nn.Module):
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setattr(copies, "LARGE", 0)
 
 
 def network(dtype=torch.bfloat16):
@@ -54,16 +54,6 @@ def test_small_networks_are_copied():
     assert all(p.dtype is torch.float32 for p in in_float32(given).parameters())
 
 
-def test_a_copy_of_a_large_network_shares_its_weights_alone(large):
-    given = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    twin = light(given).requires_grad_(False)
-    assert storages(twin) == storages(given)
-    assert all(p.requires_grad for p in given.parameters())
-    twin.train()(torch.randn(2, 3, 8, 8))
-    assert given[1].num_batches_tracked == 0
-    assert given.training
-
-
 def test_half_precision_is_read_as_float32_and_never_held_as_such(large):
     given = network()
     expected = given.float()(TOKENS)
@@ -77,7 +67,7 @@ def test_half_precision_is_read_as_float32_and_never_held_as_such(large):
     assert all(p.dtype is torch.bfloat16 for p in lent.parameters())
     assert given(TOKENS).dtype is torch.bfloat16  # it has no hooks
     gc.collect()
-    assert not sharing._MADE
+    assert not lending._MADE
 
 
 def test_a_pass_that_fails_leaves_nothing_behind(large):
@@ -102,7 +92,7 @@ def test_what_a_backward_pass_keeps_is_not_in_float32(large):
     layers = in_float32(nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8))).bfloat16())
     output = layers(torch.ones(1, 64, requires_grad=True))
     gc.collect()
-    assert not sharing._MADE  # every float32 weight is gone, and the backward pass makes them again
+    assert not lending._MADE  # every float32 weight is gone, and the backward pass makes them again
     output.sum().backward()
     assert layers[0].weight.grad is not None
 

@@ -1,4 +1,4 @@
-"""Large networks: copies that share the weights, and weights that are made while an operator reads them."""
+"""Networks in half precision, or with other weights, for a pass: weights that are made while an operator reads them."""
 
 from __future__ import annotations
 
@@ -19,36 +19,12 @@ from .copies import copied
 Network = TypeVar("Network", bound=nn.Module)
 Made = Callable[[Tensor], Tensor]
 
-LARGE = 2**28  # bytes of float32 that the parameters would take, above which a network counts as large
 HALVES = (torch.bfloat16, torch.float16)
 # What asks for no values. Other methods of tensors may be asked of a weight too, and get one that was made.
 SIZES = frozenset({Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.element_size, Tensor.is_floating_point})
 DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 NOTHING: Mapping[int, Made] = {}
 _MADE: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # by storage the tensors that are made at present, and what of
-
-
-def is_large(network: nn.Module) -> bool:
-    """Whether memory is saved where it can be, at the cost of time. Smaller networks are copied, and lie as they always did."""
-    return 4 * sum(parameter.numel() for parameter in network.parameters()) > LARGE
-
-
-def light(network: Network) -> Network:
-    """A copy for passes, which leave weights as they are: a large network's are shared, and all else is copied.
-
-    A parameter of the copy is an object of its own in the same memory, so that what is set on it, or where `to` moves it, stays
-    with the copy.
-    """
-    return copied(network, {id(p): _alias(p) for p in network.parameters()} if is_large(network) else {})
-
-
-def _alias(parameter: Tensor) -> Tensor:
-    return nn.Parameter(parameter.detach(), parameter.requires_grad)
-
-
-def emptied(network: Network) -> Network:
-    """A copy whose parameters lie on the meta device; buffers are copied."""
-    return copied(network, {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in network.parameters()})
 
 
 def storage_of(tensor: Tensor) -> int:
