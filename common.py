@@ -16,7 +16,6 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from .copies import light, live, renewed
-from .errors import FreePruneError as FreePruneError
 from .reading import PLAIN, Reading
 
 

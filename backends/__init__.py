@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common import FreePruneError
+from ..errors import FreePruneError
 from ..registry import find
 from .base import Backend, Group
 from .compaction.compaction import compact

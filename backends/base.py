@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import Candidate, FreePruneError, Inputs, Profile
+from ..common import Candidate, Inputs, Profile
+from ..errors import FreePruneError
 from ..options import Option
 from .criteria import Importance
 from .plan import Plan

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common import Batch, FreePruneError, needs_labels
+from ..common import Batch, needs_labels
 from ..copies import is_large
+from ..errors import FreePruneError
 from ..registry import find
 from .recovery.order import Slices, Values, eliminated
 

@@ -39,8 +39,8 @@ from freeprune.backends.coupling.classes import Coupling
 from freeprune.backends.tracing.meta import on_meta
 from freeprune.backends.tracing.reasons import Reasons
 from freeprune.backends.tracing.record import OUT, OUTPUT
-from freeprune.common import FreePruneError
 from freeprune.copies import copied
+from freeprune.errors import FreePruneError
 from freeprune.reading import rows
 
 CLOSE = 1e-4  # relative difference of outputs that rounding may cause

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..backends import Plan
 from ..backends import apply as pruned
-from ..common import FreePruneError
+from ..errors import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from ..common import FreePruneError
+from ..errors import FreePruneError
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
 from .asked.settings import Settings, TrainOptions, hardware_of

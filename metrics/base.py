@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common import Batch, Candidate, FreePruneError, Skeleton
+from ..common import Batch, Candidate, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
+from ..errors import FreePruneError
 from ..lending import storage_of, storage_read
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory

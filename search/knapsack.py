@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from ..common import FreePruneError
+from ..errors import FreePruneError
 from .space import Space
 
 Values = NDArray[np.float64]

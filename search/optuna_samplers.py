@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import FreePruneError
+from ..errors import FreePruneError
 from .space import Space
 
 with warnings.catch_warnings():

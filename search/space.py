@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import FreePruneError
+from ..errors import FreePruneError
 
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]

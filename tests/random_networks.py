@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import apply, find_backend, importance, masked
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 GRANULARITIES = ["channel", "weight", "nm", "block", "kernel", "pattern"]
 GRANULARITIES += [f"channel+{second}" for second in GRANULARITIES[1:]]

@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import light, live
+from ...errors import FreePruneError
 from ...lending import widened
 from ...reading import leaves
 from ..coupling.certificate import Mismatch, replay

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
+from ...errors import FreePruneError
 from ..surgery.surgery import shared_tensors
 from ..surgery.trial import Key, Repair, attributes, slimmed
 from ..tracing.labels import Labels, Layer, Shape, collapse, support

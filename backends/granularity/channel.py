@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ...common import Candidate, Inputs, Profile, Skeleton
+from ...errors import FreePruneError
 from ...granularity_options import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units

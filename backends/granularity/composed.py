@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import Candidate, FreePruneError, Inputs, Profile
+from ...common import Candidate, Inputs, Profile
+from ...errors import FreePruneError
 from ...options import Option
 from ..base import Counts, Group
 from ..criteria import Importance

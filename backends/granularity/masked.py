@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import Candidate, FreePruneError, Inputs, Profile, Skeleton
+from ...common import Candidate, Inputs, Profile, Skeleton
+from ...errors import FreePruneError
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel
 from ..criteria import Importance

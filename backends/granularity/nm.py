@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...granularity_options import LAYOUTS
 from ...options import Option
 from ..criteria import Importance

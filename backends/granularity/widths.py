@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..coupling.classes import ClassGroup
 
 # The channels in a unit by the width of a group: from so many channels on, this many. Runtimes for CPUs keep channels in

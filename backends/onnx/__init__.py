@@ -3,7 +3,7 @@
 To add a runtime: write a module here and add its line to RUNTIMES.
 """
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...registry import find
 from .onnx_runtime import CUDA, ONNX_RUNTIME, TENSORRT
 from .openvino import OPENVINO

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, given_names
+from ...common import given_names
 from ...copies import is_large, light
+from ...errors import FreePruneError
 from ...reading import children, leaves
 from ..difference import relative_difference
 from ..surgery.gone import with_zeros

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError
 from ...copies import copied
 from ...disk import write_atomically
+from ...errors import FreePruneError
 from ...lending import HALVES, given_back
 from .runtime import Opened, Runtime
 

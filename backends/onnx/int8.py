@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...common import FreePruneError
 from ...disk import write_atomically
+from ...errors import FreePruneError
 from .export import strip
 from .files import data_of, describe
 from .onnx_runtime import ONNX_RUNTIME

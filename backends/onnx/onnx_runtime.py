@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .files import data_of
 from .runtime import Arrays, Opened, Runtime, root_cause, turns
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .runtime import Arrays, Opened, Runtime, turns
 
 # Where in OpenVINO's sources a check failed, before the lines that say what is wrong.

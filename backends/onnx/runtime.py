@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
+from ...errors import FreePruneError
 
 Arrays = tuple[NDArray[Any], ...]
 

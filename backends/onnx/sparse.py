@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...common import FreePruneError
 from ...disk import write_atomically
+from ...errors import FreePruneError
 from .onnx_runtime import ONNX_RUNTIME
 from .runtime import Arrays, Runtime, as_arrays, root_cause, run_rows
 

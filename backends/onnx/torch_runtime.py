@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import copied
+from ...errors import FreePruneError
 from ...reading import leaves
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet

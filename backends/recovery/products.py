@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...common import FreePruneError, Inputs, Skeleton
+from ...common import Inputs, Skeleton
+from ...errors import FreePruneError
 from ...lending import origin, storage_of, storage_read
 from ..tracing.passes import plain_kernels, undisturbed
 from .sums import Ends, Summed

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 
 Kept = Callable[[], Tensor]
 """Gives a tensor back."""

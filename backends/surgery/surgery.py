@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...common import FreePruneError
 from ...copies import copied, is_large, light, renewed
+from ...errors import FreePruneError
 from ...lending import Lent, given_back
 from ..plan import Plan, check_structure, shape_left
 from .gone import without

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import light, live, renewed
-from ...errors import first_line
+from ...errors import FreePruneError, first_line
 from ...lending import widened
 from ...reading import leaves
 from .meta import on_meta

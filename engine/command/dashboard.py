@@ -13,8 +13,8 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from ...common import FreePruneError
 from ...disk import DAMAGE
+from ...errors import FreePruneError
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial
 

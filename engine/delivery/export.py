@@ -18,7 +18,7 @@ from ...backends.onnx.export import export_onnx
 from ...backends.onnx.files import bytes_of, data_of
 from ...backends.onnx.runtime import Subject, first_rows
 from ...backends.onnx.sparse import compress_onnx
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..progress import Progress
 from ..run.job import Job
 from ..run.outputs import outputs

@@ -17,7 +17,7 @@ from torch import nn
 
 from ...backends import Plan, compact
 from ...backends.base import dense_units
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.targets import LATENCY, binding
 from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...backends.onnx.int8 import quantise_onnx
 from ...backends.onnx.runtime import as_arrays, run_rows
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..progress import Progress
 from ..run.job import Job
 from ..store import run_folder as files

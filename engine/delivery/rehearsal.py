@@ -16,8 +16,9 @@ from ...backends import Plan, apply, masked
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...backends.onnx.runtime import as_arrays, first_rows
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import light
+from ...errors import FreePruneError
 from ...reading import main_output
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe

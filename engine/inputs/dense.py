@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...common import FreePruneError
 from ...copies import copied, light
+from ...errors import FreePruneError
 from .adoption import bare
 from .image_files import Preparation
 from .libraries import is_pretrained, stated_by

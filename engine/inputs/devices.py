@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 AUTO = "auto"

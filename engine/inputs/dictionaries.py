@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
-from ...common import FreePruneError, Keywords
+from ...common import Keywords
+from ...errors import FreePruneError
 from ..user_code import warn
 from .adoption import in_float32, twin_of
 from .batches import described, telling_items

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..user_code import warn
 from .image_files import Crop, Form, Wide, decode, unreadable
 

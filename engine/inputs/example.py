@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
+from ...errors import FreePruneError
 from .batches import in_float32, stack
 from .data import load_data
 from .dictionaries import arguments_of, named, stacked

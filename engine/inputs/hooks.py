@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...common import FreePruneError, Inputs, Keywords
+from ...common import Inputs, Keywords
 from ...copies import light
+from ...errors import FreePruneError
 from ...lending import Lent
 from ..randomness import seeded
 from .adoption import hook_name, with_float32

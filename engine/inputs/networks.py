@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 
 
 class PadShortcut(nn.Module):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError
 from ...copies import light
+from ...errors import FreePruneError
 from ...reading import main_output
 from ..randomness import seeded
 from .batches import Data, Images, parted

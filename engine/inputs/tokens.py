@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import light
+from ...errors import FreePruneError
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")  # how configurations name the longest sequence
 

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common import FreePruneError
 from ...disk import write_atomically
+from ...errors import FreePruneError
 
 if TYPE_CHECKING:
     from .groups import GroupInfo, Inspection, LayerInfo

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...backends import find_backend
 from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...search import Space
 from ...search.warm_starts import Depth
 from ..asked.layout import layout_of

@@ -18,7 +18,7 @@ from ...backends import apply
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ...backends.onnx.export import export_onnx
 from ...backends.onnx.runtime import Subject, first_rows
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..run.job import Job
 from ..user_code import warn
 from .layers import Layer

@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from safetensors import SafetensorError, safe_open
 
 from ...backends import find_backend
-from ...common import FreePruneError
 from ...disk import write_atomically
+from ...errors import FreePruneError
 from ...metrics import METRICS
 from ...search.space import amount
 from ..asked.command_line import command_line

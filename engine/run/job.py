@@ -20,8 +20,9 @@ from ...backends.onnx import Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
 from ...backends.tracing.weights import layer_of
-from ...common import Batch, Candidate, FreePruneError
+from ...common import Batch, Candidate
 from ...copies import is_large
+from ...errors import FreePruneError
 from ...metrics import METRICS, Metric, Reference, reference
 from ...registry import find
 from ...search import STRATEGIES, Space, Strategy

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...search import Space
 from ...search.base import Strategy
 from ..asked.settings import BATCH

@@ -9,8 +9,9 @@ from torch import nn
 
 from ...backends import Plan
 from ...backends.recovery.winner import recover
-from ...common import Batch, FreePruneError
+from ...common import Batch
 from ...copies import light
+from ...errors import FreePruneError
 from ...metrics.calibratedkl import divergence
 from ..inputs.batches import Data
 from ..inputs.calibration import held_out, recalibrated

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...backends import Plan
-from ...common import Batch, Candidate, FreePruneError, Skeleton
-from ...errors import first_line
+from ...common import Batch, Candidate, Skeleton
+from ...errors import FreePruneError, first_line
 from ...metrics import METRICS, Metric, reference
 from ..inputs.adoption import adopted
 from ..inputs.batches import in_float32

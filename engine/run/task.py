@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...backends.tracing.passes import rejected, without_tensors
-from ...common import Batch, FreePruneError, Inputs
+from ...common import Batch, Inputs
 from ...copies import light
+from ...errors import FreePruneError
 from ...reading import leaves, main_output, rows
 from ..asked.recipe import Recipe
 from ..inputs.batches import Data

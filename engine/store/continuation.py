@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.settings import PLANNED
 from ..inputs.sharded import remove_weights
 from .ledger import Ledger

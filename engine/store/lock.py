@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 
 LOCK = ".running"
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common import FreePruneError
 from ...disk import DAMAGE, parse_json, unwritable, write_atomically
+from ...errors import FreePruneError
 
 
 class Records:

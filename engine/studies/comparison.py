@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from ...backends import apply
-from ...common import FreePruneError
 from ...disk import DAMAGE
+from ...errors import FreePruneError
 from ...metrics.statistics import mean_interval, paired_p
 from ...options import check_all
 from ...registry import find

@@ -20,9 +20,10 @@ from torch import nn
 
 from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
-from ...common import Batch, FreePruneError
+from ...common import Batch
 from ...common import Candidate as Pruned
 from ...disk import DAMAGE
+from ...errors import FreePruneError
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...options import check_all

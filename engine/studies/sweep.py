@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...backends.base import dense_units
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings

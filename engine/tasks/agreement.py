@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...reading import leaves, rows
 from .base import PERCENT, Case, Task, described
 from .classification import divergence_softened, relative_error

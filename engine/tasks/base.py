@@ -10,7 +10,8 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
+from ...errors import FreePruneError
 from ...reading import Reading, main_output
 from ..shown import PERCENT, with_unit
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .base import PERCENT, Case, Task, are_zeros_and_ones, described, one_output, squeezed
 from .classification import DISTILL, TEMPERATURE, hardly_right
 

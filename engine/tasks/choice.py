@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ...registry import find
 from . import AGREEMENT, TASKS, Case, Task, own_task
 from .base import described

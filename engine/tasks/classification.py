@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .base import PERCENT, Case, Task, are_zeros_and_ones, described, is_whole, one_output, squeezed
 
 DISTILL = 0.9  # figures: docs/results.md

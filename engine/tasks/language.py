@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .base import Case, Task, described, is_whole, one_output
 from .classification import check_classes, divergence_softened, softened
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .base import Case, Task, described, one_output
 from .classification import relative_error
 

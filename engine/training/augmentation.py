@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..tasks.base import described
 
 

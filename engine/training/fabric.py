@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...common import FreePruneError
-from ...errors import first_line
+from ...errors import FreePruneError, first_line
 from ..asked.declaration import HERE, Hardware
 from ..inputs.devices import AUTO, device_of
 from .processes import WAITED, world_of

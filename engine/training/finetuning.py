@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ...backends import Plan, apply
 from ...backends.difference import relative_difference
-from ...common import FreePruneError, Inputs
+from ...common import Inputs
 from ...copies import copied, emptied, is_large, light
+from ...errors import FreePruneError
 from ...lending import widened
 from ..asked.recipe import Recipe
 from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_tensors, with_values

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ...common import FreePruneError
 from ...copies import light
-from ...errors import first_line, is_out_of_memory
+from ...errors import FreePruneError, first_line, is_out_of_memory
 from ...reading import main_output
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last

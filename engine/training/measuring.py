@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...common import FreePruneError
 from ...copies import light
+from ...errors import FreePruneError
 from ...reading import leaves
 from ..asked.declaration import HERE, Hardware
 from ..inputs.memory_format import takes_channels_last

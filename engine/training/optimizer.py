@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.recipe import Recipe
 from ..tasks.base import described
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.declaration import Hardware
 from ..inputs.devices import count_of, device_of
 from ..workers.base import attempt

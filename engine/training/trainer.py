@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...common import FreePruneError
 from ...copies import copied
-from ...errors import is_out_of_memory, out_of_memory
+from ...errors import FreePruneError, is_out_of_memory, out_of_memory
 from ..asked.declaration import HERE, Hardware
 from ..asked.recipe import Recipe
 from ..inputs.adoption import check_still_finite

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol, TypeVar
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from ..asked.declaration import Placement as Placement
 
 Item = TypeVar("Item")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ...common import FreePruneError
+from ...errors import FreePruneError
 from .base import Item, Placement, Pool, Result
 from .local import _Here, _Processes
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.networks import NETWORKS
+from freeprune.errors import FreePruneError
 from freeprune.search import Space
 
 COMPOSED = ["channel+block", "channel+kernel", "channel+nm", "channel+pattern", "channel+weight"]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from freeprune.backends import BACKENDS, CRITERIA, importance
-from freeprune.common import Batch, FreePruneError
+from freeprune.common import Batch
+from freeprune.errors import FreePruneError
 
 
 def two_layers():

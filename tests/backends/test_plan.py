@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freeprune.backends import BACKENDS, Plan, apply, importance, masked
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 def plan_of(granularity, name="resnet_a"):

@@ -16,7 +16,7 @@ from random_networks import BLOCKS, GRANULARITIES, HEADS, Description
 from torch import nn
 
 from freeprune.backends import find_backend
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 THOROUGH = os.environ.get("HYPOTHESIS") == "thorough"
 # The same networks in every run of the normal suite, and no shrinking: the thorough profile finds others and smaller ones.

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space
 from freeprune.search.knapsack import Sensitivity
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 from freeprune.search.space import BISECTIONS, Space, amount
 
 

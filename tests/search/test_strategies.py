@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space
 from freeprune.search.evolution import Evolution
 

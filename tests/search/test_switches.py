@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freeprune.common import FreePruneError, Profile
+from freeprune.common import Profile
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space, warm_started
 from freeprune.search.evolution import Evolution
 from freeprune.search.warm_starts import Depth

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from freeprune.common import FreePruneError, Profile
+from freeprune.common import Profile
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, WARM_STARTS, Space, warm_started
 from freeprune.search.warm_starts import POINTS, erk, global_threshold, inner, magnitude
 

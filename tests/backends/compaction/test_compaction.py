@@ -13,7 +13,7 @@ from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.compaction import compaction
 from freeprune.backends.compaction.compaction import compact
 from freeprune.backends.coupling.certificate import Mismatch
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 def agreeing(network, shape=networks.SHAPE, tolerance=1e-5):

@@ -18,7 +18,8 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.surgery.gone import without
 from freeprune.backends.surgery.surgery import masked
-from freeprune.common import Batch, FreePruneError
+from freeprune.common import Batch
+from freeprune.errors import FreePruneError
 from freeprune.metrics import METRICS, reference
 
 

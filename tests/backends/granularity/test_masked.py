@@ -10,7 +10,7 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.onnx.export import export_onnx
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 def backend_for(granularity, *layers, shape=(1, 4, 3, 3), **options):

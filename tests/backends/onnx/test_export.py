@@ -15,7 +15,7 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import _fix_sizes, export_onnx
 from freeprune.backends.surgery.gone import Gone
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 from freeprune.reading import leaves
 
 

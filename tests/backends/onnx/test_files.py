@@ -11,8 +11,8 @@ from freeprune.backends.onnx import ONNX_RUNTIME, export, files
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.files import bytes_of, data_of
 from freeprune.backends.onnx.int8 import quantise_onnx
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.adoption import in_float32
+from freeprune.errors import FreePruneError
 
 
 class Network(nn.Module):

@@ -14,7 +14,7 @@ from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx import int8 as module
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.int8 import quantise_onnx
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 class Residual(nn.Module):

@@ -12,9 +12,9 @@ from freeprune.backends.onnx import RUNTIMES, find_runtime
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import Runtime, as_arrays, run_rows
 from freeprune.backends.onnx.torch_runtime import _operator
-from freeprune.common import FreePruneError
 from freeprune.engine.latency.layers import Layer, calls
 from freeprune.engine.latency.timer import _layer_file, layer_ms
+from freeprune.errors import FreePruneError
 
 
 class Two(nn.Module):

@@ -14,7 +14,7 @@ from freeprune.backends.onnx import sparse
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.backends.onnx.sparse import compress_onnx
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from freeprune.backends import BACKENDS, importance
 from freeprune.backends.recovery import candidates, order
 from freeprune.backends.recovery.candidates import layers
 from freeprune.backends.recovery.order import eliminated
-from freeprune.common import Batch, FreePruneError
+from freeprune.common import Batch
+from freeprune.errors import FreePruneError
 
 IMAGES = images(16)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freeprune.backends.recovery.shelf import Shelf, held
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 TENSORS = [torch.randn(3, 4), torch.arange(6).reshape(2, 3).T, torch.zeros(0, 5), torch.ones(2, 2, dtype=torch.float64)]
 

@@ -9,7 +9,8 @@ from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
 from freeprune.backends.recovery import winner
 from freeprune.backends.recovery.winner import recover
-from freeprune.common import FreePruneError, Skeleton
+from freeprune.common import Skeleton
+from freeprune.errors import FreePruneError
 
 IMAGES = images(32)
 

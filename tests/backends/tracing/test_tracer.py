@@ -13,7 +13,7 @@ from freeprune.backends.coupling.repair import settle
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.tracing import meta
 from freeprune.backends.tracing.passes import plain_kernels, trace, trace_example
-from freeprune.common import FreePruneError
+from freeprune.errors import FreePruneError
 
 
 def on_meta(network):

@@ -12,7 +12,6 @@ import pytest
 import freeprune
 from freeprune import granularity_options
 from freeprune.backends import BACKENDS, find_backend
-from freeprune.common import FreePruneError
 from freeprune.engine.asked import declaration
 from freeprune.engine.asked.commands import COMMANDS, LAYOUT, layout_options, options_of
 from freeprune.engine.asked.declaration import Hardware, Placement, Settings, Source
@@ -25,6 +24,7 @@ from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.run.job import prepare
 from freeprune.engine.store.shapes import KINDS, sound_asked
+from freeprune.errors import FreePruneError
 from freeprune.options import Kind, check_all, declared, named
 
 HOLDERS = [

@@ -1,8 +1,8 @@
 import pytest
 
 from freeprune.backends import Group
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.selection import fewest_units
+from freeprune.errors import FreePruneError
 
 GROUPS = (
     Group("conv1", 8, 1, ("conv1.weight[0]", "bn1.weight[0]", "layer1.conv2.weight[0]")),

@@ -1,8 +1,8 @@
 import pytest
 
 from freeprune.backends import BACKENDS
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import SETTINGS, settings
+from freeprune.errors import FreePruneError
 from freeprune.search import WARM_STARTS
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from freeprune.backends import find_backend
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.targets import Target, binding, parse_target, parse_targets, resolve
+from freeprune.errors import FreePruneError
 from freeprune.search import Space
 
 

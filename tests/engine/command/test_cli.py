@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import freeprune
 from freeprune.backends import BACKENDS, CRITERIA
-from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.settings import HardwareOptions, Options, RunOptions, StudyOptions, TrainOptions, settings
 from freeprune.engine.command.cli import main
@@ -24,6 +23,7 @@ from freeprune.engine.delivery import export as export_module
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
+from freeprune.errors import FreePruneError
 from freeprune.metrics import METRICS
 from freeprune.search import STRATEGIES
 

@@ -10,12 +10,12 @@ from toys import network, wide_network
 
 import freeprune
 from freeprune.backends.onnx import ONNX_RUNTIME
-from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.delivery import int8 as module
 from freeprune.engine.report.page import render
 from freeprune.engine.store.run_folder import read_document
 from freeprune.engine.store.summary import Summary
+from freeprune.errors import FreePruneError
 
 
 def data(labels=True):

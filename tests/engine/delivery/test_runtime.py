@@ -12,7 +12,6 @@ from toys import network
 import freeprune
 from freeprune.backends.onnx import RUNTIMES
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.latency.layers import Layer
@@ -24,6 +23,7 @@ from freeprune.engine.report.page import render
 from freeprune.engine.run.job import prepare, strategy_of
 from freeprune.engine.store.deployed import LatencyMs
 from freeprune.engine.workers.base import Placement
+from freeprune.errors import FreePruneError
 
 
 class Own(OnnxRuntime):

@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.encoded import Files
 from freeprune.engine.inputs.image_files import Preparation
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
+from freeprune.errors import FreePruneError
 
 
 def arrays(**changes):

@@ -6,10 +6,10 @@ from torch.utils.data import TensorDataset
 from toys import network
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.declaration import Hardware
 from freeprune.engine.inputs.devices import device_of
 from freeprune.engine.training import fabric
+from freeprune.errors import FreePruneError
 
 
 def test_names(monkeypatch):

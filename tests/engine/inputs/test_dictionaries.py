@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.dictionaries import Shift, working
+from freeprune.errors import FreePruneError
 
 
 class Items(Dataset):

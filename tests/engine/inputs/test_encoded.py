@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.crops import Cropped
 from freeprune.engine.inputs.data import Asked, load_data
-from freeprune.errors import FreePruneWarning
+from freeprune.errors import FreePruneError, FreePruneWarning
 
 
 def picture(seed, size=(40, 30), mode="RGB"):

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs import libraries
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.image_files import NOTHING_STATED, Preparation
 from freeprune.engine.inputs.libraries import LIBRARIES, stated_by
 from freeprune.engine.inputs.models import load_model
+from freeprune.errors import FreePruneError
 
 KNOWN = ("resnet18", "broken", "bare")
 

@@ -8,9 +8,9 @@ import textwrap
 import pytest
 from torch import nn
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.networks import NETWORKS
+from freeprune.errors import FreePruneError
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_a_file_that_takes_its_folder_off_the_path(write):
         ("import no_such_module_at_all", "importing .* failed .ModuleNotFoundError: No module named 'no_such_module"),
         ("def make(): raise ValueError('first\\nsecond')", r"failed when called \(ValueError: first\); mend"),
         ("def make(): raise ValueError", r"failed when called \(ValueError\)"),
-        ("from freeprune.common import FreePruneError\nraise FreePruneError('mine')", "^mine$"),
-        ("from freeprune.common import FreePruneError\ndef make(): raise FreePruneError('mine')", "^mine$"),
+        ("from freeprune.errors import FreePruneError\nraise FreePruneError('mine')", "^mine$"),
+        ("from freeprune.errors import FreePruneError\ndef make(): raise FreePruneError('mine')", "^mine$"),
         ("def make(width): return width", r"needs arguments \(width\)"),
         ("def make(): pass", "returned nothing; expected a torch.nn.Module"),
         ("def makes(): pass", "no callable 'make'; did you mean 'makes'"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.networks import NETWORKS, PadShortcut, cifar_resnet, digits_cnn
+from freeprune.errors import FreePruneError
 
 
 def parameters(network: nn.Module) -> int:

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs import sharded
 from freeprune.engine.inputs.sharded import index_of, remove_weights, save_weights, weights_at
 from freeprune.engine.inputs.weights import load_weights
+from freeprune.errors import FreePruneError
 
 
 def network(seed=0):

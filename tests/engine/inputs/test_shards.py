@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.shards import expanded
+from freeprune.errors import FreePruneError
 
 
 def png(seed):

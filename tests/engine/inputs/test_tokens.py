@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.example import example_of
+from freeprune.errors import FreePruneError
 
 
 class Reader(nn.Module):

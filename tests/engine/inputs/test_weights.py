@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from freeprune.common import FreePruneError
 from freeprune.engine.inputs.networks import cifar_resnet
 from freeprune.engine.inputs.weights import load_weights
+from freeprune.errors import FreePruneError
 
 
 def small():

@@ -11,10 +11,10 @@ from networks import NETWORKS, build, images
 from torch import nn
 
 from freeprune.backends import BACKENDS
-from freeprune.common import FreePruneError
 from freeprune.engine.command.cli import main
 from freeprune.engine.inspection import drawing as graph
 from freeprune.engine.inspection.groups import GroupInfo, inspect
+from freeprune.errors import FreePruneError
 
 SVG = "{http://www.w3.org/2000/svg}"
 

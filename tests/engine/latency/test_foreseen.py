@@ -10,13 +10,13 @@ from toys import milliseconds, wide_network
 
 import freeprune
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
-from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.latency import foreseen
 from freeprune.engine.latency.target import measured_latency
 from freeprune.engine.report.page import render
 from freeprune.engine.store.run_folder import read_document
 from freeprune.engine.store.summary import Summary
+from freeprune.errors import FreePruneError
 
 DENSE, PRUNED = 12.0, 11.5
 

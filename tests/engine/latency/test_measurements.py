@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from freeprune.common import FreePruneError
 from freeprune.engine.latency.layers import Layer
 from freeprune.engine.latency.measurements import Measurements, Setting, Wanted
 from freeprune.engine.latency.measuring import PASSES, measure, network_times
 from freeprune.engine.latency.tables import Grid
 from freeprune.engine.progress import silent
+from freeprune.errors import FreePruneError
 
 CONV = Layer("Conv", 16, 8, 1, (3, 3), (1, 8, 8), 64, (("pads", (1, 1, 1, 1)), ("strides", (1, 1))))
 LINEAR = Layer("MatMul", 3, 16, 1, (), (4,), 4)

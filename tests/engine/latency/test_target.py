@@ -12,7 +12,6 @@ from toys import milliseconds, wide_network
 
 import freeprune
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
-from freeprune.common import FreePruneError
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.command.cli import main
@@ -23,6 +22,7 @@ from freeprune.engine.latency.target import BEST, FURTHER, _searched_again, meas
 from freeprune.engine.run.loop import Found
 from freeprune.engine.store.ledger import Trial
 from freeprune.engine.store.summary import MetTarget
+from freeprune.errors import FreePruneError
 from freeprune.search import Space
 
 

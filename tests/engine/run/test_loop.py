@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from toys import in_turn
 
-from freeprune.common import FreePruneError
 from freeprune.engine.run import loop as searching
 from freeprune.engine.run.loop import search
 from freeprune.engine.store import records
 from freeprune.engine.store.ledger import Ledger
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space
 
 UNITS = np.array([10, 20, 30, 40])

@@ -10,7 +10,7 @@ from toys import network
 from freeprune.backends import Plan, apply
 from freeprune.backends.plan import structure_of
 from freeprune.backends.recovery.winner import Recovered
-from freeprune.common import Batch, FreePruneError
+from freeprune.common import Batch
 from freeprune.copies import copied
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.calibration import draw, held_out, recalibrated
@@ -19,6 +19,7 @@ from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run import recovery
 from freeprune.engine.run.job import prepare
 from freeprune.engine.run.recovery import joined, renewed
+from freeprune.errors import FreePruneError
 
 
 def data(images=120):

@@ -9,8 +9,8 @@ from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune import Recipe
-from freeprune.common import FreePruneError
 from freeprune.engine.store.continuation import FIRST, Earlier, earlier_of, goes_on
+from freeprune.errors import FreePruneError
 
 CONFIG = {"trials": 20, "time_limit": None, "finetune": None, "seed": 0, "warm_starts": ["uniform"]}
 RECIPE = {"epochs": 2.0, "images": None, "learning_rate": 0.1}

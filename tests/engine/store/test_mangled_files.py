@@ -28,7 +28,6 @@ from toys import in_turn, network
 
 import freeprune
 from freeprune.backends import Plan, apply
-from freeprune.common import FreePruneError
 from freeprune.engine import opening
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.command.dashboard import studies
@@ -49,6 +48,7 @@ from freeprune.engine.store.tables import of_run
 from freeprune.engine.studies import sweep
 from freeprune.engine.tasks.classification import MOST_CLASSES
 from freeprune.engine.training import checkpoint
+from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space
 
 THOROUGH = os.environ.get("HYPOTHESIS") == "thorough"

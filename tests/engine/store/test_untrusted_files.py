@@ -16,13 +16,13 @@ from torch import nn
 
 import freeprune
 from freeprune.backends import Plan, apply
-from freeprune.common import FreePruneError
 from freeprune.engine.command.dashboard import studies
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.engine.store import run_folder as folder
 from freeprune.engine.store.summary import Summary
+from freeprune.errors import FreePruneError
 
 MODEL = "digits:cnn"
 

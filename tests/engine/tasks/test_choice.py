@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from freeprune.common import FreePruneError
 from freeprune.engine.run.task import doubt_of
 from freeprune.engine.tasks import TASKS, Case, OwnTask
 from freeprune.engine.tasks.choice import AUTO, chosen
+from freeprune.errors import FreePruneError
 
 N = 6
 ZERO_ONE = torch.tensor([0, 1, 1, 0, 1, 0])

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import freeprune
-from freeprune.common import FreePruneError
 from freeprune.engine.command.cli import main
 from freeprune.engine.tasks import AGREEMENT, TASKS, OwnTask, own_task
+from freeprune.errors import FreePruneError
 
 
 def error(output, labels):

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from toys import network
 
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.delivery.rehearsal import rehearse
@@ -29,6 +28,7 @@ from freeprune.engine.training.finetuning import finetuned
 from freeprune.engine.training.measuring import accuracy, measured
 from freeprune.engine.training.trainer import train
 from freeprune.engine.workers.base import Placement
+from freeprune.errors import FreePruneError
 
 # For each task, labels and an output of a network for six images, the first rows of which are as good as can be.
 ONE_HOT = torch.eye(3)[[0, 1, 2, 1, 2, 0]] * 9

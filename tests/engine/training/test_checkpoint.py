@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.declaration import Hardware
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.training.checkpoint import Saving
 from freeprune.engine.training.trainer import train
+from freeprune.errors import FreePruneError
 
 
 class Noisy(Dataset):

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.declaration import Hardware
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.inputs.batches import Images
@@ -18,6 +17,7 @@ from freeprune.engine.tasks import CLASSIFICATION, TASKS
 from freeprune.engine.training.feeding import Drawn, Order, Whole, batches_of, loader
 from freeprune.engine.training.measuring import accuracy, measured
 from freeprune.engine.training.trainer import train
+from freeprune.errors import FreePruneError
 
 
 class Items(Dataset):

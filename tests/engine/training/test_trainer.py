@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from freeprune.common import FreePruneError
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
 from freeprune.engine.training import measuring
@@ -19,6 +18,7 @@ from freeprune.engine.training.augmentation import drawn_shifts, shifted
 from freeprune.engine.training.measuring import accuracy, measured
 from freeprune.engine.training.optimizer import rate_factor
 from freeprune.engine.training.trainer import train
+from freeprune.errors import FreePruneError
 
 
 class Images(Dataset):

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from freeprune.common import FreePruneError
 from freeprune.engine.workers.base import Placement
 from freeprune.engine.workers.pool import check, pool
+from freeprune.errors import FreePruneError
 
 
 def results(function, items, count):
