@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import statistics
 import time
@@ -33,6 +32,7 @@ from freeprune.search import Space
 
 RESULTS = Path(__file__).parent / "results" / "trial_cost.json"
 RECALIBRATION = 20  # batches, in the loop by hand
+EXPERIENCE = 30  # trials before the later ones
 BUDGETS = {"channel": ("macs", 0.5), "weight": ("nonzero", 0.2)}
 OPTIONS = {"channel": {"round_to": "auto"}, "weight": {}}  # as a run has them
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -99,7 +99,7 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
     cost, share = BUDGETS[granularity]
     space = Space(units, fewest, backend.costs, {cost: share * float(backend.costs(units[None])[cost][0])})
     # Rates as a search proposes them, not equal ones: widths are then ragged.
-    proposals = space.project(np.random.default_rng(0).random((rounds + 1, space.size)))
+    proposals = space.project(np.random.default_rng(0).random((rounds + 1 + EXPERIENCE, space.size)))
     kept = proposals[0]
     plan = backend.plan(kept)
     pruned, dense = normalised_by_the_batch(apply(network, plan)), normalised_by_the_batch(network)
@@ -111,14 +111,19 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         "dense_eval": lambda: network(images),
         "by_hand": lambda: by_hand(network, plan, masks, images),
     }
-    # A trial as it is in a run, each of another network, so that next to nothing is known yet.
+    # Trials as they are in a run, each of another network: the first ones, when little is known, and those after some.
     preparation: list[float] = []
-    for _ in range(3):
+    recoveries: list[Recovery] = []
+    for _ in range(2):
         start = time.perf_counter()
-        recovery = Recovery(network, batch.inputs)
+        recoveries.append(Recovery(network, batch.inputs))
         preparation.append(time.perf_counter() - start)
-    others = itertools.cycle(proposals)
-    timed["recovered_trial"] = lambda: METRICS["freeprune"](recovery(backend.candidate(next(others))), against, batch)
+    new, experienced = recoveries
+    for others in proposals[rounds + 1 :]:
+        experienced(backend.candidate(others))
+    first, later = iter(proposals), iter(proposals)
+    timed["recovered_first"] = lambda: METRICS["freeprune"](new(backend.candidate(next(first))), against, batch)
+    timed["recovered_later"] = lambda: METRICS["freeprune"](experienced(backend.candidate(next(later))), against, batch)
     seconds: dict[str, list[float]] = {key: [] for key in timed}
     with torch.no_grad():
         for turn in range(rounds + 1):
@@ -136,7 +141,8 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         return {"median": statistics.median(turns), "low": min(turns), "high": max(turns)}
 
     pairs = [
-        ("trial", "pruned"), ("trial", "dense"), ("trial", "dense_eval"), ("by_hand", "trial"), ("recovered_trial", "pruned"),
+        ("trial", "pruned"), ("trial", "dense"), ("trial", "dense_eval"), ("by_hand", "trial"), ("recovered_first", "pruned"),
+        ("recovered_later", "pruned"),
     ]  # fmt: skip
     medians["recovery_preparation"] = statistics.median(preparation)
     return {

@@ -270,10 +270,8 @@ class Space:
             return float(self.costs(kept[None])[name][0]) > target
 
         if exceeds(single):
-            return (
-                "even one unit in every group would be too many, so raise the `target`; freeprune inspect shows which layers "
-                "are locked, and why"
-            )
+            locked = "; freeprune inspect shows which layers are locked, and why" if self.fixed else ""
+            return f"even one unit in every group would be too many, so raise the `target`{locked}"
         if exceeds(np.where(whole, self.minimum, single)):
             return (
                 f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` "

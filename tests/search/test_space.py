@@ -258,17 +258,17 @@ def test_an_unreachable_target_is_a_sentence():
 
 
 @pytest.mark.parametrize(
-    ("minimum", "limit", "advice"),
+    ("minimum", "limit", "fixed", "advice"),
     [
-        ([5, 1], 5.0, "raise the `target` or `max_rate`"),
-        ([10, 1], 5.0, "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
-        ([5, 1], 1.0, "raise the `target`; freeprune inspect shows which layers are locked, and why"),
-        ([10, 1], 1.0, "raise the `target`; freeprune inspect shows which layers are locked, and why"),
+        ([5, 1], 5.0, [], "raise the `target` or `max_rate`"),
+        ([10, 1], 5.0, [], "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
+        ([5, 1], 1.0, [], "even one unit in every group would be too many, so raise the `target`"),
+        ([10, 1], 1.0, ["'a' (b)"], "`target`; freeprune inspect shows which layers are locked, and why; dense stay 'a' (b)"),
     ],
 )
-def test_the_advice_fits_what_keeps_the_network_large(minimum, limit, advice):
+def test_the_advice_fits_what_keeps_the_network_large(minimum, limit, fixed, advice):
     with pytest.raises(FreePruneError, match=r"cannot be met: the smallest network allowed has") as caught:
-        Space(np.array([10, 10]), np.array(minimum), total, {"nonzero": limit})
+        Space(np.array([10, 10]), np.array(minimum), total, {"nonzero": limit}, fixed=fixed)
     assert str(caught.value).endswith(advice)
 
 
