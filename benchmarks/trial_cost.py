@@ -1,6 +1,7 @@
 """What one trial costs, beside the forward passes that it is made of and the loop that one would write by hand.
 
-    python benchmarks/trial_cost.py [--threads 1] [--rounds 9] [--only resnet56 resnet50]
+    python benchmarks/trial_cost.py [--threads 1] [--rounds 9] [--only resnet56 resnet50] [--granularities channel]
+        [--formats contiguous]
 
 Everything is timed in one process, in turn, on random weights and images: the cost of a pass does not depend on the values.
 Medians over the rounds, ratios with the smallest and largest of the rounds, to `results/trial_cost.json`. `resnet50` needs
@@ -14,27 +15,29 @@ import copy
 import json
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from freeprune.backends import BACKENDS, Plan, apply, importance
+from freeprune.backends import BACKENDS, Backend, Plan, apply, importance
 from freeprune.backends.recovery.candidates import Recovery
 from freeprune.common import Batch
 from freeprune.disk import write_atomically
 from freeprune.engine.inputs.models import load_model
-from freeprune.metrics import METRICS, reference
+from freeprune.metrics import METRICS, Reference, reference
 from freeprune.search import Space
 
 RESULTS = Path(__file__).parent / "results" / "trial_cost.json"
 RECALIBRATION = 20  # batches, in the loop by hand
 EXPERIENCE = 30  # trials before the later ones
 BUDGETS = {"channel": ("macs", 0.5), "weight": ("nonzero", 0.2)}
-OPTIONS = {"channel": {"round_to": "auto"}, "weight": {}}  # as a run has them
+OPTIONS: dict[str, dict[str, Any]] = {"channel": {"round_to": "auto"}, "weight": {}}  # as a run has them
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # By network: images in the calibration batch, and their side.
 NETWORKS = {"resnet56": (256, 32), "resnet50": (64, 224)}
@@ -58,7 +61,7 @@ def normalised_by_the_batch(network: nn.Module) -> nn.Module:
     return network
 
 
-def by_hand(network: nn.Module, plan: Plan, masks: dict[str, Tensor], images: Tensor) -> Tensor:
+def by_hand(network: nn.Module, masks: dict[str, Tensor], images: Tensor) -> Tensor:
     """The loop that one would write: copy, remove, recalibrate batch norm over twenty batches, evaluate."""
     pruned = copy.deepcopy(network)
     for name, mask in masks.items():
@@ -89,6 +92,25 @@ def masks_of(network: nn.Module, plan: Plan) -> dict[str, Tensor]:
     return masks
 
 
+def timed(
+    network: nn.Module, dense: nn.Module, backend: Backend, kept: NDArray[np.int64], against: Reference, batch: Batch,
+    new: Recovery, experienced: Recovery,
+) -> dict[str, Callable[[], object]]:  # fmt: skip
+    """What is timed of one network: trials, plain passes, and the loop by hand."""
+    plan = backend.plan(kept)
+    pruned, masks, images = normalised_by_the_batch(apply(network, plan)), masks_of(network, plan), batch.inputs[0]
+    score = METRICS["freeprune"]
+    return {
+        "trial": lambda: score(backend.candidate(kept), against, batch),
+        "pruned": lambda: pruned(images),
+        "recovered_first": lambda: score(new(backend.candidate(kept)), against, batch),
+        "recovered_later": lambda: score(experienced(backend.candidate(kept)), against, batch),
+        "dense": lambda: dense(images),
+        "dense_eval": lambda: network(images),
+        "by_hand": lambda: by_hand(network, masks, images),
+    }
+
+
 def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, Any]:
     count, side = NETWORKS[name]
     network = build(name)
@@ -98,20 +120,10 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
     units, fewest = (np.array([getattr(g, key) for g in backend.groups]) for key in ("units", "minimum"))
     cost, share = BUDGETS[granularity]
     space = Space(units, fewest, backend.costs, {cost: share * float(backend.costs(units[None])[cost][0])})
-    # Rates as a search proposes them, not equal ones: widths are then ragged.
+    # Rates as a search proposes them, not equal ones: widths are then ragged. Each turn takes another network.
     proposals = space.project(np.random.default_rng(0).random((rounds + 1 + EXPERIENCE, space.size)))
-    kept = proposals[0]
-    plan = backend.plan(kept)
-    pruned, dense = normalised_by_the_batch(apply(network, plan)), normalised_by_the_batch(network)
-    against, masks = reference(network, batch), masks_of(network, plan)
-    timed: dict[str, Callable[[], object]] = {
-        "trial": lambda: METRICS["freeprune"](backend.candidate(kept), against, batch),
-        "pruned": lambda: pruned(images),
-        "dense": lambda: dense(images),
-        "dense_eval": lambda: network(images),
-        "by_hand": lambda: by_hand(network, plan, masks, images),
-    }
-    # Trials as they are in a run, each of another network: the first ones, when little is known, and those after some.
+    dense, against = normalised_by_the_batch(network), reference(network, batch)
+    # Little is known of what recovery has to solve in the first trials of a run, and more in later ones.
     preparation: list[float] = []
     recoveries: list[Recovery] = []
     for _ in range(2):
@@ -119,15 +131,12 @@ def measure(name: str, granularity: str, memory: str, rounds: int) -> dict[str, 
         recoveries.append(Recovery(network, batch.inputs))
         preparation.append(time.perf_counter() - start)
     new, experienced = recoveries
-    for others in proposals[rounds + 1 :]:
-        experienced(backend.candidate(others))
-    first, later = iter(proposals), iter(proposals)
-    timed["recovered_first"] = lambda: METRICS["freeprune"](new(backend.candidate(next(first))), against, batch)
-    timed["recovered_later"] = lambda: METRICS["freeprune"](experienced(backend.candidate(next(later))), against, batch)
-    seconds: dict[str, list[float]] = {key: [] for key in timed}
+    for kept in proposals[rounds + 1 :]:
+        experienced(backend.candidate(kept))
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
     with torch.no_grad():
-        for turn in range(rounds + 1):
-            for key, function in timed.items():
+        for turn, kept in enumerate(proposals[: rounds + 1]):
+            for key, function in timed(network, dense, backend, kept, against, batch, new, experienced).items():
                 if key == "by_hand" and turn != 1:  # some twenty passes
                     continue
                 start = time.perf_counter()
@@ -157,12 +166,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--granularities", nargs="*", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for name in options.only:
-        for granularity in BUDGETS:
-            for memory in FORMATS:
+        for granularity in options.granularities:
+            for memory in options.formats:
                 row = measure(name, granularity, memory, options.rounds)
                 key = ("network", "granularity", "memory_format", "threads")
                 rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
