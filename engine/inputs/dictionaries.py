@@ -192,12 +192,15 @@ def by_name(
 
 
 def _are_inputs(batch: Any, network: nn.Module | None) -> bool:
-    """Whether the network takes as many arguments, each of them needed, as a batch has values, the last one included."""
+    """Whether the network needs as many arguments as a batch has values, and the last of them is no label by its name."""
     if not is_batch(batch):
         return False
     inputs, last = parts(batch)
-    needed = [one for one in (arguments_of(network) or {}).values() if one.default is one.empty]
-    return isinstance(last, Tensor) and len(needed) == len(inputs) + 1
+    needed = [name for name, one in (arguments_of(network) or {}).items() if one.default is one.empty]
+    if not isinstance(last, Tensor) or len(needed) != len(inputs) + 1:
+        return False
+    is_class = last.ndim == 1 and not last.is_floating_point()
+    return needed[-1] not in (LABELS if is_class else ALWAYS)  # a network that wants its label is not one of more inputs
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:

@@ -40,6 +40,11 @@ class Two(Net):
         return self.body(a - b)
 
 
+class Three(Net):
+    def forward(self, a, b, c):
+        return self.body(a - b + c)
+
+
 class Alone(Net):
     def forward(self, x):
         return self.body(x)
@@ -210,6 +215,11 @@ def test_what_is_neither_an_input_nor_a_label_by_its_name_is_told_where_there_is
     assert not data.labelled
 
 
+class WithLabel(Net):
+    def forward(self, a, labels):
+        return self.body(a)
+
+
 class OnceAlone(Net):
     def forward(self, a, b=None):
         return self.body(a)
@@ -228,7 +238,9 @@ def test_items_of_what_the_network_cannot_do_without_have_no_label(given):
     assert [x.tolist() for x in inputs] == [[[0] * 3] * 2, [[1] * 3] * 2]
 
 
-@pytest.mark.parametrize(("network", "items"), [(Two(), tuples(1)), (OnceAlone(), tuples()), (None, tuples())])
+@pytest.mark.parametrize(
+    ("network", "items"), [(Two(), tuples(1)), (OnceAlone(), tuples()), (None, tuples()), (WithLabel(), tuples())]
+)
 def test_the_last_value_of_others_is_the_label(network, items):
     assert load_data((items, items), network=network).labelled
 
@@ -240,3 +252,9 @@ def test_a_network_of_two_inputs_is_pruned_without_labels(tmp_path):
         Two(), made, target={"macs": 0.6}, trials=0, finetune=freeprune.Recipe(images=8), out=tmp_path / "r"
     )
     assert found.summary.task == "agreement"
+
+
+def test_fewer_inputs_than_the_network_needs_are_a_sentence(tmp_path):
+    made = [(torch.zeros(3), i % 2) for i in range(30)]
+    with pytest.raises(FreePruneError, match=r"the items hold 1 input .* a label.* needs \(a, b, c\)"):
+        freeprune.prune(Three(), (made, made), target={"macs": 0.6}, out=tmp_path / "r")
