@@ -22,6 +22,7 @@ from .inputs.dictionaries import working
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
 from .run.recovery import joined, not_fitted, recovered
+from .run.task import task_of
 from .store import run_folder as files
 from .store.summary import Recovery
 from .tasks import AGREEMENT
@@ -116,9 +117,10 @@ def _recovered(
     """The pruned network with its weights made good on the first images that a run would be scored on."""
     training, _ = split(data, seed)
     batch = draw(training, data, count, seed, AGREEMENT)  # labels are not read
+    whole, part = (working(one, data.collate) for one in (dense, smaller))
+    task_of("agreement", whole, batch)  # refuses images that the network does not take
     fitted = joined(batch, further(training, data, batch, seed, AGREEMENT))
     others = not_fitted(training, data, len(fitted.inputs[0]), seed, AGREEMENT) or batch
-    whole, part = (working(one, data.collate) for one in (dense, smaller))
     _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
     return found if part is smaller else with_values(smaller, found), done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import sysconfig
@@ -17,6 +18,7 @@ from ..common import Batch, Candidate
 from ..errors import FreePruneError, FreePruneWarning, cause
 from ..metrics import Metric, Reference
 
+FROM_FILE = "freeprune_file_"  # begins the name of a module that is a file given by its path
 ROOT = Path(__file__).parent.parent
 OURS = tuple(f"{ROOT / folder}{os.sep}" for folder in ("engine", "search", "metrics", "backends"))
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib"))
@@ -81,8 +83,25 @@ def place_of(error: BaseException) -> str:
 
 def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a user's function; errors as in `telling`."""
-    with telling(f"{what} {name_of(function)!r}"):
+    with telling(f"{what} {shown_name(function)!r}"):
         return function(*arguments)
+
+
+def check_takes(what: str, function: Any, taken: str) -> None:
+    """Refuse a function of the user's that cannot be called with these arguments, before anything long begins.
+
+    Args:
+        what: the function, as a sentence about it begins.
+        taken: the names of the arguments, joined by commas.
+    """
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*taken.split(", "))
+    except ValueError:  # some built-in callables do not tell theirs
+        return
+    except TypeError:
+        told = f"takes {inspect.signature(function)}" if callable(function) else f"is a {type(function).__name__}"
+        raise FreePruneError(f"{what} {told}; give a function of ({taken})") from None
 
 
 def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -92,8 +111,16 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
         return float(found)
     except (RuntimeError, TypeError, ValueError):
         raise FreePruneError(
-            f"the metric {name_of(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it"
+            f"the metric {shown_name(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it"
         ) from None
+
+
+def shown_name(function: Any) -> str:
+    """The name of a function for sentences; of one in a file that was given by its path, `file.py:name`."""
+    module = sys.modules.get(str(getattr(function, "__module__", "")))
+    if module is None or not module.__name__.startswith(FROM_FILE):
+        return name_of(function)
+    return f"{Path(str(module.__file__)).name}:{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def name_of(function: Any) -> str:

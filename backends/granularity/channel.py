@@ -98,7 +98,9 @@ class Channel:
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
-            raise FreePruneError(nothing_to_prune(self._coupling.trace, self._widths, round_to, min_width))
+            whole = any(1 < group.units == minimum_units(group.units, max_rate) for group in self.groups)
+            given = {"round_to": round_to, "min_width": min_width}
+            raise FreePruneError(nothing_to_prune(self._coupling.trace, self._widths, given, max_rate if whole else None))
         least = np.maximum([group.minimum for group in self.groups], 1)
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
@@ -314,15 +316,21 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
     return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
 
 
-def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], round_to: int | str, min_width: int) -> str:
-    """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole."""
+def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], options: Mapping[str, int | str], max_rate: float | None) -> str:
+    """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole.
+
+    Args:
+        options: the steps and the fewest channels that were asked for.
+        max_rate: where it keeps a group whole; else None.
+    """
     if not any(product.weight for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
     reasons, made = Reasons(dense), {p.weight.name for p in dense.products if p.weight is not None}
     found = dict.fromkeys(reasons.of(leaf) for leaf in dense.leaves if leaf.name in made and leaf.dim == 0)
     where = "; ".join(why for why in found if why != OUTPUT) or "its output fixes every width"
-    options = {"round_to": round_to, "min_width": min_width}
     lower = [f"lower `{name}={value}`" for name, value in options.items() if value not in (1, "auto")]
+    if max_rate is not None:
+        lower.append(f"raise `max_rate={max_rate:g}`")
     if lower and widths.size:
         where = f"the widest of {widths.size} groups has {widths.max()}"
     return f"the network has no channel that may be removed ({where}); {' or '.join(['use `granularity=weight`', *lower])}"

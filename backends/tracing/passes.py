@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import Inputs
 from ...copies import light, live, renewed
-from ...errors import FreePruneError, first_line
+from ...errors import FreePruneError, cause, first_line
 from ...lending import widened
 from ...reading import leaves
 from .meta import on_meta
@@ -208,5 +208,6 @@ def without_tensors(given: Any) -> FreePruneError:
 
 
 def sentence(error: Exception) -> str:
-    """The first line of an error's text, or its class."""
-    return first_line(error) or type(error).__name__
+    """The first line of an error's text, with its class where the text alone says little, as of a KeyError."""
+    told = first_line(error) if isinstance(error, RuntimeError | TypeError | ValueError) else ""
+    return told or cause(error)

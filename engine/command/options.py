@@ -126,10 +126,13 @@ def _warnings_shown(command: str) -> Iterator[None]:
     """Prints every warning of the library as a line on stderr; other warnings are handled as before."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", FreePruneWarning)
-        otherwise = warnings.showwarning
+        otherwise, told = warnings.showwarning, set[str]()
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, FreePruneWarning):
+                if str(message) in told:  # of the training and of the test data, say
+                    return
+                told.add(str(message))
                 say(f"warning: {in_options(str(message), command)}")
             else:
                 otherwise(message, category, *place, **more)

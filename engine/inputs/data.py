@@ -20,7 +20,7 @@ from ..asked.settings import DataOptions
 from ..tasks import CLASSIFICATION
 from .arrays import digits, npz
 from .batches import Data, described, parted, stack
-from .dictionaries import ByName, by_name
+from .dictionaries import AllInputs, ByName, by_name
 from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .models import call
@@ -200,7 +200,7 @@ def _given(source: object, network: nn.Module | None) -> Data:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two functions that make batches do the same: lambdas of one line of code do."""
-    if isinstance(one, ByName) and isinstance(other, ByName):
+    if isinstance(one, ByName | AllInputs) and type(one) is type(other):
         return _same(one.collate, other.collate) and replace(one, collate=other.collate) == other
     code = getattr(one, "__code__", None)
     if code is None or code != getattr(other, "__code__", None):
@@ -269,7 +269,8 @@ def _single(read: _Read) -> Data:
     """Data of one set without labels: a fifth is for the test."""
     if read.labels is not None:
         raise FreePruneError(
-            f"the data are one data set with labels, {described(read.dataset)}; expected a pair (training, test) of data sets"
+            f"the data are one data set with labels, {described(read.dataset)}; expected a pair (training, test) of data sets; "
+            "without labels, items of several inputs are ((a, b),)"
         )
     train, test = (Subset(read.dataset, part.tolist()) for part in parted(len(read.dataset)))
     return _own(read, train, test)

@@ -1,4 +1,4 @@
-"""Items that are dictionaries: which of their values are inputs, in which order, and which is the label."""
+"""Which values of an item are inputs, in which order, and which is the label, by the arguments of the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...common import Keywords
 from ...errors import FreePruneError
 from ..user_code import warn
 from .adoption import in_float32, twin_of
-from .batches import described, telling_items
+from .batches import described, is_batch, parts, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 # Under which a dictionary keeps the label, in this order.
@@ -97,6 +97,17 @@ class Paired:
         return {**inputs, ALWAYS[0]: label}
 
 
+@dataclass(frozen=True)
+class AllInputs:
+    """A `collate_fn` that takes the last value of a batch for an input too, where it would be taken for the label."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[Any]) -> Any:
+        inputs, last = parts(self.collate(items))
+        return ((*inputs, last),)
+
+
 def _is_pair(given: Any) -> bool:
     return isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], Mapping)
 
@@ -149,10 +160,11 @@ def _tensor(value: Any) -> Any:
 def by_name(
     dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None, network: nn.Module | None
 ) -> Callable[[list[Any]], Any] | None:
-    """A `collate_fn` for a data set whose batches are dictionaries; the given one for any other.
+    """A `collate_fn` for a data set whose batches are dictionaries, or inputs alone; the given one for any other.
 
-    Values go to the arguments of the network's forward pass that have their names; a single value goes to the only argument,
-    whatever its name. Others are left out.
+    Batches are inputs alone where the network cannot do without any of their values. The values of dictionaries go to the
+    arguments of the network's forward pass that have their names; a single value goes to the only argument, whatever its name.
+    Others are left out.
 
     Args:
         network: None takes all values but the label, in their order.
@@ -163,12 +175,12 @@ def by_name(
     make = collate or stacked
     with telling_items(dataset, "1 items"):
         first = dataset[0]
-        batch = make([first]) if collate is not None or isinstance(first, Mapping) or _is_pair(first) else None
+        batch = make([first])
     if _is_pair(batch):
         make = Paired(make)
         batch = make([first])
     if not isinstance(batch, Mapping):
-        return collate
+        return AllInputs(make) if _are_inputs(batch, network) else collate
     found = named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
     left = [str(name) for name, value in batch.items() if isinstance(value, Tensor) and name not in found.inputs]
     if found.label is None and left:
@@ -177,6 +189,18 @@ def by_name(
             f"networks are held against the dense one; name the label {', '.join(LABELS[:3])} or {LABELS[3]}"
         )
     return found
+
+
+def _are_inputs(batch: Any, network: nn.Module | None) -> bool:
+    """Whether the network needs as many arguments as a batch has values, and the last of them is no label by its name."""
+    if not is_batch(batch):
+        return False
+    inputs, last = parts(batch)
+    needed = [name for name, one in (arguments_of(network) or {}).items() if one.default is one.empty]
+    if not isinstance(last, Tensor) or len(needed) != len(inputs) + 1:
+        return False
+    is_class = last.ndim == 1 and not last.is_floating_point()
+    return needed[-1] not in (LABELS if is_class else ALWAYS)  # a network that wants its label is not one of more inputs
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import FreePruneError, cause, nearest
+from ..user_code import FROM_FILE
 from .checkpoints import kind
 from .libraries import LIBRARIES, closest, from_library
 from .networks import NETWORKS
@@ -133,7 +134,7 @@ def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise FreePruneError(f"there is no file {str(path)!r}; give the path of an existing Python file")
-    name = f"freeprune_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{FROM_FILE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     loader = SourceFileLoader(name, str(path))

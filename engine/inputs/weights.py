@@ -26,6 +26,7 @@ WRAPPERS = (
 )  # that may stand within a name, where a part of the network was wrapped
 AVERAGES = {"ema", "swa", "averaged", "shadow"}  # in the name of weights averaged over training
 OTHERS = re.compile(r"optim|grad|moment|exp_avg")  # in the name of tensors by the names of weights that are none
+COUNTED = "num_batches_tracked"  # of batch norms, read in training alone
 COUNTER = "n_averaged"  # that `AveragedModel` adds
 PART = re.compile(r"-\d+-of-\d+$")  # in the name of one of several files
 SHOWN = 3  # names of each kind in a sentence
@@ -41,7 +42,7 @@ class Fit:
         missing: names that the network needs.
         unexpected: names that it does not have.
         reshaped: in words, those of another shape.
-        retyped: in words, those that hold whole numbers instead of fractions, or the other way round.
+        retyped: in words, those that hold whole numbers instead of fractions, or fractions instead of whole numbers.
     """
 
     prefix: str
@@ -158,6 +159,8 @@ def _held(prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Ten
     given = {name.removeprefix(lead): tensor for name, tensor in tensors.items() if name.startswith(lead)}
     if COUNTER not in expected:
         given.pop(COUNTER, None)
+    for name in [name for name, tensor in given.items() if name.endswith(COUNTED) and not _is_whole(tensor)]:
+        del given[name]  # averaged, or too large for half precision
     both = [name for name in expected if name in given]
     loaded = {id(expected[name]) for name in both}
     return Fit(
@@ -166,7 +169,7 @@ def _held(prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Ten
         missing=[
             name
             for name, tensor in expected.items()
-            if name not in given and not name.endswith("num_batches_tracked") and id(tensor) not in loaded
+            if name not in given and not name.endswith(COUNTED) and id(tensor) not in loaded
         ],
         unexpected=[name for name in given if name not in expected],
         reshaped=[
@@ -178,8 +181,17 @@ def _held(prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Ten
             f"{name} {given[name].dtype} instead of {expected[name].dtype}"
             for name in both
             if given[name].is_floating_point() != expected[name].is_floating_point()
+            and (expected[name].is_floating_point() or not _is_whole(given[name]))
         ],
     )
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether these are whole numbers, in any type: tensors of a file are often cast to half precision all together."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        return not tensor.is_floating_point()
+    found = tensor.double()
+    return bool((torch.isfinite(found) & (found == found.round())).all())
 
 
 def _distance(fit: Fit) -> tuple[int, int]:

@@ -46,7 +46,7 @@ from ..inputs.models import resolve as resolve_callable
 from ..store.continuation import FIRST, Earlier
 from ..tasks import Task
 from ..tasks.choice import Choice
-from ..user_code import name_of, scored, warn
+from ..user_code import check_takes, name_of, scored, warn
 from .record import record
 from .task import Finetune, check_finetune, check_labels, doubt_of, guided, read_by, task_of, trained_by
 
@@ -267,11 +267,11 @@ def _dense_costs(backend: Backend) -> dict[str, float]:
 
 def metric_of(given: str | Metric) -> Metric:
     """A metric by name, or the user's own: a function, or `path/to/file.py:callable`."""
-    if not isinstance(given, str):
-        return given
-    if ":" not in given:
+    if isinstance(given, str) and ":" not in given:
         return find(METRICS, given, "metric")
-    return cast(Metric, resolve_callable(given, list(METRICS)))
+    found = cast(Metric, resolve_callable(given, list(METRICS))) if isinstance(given, str) else given
+    check_takes(f"the metric {metric_name(given)!r}", found, "candidate, dense, batch")
+    return found
 
 
 def metric_name(given: str | Metric) -> str:

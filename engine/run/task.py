@@ -23,6 +23,7 @@ from ..randomness import seeded
 from ..tasks import TASKS, Case, Task, own_task
 from ..tasks.base import described
 from ..tasks.choice import AUTO, Choice, chosen
+from ..user_code import check_takes, shown_name
 
 Finetune = Callable[[nn.Module, Data], nn.Module]
 
@@ -75,11 +76,20 @@ def _chosen(asked: Any, case: Case) -> Choice:
 
 
 def _check_count(network: nn.Module, batch: Batch) -> None:
-    """Refuse more inputs than a network takes, where its arguments are known."""
+    """Refuse more inputs than a network takes, or fewer than it needs, where its arguments are known."""
     arguments, inputs = arguments_of(network), batch.inputs
-    if arguments is None or len(inputs) <= len(arguments):
+    if arguments is None:
         return
     label = "" if batch.labels is None else f" and a label, the last ({described(batch.labels)})"
+    needed = [name for name, one in arguments.items() if one.default is one.empty]
+    if len(inputs) < len(needed):
+        raise FreePruneError(
+            f"the items hold {len(inputs)} input{'s' * (len(inputs) > 1)} ({', '.join(map(described, inputs))} in a batch)"
+            f"{label}, and the network's forward pass needs ({', '.join(needed)}); give items that hold all of these, or a "
+            "network that does without"
+        )
+    if len(inputs) <= len(arguments):
+        return
     raise FreePruneError(
         f"the items hold {len(inputs)} inputs ({', '.join(map(described, inputs))} in a batch){label}, and the network's "
         f"forward pass takes ({', '.join(arguments)}); give items (input, label) without anything else, or dictionaries"
@@ -161,6 +171,8 @@ def check_finetune(finetune: Any) -> None:
         raise FreePruneError(
             f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
         )
+    if finetune is not None and not isinstance(finetune, Recipe):
+        check_takes(f"the fine-tuning function {shown_name(finetune)!r}", finetune, "network, data")
 
 
 def check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:

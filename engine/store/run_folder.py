@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another `out`")
+    _check_writable(folder)
     holds_run = (folder / CONFIG).exists()
     if resume and not holds_run:
         raise FreePruneError(f"{folder} holds no run to resume; leave out `resume=True` to start one")
@@ -71,6 +73,15 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         raise FreePruneError(
             f"{folder} already holds a run; go on with `resume=True`, start again with `force=True`, or give another `out`"
         )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or written into, as far as that is known without trying."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise FreePruneError(f"the folder {folder} cannot be made ({there} is a file); give another `out`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FreePruneError(f"{folder} cannot be written to, since {there} is read-only; give another `out`")
 
 
 @contextmanager

@@ -35,6 +35,9 @@ class MetTarget(Document):
     binds: bool
 
 
+NOTABLE = 0.05  # of the dense network's measure: less may be chance, of a few hundred test images
+
+
 @dataclass(frozen=True)
 class Accuracy(Document):
     """What was measured on the test images, accuracies as fractions of 1.
@@ -56,6 +59,18 @@ class Accuracy(Document):
         """The measure of the delivered network."""
         found = (self.finetuned, self.recovered, self.pruned)
         return next(value for value in found if value is not None)
+
+    def harmed(self, larger: bool) -> bool:
+        """Whether fine-tuning lost more than pruning had, and more than chance explains.
+
+        Args:
+            larger: whether a larger measure is better.
+        """
+        before = self.pruned if self.recovered is None else self.recovered
+        if self.finetuned is None:
+            return False
+        lost = before - self.finetuned if larger else self.finetuned - before
+        return lost > max(abs(before - self.dense), NOTABLE * abs(self.dense))
 
 
 @dataclass(frozen=True)
@@ -278,7 +293,13 @@ class Summary(Document):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the run, as sentences."""
-        return (*(() if self.doubt is None else (self.doubt,)), *self.onnx.warnings)
+        found = [] if self.doubt is None else [self.doubt]
+        if self.accuracy.harmed(self.larger):
+            found.append(
+                "fine-tuning made the network worse than before; lower the learning rate, bound the gradient (`clip=1`), "
+                "or leave training out with 0 epochs"
+            )
+        return (*found, *self.onnx.warnings)
 
     @property
     def met(self) -> bool:

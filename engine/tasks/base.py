@@ -73,6 +73,14 @@ class Task(Reading, ABC):
         """What is to be told where `--task auto` took this task for these labels, after a semicolon; "" for nothing."""
         return ""
 
+    def for_labels(self, given: Any) -> Task:
+        """The task for the labels of a data set; itself, unless the loss depends on what they are like.
+
+        Args:
+            given: of the calibration images, as the data set gave them; None where there are none.
+        """
+        return self
+
     @abstractmethod
     def as_labels(self, given: Any) -> Any:
         """The labels of a batch in the type that the loss takes; None where they are not of this task.

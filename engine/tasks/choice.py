@@ -59,7 +59,7 @@ def chosen(asked: str | Task, case: Case, name: str | None = None) -> Choice:
             f"the labels are {_shape(case.labels)} and the network's output is {_shape(case.output)}, which do not fit the "
             f"task {named!r} ({task.batch_of_labels}, {task.outputs}); {instead}"
         )
-    return Choice(task, named)
+    return Choice(task.for_labels(case.labels), named)
 
 
 def _guessed(case: Case) -> Choice:
@@ -69,7 +69,7 @@ def _guessed(case: Case) -> Choice:
         if task.labelled and task.guessed(case):
             told = f"task {name}, by labels that are {_shape(case.labels)} and outputs that are {_shape(case.output)}"
             told += task.note(case)
-            return Choice(task, name, told)
+            return Choice(task.for_labels(case.labels), name, told)
     return Choice(
         AGREEMENT,
         "agreement",

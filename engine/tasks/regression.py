@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from .classification import relative_error
 
 
 class Regression(Task):
-    """Numbers for each image: labels of any shape `(N, ...)`, outputs of the same, sizes of 1 past the first aside."""
+    """Numbers for each image: labels of any shape `(N, ...)`, outputs of the same, sizes of 1 past the first aside.
+
+    Args:
+        variance: of the labels, by which the loss is divided where it is above 1.
+    """
 
     label = "numbers for each image"
     batch_of_labels = "numbers of shape (N, ...)"
@@ -21,6 +26,17 @@ class Regression(Task):
     measure = "mean absolute error"
     larger = False
     logits = False
+
+    def __init__(self, variance: float = 1.0) -> None:
+        self._variance = variance
+
+    def for_labels(self, given: Any) -> Task:
+        """With the variance of these labels."""
+        labels = self.as_labels(given)
+        if labels is None:
+            return self
+        found = float(labels.double().var(correction=0))
+        return Regression(found if math.isfinite(found) else 1.0)
 
     def fits(self, case: Case) -> bool:
         """Numbers, and outputs of the same shape."""
@@ -51,8 +67,11 @@ class Regression(Task):
         return found.reshape(labels.shape)
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """The mean squared error."""
-        return (output - labels).square().mean()
+        """The mean squared error, in units of the labels' variance where that is above 1.
+
+        One learning rate then does for any unit: squared errors of ages in years, or of millimetres, are in the thousands.
+        """
+        return (output - labels).square().mean() / max(self._variance, 1.0)
 
     def distillation(self, output: Tensor, target: Tensor) -> Tensor:
         """The squared difference, relative to the squared target."""

@@ -380,6 +380,15 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"model": nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))}, "nothing to prune"),
         ({"round_to": 64}, "no channel that may be removed .*lower `round_to=64`"),
         ({"min_width": 100}, r"may be removed \(the widest of \d groups has \d+\); use .* or lower `min_width=100`"),
+        ({"max_rate": 0.01}, r"may be removed \(.*\); use .* or raise `max_rate=0.01`"),
+        (
+            {"metric": lambda candidate: 1.0},
+            r"the metric .* takes \(candidate\); give a function of \(candidate, dense, batch\)",
+        ),
+        (
+            {"finetune": lambda network: network},
+            r"the fine-tuning function .* takes \(network\); give a function of \(network, data\)",
+        ),
         ({"target": {"macs": 45}}, "'macs=45' is a number of MACs, of which .*; write a share as 'macs=60%' or 0.6"),
         ({"weights": "missing.safetensors"}, "missing.safetensors"),
     ],
@@ -445,7 +454,7 @@ def locked():
     ("make", "message"),
     [
         (locked, "the network cannot be copied .*lock.*make its modules hold plain parameters"),
-        (Needs, "rejects an input of shape 1x1x8x8: .*missing 1 required positional argument: 'labels'"),
+        (Needs, r"the items hold 1 input .* and a label, .* needs \(\w+, labels\); give items that hold all"),
         (lambda: torch.jit.script(network()), "'the network' is scripted"),
         (mixed, "lie on cpu and meta; move it to one device"),
         (spoilt, "'3.weight' holds values that are not finite"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import freeprune
 from freeprune.engine.inputs.batches import stack
@@ -38,6 +38,11 @@ class Net(nn.Module):
 class Two(Net):
     def forward(self, a, b):
         return self.body(a - b)
+
+
+class Three(Net):
+    def forward(self, a, b, c):
+        return self.body(a - b + c)
 
 
 class Alone(Net):
@@ -208,3 +213,48 @@ def test_what_is_neither_an_input_nor_a_label_by_its_name_is_told_where_there_is
     with pytest.warns(freeprune.FreePruneWarning, match="the items hold score beside the inputs, none of which is taken for"):
         data = load_data((items, items), network=Alone())
     assert not data.labelled
+
+
+class WithLabel(Net):
+    def forward(self, a, labels):
+        return self.body(a)
+
+
+class OnceAlone(Net):
+    def forward(self, a, b=None):
+        return self.body(a)
+
+
+def tuples(*more):
+    return [(torch.zeros(3), torch.ones(3), *more)] * 30
+
+
+@pytest.mark.parametrize("given", [tuples(), tuples("a.png"), DataLoader(tuples(), collate_fn=default_collate)])
+def test_items_of_what_the_network_cannot_do_without_have_no_label(given):
+    data = load_data((given, given), network=Two())
+    inputs, labels = stack(data.train, [0, 1], data.collate)
+    assert not data.labelled
+    assert labels is None
+    assert [x.tolist() for x in inputs] == [[[0] * 3] * 2, [[1] * 3] * 2]
+
+
+@pytest.mark.parametrize(
+    ("network", "items"), [(Two(), tuples(1)), (OnceAlone(), tuples()), (None, tuples()), (WithLabel(), tuples())]
+)
+def test_the_last_value_of_others_is_the_label(network, items):
+    assert load_data((items, items), network=network).labelled
+
+
+def test_a_network_of_two_inputs_is_pruned_without_labels(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    made = TensorDataset(*torch.randn(2, 60, 3, generator=generator))
+    found = freeprune.prune(
+        Two(), made, target={"macs": 0.6}, trials=0, finetune=freeprune.Recipe(images=8), out=tmp_path / "r"
+    )
+    assert found.summary.task == "agreement"
+
+
+def test_fewer_inputs_than_the_network_needs_are_a_sentence(tmp_path):
+    made = [(torch.zeros(3), i % 2) for i in range(30)]
+    with pytest.raises(FreePruneError, match=r"the items hold 1 input .* a label.* needs \(a, b, c\)"):
+        freeprune.prune(Three(), (made, made), target={"macs": 0.6}, out=tmp_path / "r")

@@ -19,6 +19,8 @@ from freeprune.engine.inputs.networks import cifar_resnet
 from freeprune.engine.inputs.weights import load_weights
 from freeprune.errors import FreePruneError
 
+COUNTER = "1.num_batches_tracked"
+
 
 def small():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -59,6 +61,23 @@ def test_batches_tracked_may_be_missing(tmp_path):
     del state["1.num_batches_tracked"]
     save_file(state, tmp_path / "w.safetensors")
     assert torch.equal(load_weights(small(), tmp_path / "w.safetensors")[0].weight, state["0.weight"])
+
+
+@pytest.mark.parametrize("counted", [3.0, 0.37, float("inf")])
+def test_counters_may_be_cast_with_the_weights(tmp_path, counted):
+    state = {name: value.half() for name, value in small().state_dict().items()} | {COUNTER: torch.tensor(counted).half()}
+    torch.save(state, tmp_path / "w.pt")
+    network = load_weights(small(), tmp_path / "w.pt")
+    assert torch.equal(network[0].weight, state["0.weight"].float())
+    assert network.state_dict()[COUNTER] == (3 if counted == 3 else 0)
+
+
+def test_other_whole_numbers_may_not_be_fractions(tmp_path):
+    network = nn.Linear(2, 2)
+    network.register_buffer("places", torch.arange(3))
+    torch.save({**network.state_dict(), "places": torch.tensor([0, 0.5, 1])}, tmp_path / "w.pt")
+    with pytest.raises(FreePruneError, match="1 of another type"):
+        load_weights(network, tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("kept", ["first.weight", "second.weight"])

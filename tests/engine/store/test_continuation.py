@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 import freeprune
 from freeprune import Recipe
 from freeprune.engine.store.continuation import FIRST, Earlier, earlier_of, goes_on
+from freeprune.engine.store.run_folder import check_folder
 from freeprune.errors import FreePruneError
 
 CONFIG = {"trials": 20, "time_limit": None, "finetune": None, "seed": 0, "warm_starts": ["uniform"]}
@@ -155,3 +156,10 @@ def test_the_plan_of_a_search_that_a_time_limit_ended(tmp_path):
     assert earlier_of(tmp_path, 30) == FIRST  # there are no trials yet
     assert earlier_of(tmp_path, 20) == FIRST
     assert Earlier(20, (20,)).to_json() == {"planned": 20, "ends": [20]}
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_anything_else(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FreePruneError, match=r"cannot be made \(.*file is a file\); give another `out`"):
+        check_folder(tmp_path / "file" / "a" / "b", resume=False, force=False)
+    check_folder(tmp_path / "a" / "b", resume=False, force=False)

@@ -9,6 +9,20 @@ import freeprune
 from freeprune.engine.store.documents import Document
 from freeprune.engine.store.run_folder import studies_beside
 from freeprune.engine.store.studies import Study
+from freeprune.engine.store.summary import Accuracy
+
+HARMED = {  # dense, pruned, recovered, fine-tuned; whether larger is better
+    "an accuracy that fell": (Accuracy(0.9, 0.5, 0.85, 0.3), True),
+    "without recovery": (Accuracy(0.9, 0.85, None, 0.3), True),
+    "an error that grew": (Accuracy(1.0, 13.0, 1.06, 10_000.0), False),
+}
+UNHARMED = {
+    "nothing trained": (Accuracy(0.9, 0.5, 0.3, None), True),
+    "better": (Accuracy(0.9, 0.5, 0.6, 0.88), True),
+    "an error that fell": (Accuracy(1.0, 13.0, 2.0, 1.1), False),
+    "by chance": (Accuracy(0.9, 0.5, 0.895, 0.88), True),
+    "less than pruning had lost": (Accuracy(0.9, 0.5, 0.7, 0.6), True),
+}
 
 STUDIES = Path(freeprune.__file__).parent / "benchmarks" / "studies"
 
@@ -64,3 +78,8 @@ def test_the_studies_of_the_score_are_read_as_they_were_written():
     for name, study in found.items():
         assert study.to_json() == json.loads((STUDIES / name / "study.json").read_text())
         assert study.ranked()[0][1].rho > 0.5
+
+
+def test_training_that_did_harm_is_told_from_chance():
+    assert all(found.harmed(larger) for found, larger in HARMED.values())
+    assert not any(found.harmed(larger) for found, larger in UNHARMED.values())

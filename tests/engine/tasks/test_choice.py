@@ -62,13 +62,13 @@ TOLD = [
 def test_labels_and_outputs_tell_the_task(name, labels, output):
     found = chosen(AUTO, Case(labels, output, (TOKENS,)))
     assert found.name == name
-    assert found.task is TASKS[name]
+    assert type(found.task) is type(TASKS[name])
     assert (found.told is None) == (labels is None)
     if name != "agreement":
         task = found.task
         task.loss(task.output(output, task.as_labels(labels), training=True), task.as_labels(labels))
         asked = chosen(name, Case(labels, output, (TOKENS,)))
-        assert (asked.task, asked.told) == (task, None)
+        assert (type(asked.task), asked.told) == (type(task), None)
 
 
 def test_labels_that_tell_nothing_are_told():

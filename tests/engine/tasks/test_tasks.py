@@ -265,6 +265,15 @@ def test_regression_by_hand():
     assert task.quality(torch.tensor([1.0, 3.0, 2.0]), labels) == -1
 
 
+def test_the_loss_of_numbers_does_not_grow_with_their_unit():
+    years, output = torch.tensor([10.0, 30.0, 50.0]), torch.tensor([12.0, 30.0, 50.0])
+    losses = [TASKS["regression"].for_labels(unit * years).loss(unit * output, unit * years).item() for unit in (1, 365, 1e6)]
+    assert losses == pytest.approx([4 / 3 / (800 / 3)] * 3)
+    small = years / 100  # steps are not made larger either
+    assert TASKS["regression"].for_labels(small).loss(output / 100, small).item() == pytest.approx(4e-4 / 3)
+    assert TASKS["regression"].for_labels(torch.tensor([1, math.nan])).loss(output, years).item() == pytest.approx(4 / 3)
+
+
 def test_segmentation_by_hand():
     task = TASKS["segmentation"]
     labels = torch.tensor([[[0, 0, 1], [1, 255, -1]]])
