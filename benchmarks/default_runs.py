@@ -30,24 +30,26 @@ CALIBRATION = 32  # images of 224 pixels
 
 
 def mobilenet_v2() -> nn.Module:
-    from torchvision.models import mobilenet_v2 as made
+    from zoo_networks import models  # torchvision, as it imports beside a torch without CUDA
 
-    network: nn.Module = made()
+    network: nn.Module = models.mobilenet_v2(weights=None)
     return network
 
 
 def resnet50() -> nn.Module:
-    from torchvision.models import resnet50 as made
+    from zoo_networks import models
 
-    network: nn.Module = made()
+    network: nn.Module = models.resnet50(weights=None)
     return network
 
 
 def small_vit() -> nn.Module:
     """Six blocks of 192 channels and six heads on 196 patches."""
-    from timm.models.vision_transformer import VisionTransformer
+    from zoo_networks import timm
 
-    network: nn.Module = VisionTransformer(img_size=224, patch_size=16, embed_dim=192, depth=6, num_heads=6)
+    network: nn.Module = timm.models.vision_transformer.VisionTransformer(
+        img_size=224, patch_size=16, embed_dim=192, depth=6, num_heads=6
+    )
     return network
 
 
