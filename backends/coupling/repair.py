@@ -362,6 +362,8 @@ class _Fixes:
         while not touched and culprit >= 0:  # the operator that made the size may lie further up
             touched = _live([trace.ops[culprit]], kept)
             culprit -= not touched
+        if not touched and self._drop(op.module):
+            return
         if not touched:
             raise FreePruneError(
                 f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use `granularity=weight`"
@@ -369,6 +371,17 @@ class _Fixes:
         why = self._refuted.get((op.module, op.line), f"{trace.ops[culprit]}: {mismatch}")
         for layer in touched:
             trace.freeze(layer, why)
+
+    def _drop(self, module: str) -> bool:
+        """Take back the repairs that code in a module may read, and keep the sizes that they were for; False without any."""
+        around, found = set(outwards(module)), False
+        for place, repairs in list(self._accepted.items()):
+            for repair in repairs:
+                if repair.module in around:
+                    self._trace.freeze(repair.nodes, self._refuted.get(place, f"{place[1]}: code elsewhere reads its size"))
+                    found = True
+            self._accepted[place] = tuple(repair for repair in repairs if repair.module not in around)
+        return found
 
 
 def _heads(nodes: Layer) -> Layer | None:

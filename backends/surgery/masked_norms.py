@@ -29,6 +29,7 @@ from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+SOFTMAX = {"_softmax", "_safe_softmax", "softmax", "_log_softmax"}
 STATISTICS = set("mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
@@ -140,6 +141,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             return norm(mask, *args)
         if name in PRODUCTS:
             args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
+        if name in SOFTMAX:
+            return self._among_kept(func, args, {Call(name, func, args, kwargs, [args[0]], []).dim()})
         if name == "convolution":
             return self._among_kept(func, args, as_long(Call(name, func, args, kwargs, [], [])))
         return func(*args, **kwargs)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from freeprune.backends import apply
+from freeprune.errors import FreePruneError
 
 
 class Retained(nn.Module):
@@ -181,3 +182,82 @@ def test_activations_with_a_second_result_lock_nothing(activation):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), activation(), nn.Conv2d(8, 2, 1))
     assert promises.widths(promises.kept(network, torch.randn(2, 3, 6, 6))) == {"0": 8}
+
+
+class Attended(nn.Module):
+    """Channels are weighed by what a softmax makes of them: each by itself, or in pairs of places."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 16, 3, padding=1), inner, nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.inner(x))
+
+
+def weighed(x):
+    return x * x.mean((2, 3), keepdim=True).softmax(1)
+
+
+def log_weighed(x):
+    return x + x.mean((2, 3), keepdim=True).log_softmax(1)
+
+
+def linear_attention(x):
+    q = x.flatten(2)
+    return (q.softmax(-1) @ q.transpose(1, 2) @ q.softmax(1)).view_as(x)
+
+
+def linear_attention_of_heads(x):
+    b, _, h, w = x.shape
+    q = x.view(b, 4, -1, h * w)
+    return (q.softmax(-1) @ q.transpose(2, 3) @ q.softmax(2)).view(b, -1, h, w)
+
+
+def group_norm_by_hand(x):
+    b, c, h, w = x.shape
+    groups = x.view(b, 4, c // 4, h, w)
+    groups = groups - groups.mean((2, 3, 4), keepdim=True)
+    return (groups / (groups.square().mean((2, 3, 4), keepdim=True) + 1e-5).sqrt()).view(b, c, h, w)
+
+
+@pytest.mark.parametrize("inner", [linear_attention_of_heads, group_norm_by_hand])
+def test_where_code_fixes_how_many_parts_there_are_each_loses_the_same(inner):
+    torch.manual_seed(0)
+    backend = promises.kept(Attended(inner), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 4}
+    assert not promises.locked(backend)
+
+
+def test_it_is_said_where_all_channels_go_together():
+    with pytest.raises(FreePruneError, match="all of them go together"):
+        promises.kept(Attended(lambda x: x + x.roll(1, 1)), torch.randn(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("inner", [weighed, log_weighed, linear_attention])
+def test_a_softmax_over_channels_is_one_over_those_that_are_left(inner):
+    torch.manual_seed(0)
+    backend = promises.kept(Attended(inner), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 16}
+    assert not promises.locked(backend)
+
+
+class Chosen(nn.Module):
+    """Goes on with some of the tokens: their places are repeated for every channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.score, self.last = nn.Linear(6, 16), nn.Linear(16, 1), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        places = self.score(x).squeeze(-1).argsort(1)[:, :4]
+        return self.last(x.gather(1, places.unsqueeze(-1).repeat(1, 1, x.shape[-1])).relu())
+
+
+def test_places_repeated_for_every_channel_go_with_the_channels():
+    torch.manual_seed(0)
+    backend = promises.kept(Chosen(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 16}
+    assert not promises.locked(backend)

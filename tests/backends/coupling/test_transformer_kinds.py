@@ -2,7 +2,9 @@
 
 import functools
 import math
+import random
 
+import numpy as np
 import promises
 import pytest
 import torch
@@ -168,6 +170,26 @@ class Drops(nn.Module):
             if not self.training or torch.rand([]) < 0.5:
                 x = x + layer(x)
         return (self.last(x), self.side(x)) if self.training else self.last(x)
+
+
+class Hides(Drops):
+    """Hides tokens at random in training, by the generators of Python and NumPy."""
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.training:
+            gone = torch.from_numpy(np.random.random(x.shape[1]) < random.random())  # noqa: NPY002
+            x[:, gone] = 0.5
+        return (self.last(x), self.side(x)) if self.training else self.last(x)
+
+
+def test_tokens_hidden_at_random_are_the_same_whatever_the_widths():
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    backend = promises.kept(Hides(), torch.randn(2, 32, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_layers_left_out_at_random_are_the_same_whatever_the_widths():
