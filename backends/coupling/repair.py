@@ -42,7 +42,7 @@ Place = tuple[str, str]
 def couple(network: nn.Module, inputs: Inputs, trace: Trace, *, repair: bool = True) -> tuple[Coupling, list[Repair]]:
     """As `settle`; where trials freeze what the trace preferred to something else, the network is traced again with that known.
 
-    So heads go where their widths were preferred, but the code computes a scale from these.
+    So heads go where their widths were preferred, but the code computes a number from these that cannot follow.
     """
     found = settle(network, inputs, trace, repair=repair)
     if len(found[0].trace.frozen) == len(trace.frozen):
@@ -171,6 +171,7 @@ class _Fixes:
             self._accepted.pop(place, None)
             self._untried.pop(place, None)  # what the number refuted may be right
             self._refuted.pop(place, None)
+            self._ties.pop(op.line, None)
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)

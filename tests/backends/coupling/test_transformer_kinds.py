@@ -44,10 +44,18 @@ class Table(nn.Module):
         return x * self.weight
 
 
-def test_heads_go_where_a_scale_is_computed_from_the_widths_that_a_table_prefers():
+class Counted(Table):
+    """The same, with a number computed from the width that is no scale."""
+
+    def forward(self, x):
+        return x * self.weight + x.shape[-1]
+
+
+@pytest.mark.parametrize(("prepare", "units"), [(Table(), 6), (Counted(), 4)])
+def test_widths_that_a_table_prefers_take_a_scale_along_and_heads_go_where_they_cannot(prepare, units):
     torch.manual_seed(0)
-    backend = promises.kept(Attention(Table(), scale=None), torch.randn(2, 5, 6))
-    assert promises.widths(backend) == {"first": 16, "q": 4}
+    backend = promises.kept(Attention(prepare, scale=None), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 16, "q": units}
 
 
 def test_heads_that_are_normed_one_by_one_go():
@@ -196,4 +204,31 @@ def test_layers_left_out_at_random_are_the_same_whatever_the_widths():
     torch.manual_seed(0)
     backend = promises.kept(Drops(), torch.randn(2, 5, 6))
     assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
+
+
+class OneHead(nn.Module):
+    """A single head, whose width is an attribute that also scales: queries, keys and values are split by the same code."""
+
+    def __init__(self, width=24):
+        super().__init__()
+        self.heads, self.each = 1, width
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def parts(self, x):
+        return x.view(*x.shape[:-1], self.heads, self.each).transpose(1, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        q, k, v = self.parts(self.q(x)), self.parts(self.k(x)), self.parts(self.v(x))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.each)
+        y = (scores.softmax(-1) @ v).transpose(1, 2)
+        return self.last(x + self.o(y.reshape(*x.shape[:-1], self.heads * self.each)))
+
+
+def test_a_single_head_is_as_wide_as_its_values_and_scales_by_it():
+    torch.manual_seed(0)
+    backend = promises.kept(OneHead(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 24, "q": 24}
     assert not promises.locked(backend)
