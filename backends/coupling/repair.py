@@ -360,6 +360,7 @@ class _Fixes:
             if _live(here, kept):
                 break
         touched, culprit = _live(here, kept), mismatch.index
+        touched = [layer for layer in touched if mismatch.along.issuperset(support(layer))] or touched
         while not touched and culprit >= 0:  # the operator that made the size may lie further up
             touched = _live([trace.ops[culprit]], kept)
             culprit -= not touched

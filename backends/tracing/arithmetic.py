@@ -50,6 +50,8 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     roles = ("in", "out") if transposed else ("out", "in")
     at = [2 + len(apart) + covered.index(d) if d in covered else None for d in range(2, weight.dim())]
     operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *at), groups if transposed else 1)
+    if any(len(support(y)) > 1 for y in tracer.labels(weight)):  # a computed one
+        tracer.relabel(weight, all_without(tracer, tracer.labels(weight), {*range(2, weight.dim())} - {*covered}))
     counted = [(weight, 0), (weight, 1), *((x, d) for d in apart), *((weight, d) for d in covered)]
     tracer.count(places * x.shape[0], counted, [operand])
     if not any(map(tracer.labels, call.tensors)):

@@ -261,3 +261,74 @@ def test_places_repeated_for_every_channel_go_with_the_channels():
     backend = promises.kept(Chosen(), torch.randn(2, 7, 6))
     assert promises.widths(backend) == {"first": 16}
     assert not promises.locked(backend)
+
+
+class Remembers(nn.Module):
+    """Attends to tokens and to a memory of keys and values, which may shrink too."""
+
+    def __init__(self, kind, heads=2, each=6):
+        super().__init__()
+        width = heads * each
+        self.heads, self.kind = heads, kind
+        self.q, self.k, self.v, self.last = nn.Linear(6, width), nn.Linear(6, width), nn.Linear(6, width), nn.Linear(width, 3)
+        self.keys, self.values = (nn.Parameter(torch.randn(1, heads, 5, each)) for _ in range(2))
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = torch.cat([self.keys.expand(b, -1, -1, -1), k], 2), torch.cat([self.values.expand(b, -1, -1, -1), v], 2)
+        if self.kind == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        elif self.kind == "masked":
+            y = F.scaled_dot_product_attention(q, k, v, torch.zeros(n, k.shape[2], device=x.device), scale=0.4)
+        else:
+            y = (q @ k.transpose(2, 3) * 0.4).softmax(-1) @ v
+        return self.last(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize("kind", ["fused", "masked", "by hand"])
+def test_tokens_attend_to_the_memory_that_is_left(kind):
+    torch.manual_seed(0)
+    backend = promises.kept(Remembers(kind), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"q": 2, "keys": 5}
+
+
+class Filtered(nn.Module):
+    """Each channel is convolved with a kernel that is computed from the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.kernels, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 72), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        b, c, h, w = x.shape
+        kernels = self.kernels(x.mean((2, 3))).view(b * c, 1, 3, 3)
+        return self.last(F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b * c).view(b, c, h, w))
+
+
+def test_a_computed_kernel_costs_what_is_left_of_it():
+    torch.manual_seed(0)
+    assert promises.widths(promises.kept(Filtered(), torch.randn(1, 3, 6, 6))) == {"first": 8}
+
+
+class Prompted(nn.Module):
+    """Tokens of its own stand before those of the input and are cut off again, by their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.first, self.last = nn.Parameter(torch.randn(1, 4, 12)), nn.Linear(6, 12), nn.Linear(12, 3)
+        self.q, self.v = nn.Linear(12, 8), nn.Linear(12, 12)
+
+    def forward(self, x):
+        x = torch.cat([self.own.expand(len(x), -1, -1), self.first(x)], 1)
+        q = self.q(x)
+        x = x + (q @ q.transpose(1, 2) * 0.3).softmax(-1) @ self.v(x)
+        return self.last(x[:, 4:])
+
+
+def test_tokens_that_code_counts_stay_and_lock_no_channels():
+    torch.manual_seed(0)
+    backend = promises.kept(Prompted(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 12, "q": 8}
+    assert not promises.locked(backend)

@@ -101,14 +101,14 @@ class Masked(nn.Module):
         mask = torch.ones(x.shape[:1], dtype=torch.bool, device=x.device)
         if not mask.all():
             x = x * mask[:, None]
-        return self.last(self.b(x) if x.sum() > 1e6 else x.relu())
+        return self.last(self.b(x) if x.sum() < 1e6 else x.relu())
 
 
 def test_conditions_that_do_not_depend_on_the_input_are_as_they_are():
     torch.manual_seed(0)
     network = Masked().eval()
     backend = Channel(network, (torch.randn(2, 6),), importance("l2", network))
-    assert promises.widths(backend) == {"a": 8, "b": 8}
+    assert promises.widths(backend) == {"a": 8}
 
 
 class Refined(nn.Module):
