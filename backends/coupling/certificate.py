@@ -36,9 +36,10 @@ GROUPS = 8  # where a convolution has their number, its last argument: one that 
 class Mismatch(Exception):
     """The pruned network differs from the dense one restricted to what is kept."""
 
-    def __init__(self, index: int, what: str, *, computes: bool = False) -> None:
+    def __init__(self, index: int, what: str, *, computes: bool = False, along: frozenset[int] = frozenset()) -> None:
         super().__init__(what)
         self.index = index  # the operator of the dense trace at which it shows
+        self.along = along  # the dimensions of a result along which its size is another; empty where there is no such result
         self.computes = computes  # whether it is about a number that code computes from a size
 
 
@@ -207,7 +208,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         """Record the expectation for a result."""
         place = self._placed[tensor] = self._expected(dense)
         if tensor.shape != place.sizes and (tensor.numel() or 0 not in place.sizes):  # nothing is nothing in any shape
-            raise Mismatch(self.index, f"the result has shape {tuple(tensor.shape)}, expected {place.sizes}")
+            sizes = tuple(tensor.shape)
+            along = {d for d, (got, due) in enumerate(zip(sizes, place.sizes, strict=False)) if got != due}
+            what = f"the result has shape {sizes}, expected {place.sizes}"
+            raise Mismatch(self.index, what, along=frozenset(along if len(sizes) == len(place.sizes) else ()))
         return place
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:

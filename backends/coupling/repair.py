@@ -42,7 +42,7 @@ Place = tuple[str, str]
 def couple(network: nn.Module, inputs: Inputs, trace: Trace, *, repair: bool = True) -> tuple[Coupling, list[Repair]]:
     """As `settle`; where trials freeze what the trace preferred to something else, the network is traced again with that known.
 
-    So heads go where their widths were preferred, but the code computes a scale from these.
+    So heads go where their widths were preferred, but the code computes a number from these that cannot follow.
     """
     found = settle(network, inputs, trace, repair=repair)
     if len(found[0].trace.frozen) == len(trace.frozen):
@@ -171,6 +171,7 @@ class _Fixes:
             self._accepted.pop(place, None)
             self._untried.pop(place, None)  # what the number refuted may be right
             self._refuted.pop(place, None)
+            self._ties.pop(op.line, None)
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)
@@ -359,9 +360,12 @@ class _Fixes:
             if _live(here, kept):
                 break
         touched, culprit = _live(here, kept), mismatch.index
+        touched = [layer for layer in touched if mismatch.along.issuperset(support(layer))] or touched
         while not touched and culprit >= 0:  # the operator that made the size may lie further up
             touched = _live([trace.ops[culprit]], kept)
             culprit -= not touched
+        if not touched and self._drop(op.module):
+            return
         if not touched:
             raise FreePruneError(
                 f"no channel may be removed: at {trace.ops[mismatch.index]} {mismatch}; use `granularity=weight`"
@@ -369,6 +373,17 @@ class _Fixes:
         why = self._refuted.get((op.module, op.line), f"{trace.ops[culprit]}: {mismatch}")
         for layer in touched:
             trace.freeze(layer, why)
+
+    def _drop(self, module: str) -> bool:
+        """Take back the repairs that code in a module may read, and keep the sizes that they were for; False without any."""
+        around, found = set(outwards(module)), False
+        for place, repairs in list(self._accepted.items()):
+            for repair in repairs:
+                if repair.module in around:
+                    self._trace.freeze(repair.nodes, self._refuted.get(place, f"{place[1]}: code elsewhere reads its size"))
+                    found = True
+            self._accepted[place] = tuple(repair for repair in repairs if repair.module not in around)
+        return found
 
 
 def _heads(nodes: Layer) -> Layer | None:

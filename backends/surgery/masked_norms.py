@@ -9,7 +9,7 @@ by the labels that every tensor carries (`tracing/`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+SOFTMAX = {"_softmax", "_safe_softmax", "softmax", "_log_softmax"}
 STATISTICS = set("mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
 
 
@@ -133,6 +134,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             args = tuple(a if isinstance(a, Tensor) and not any(self.constants.values([a])) else scale for a in args)
         if is_attention(name) and kwargs.get("scale") is None:  # called inside of torch, where `OwnScale` does not see it
             kwargs = {**kwargs, "scale": self.own_scale(args[0])}
+        if is_attention(name):
+            args, kwargs = self._without_keys(args, kwargs)
         if name in STATISTICS:
             return func(self._kept_part(args, kwargs, func), *args[1:], **kwargs)
         norm = NORMS.get(name)
@@ -140,21 +143,33 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             return norm(mask, *args)
         if name in PRODUCTS:
             args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
+        if name in SOFTMAX:
+            return self._among_kept(func, args, {Call(name, func, args, kwargs, [args[0]], []).dim()})
         if name == "convolution":
             return self._among_kept(func, args, as_long(Call(name, func, args, kwargs, [], [])))
         return func(*args, **kwargs)
 
     def _among_kept(self, func: Any, args: Any, dims: set[int]) -> Tensor:
         """What an operator makes of those coordinates along these dimensions that are kept; zeros where they are not."""
-        x: Tensor = args[0]
-        layers = self.labels(x)
-        masks = (keep_masks(layers, self._staying()) if layers else None) or {}
-        places = {d: torch.from_numpy(np.flatnonzero(mask)).to(x.device) for d, mask in masks.items() if d in dims}
-        made: Tensor = func(functools.reduce(lambda part, d: part.index_select(d, places[d]), places, x), *args[1:])
+        part, places = self._only_kept(args[0], dims)
+        made: Tensor = func(part, *args[1:])
         for d, here in places.items():
-            shape = [n if k != d else x.shape[d] for k, n in enumerate(made.shape)]
+            shape = [n if k != d else args[0].shape[d] for k, n in enumerate(made.shape)]
             made = made.new_zeros(shape).index_copy(d, here, made)
         return made
+
+    def _without_keys(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The operands of attention without the keys that are not kept, with their values and masks."""
+        query, key, value, *more = args
+        d = key.dim() - 2
+        kept, places = self._only_kept(key, {d})
+        if not places:
+            return args, kwargs
+
+        def cut(x: Any) -> Any:
+            return x.index_select(-1, places[d]) if isinstance(x, Tensor) and x.shape[-1] == key.shape[d] else x
+
+        return (query, kept, value.index_select(d, places[d]), *map(cut, more)), {name: cut(x) for name, x in kwargs.items()}
 
     def _without_removed(self, weight: Tensor) -> Tensor:
         """Zero the removed entries of a computed weight, which need not be zero where its parameters are."""
@@ -164,12 +179,14 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def _kept_part(self, args: Any, kwargs: Any, func: Any) -> Tensor:
         """What a statistic is taken of, without the coordinates along its dimensions that are not kept."""
         x: Tensor = args[0]
+        return self._only_kept(x, reduced(Call("", func, args, kwargs, [x], [])))[0]
+
+    def _only_kept(self, x: Tensor, dims: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """A tensor without the coordinates along these dimensions that are not kept; where the others were, by dimension."""
         layers = self.labels(x)
         masks = (keep_masks(layers, self._staying()) if layers else None) or {}
-        for d in reduced(Call("", func, args, kwargs, [x], [])):
-            if d in masks:
-                x = x.index_select(d, torch.from_numpy(np.flatnonzero(masks[d])).to(x.device))
-        return x
+        places = {d: torch.from_numpy(np.flatnonzero(mask)).to(x.device) for d, mask in masks.items() if d in dims}
+        return functools.reduce(lambda part, d: part.index_select(d, places[d]), places, x), places
 
     def _mask(self, x: Tensor) -> Tensor | None:
         """Ones where a coordinate is kept, broadcast to the tensor; None where all are."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .algebra import all_without, along_free, contract, freeze_all, merge, without
+from .algebra import all_without, along_free, contract, freeze_all, merge, others_empty, without
 from .labelling import Labelling
 from .labels import Labels, Layer, along, on_dim, support
 from .operator import Call, Operand, Undefined, UnknownOperator
@@ -50,6 +50,8 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     roles = ("in", "out") if transposed else ("out", "in")
     at = [2 + len(apart) + covered.index(d) if d in covered else None for d in range(2, weight.dim())]
     operand = Operand(weight, (*roles, *["at"] * kernel), (0, 1, *at), groups if transposed else 1)
+    if any(len(support(y)) > 1 for y in tracer.labels(weight)):  # a computed one
+        tracer.relabel(weight, all_without(tracer, tracer.labels(weight), {*range(2, weight.dim())} - {*covered}))
     counted = [(weight, 0), (weight, 1), *((x, d) for d in apart), *((weight, d) for d in covered)]
     tracer.count(places * x.shape[0], counted, [operand])
     if not any(map(tracer.labels, call.tensors)):
@@ -255,9 +257,9 @@ def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
     return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
 
 
-def _only(layer: Layer, dim: int) -> Layer:
-    """The first coordinates of a layer along all dimensions but one."""
-    return layer[tuple(slice(None) if d == dim else slice(1) for d in range(layer.ndim))]
+def _only(layer: Layer, *dims: int) -> Layer:
+    """The first coordinates of a layer along all dimensions but these."""
+    return layer[tuple(slice(None) if d in dims else slice(1) for d in range(layer.ndim))]
 
 
 def attention(tracer: Labelling, call: Call) -> list[Labels]:
@@ -301,19 +303,27 @@ def reduction(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def statistic(tracer: Labelling, call: Call) -> list[Labels]:
-    """A sum, a mean or a norm of what is kept, as of layer norm; what also varies along other dimensions goes whole."""
+    """A sum, a mean or a norm of what is kept, as of layer norm.
+
+    What also varies along other dimensions goes whole, as heads do; or, where these stay anyway, loses the same in each.
+    """
     dims = reduced(call)
     if call.name.startswith(("var", "std")) and any(tracer.varies(call.first, d) for d in dims):
         lost = call["correction"] if call["correction"] is not None else int(call["unbiased"] is not False)
         if math.prod(call.first.shape[d] for d in dims) <= lost:
             raise Undefined(f"{call.name} of a single number")
-    layers = []
+    layers: list[Layer | None] = []
     for layer in tracer.labels(call.first):
-        if set(support(layer)) <= dims:
-            tracer.summed(layer)
+        inside = dims & {*support(layer)}
+        outside = {*support(layer)} - dims
+        within, beside = _only(layer, *inside), _only(layer, *outside)
+        if not inside or (outside and tracer.prefers(beside, within)):
+            with tracer.choosing(beside):
+                layers.append(without(tracer, layer, inside))
         else:
-            layers.append(layer)
-    return _reduced(call, all_without(tracer, layers, dims))
+            without(tracer, layer, outside)
+            tracer.summed(layer)
+    return _reduced(call, [layer for layer in layers if layer is not None])
 
 
 def extreme(tracer: Labelling, call: Call) -> list[Labels]:
@@ -339,8 +349,16 @@ def _reduced(call: Call, layers: Labels) -> list[Labels]:
     return [layers for _ in call.outputs]
 
 
+def softmax(tracer: Labelling, call: Call) -> list[Labels]:
+    """Softmax among what is kept."""
+    for layer in tracer.labels(call.first):
+        if call.dim() in support(layer):
+            tracer.summed(layer)
+    return others_empty(call, tracer.labels(call.first))
+
+
 def along_one_dim(tracer: Labelling, call: Call) -> list[Labels]:
-    """Softmax, cumulative sum, sort: mixes the coordinates of one dimension."""
+    """Cumulative sum, sort: mixes the coordinates of one dimension."""
     layers = along_free(tracer, call.first, {call.dim()})
     return [layers for _ in call.outputs]
 

@@ -81,9 +81,13 @@ def filled(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def repeat(tracer: Labelling, call: Call) -> list[Labels]:
-    times = call["repeats"]
-    layers = [left_padded(layer, len(times)) for layer in tracer.labels(call.first)]
-    return [[np.tile(x, [k if x.shape[d] > 1 else 1 for d, k in enumerate(times)]) for x in layers]]
+    """Copies beside each other; each may go that is a copy of a single coordinate, or of those that no layer makes."""
+    x, made, times = call.first, call.outputs[0], call["repeats"]
+    tiled = []
+    for layer in tracer.labels(x):
+        layer = left_padded(layer, len(times))
+        tiled.append(np.tile(layer, [k if layer.shape[d] > 1 else 1 for d, k in enumerate(times)]))
+    return [tiled + tracer.spread(x, made)]
 
 
 def take_slice(tracer: Labelling, call: Call) -> list[Labels]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,16 +78,29 @@ class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
+def _same_numbers() -> Iterator[None]:
+    """The generators of Python and NumPy begin at the same seed, and go on afterwards where they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
 def training_branches(network: nn.Module) -> Iterator[None]:
     """Sets all modules that contain others to training mode, for branches such as auxiliary heads; layers stay in eval mode.
 
-    What the code draws at random, such as layers that it leaves out, is the same each time.
+    What the code draws at random, such as layers that it leaves out or tokens that it masks, is the same each time.
     """
     containers = [module for module in network.modules() if any(True for _ in module.children())]
     try:
         for module in containers:
             module.training = True
-        with torch.random.fork_rng(devices=[]), _SameDraws():  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=[]), _SameDraws(), _same_numbers():  # type: ignore[no-untyped-call]
             yield
     finally:
         for module in containers:

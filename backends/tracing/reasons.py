@@ -28,6 +28,8 @@ class Reasons:
 
     def of(self, leaf: Leaf) -> str:
         numbers = [self._first[part] for part in self._part[leaf.start : leaf.start + leaf.size] if part in self._first]
+        if not numbers and self._trace.roots[leaf.start : leaf.start + leaf.size].all():
+            return "all of them go together"
         if not numbers:
             return "it is combined with values that no layer makes, such as the network's input"
         return self._trace.frozen[min(numbers)][1]

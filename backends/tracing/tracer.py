@@ -344,7 +344,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = (*numbers(func, args, kwargs), *places(self, call), *self.constants.beside_others(func, tensors))
         op = Op(name, *self._code(), inputs, [], self._fresh, plain, given)
         self.at(op, why(func))
-        if self.assumed is not None and decides(func):
+        decided = decides(func) and self.origins is not None and self.origins.from_input(tensors)
+        if self.assumed is not None and decided:
             args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
             if self.most_assumed < 0:
                 raise UnknownOperator(name)
@@ -357,7 +358,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers, call)
         if self.origins is not None:
-            if decides(func) and self.origins.from_input(tensors):
+            if decided:
                 op.decided.extend(decision(func, args, out))
             self.origins.follow(call)
         if not silent:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from freeprune.backends import apply
+from freeprune.errors import FreePruneError
 
 
 class Retained(nn.Module):
@@ -181,3 +182,153 @@ def test_activations_with_a_second_result_lock_nothing(activation):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), activation(), nn.Conv2d(8, 2, 1))
     assert promises.widths(promises.kept(network, torch.randn(2, 3, 6, 6))) == {"0": 8}
+
+
+class Attended(nn.Module):
+    """Channels are weighed by what a softmax makes of them: each by itself, or in pairs of places."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 16, 3, padding=1), inner, nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.inner(x))
+
+
+def weighed(x):
+    return x * x.mean((2, 3), keepdim=True).softmax(1)
+
+
+def log_weighed(x):
+    return x + x.mean((2, 3), keepdim=True).log_softmax(1)
+
+
+def linear_attention(x):
+    q = x.flatten(2)
+    return (q.softmax(-1) @ q.transpose(1, 2) @ q.softmax(1)).view_as(x)
+
+
+def linear_attention_of_heads(x):
+    b, _, h, w = x.shape
+    q = x.view(b, 4, -1, h * w)
+    return (q.softmax(-1) @ q.transpose(2, 3) @ q.softmax(2)).view(b, -1, h, w)
+
+
+def group_norm_by_hand(x):
+    b, c, h, w = x.shape
+    groups = x.view(b, 4, c // 4, h, w)
+    groups = groups - groups.mean((2, 3, 4), keepdim=True)
+    return (groups / (groups.square().mean((2, 3, 4), keepdim=True) + 1e-5).sqrt()).view(b, c, h, w)
+
+
+@pytest.mark.parametrize("inner", [linear_attention_of_heads, group_norm_by_hand])
+def test_where_code_fixes_how_many_parts_there_are_each_loses_the_same(inner):
+    torch.manual_seed(0)
+    backend = promises.kept(Attended(inner), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 4}
+    assert not promises.locked(backend)
+
+
+def test_it_is_said_where_all_channels_go_together():
+    with pytest.raises(FreePruneError, match="all of them go together"):
+        promises.kept(Attended(lambda x: x + x.roll(1, 1)), torch.randn(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("inner", [weighed, log_weighed, linear_attention])
+def test_a_softmax_over_channels_is_one_over_those_that_are_left(inner):
+    torch.manual_seed(0)
+    backend = promises.kept(Attended(inner), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 16}
+    assert not promises.locked(backend)
+
+
+class Chosen(nn.Module):
+    """Goes on with some of the tokens: their places are repeated for every channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.score, self.last = nn.Linear(6, 16), nn.Linear(16, 1), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        places = self.score(x).squeeze(-1).argsort(1)[:, :4]
+        return self.last(x.gather(1, places.unsqueeze(-1).repeat(1, 1, x.shape[-1])).relu())
+
+
+def test_places_repeated_for_every_channel_go_with_the_channels():
+    torch.manual_seed(0)
+    backend = promises.kept(Chosen(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 16}
+    assert not promises.locked(backend)
+
+
+class Remembers(nn.Module):
+    """Attends to tokens and to a memory of keys and values, which may shrink too."""
+
+    def __init__(self, kind, heads=2, each=6):
+        super().__init__()
+        width = heads * each
+        self.heads, self.kind = heads, kind
+        self.q, self.k, self.v, self.last = nn.Linear(6, width), nn.Linear(6, width), nn.Linear(6, width), nn.Linear(width, 3)
+        self.keys, self.values = (nn.Parameter(torch.randn(1, heads, 5, each)) for _ in range(2))
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = torch.cat([self.keys.expand(b, -1, -1, -1), k], 2), torch.cat([self.values.expand(b, -1, -1, -1), v], 2)
+        if self.kind == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        elif self.kind == "masked":
+            y = F.scaled_dot_product_attention(q, k, v, torch.zeros(n, k.shape[2], device=x.device), scale=0.4)
+        else:
+            y = (q @ k.transpose(2, 3) * 0.4).softmax(-1) @ v
+        return self.last(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize("kind", ["fused", "masked", "by hand"])
+def test_tokens_attend_to_the_memory_that_is_left(kind):
+    torch.manual_seed(0)
+    backend = promises.kept(Remembers(kind), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"q": 2, "keys": 5}
+
+
+class Filtered(nn.Module):
+    """Each channel is convolved with a kernel that is computed from the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.kernels, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 72), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        b, c, h, w = x.shape
+        kernels = self.kernels(x.mean((2, 3))).view(b * c, 1, 3, 3)
+        return self.last(F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b * c).view(b, c, h, w))
+
+
+def test_a_computed_kernel_costs_what_is_left_of_it():
+    torch.manual_seed(0)
+    assert promises.widths(promises.kept(Filtered(), torch.randn(1, 3, 6, 6))) == {"first": 8}
+
+
+class Prompted(nn.Module):
+    """Tokens of its own stand before those of the input and are cut off again, by their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.first, self.last = nn.Parameter(torch.randn(1, 4, 12)), nn.Linear(6, 12), nn.Linear(12, 3)
+        self.q, self.v = nn.Linear(12, 8), nn.Linear(12, 12)
+
+    def forward(self, x):
+        x = torch.cat([self.own.expand(len(x), -1, -1), self.first(x)], 1)
+        q = self.q(x)
+        x = x + (q @ q.transpose(1, 2) * 0.3).softmax(-1) @ self.v(x)
+        return self.last(x[:, 4:])
+
+
+def test_tokens_that_code_counts_stay_and_lock_no_channels():
+    torch.manual_seed(0)
+    backend = promises.kept(Prompted(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 12, "q": 8}
+    assert not promises.locked(backend)

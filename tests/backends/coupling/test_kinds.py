@@ -89,6 +89,28 @@ def test_both_ways_that_the_input_may_choose_shrink(sure):
     assert compact(torch.randn(2, 6)).shape == (2, 3)
 
 
+class Masked(nn.Module):
+    """Looks at a mask of its own, which lets everything through, and at the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        mask = torch.ones(x.shape[:1], dtype=torch.bool, device=x.device)
+        if not mask.all():
+            x = x * mask[:, None]
+        return self.last(self.b(x) if x.sum() < 1e6 else x.relu())
+
+
+def test_conditions_that_do_not_depend_on_the_input_are_as_they_are():
+    torch.manual_seed(0)
+    network = Masked().eval()
+    backend = Channel(network, (torch.randn(2, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"a": 8}
+
+
 class Refined(nn.Module):
     """Goes on until the change is small: as if it never were, it would have no end."""
 

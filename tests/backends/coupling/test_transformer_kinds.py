@@ -2,7 +2,9 @@
 
 import functools
 import math
+import random
 
+import numpy as np
 import promises
 import pytest
 import torch
@@ -42,10 +44,18 @@ class Table(nn.Module):
         return x * self.weight
 
 
-def test_heads_go_where_a_scale_is_computed_from_the_widths_that_a_table_prefers():
+class Counted(Table):
+    """The same, with a number computed from the width that is no scale."""
+
+    def forward(self, x):
+        return x * self.weight + x.shape[-1]
+
+
+@pytest.mark.parametrize(("prepare", "units"), [(Table(), 6), (Counted(), 4)])
+def test_widths_that_a_table_prefers_take_a_scale_along_and_heads_go_where_they_cannot(prepare, units):
     torch.manual_seed(0)
-    backend = promises.kept(Attention(Table(), scale=None), torch.randn(2, 5, 6))
-    assert promises.widths(backend) == {"first": 16, "q": 4}
+    backend = promises.kept(Attention(prepare, scale=None), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"first": 16, "q": units}
 
 
 def test_heads_that_are_normed_one_by_one_go():
@@ -170,8 +180,55 @@ class Drops(nn.Module):
         return (self.last(x), self.side(x)) if self.training else self.last(x)
 
 
+class Hides(Drops):
+    """Hides tokens at random in training, by the generators of Python and NumPy."""
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.training:
+            gone = torch.from_numpy(np.random.random(x.shape[1]) < random.random())  # noqa: NPY002
+            x[:, gone] = 0.5
+        return (self.last(x), self.side(x)) if self.training else self.last(x)
+
+
+def test_tokens_hidden_at_random_are_the_same_whatever_the_widths():
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    backend = promises.kept(Hides(), torch.randn(2, 32, 6))
+    assert promises.widths(backend) == {"first": 8}
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
 def test_layers_left_out_at_random_are_the_same_whatever_the_widths():
     torch.manual_seed(0)
     backend = promises.kept(Drops(), torch.randn(2, 5, 6))
     assert promises.widths(backend) == {"first": 8}
+    assert not promises.locked(backend)
+
+
+class OneHead(nn.Module):
+    """A single head, whose width is an attribute that also scales: queries, keys and values are split by the same code."""
+
+    def __init__(self, width=24):
+        super().__init__()
+        self.heads, self.each = 1, width
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def parts(self, x):
+        return x.view(*x.shape[:-1], self.heads, self.each).transpose(1, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        q, k, v = self.parts(self.q(x)), self.parts(self.k(x)), self.parts(self.v(x))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.each)
+        y = (scores.softmax(-1) @ v).transpose(1, 2)
+        return self.last(x + self.o(y.reshape(*x.shape[:-1], self.heads * self.each)))
+
+
+def test_a_single_head_is_as_wide_as_its_values_and_scales_by_it():
+    torch.manual_seed(0)
+    backend = promises.kept(OneHead(), torch.randn(2, 7, 6))
+    assert promises.widths(backend) == {"first": 24, "q": 24}
     assert not promises.locked(backend)
