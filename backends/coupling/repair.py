@@ -406,14 +406,16 @@ def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray
         size = stop - start
         least = 2 if size > 2 else 1  # a dimension of size 1 may take other operators, which proves little
         fewest = min(1, size - least)
-        spread = max(1, size // 8)
-        options = range(-spread, spread + 1)
-        high, low = divmod(seen[size], len(options))
-        digit = low if number % 2 == 0 else (high - 1 - low) % len(options)
-        seen[size] += 1
         if number > 0 and size - least == 1:
-            fewest, digit = 0, (seen[size] + number) % 2 - 1  # else small groups would all lose the same number
-        gone = int(np.clip(round(size * TRIAL_RATES[number]) + options[digit], fewest, size - least))
+            fewest = 0  # else small groups would all lose the same number
+        spread = max(1, size // 8)
+        middle = round(size * TRIAL_RATES[number])
+        choices = range(max(middle - spread, fewest), min(middle + spread, size - least) + 1)
+        if len(choices) < 2:
+            choices = range(fewest, max(fewest, size - least) + 1)
+        high, low = divmod(seen[size], len(choices))
+        seen[size] += 1
+        gone = choices[low if number % 2 == 0 else (high - 1 - low) % len(choices)]
         order = rng.permutation(size)
         ends = [] if number == 0 else [0] if number == 1 else [size - 1]
         classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False

@@ -307,3 +307,20 @@ def test_what_other_modules_took_over_from_a_wrong_explanation_is_taken_back_wit
     network = nn.Sequential(nn.Linear(5, 16), *blocks, nn.Linear(32, 3))
     backend = promises.kept(network, torch.randn(2, 12, 5))
     assert not promises.locked(backend)
+
+
+class Halves(nn.Module):
+    """The mean of a distribution, with its spread in the other half of a layer, which nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.both, self.last = nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(4, 5)
+
+    def forward(self, x):
+        mean, spread = self.both(self.first(x).relu()).chunk(2, -1)
+        return self.last(mean * torch.ones_like(spread).amax())
+
+
+def test_small_halves_that_must_stay_equal_lose_alike():
+    backend = promises.kept(Halves(), torch.randn(2, 6))
+    assert promises.widths(backend) == {"first": 4, "both": 4}
