@@ -135,7 +135,7 @@ def split(tracer: Labelling, call: Call) -> list[Labels]:
 def cat(tracer: Labelling, call: Call) -> list[Labels]:
     """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
     d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
-    pieces = [t for t in call["tensors"] if t.shape != (0,)]  # which torch leaves out; others must fit though they are empty
+    pieces = [t for t in call["tensors"] if t.numel()]
     if not pieces:
         raise UnknownOperator(call.name)
     labels = [tracer.labels(t) for t in pieces]

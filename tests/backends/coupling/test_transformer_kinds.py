@@ -232,3 +232,25 @@ def test_a_single_head_is_as_wide_as_its_values_and_scales_by_it():
     backend = promises.kept(OneHead(), torch.randn(2, 7, 6))
     assert promises.widths(backend) == {"first": 24, "q": 24}
     assert not promises.locked(backend)
+
+
+class Turned(nn.Module):
+    """Turns a part of each head by its position, here the whole one, and joins it with the rest, which is empty."""
+
+    def __init__(self, width=16, heads=4):
+        super().__init__()
+        self.heads, self.turned = heads, width // heads
+        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.register_buffer("angles", torch.rand(5, self.turned))
+
+    def forward(self, x):
+        each = self.turned
+        q, k, v = (part.unflatten(-1, (-1, each)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k = (torch.cat([y[..., : self.turned] * self.angles, y[..., self.turned :]], -1) for y in (q, k))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_an_empty_rest_of_a_head_locks_nothing():
+    backend = promises.kept(nn.Sequential(nn.Linear(6, 16), Turned(), nn.Linear(16, 3)), torch.randn(2, 5, 6))
+    assert not promises.locked(backend)
+    assert promises.widths(backend).keys() == {"0", "1.qkv", "1.o"}
