@@ -135,7 +135,7 @@ def split(tracer: Labelling, call: Call) -> list[Labels]:
 def cat(tracer: Labelling, call: Call) -> list[Labels]:
     """Joined tensors: their labels stand side by side on the joined dimension, and are united on the others."""
     d = call.dim() if call.name == "cat" else int(call["dim"]) % (call.first.dim() + 1)
-    pieces = [t for t in call["tensors"] if t.numel()]
+    pieces = [t for t in call["tensors"] if t.numel()]  # whether empty ones fit is seen in trials
     if not pieces:
         raise UnknownOperator(call.name)
     labels = [tracer.labels(t) for t in pieces]
@@ -144,7 +144,7 @@ def cat(tracer: Labelling, call: Call) -> list[Labels]:
         labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
         shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
     ndim = len(shapes[0])
-    if not all(any(x.shape[d] > 1 for x in layers) or not shape[d] for shape, layers in zip(shapes, labels, strict=True)):
+    if not all(any(x.shape[d] > 1 for x in layers) for layers in labels):
         # Beside a piece that stays as wide as it is, heads go as a whole.
         labels = [[x for x in layers if len(support(x)) < 2] + _whole(tracer, layers, d) for layers in labels]
     joined = []
