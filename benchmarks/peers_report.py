@@ -299,6 +299,7 @@ the ResNets' latency with `--precision 32-true`.
 - `inner-halved`: widths inside the blocks at equal rates in steps of 4, the residual streams whole, as those who halve them by
   hand do.
 - `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.
+- `freeprune-widths`: a search of FreePrune without depth (`--no-depth`).
 - `uniform-8`: the same rate in every group, in steps of 8.
 
 {at_equal_latency}
