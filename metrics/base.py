@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..common import Batch, Candidate, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
 from ..errors import FreePruneError
 from ..lending import storage_of, storage_read
+from ..reading import leaves
 
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
@@ -94,8 +95,29 @@ def reference(network: nn.Module, batch: Batch) -> Reference:
     if not all(torch.isfinite(x).all() for x in batch.inputs):
         raise MetricError("the calibration images hold NaN or infinite values; mend the data, or take these images out")
     if not all(torch.isfinite(output).all() for output in dense.outputs):
-        raise MetricError("the dense network gives numbers that are not finite on the calibration images; check its weights")
+        raise MetricError(
+            f"the dense network gives numbers that are not finite on the calibration images{_where(dense.dense, batch)}; check "
+            "its weights and the scale of the images"
+        )
     return dense
+
+
+def _where(dense: Candidate, batch: Batch) -> str:
+    """The first module that gives such numbers, as a sentence goes on; minus infinity hides tokens in masks and is none."""
+    found: list[str] = []
+
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and any((x.isnan() | x.isposinf()).any() for x in leaves(output) if x.is_floating_point()):
+            found.append(f", first in {name!r} ({type(module).__name__})" if name else "")
+
+    modules = dense.skeleton.network.named_modules()
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in modules]
+    try:
+        forward(dense, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return "".join(found)
 
 
 def forward(candidate: Candidate, batch: Batch) -> Any:

@@ -57,9 +57,8 @@ class Layer:
 
     @cached_property
     def wanted(self) -> tuple[Tensor, Tensor]:
-        """`(groups, outputs, columns)`, what the outputs have in common with the inputs, and the moments, in float32."""
-        moments = self.moments.float()
-        return self.site.matrices(self.weight).float() @ moments, moments
+        """`cross` and the moments in float32, for steps under a mask."""
+        return self.cross.float(), self.moments.float()
 
     @property
     def effort(self) -> int:

@@ -363,3 +363,16 @@ def test_synflow_refuses_an_overflow():
     batch = Batch((torch.zeros(4, 1),))
     with pytest.raises(MetricError, match="too large"):
         synflow(Candidate(Skeleton(network), {}), Reference(network, batch), batch)
+
+
+def test_the_layer_that_first_gives_no_finite_numbers_is_named():
+    class Logarithm(torch.nn.Module):
+        def forward(self, x):
+            return torch.log(x - 10)
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Logarithm(), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    images = torch.randn(4, 3, 5, 5)
+    network(images)
+    with pytest.raises(MetricError, match=r"first in '1' \(Logarithm\); check its weights"):
+        reference(network.eval(), Batch((images,)))
+    assert not any(module._forward_hooks for module in network.modules())
