@@ -1,4 +1,4 @@
-"""Counts the costs of pruned networks, for many at once.
+"""Counts the costs of pruned networks, for many networks and several costs at once.
 
 Sizes are affine in the numbers of kept units, so a cost is a sum of products of affine functions.
 """
@@ -14,16 +14,17 @@ Size = tuple[int, NDArray[np.int64]]  # the constant part, and what a kept unit 
 Term = tuple[int, Sequence[Size]]  # a constant factor and the sizes
 
 
-class SumOfProducts:
-    """`cost(k) = sum_i constant_i * prod_j size_ij(k)` with `size(k) = always + per_unit @ k`.
+class SumsOfProducts:
+    """`sum_s(k) = sum_i constant_si * prod_j size_ij(k)` with `size(k) = always + per_unit @ k`.
+
+    Sums of one network are made of few distinct products, and these of few distinct sizes: each is computed once.
 
     Args:
-        terms: the products.
+        sums: the terms of each sum.
         groups: L, the number of groups.
     """
 
-    def __init__(self, terms: Sequence[Term], groups: int) -> None:
-        # A network has few distinct sizes: each is stored once.
+    def __init__(self, sums: Sequence[Sequence[Term]], groups: int) -> None:
         rows: dict[tuple[int, bytes], int] = {}
         table: list[Size] = []
 
@@ -35,25 +36,26 @@ class SumOfProducts:
             return rows[key]
 
         one = row(1, np.zeros(groups, np.int64))
-        depth = max(1, *(len(sizes) for _, sizes in terms)) if terms else 1
-        places = [[row(*size) for size in sizes] + [one] * (depth - len(sizes)) for _, sizes in terms]
+        products: dict[tuple[int, ...], int] = {}
+        constants = [
+            (products.setdefault(tuple(sorted(row(*size) for size in sizes)), len(products)), number, constant)
+            for number, terms in enumerate(sums)
+            for constant, sizes in terms
+        ]
+        depth = max(1, *map(len, products)) if products else 1
         self._per_unit = np.array([per_unit for _, per_unit in table], np.float64).T  # (L, sizes)
         self._always = np.array([always for always, _ in table], np.float64)
-        self._places = np.array(places, np.int64).reshape(len(terms), depth)
-        self._constants = np.array([constant for constant, _ in terms], np.float64)
+        places = [[*factors, *[one] * (depth - len(factors))] for factors in products]
+        self._places = np.array(places, np.int64).reshape(len(products), depth).T
+        self._constants = np.zeros((len(products), len(sums)))
+        for place, number, constant in constants:
+            self._constants[place, number] += constant
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The cost `(P,)` of kept units `(P, L)`; exact below 2**53."""
-        result: NDArray[np.float64] = self._products(kept) @ self._constants
-        return result
-
-    def terms(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The single terms `(P, terms)` for kept units `(P, L)`."""
-        return self._products(kept) * self._constants
-
-    def _products(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The sums `(P, S)` for kept units `(P, L)`; exact below 2**53."""
         sizes = kept @ self._per_unit + self._always
-        product: NDArray[np.float64] = sizes[:, self._places[:, 0]]
-        for column in self._places[:, 1:].T:
-            product = product * sizes[:, column]
-        return product
+        product = sizes[:, self._places[0]]
+        for places in self._places[1:]:
+            product = product * sizes[:, places]
+        result: NDArray[np.float64] = product @ self._constants
+        return result

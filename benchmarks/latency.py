@@ -10,15 +10,18 @@ go to `results/latency.json`; a cell that is there is measured again.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from default_runs import LARGE
+from peers import NETWORKS
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -33,76 +36,23 @@ from freeprune.engine.progress import silent
 from freeprune.engine.run.job import prepare
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
-NETWORKS = 10
+PLANS = 10
 
 
-def vgg() -> nn.Module:
-    """A plain network with wide layers, for images of 64 x 64."""
-    layers: list[nn.Module] = []
-    widths = (3, 64, 128, 256, 256, 512)
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * 4, 256), nn.ReLU(), nn.Linear(256, 10))
-
-
-class Inverted(nn.Module):
-    """Pointwise up, depthwise, pointwise down, with a shortcut, as in MobileNet v2."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
-            nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
-            nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x)
-
-
-def mobile() -> nn.Module:
-    stages: list[nn.Module] = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.ReLU()]
-    for before, width in ((32, 32), (32, 64), (64, 96)):
-        stages += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU(), *(Inverted(width, 4 * width) for _ in range(3))]
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
-
-
-class Transformer(nn.Module):
-    """Six blocks of 192 channels and six heads on 64 patches of images of 64 x 64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 192, 8, 8)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 192))
-        self.blocks = nn.Sequential(
-            *(nn.TransformerEncoderLayer(192, 6, 768, activation="gelu", batch_first=True, norm_first=True) for _ in range(6))
-        )
-        self.head = nn.Sequential(nn.LayerNorm(192), nn.Linear(192, 10))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-        out: torch.Tensor = self.head(self.blocks(tokens).mean(1))
-        return out
-
-
-# By cell: the network, the side of its images, and the step of its widths.
-NETWORKS_OF: dict[str, tuple[Any, int]] = {
-    "resnet20": (lambda: load_model("cifar:resnet20"), 32),
-    "resnet56": (lambda: load_model("cifar:resnet56"), 32),
-    "vgg": (vgg, 64),
-    "mobile": (mobile, 96),
-    "transformer": (Transformer, 64),
+# What builds the network, and the side of its images.
+NETWORKS_OF: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{name: (partial(load_model, spec), 32) for name, (spec, _) in NETWORKS.items()},
+    **{name: (LARGE[name], 96) for name in ("mobilenet_v2", "efficientnet-lite0", "resnet50")},
+    "small-vit": (LARGE["small-vit"], 224),
 }
-CELLS: dict[str, tuple[Any, int, int | str]] = {
-    **{f"{name}-auto": (*network, "auto") for name, network in NETWORKS_OF.items()},
-    "resnet56-round8": (*NETWORKS_OF["resnet56"], 8),
-    "resnet56-free": (*NETWORKS_OF["resnet56"], 1),
-}
+STEPS: dict[str, int | str] = {"auto": "auto", "round8": 8, "free": 1}  # of widths
+CELLS = [f"{network}-{steps}" for steps in STEPS for network in NETWORKS_OF]
 
 
 def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    build, side, step = CELLS[name]
+    network, steps = name.rsplit("-", 1)
+    (build, side), step = NETWORKS_OF[network], STEPS[steps]
     images = TensorDataset(torch.randn(80, 3, side, side), torch.arange(80) % 10)
     settings = Settings(
         parse_targets(["latency=100%"]), calibration_images=batch, latency_batch=batch, latency_threads=threads,
@@ -115,7 +65,7 @@ def measure(name: str, batch: int, threads: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     rng = np.random.default_rng(1)
     networks = []
-    for level in np.linspace(0.25, 0.85, NETWORKS):
+    for level in np.linspace(0.25, 0.85, PLANS):
         shares = level + rng.uniform(-0.3, 0.3, job.space.size)
         kept = np.clip(np.rint(job.space.units * shares), job.space.minimum, job.space.units).astype(np.int64)
         pruned, dense = timer(kept, 1)
@@ -147,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--only", nargs="*", default=CELLS, choices=CELLS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.only:

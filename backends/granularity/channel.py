@@ -213,8 +213,7 @@ class Channel:
         return result
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
-        channels = self.channels(kept)
-        return {name: cost(channels) for name, cost in self.sizes.costs.items()}
+        return self.sizes.costs(self.channels(kept))
 
     def shapes(self, kept: Counts) -> dict[str, Counts]:
         """The shape `(P, dims)` of each convolution and linear weight for `kept` `(P, L)` units of each group."""

@@ -103,11 +103,10 @@ class Composed:
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         rows = np.atleast_2d(kept)
         costs, channels = self.channel.costs(rows[:, : self.split]), self.channel.channels(rows[:, : self.split])
-        entries = self._entries.terms(channels)
+        entries = self._entries(channels)
         left = self.mask.weights_left(rows[:, self.split :], entries)
         gone = entries - np.minimum(left, entries)  # of a layer whose branch is gone there are none
-        times = np.stack([count(channels) for count in self._times], axis=1)
-        return {"macs": costs["macs"] - (gone * times).sum(axis=1), "nonzero": costs["nonzero"] - gone.sum(axis=1)}
+        return {"macs": costs["macs"] - (gone * self._times(channels)).sum(axis=1), "nonzero": costs["nonzero"] - gone.sum(axis=1)}
 
     def candidate(self, kept: Counts) -> Candidate:
         channels = self.channel.candidate(kept[: self.split])

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...common import Inputs
 from ..base import Counts
-from ..cost import Size, SumOfProducts, Term
+from ..cost import Size, SumsOfProducts, Term
 from ..coupling.branches import Branch
 from ..coupling.classes import Coupling
 from ..surgery.gone import without
@@ -27,9 +27,6 @@ class Sizes:
 
     A branch counts as one channel that is there or not.
 
-    Attributes:
-        costs: of the network: `macs`, `params` and `nonzero`.
-
     Args:
         network: as it was traced.
         inputs: example inputs.
@@ -40,10 +37,15 @@ class Sizes:
     def __init__(self, network: nn.Module, inputs: Inputs, coupling: Coupling, branches: Sequence[Branch]) -> None:
         self._network, self._coupling, self._branches = network, coupling, branches
         self._groups = len(coupling.groups) + len(branches)
-        self.costs = self._costs(coupling.trace, inputs)
+        costs = self._costs(coupling.trace, inputs)
+        self._names, self._sums = list(costs), SumsOfProducts(list(costs.values()), self._groups)
 
-    def _costs(self, dense: Trace, inputs: Inputs) -> dict[str, SumOfProducts]:
-        """`macs`, `params` and `nonzero` of the network."""
+    def costs(self, channels: Counts) -> dict[str, NDArray[np.float64]]:
+        """`macs`, `params` and `nonzero` `(P,)` of the network."""
+        return dict(zip(self._names, self._sums(channels).T, strict=True))
+
+    def _costs(self, dense: Trace, inputs: Inputs) -> dict[str, list[Term]]:
+        """The terms of each cost."""
         at_work, computed = sort_out(dense.products)
         own = {*at_work, *(name for _, weight in computed.values() for name in weight.factors)}
         weights = [term for name, term in self._terms.items() if name in own]  # with the branches that they lie in
@@ -56,17 +58,13 @@ class Sizes:
         for number, product in enumerate(dense.products):
             there = self._switched(index for index, inside in enumerate(lying) if number in inside)
             products.append((product.constant, [*(self._counts(ids) for ids in product.dims), *there]))
-        return {
-            "macs": SumOfProducts(products, self._groups),
-            "params": SumOfProducts(list(self._terms.values()), self._groups),
-            "nonzero": SumOfProducts(weights, self._groups),
-        }
+        return {"macs": products, "params": list(self._terms.values()), "nonzero": weights}
 
-    def entries(self, names: Iterable[str]) -> SumOfProducts:
-        """The number of entries of these weights, one term each."""
-        return SumOfProducts([self._terms[name] for name in names], self._groups)
+    def entries(self, names: Iterable[str]) -> SumsOfProducts:
+        """The number of entries of each of these weights."""
+        return SumsOfProducts([[self._terms[name]] for name in names], self._groups)
 
-    def times(self, layouts: Iterable[Layout]) -> list[SumOfProducts]:
+    def times(self, layouts: Iterable[Layout]) -> SumsOfProducts:
         """For each weight the multiplications of an entry per image."""
         found = []
         for layout in layouts:
@@ -74,8 +72,8 @@ class Sizes:
             for product, weight in layout.uses:
                 others = [ids for d, ids in enumerate(product.dims) if d not in weight.dims]
                 terms.append((product.constant // weight.constant, [self._counts(ids) for ids in others]))
-            found.append(SumOfProducts(terms, self._groups))
-        return found
+            found.append(terms)
+        return SumsOfProducts(found, self._groups)
 
     def shapes(self, channels: Counts) -> dict[str, Counts]:
         """The shape `(P, dims)` of each convolution and linear weight."""
