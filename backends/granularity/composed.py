@@ -106,7 +106,8 @@ class Composed:
         entries = self._entries(channels)
         left = self.mask.weights_left(rows[:, self.split :], entries)
         gone = entries - np.minimum(left, entries)  # of a layer whose branch is gone there are none
-        return {"macs": costs["macs"] - (gone * self._times(channels)).sum(axis=1), "nonzero": costs["nonzero"] - gone.sum(axis=1)}
+        saved = (gone * self._times(channels)).sum(axis=1)
+        return {"macs": costs["macs"] - saved, "nonzero": costs["nonzero"] - gone.sum(axis=1)}
 
     def candidate(self, kept: Counts) -> Candidate:
         channels = self.channel.candidate(kept[: self.split])
