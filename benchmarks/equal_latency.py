@@ -2,13 +2,15 @@
 
     python benchmarks/equal_latency.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
 
-DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`; the weights of the
-other networks are in `studies/weights`. FreePrune is asked for the latency; every other method has one number that makes its
-network smaller, and bisection over measurements finds the one that gives the latency. Latency is that of the exported file in
-ONNX Runtime, one thread, batch 32, in turn with the dense one in one process. All networks get the same recovery from the same
-images without labels, and then the same 15,000 images of fine-tuning, twice: by the package's standard recipe, which follows
-the dense network at first (`accuracy`), and on the labels alone (`labels`). One JSON a cell in `results/latency/`; what is
-there is not computed again. `peers_report.py` makes the table of it.
+DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`, and for
+EfficientNet-Lite0 at 96 pixels `efficientnet-lite0-cifar10.safetensors`, which `examples/efficientnet_lite0.py` calls
+`dense.safetensors`; the weights of the other networks are in `studies/weights`. FreePrune is asked for the latency; every
+other method has one number that makes its network smaller, and bisection over measurements finds the one that gives the
+latency. Latency is that of the exported file in ONNX Runtime, one thread, batch 32, in turn with the dense one in one
+process. All networks get the same recovery from the same images without labels, and then the same 15,000 images of
+fine-tuning, twice: by the package's standard recipe, which follows the dense network at first (`accuracy`), and on the labels
+alone (`labels`). One JSON a cell in `results/latency/`; what is there is not computed again. `peers_report.py` makes the
+table of it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ import numpy as np
 import torch
 from peer_methods import quiet
 from peers import HERE, IMAGES, LATENCY_BATCH, NETWORKS
+from recovery import LITE
 from torch import nn
+from torch.utils.data import Subset
 
 import freeprune
 from freeprune.backends import Plan, apply
@@ -40,7 +44,7 @@ from freeprune.backends.onnx.runtime import first_rows
 from freeprune.disk import write_atomically
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.batches import Data, split
-from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
@@ -56,6 +60,14 @@ ROUNDS = 2  # of 20 runs of each network, for one latency
 STEPS = 8  # of bisection, at most
 NEAR = 0.01  # of the latency asked for
 GOLDEN = 0.6180339887498949
+GIVEN = {  # specs, and the files of weights in the folder of --weights
+    **NETWORKS,
+    "efficientnet-lite0": (
+        f"{HERE.parent / 'examples' / 'efficientnet_lite0.py'}:network",
+        "efficientnet-lite0-cifar10.safetensors",
+    ),
+}
+IMAGES_OF = {LITE: {"image_size": 96, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,8 @@ class Cell:
 
 
 ROWS = [("resnet56", share) for share in (0.65, 0.5, 0.8, 0.4)] + [("resnet20", share) for share in (0.65, 0.5, 0.8)]
-ROWS += [("vgg", 0.65)]
-PLAIN = ("vgg",)  # without residual branches
+ROWS += [("vgg", 0.65), (LITE, 0.65)]
+OTHERS = ("vgg", LITE)  # without the blocks of a ResNet
 ABLATED = [
     (network, share) for network in ("resnet56", "resnet20") for share in (0.65, 0.5)
 ]  # depth and width together against either alone
@@ -82,22 +94,30 @@ def cells() -> Iterator[Cell]:
     """All of them, in the order in which they are worth most."""
     for method in METHODS:
         for network, share in ABLATED if method in ("freeprune-widths", "freeprune-depth") else ROWS:
-            if (share != 0.4 or method in SEARCHED) and (network not in PLAIN or method not in OF_BRANCHES):
+            if (share != 0.4 or method in SEARCHED) and (network not in OTHERS or method not in OF_BRANCHES):
                 yield Cell(network, share, method)
 
 
 class Bench:
-    """The data, and for a network its groups and the clock; made once a process."""
+    """For a network its data, of which one image in so many is taken, its groups and the clock; made once a process."""
 
-    def __init__(self, data: Path, weights: Path, images: int = IMAGES, precision: str = "bf16-mixed") -> None:
-        self.data: Data = replace(load_data(f"imagefolder:{data}"), source="CIFAR-10 as JPEG")
+    def __init__(self, data: Path, weights: Path, images: int = IMAGES, precision: str = "bf16-mixed", every: int = 1) -> None:
+        self._source, self._every = f"imagefolder:{data}", every
         self.weights = weights.resolve()
         self.recipe = freeprune.Recipe(images=images, precision=precision)
+        self._data: dict[str, Data] = {}
         self._jobs: dict[tuple[str, int, int], Job] = {}
         self._clocks: dict[str, Clock] = {}
 
+    def data(self, name: str) -> Data:
+        if name not in self._data:
+            data = load_data(Asked(self._source, **IMAGES_OF.get(name, {})))
+            train, test = (Subset(images, range(0, len(images), self._every)) for images in (data.train, data.test))
+            self._data[name] = replace(data, train=train, test=test, source="CIFAR-10 as JPEG")
+        return self._data[name]
+
     def network(self, name: str) -> nn.Module:
-        spec, file = NETWORKS[name]
+        spec, file = GIVEN[name]
         return load_weights(load_model(spec), self.weights / file).eval()
 
     def job(self, name: str, seed: int, round_to: int = 1) -> Job:
@@ -105,7 +125,7 @@ class Bench:
         key = name, seed, round_to
         if key not in self._jobs:
             options = {"seed": seed, "round_to": round_to, "depth": True, "calibration_images": CALIBRATION}
-            self._jobs[key] = prepare(GivenModel(self.network(name)), self.data, settings({"macs": 0.5}, options), None)
+            self._jobs[key] = prepare(GivenModel(self.network(name)), self.data(name), settings({"macs": 0.5}, options), None)
         return self._jobs[key]
 
     def clock(self, name: str) -> Clock:
@@ -259,11 +279,11 @@ def machine() -> dict[str, Any]:
 
 def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
     """One run, by what users call."""
-    spec, file = NETWORKS[cell.network]
+    spec, file = GIVEN[cell.network]
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
-            spec, bench.data, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"], out=Path(folder) / "run",
-            seed=seed, calibration_images=CALIBRATION, finetune=None, progress=False,
+            spec, bench.data(cell.network), weights=bench.weights / file, target=[f"latency={cell.share:.0%}"],
+            out=Path(folder) / "run", seed=seed, calibration_images=CALIBRATION, finetune=None, progress=False,
             **SEARCHED[cell.method],
         )  # fmt: skip
         summary = result.summary.to_json()
@@ -304,11 +324,11 @@ def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, di
 
 def trained(bench: Bench, name: str, start: nn.Module, seed: int) -> dict[str, float]:
     """Test accuracies of a recovered network, as it is and after both trainings."""
-    dense, found = bench.network(name), {"recovered": accuracy(start, bench.data.test)}
-    training, _ = split(bench.data, seed)
+    dense, data = bench.network(name), bench.data(name)
+    found, (training, _) = {"recovered": accuracy(start, data.test)}, split(data, seed)
     for way, distill in (("accuracy", CLASSIFICATION.distill), ("labels", 0.0)):
-        recipe = replace(bench.recipe, augment=bench.data.augment, distill=distill)
-        found[way] = accuracy(train(start, training, recipe, seed=seed, teacher=dense), bench.data.test)
+        recipe = replace(bench.recipe, augment=data.augment, distill=distill)
+        found[way] = accuracy(train(start, training, recipe, seed=seed, teacher=dense), data.test)
     return found
 
 

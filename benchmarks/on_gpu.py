@@ -65,7 +65,7 @@ def all_tasks() -> Iterator[tuple[str, str]]:
         yield "study", name
     for seed in range(3):
         for i, cell in enumerate(latency):
-            if cell.method == "freeprune":
+            if cell.method == "freeprune" and cell.network != recovery.LITE:
                 yield "searched", f"{i}/{seed}"
         if seed == 0:
             for i, cell in enumerate(recovery.CELLS):
@@ -75,7 +75,7 @@ def all_tasks() -> Iterator[tuple[str, str]]:
         for seed in range(3):
             yield "long", f"{network}/{share}/{seed}"
     for i, cell in enumerate(latency):
-        if cell.method in equal_latency.LINES:
+        if cell.method in equal_latency.LINES and cell.network != recovery.LITE:
             yield "line", f"{i}/0"
     for seed in range(3):
         for i, cell in enumerate(latency):
@@ -105,14 +105,8 @@ def bench() -> Any:
     if "bench" not in made:
         import equal_latency
 
-        few = {"images": QUICK["images"]} if made["quick"] else {}
+        few = {"images": QUICK["images"], "every": QUICK["every"]} if made["quick"] else {}
         made["bench"] = equal_latency.Bench(made["data"], made["weights"], **few)
-        if made["quick"]:
-            from torch.utils.data import Subset
-
-            data = made["bench"].data
-            train, test = (Subset(images, range(0, len(images), QUICK["every"])) for images in (data.train, data.test))
-            made["bench"].data = replace(data, train=train, test=test)
     return made["bench"]
 
 
@@ -156,7 +150,7 @@ def device(_: str) -> dict[str, str]:
                 seconds["trial"].append(middle - start)
                 seconds["forward"].append(now() - middle)
         given = GivenModel(bench().network(name))
-        there = prepare(given, bench().data, here.settings, None, hardware=Hardware(device="cpu"))
+        there = prepare(given, bench().data(name), here.settings, None, hardware=Hardware(device="cpu"))
         other = [score(there.backend.candidate(k), there.dense, there.scored) for k in kept[:12]]
         found[name] = {
             "scores": scores,
@@ -200,7 +194,7 @@ def recovered(name: str) -> dict[str, str]:
     cell = recovery.CELLS[number]
     if made["quick"]:
         cell = replace(cell, options={**cell.options, "trials": QUICK["trials"]})
-    found = recovery.run(cell, int(seed), bench().data, made["weights"], bench().recipe)
+    found = recovery.run(cell, int(seed), bench().data(cell.network), made["weights"], bench().recipe)
     return {f"results/recovery/{cell.name}-{seed}.json": text(found)}
 
 
@@ -218,8 +212,8 @@ def study(name: str) -> dict[str, str]:
     if made["quick"]:
         count, training, options = QUICK["candidates"], "a_few_steps", {**options, "metrics": ["freeprune"]}
     correlate(
-        spec, bench().data, weights=made["weights"] / file, target=[target], out=out, candidates=count, seeds=1, repeat=1,
-        finetune=getattr(long_training, training), granularity=granularity, progress=False,
+        spec, bench().data(network), weights=made["weights"] / file, target=[target], out=out, candidates=count, seeds=1,
+        repeat=1, finetune=getattr(long_training, training), granularity=granularity, progress=False,
         resume=(out / "config.json").exists(), **steps, **options,
     )  # fmt: skip
     return {f"studies/{name}/{p.name}": p.read_text() for p in sorted(out.iterdir()) if p.suffix in (".json", ".jsonl")}
@@ -238,7 +232,7 @@ def long(name: str) -> dict[str, str]:
     from freeprune.engine.training.measuring import accuracy
 
     network, share, seed = name.split("/")
-    dense, data = bench().network(network), bench().data
+    dense, data = bench().network(network), bench().data(network)
     epochs, effort = (QUICK["epochs"], QUICK["effort"]) if made["quick"] else (LONG_EPOCHS, 1.0)
     problem = Problem(dense, data, "channel", {"macs": float(share)}, int(seed), effort=effort)
     job = problem.job()

@@ -93,6 +93,8 @@ def parse_budget(cost: str, budget: float | str) -> Target:
     """A target on a cost from its value alone: 0.5, "50%", "60M"."""
     if cost not in COSTS:
         raise FreePruneError(f"`cost` is {cost!r}, which is no cost; {nearest(cost, list(COSTS))}")
+    if isinstance(budget, str) and NUMBER.fullmatch(budget.strip()) is None:
+        raise FreePruneError(f"`budgets` has {budget!r}; write each as 50% or 60M, and what they limit as `cost`, here {cost}")
     return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
 
 
