@@ -167,4 +167,5 @@ def _save(figure: Any, folder: Path, name: str) -> list[Path]:
     with rc_context({"svg.hashsalt": "freeprune", "svg.fonttype": "none"}):  # the same bytes each time; text stays text
         for path in paths:
             figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+            figure.set_layout_engine("none")  # the second picture is laid out as the first
     return paths

@@ -4,6 +4,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from no_pictures import pictures
 
 import freeprune
 from freeprune.engine.shown import Showable, Shown
@@ -48,7 +49,8 @@ PICTURES = {"prune": [], "compare": ["comparison"], "sweep": ["sweep"], "correla
 @pytest.fixture(scope="module", params=MAKE)
 def made(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param) / "out"
-    return request.param, MAKE[request.param](out), out
+    with pictures():
+        return request.param, MAKE[request.param](out), out
 
 
 def test_a_result_prints_as_a_table_and_is_one_in_a_notebook(made):
@@ -87,7 +89,7 @@ def test_a_long_note_stays_one_line():
 
 def test_without_matplotlib_there_is_a_warning_and_no_picture(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.warns(FreePruneWarning, match="plots need matplotlib"):
+    with pictures(), pytest.warns(FreePruneWarning, match="plots need matplotlib"):
         MAKE["sweep"](tmp_path)
     assert (tmp_path / "sweep.json").exists()
     assert not list(Path(tmp_path).glob("*.png"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from no_pictures import pictures
 
 from freeprune import FreePruneError, Recipe, compare
 from freeprune.engine.command.cli import main
@@ -157,7 +158,8 @@ def test_what_cannot_be_compared_is_a_sentence(options, message, tmp_path):
 def test_the_command_prints_a_table_and_draws_the_curves(tmp_path):
     arguments = ["compare", "digits:cnn", "--data", "digits", "--target", "macs=40%", "--trials", "5", "--seeds", "2"]
     arguments += ["--strategies", "random,evolution", "--calibration-images", "32", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, arguments)
+    with pictures():
+        result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "evolution" in result.output
     assert "beats random" in result.output

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from no_pictures import pictures
 from torch import nn
 
 from freeprune import FreePruneError, Recipe, correlate
@@ -195,7 +196,8 @@ def test_the_study_of_another_network_is_refused(finished):
 def test_the_command_prints_a_table_and_draws(tmp_path):
     out = tmp_path / "out"
     arguments = ["correlate", "digits:cnn", "--data", "digits", "--target", "macs=40%", "--candidates", "3", "--out", str(out)]
-    result = CliRunner().invoke(main, [*arguments, "--finetune-images", "64", "--metrics", "freeprune,logdensity"])
+    with pictures():
+        result = CliRunner().invoke(main, [*arguments, "--finetune-images", "64", "--metrics", "freeprune,logdensity"])
     assert result.exit_code == 0, result.output
     assert "channel pruning at macs=40%, 3 candidates" in result.stdout
     assert (out / "scatter.png").read_bytes()[:4] == b"\x89PNG"

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from no_pictures import pictures
 
 from freeprune import FreePruneError, OwnTask, pick, sweep
 from freeprune.engine.command.cli import main
@@ -121,7 +122,8 @@ def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
 def test_the_commands_print_tables_and_draw_the_front(tmp_path):
     out = tmp_path / "out"
     arguments = ["sweep", "digits:cnn", "--data", "digits", "--budgets", "60%,40%", "--trials", "6"]
-    result = CliRunner().invoke(main, [*arguments, "--calibration-images", "32", "--out", str(out)])
+    with pictures():
+        result = CliRunner().invoke(main, [*arguments, "--calibration-images", "32", "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "macs=60%" in result.output
     assert "freeprune pick" in result.output
