@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
@@ -194,14 +194,6 @@ class Channel:
         groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
         return [start + np.argsort(-total, kind="stable") for start, total in groups]
 
-    def there(self, kept: Counts) -> dict[str, NDArray[np.bool_]]:
-        """For each parameter in a branch whether it is there `(P,)`, for `kept` `(P, L)` units of each group."""
-        found: dict[str, NDArray[np.bool_]] = {}
-        for index, branch in enumerate(self.branches):
-            for name in branch.parameters:
-                found[name] = found.get(name, True) & (kept[:, self.split + index] > 0)
-        return found
-
     @property
     def coupling(self) -> Coupling:
         """The coupled classes, with their trace."""
@@ -218,6 +210,16 @@ class Channel:
     def shapes(self, kept: Counts) -> dict[str, Counts]:
         """The shape `(P, dims)` of each convolution and linear weight for `kept` `(P, L)` units of each group."""
         return self.sizes.shapes(self.channels(kept))
+
+    def sides(self, names: Sequence[str]) -> Callable[[Counts], tuple[Counts, Counts]]:
+        """What gives rows and columns `(P, W)` of these weights for `(P, L)` units; 0 while the branch of a weight is gone."""
+        counted = self.sizes.sides(names)
+
+        def of(kept: Counts) -> tuple[Counts, Counts]:
+            rows, columns = np.split(counted(self.channels(kept)).astype(np.int64), 2, axis=1)
+            return rows, columns
+
+        return of
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
         """The width of a channel group on these dimensions that `span` does not divide; None if there is none."""

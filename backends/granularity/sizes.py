@@ -54,7 +54,7 @@ class Sizes:
                 there = self._there(name, product.module)
                 weights.append((weight.constant, [*(self._counts(product.dims[d]) for d in weight.dims), *there]))
         lying = [self._lying_in(branch, dense, inputs) for branch in self._branches]
-        products = []
+        products: list[Term] = []
         for number, product in enumerate(dense.products):
             there = self._switched(index for index, inside in enumerate(lying) if number in inside)
             products.append((product.constant, [*(self._counts(ids) for ids in product.dims), *there]))
@@ -74,6 +74,15 @@ class Sizes:
                 terms.append((product.constant // weight.constant, [self._counts(ids) for ids in others]))
             found.append(terms)
         return SumsOfProducts(found, self._groups)
+
+    def sides(self, names: Sequence[str]) -> SumsOfProducts:
+        """The rows of these weights, one after the other, then their columns; 0 while the branch of a weight is gone."""
+        terms = []
+        for dim in (0, 1):
+            for name in names:
+                whole: Size = (self._network.get_parameter(name).shape[dim], np.zeros(self._groups, np.int64))
+                terms.append([(1, [self._dims.get(name, {}).get(dim, whole), *self._there(name)])])
+        return SumsOfProducts(terms, self._groups)
 
     def shapes(self, channels: Counts) -> dict[str, Counts]:
         """The shape `(P, dims)` of each convolution and linear weight."""

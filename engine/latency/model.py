@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from .measurements import Measurements, Timed, Wanted
-from .tables import table
+from .tables import Tables, table
 
 DRAWN = 0.5  # from 0.2 to 1 the median errors of five networks hardly change; with 0 the largest is up to 1.6 times as large
 
@@ -40,9 +40,15 @@ class LatencyModel:
     """
 
     def __init__(self, wanted: Wanted, measured: Measurements, channel: Channel, dense: float | None = None) -> None:
-        self._channel, self._batch, self._groups = channel, wanted.batch, len(channel.groups)
+        self._channel, self._groups = channel, len(channel.groups)
         self.tables = [table(layer, sizes, measured.least(layer)) for layer, sizes in wanted.grids.items()]
-        self._users = [[call for call in wanted.calls if call.layer == one.layer] for one in self.tables]
+        places, layers = {layer: place for place, layer in enumerate(wanted.grids)}, [call.layer for call in wanted.calls]
+        self._sides = channel.sides([call.weight for call in wanted.calls])
+        self._layers_ms = Tables(self.tables, [places[layer] for layer in layers])
+        self._outputs = np.array([call.outputs for call in wanted.calls], np.float64)
+        self._transposed = np.array([layer.op == "ConvTranspose" for layer in layers])
+        self._groups_of = np.array([layer.groups for layer in layers])
+        self._products = np.array([math.prod(layer.kernel) * layer.positions / wanted.batch for layer in layers])
         self._scale = np.zeros(3)
         self.errors: list[float]
         ((table_ms, entries, others, macs),) = self._parts(dense_units(channel.groups)[None])
@@ -65,16 +71,10 @@ class LatencyModel:
 
     def _parts(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """`(P, 4)`: sum of the tables in milliseconds, entries of outputs, multiplications outside the layers, and all."""
-        shapes, there = self._channel.shapes(kept), self._channel.there(kept)
-        always = np.ones(len(kept), np.bool_)
-        table_ms, entries, macs = np.zeros((3, len(kept)))
-        for one, users in zip(self.tables, self._users, strict=True):
-            layer = one.layer
-            runs = np.stack([there.get(call.weight, always) for call in users], axis=1)
-            rows, columns = (np.stack([shapes[call.weight][:, dim] for call in users], axis=1) * runs for dim in (0, 1))
-            table_ms += (one(rows, columns) * runs).sum(axis=1)
-            entries += (columns * layer.groups if layer.op == "ConvTranspose" else rows) @ [call.outputs for call in users]
-            macs += (rows * columns).sum(axis=1) * (math.prod(layer.kernel) * layer.positions / self._batch)
+        rows, columns = self._sides(kept)
+        table_ms = (self._layers_ms(rows, columns) * (rows > 0)).sum(axis=1)
+        entries = np.where(self._transposed, columns * self._groups_of, rows) @ self._outputs
+        macs = (rows * columns) @ self._products
         all_macs = self._channel.costs(kept)["macs"]
         return np.stack([table_ms, entries, all_macs - macs, all_macs], axis=1)
 

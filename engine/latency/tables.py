@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ LEVELS = 6  # largest number of sizes along one axis
 
 Point = tuple[int, int]
 """Rows and columns of a layer's weight."""
+
+Sizes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,6 @@ class Table:
     columns: NDArray[np.int64]
     ms: NDArray[np.float64]
 
-    def __call__(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Milliseconds at these sizes, of their shape: bilinear, constant below the smallest measured one.
-
-        Grouped convolutions are measured with whole groups removed; channels removed within groups count in proportion.
-        """
-        (i, di), (j, dj) = _place(self.rows, rows), _place(self.columns, columns)
-        up, right = np.minimum(i + 1, len(self.rows) - 1), np.minimum(j + 1, len(self.columns) - 1)
-        low = self.ms[i, j] * (1 - dj) + self.ms[i, right] * dj
-        high = self.ms[up, j] * (1 - dj) + self.ms[up, right] * dj
-        within = columns / self.layer.columns if self.layer.groups > 1 else 1.0
-        result: NDArray[np.float64] = (low * (1 - di) + high * di) * within
-        return result
-
 
 def table(layer: Layer, sizes: Grid, ms: Mapping[Point, float]) -> Table:
     """The table of a layer from its milliseconds at the points of its grid; made non-decreasing along both axes."""
@@ -108,10 +97,63 @@ def table(layer: Layer, sizes: Grid, ms: Mapping[Point, float]) -> Table:
     return Table(layer, np.array(sizes.rows), np.array(sizes.columns), monotone)
 
 
-def _place(sizes: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The interval between measured sizes that each wanted size lies in, and where in it, 0 to 1."""
-    if len(sizes) == 1:
-        return np.zeros_like(wanted), np.zeros(wanted.shape)
-    inside = np.clip(wanted, sizes[0], sizes[-1])
-    index = np.clip(np.searchsorted(sizes, inside, side="right") - 1, 0, len(sizes) - 2)
-    return index, (inside - sizes[index]) / (sizes[index + 1] - sizes[index])
+class Tables:
+    """The tables of all calls at once, which a search asks for thousands of times: bilinear between the sizes that were timed,
+    constant below the smallest.
+
+    Grouped convolutions are measured with whole groups removed; channels removed within groups count in proportion.
+
+    Args:
+        tables: one for each distinct layer.
+        calls: for each of K calls the place of its table.
+    """
+
+    def __init__(self, tables: Sequence[Table], calls: list[int]) -> None:
+        self._rows, self._columns = _Axis([one.rows for one in tables], calls), _Axis([one.columns for one in tables], calls)
+        self._width = np.array([one.columns.size for one in tables], np.int64)[calls]
+        self._start = _starts([one.ms.size for one in tables])[calls]
+        # A corner beyond the last size is read and counts nothing.
+        self._ms = np.concatenate([*(one.ms.ravel() for one in tables), np.zeros(self._width.max(initial=0) + 1)])
+        within = [one.layer.columns if one.layer.groups > 1 else 0 for one in tables]
+        self._within = np.array(within, np.int64)[calls]
+
+    def __call__(self, rows: Sizes, columns: Sizes) -> NDArray[np.float64]:
+        """Milliseconds `(P, K)` of each call at these rows and columns `(P, K)` of its weight."""
+        (i, di), (j, dj) = self._rows(rows), self._columns(columns)
+        corner = self._start + i * self._width + j
+        low = self._ms[corner] * (1 - dj) + self._ms[corner + 1] * dj
+        corner += self._width
+        high = self._ms[corner] * (1 - dj) + self._ms[corner + 1] * dj
+        within = np.where(self._within > 0, columns / np.maximum(self._within, 1), 1.0)
+        result: NDArray[np.float64] = (low * (1 - di) + high * di) * within
+        return result
+
+
+class _Axis:
+    """For every size up to the dense one the interval between timed sizes that it lies in, and where in it, 0 to 1.
+
+    Args:
+        timed: the sizes of each table, ascending.
+        calls: as for `Tables`.
+    """
+
+    def __init__(self, timed: Sequence[Sizes], calls: list[int]) -> None:
+        intervals, shares = [np.zeros(0, np.int64)], [np.zeros(0)]
+        for sizes in timed:
+            inside = np.clip(np.arange(sizes[-1] + 1), sizes[0], sizes[-1])
+            index = np.clip(np.searchsorted(sizes, inside, side="right") - 1, 0, max(len(sizes) - 2, 0))
+            intervals.append(index)
+            shares.append((inside - sizes[index]) / np.append(np.diff(sizes), 1)[index])
+        self._interval, self._share = np.concatenate(intervals), np.concatenate(shares)
+        self._start = _starts([sizes[-1] + 1 for sizes in timed])[calls]
+
+    def __call__(self, sizes: Sizes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        place = self._start + sizes
+        return self._interval[place], self._share[place]
+
+
+def _starts(lengths: Sequence[int]) -> Sizes:
+    """Where each of several arrays begins in all of them together."""
+    counts = np.array(lengths, np.int64)
+    starts: Sizes = np.cumsum(counts) - counts
+    return starts

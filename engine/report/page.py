@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def _page(folder: Path, config: Mapping[str, Any]) -> str:
     return template.render(folder=str(folder), config=config, files=files, **content)
 
 
+@cache
 def _environment() -> Environment:
+    """What makes pages of templates, which are compiled once."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -31,6 +31,19 @@ def test_shapes_are_those_of_the_pruned_network(granularity):
         }
 
 
+@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
+def test_sides_are_those_of_the_weights_that_are_left(name):
+    dense, images = networks.build(name), torch.randn(2, *networks.SHAPE)
+    backend = found_backend(dense, images, depth=True)
+    names = sorted(backend.shapes(np.array([[group.units for group in backend.groups]])))
+    units, least = (np.array([getattr(group, kind) for group in backend.groups]) for kind in ("units", "minimum"))
+    kept = np.random.default_rng(0).integers(least, units + 1, (4, len(units)))
+    for place, row in enumerate(kept):
+        pruned = dict(freeprune.backends.apply(dense, backend.plan(row)).named_parameters())
+        shapes = [tuple(pruned[one].shape[:2]) if one in pruned else (0, 0) for one in names]
+        assert [tuple(side) for side in np.stack(backend.sides(names)(kept), 2)[place].tolist()] == shapes
+
+
 ONES = np.ones(9)
 
 
@@ -116,8 +129,8 @@ def test_a_branch_that_is_gone_takes_no_time():
     names = [name for name, parameter in dense.named_parameters() if parameter.dim() > 1]
 
     def there_ms(rows, backend):
-        shapes, there = backend.shapes(rows), backend.there(rows)
-        return 1.2 * sum(milliseconds(*shapes[name][:, :2].T) * there.get(name, 1) for name in names)
+        sides = np.stack(backend.sides(names)(rows))
+        return 1.2 * (milliseconds(*sides) * (sides[0] > 0)).sum(axis=1)
 
     backend, model = hand_made(dense, images, there_ms, depth=True)
     assert len(backend.branches) == 2

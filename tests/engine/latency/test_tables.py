@@ -6,7 +6,7 @@ import numpy as np
 from toys import milliseconds
 
 from freeprune.engine.latency.layers import Layer
-from freeprune.engine.latency.tables import Reach, grid, table
+from freeprune.engine.latency.tables import Reach, Tables, grid, table
 
 BLOCKED, PLAIN = SimpleNamespace(step=8, alignment=4), SimpleNamespace(step=16, alignment=1)
 
@@ -24,6 +24,12 @@ def measured(layer, reach, measure, runtime=BLOCKED):
     return table(layer, sizes, {point: measure(layer, *point) for point in sizes.points})
 
 
+def at(one, rows, columns):
+    """Milliseconds of a single table."""
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    return Tables([one], [0])(rows.reshape(-1, 1), columns.reshape(-1, 1)).reshape(rows.shape)
+
+
 def test_a_table_is_exact_at_its_points_and_bilinear_between():
     layer = linear(64, 40)
     narrow = measured(layer, Reach(4, 40, (8, 8)), law)
@@ -31,11 +37,21 @@ def test_a_table_is_exact_at_its_points_and_bilinear_between():
     assert narrow.columns.tolist() == [40]
     full = measured(layer, Reach(8, 8, (8, 8)), law)
     points = np.meshgrid(full.rows, full.columns, indexing="ij")
-    assert np.array_equal(full(*points), law(layer, *points))
+    assert np.array_equal(at(full, *points), law(layer, *points))
     # The law is bilinear itself, so that interpolation reproduces it.
     between = np.array([[9, 63, 30]]), np.array([[39, 8, 17]])
-    assert np.allclose(full(*between), law(layer, *between))
-    assert full(np.array([3]), np.array([2])) == law(layer, 8, 8)
+    assert np.allclose(at(full, *between), law(layer, *between))
+    assert at(full, 3, 2) == law(layer, 8, 8)
+
+
+def test_many_calls_are_looked_up_at_once():
+    """Three calls of two layers; a table of one size, whose corners beyond it are another's, and one of many."""
+    small, large = linear(8, 8), linear(64, 40)
+    tables = [measured(small, Reach(8, 8, (0, 0)), law), measured(large, Reach(8, 8, (8, 8)), law)]
+    found = Tables(tables, [1, 0, 1])(np.array([[24, 8, 64], [8, 3, 9]]), np.array([[32, 8, 40], [16, 2, 39]]))
+    same = law(small, 8, 8)
+    assert np.allclose(found, [[law(large, 24, 32), same, law(large, 64, 40)], [law(large, 8, 16), same, law(large, 9, 39)]])
+    assert Tables([], [])(np.zeros((2, 0), np.int64), np.zeros((2, 0), np.int64)).shape == (2, 0)
 
 
 def test_a_table_is_monotone_whatever_is_measured():
@@ -50,7 +66,7 @@ def test_where_any_width_may_be_proposed_a_point_stands_for_the_slow_ones_too():
         return 1.0 if columns % 4 == 0 else 3.0
 
     free = measured(linear(16, 32), Reach(8, 8, (1, 1)), blocked)
-    assert free(np.array([16]), np.array([32])) == (1 + 3 + 3 + 3) / 4
+    assert at(free, 16, 32) == (1 + 3 + 3 + 3) / 4
     rounded = measured(linear(16, 32), Reach(8, 8, (8, 8)), blocked)
     assert (rounded.ms == 1).all()
 
@@ -76,4 +92,4 @@ def test_grouped_convolutions_have_one_axis_and_count_within_groups_in_proportio
     layer = Layer("Conv", 32, 4, 8, (3, 3), (1, 8, 8), 64, (("pads", (1, 1, 1, 1)), ("strides", (1, 1)), ("dilations", (1, 1))))
     grouped = measured(layer, Reach(8, 2, (1, 1)), lambda layer, rows, columns: float(rows))
     assert grouped.columns.tolist() == [4]
-    assert grouped(np.array([16, 16]), np.array([4, 2])).tolist() == [16.0, 8.0]
+    assert at(grouped, [16, 16], [4, 2]).tolist() == [16.0, 8.0]
