@@ -1,6 +1,7 @@
 """What every granularity must hold, on every kind of network."""
 
 import copy
+from functools import cache
 
 import networks
 import numpy as np
@@ -22,7 +23,9 @@ CASES = [(granularity, name) for granularity in sorted(BACKENDS) for name in sor
 CASES += [(granularity, name) for granularity in COMPOSED for name in ("resnet_a", "mobilenet_v2", "densenet")]
 
 
+@cache
 def backend_of(granularity, name, **options):
+    """A network and its granularity, which no test changes."""
     network = networks.build(name)
     return network, find_backend(granularity)(network, (networks.images(2),), importance("l2", network), **options)
 

@@ -14,8 +14,14 @@ from freeprune.metrics import METRICS, MetricError, reference
 CASES = [(metric, granularity) for metric in sorted(METRICS) for granularity in sorted(BACKENDS)]
 
 
-def setting(granularity, name="resnet_a"):
-    network = networks.build(name)
+@cache
+def setting(granularity, collapsed=False):
+    """A network, of zeros alone if it is to be `collapsed`, images for it and its granularity, which no test changes."""
+    network = networks.build("resnet_a")
+    if collapsed:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
     batch = Batch((networks.images(16),), torch.arange(16) % 5)
     finer = {"nm": "4"} if granularity == "nm" else {}  # 2:4 knows but two levels
     backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network), **finer)
@@ -118,11 +124,7 @@ def test_a_trained_network_loses_by_pruning(metric, granularity):
 
 @pytest.mark.parametrize(("metric", "granularity"), CASES)
 def test_a_collapsed_network_gets_a_score_or_a_sentence(metric, granularity):
-    network, batch, backend = setting(granularity)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network))
+    network, batch, backend = setting(granularity, collapsed=True)
     try:
         score = METRICS[metric](backend.candidate(kept(backend, 0.5)), reference(network, batch), batch)
     except MetricError:
