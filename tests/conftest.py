@@ -1,4 +1,5 @@
 import gc
+import os
 
 import briefly as briefly
 import pytest
@@ -16,3 +17,11 @@ def _garbage_sought_among_what_is_new():
     """Half a million objects of imported modules stay for good, and need not be gone through at each collection."""
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """What is written survives a killed process without it, and no test takes the power away."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
