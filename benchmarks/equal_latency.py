@@ -96,6 +96,7 @@ def cells() -> Iterator[Cell]:
         for network, share in ABLATED if method in ("freeprune-widths", "freeprune-depth") else ROWS:
             if (share != 0.4 or method in SEARCHED) and (network not in OTHERS or method not in OF_BRANCHES):
                 yield Cell(network, share, method)
+    yield Cell(LITE, 1.0, "dense")  # that of the others is in `results/peers/`
 
 
 class Bench:
@@ -258,6 +259,10 @@ def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str,
     start = time.perf_counter()
     if cell.method in SEARCHED:
         found = {seed: searched(bench, cell, seed) for seed in seeds}
+    elif cell.method == "dense":
+        found = {
+            seed: {**trained(bench, cell.network, bench.network(cell.network), seed), "latency_share": 1.0} for seed in seeds
+        }
     elif cell.method == "blocks-at-random":
         found = {seed: at_latency(bench, cell, (seed,))[seed] for seed in seeds}
     else:

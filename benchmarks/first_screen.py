@@ -50,6 +50,8 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
     found: dict[tuple[str, float, str], Runs] = defaultdict(Runs)
     for path in sorted((RESULTS / "latency").glob("*.json")):
         run = json.loads(path.read_text())
+        if run["method"] == "dense":
+            continue
         key = run["network"], run["share"], run["method"]
         found[key].accuracy.append(100 * run["accuracy"])
         found[key].labels.append(100 * run["labels"])
@@ -61,7 +63,9 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
 def dense_accuracy(network: str) -> list[float]:
     """Of the dense network after the same fine-tuning, in percent, one entry a seed."""
     paths = sorted((RESULTS / "peers").glob(f"?-{network}-channel-macs100-dense-*.json"))
-    return [100 * json.loads(path.read_text())["methods"]["dense"]["accuracy"] for path in paths]
+    found = [json.loads(path.read_text())["methods"]["dense"]["accuracy"] for path in paths]
+    found += [json.loads(path.read_text())["labels"] for path in (RESULTS / "latency").glob(f"{network}-100-dense-*.json")]
+    return [100 * accuracy for accuracy in found]
 
 
 def table() -> str:

@@ -28,7 +28,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 import matplotlib.pyplot as plt  # noqa: E402
 
 DOCS = Path(__file__).parent.parent / "docs"
-NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG"}
+NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG", "efficientnet-lite0": "EfficientNet-Lite0"}
 OURS = "freeprune"
 OFF = 0.01  # of the budget
 BASELINES = ("uniform", "random")
@@ -299,7 +299,8 @@ the ResNets' latency with `--precision 32-true`.
 - `inner-halved`: widths inside the blocks at equal rates in steps of 4, the residual streams whole, as those who halve them by
   hand do.
 - `blocks-from-the-end`: whole residual branches, the last ones first, and what is left by the width of the next one.
-- `freeprune-widths`: a search of FreePrune without depth (`--no-depth`).
+- `freeprune-widths`, `freeprune-depth`: a search of FreePrune for widths alone (`--no-depth`), and for branches alone
+  (`--only '*branch'`).
 - `uniform-8`: the same rate in every group, in steps of 8.
 
 {at_equal_latency}
