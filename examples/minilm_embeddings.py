@@ -70,7 +70,7 @@ def main() -> None:
     def searched(seed: int, trials: int, recovery: bool = True) -> dict[str, float]:
         result = freeprune.prune(
             network, (train, test.some(slice(64))), target={"macs": asked.macs}, task="embedding", finetune=None, trials=trials,
-            seed=seed, depth=trials > 0 and not asked.no_depth, recovery=recovery, criterion="obs",
+            seed=seed, depth=trials > 0 and not asked.no_depth, recovery=recovery, criterion="obs", metric="calibratedkl",
             calibration_images=asked.calibration,
             out=asked.out / f"{trials}-{seed}", force=True, latency_batch=8, rehearsal=trials > 0,
         )  # fmt: skip

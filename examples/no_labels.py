@@ -5,7 +5,8 @@ r"""A trained network and a folder of images that nobody has labelled: pruned wi
 Trains a small network on scikit-learn's digits and writes their images to OUT/images, without labels; then runs
 
     freeprune prune examples/no_labels.py:small --weights OUT/dense.safetensors --data imagefolder:OUT/images \
-        --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --target macs=20% --trials 100 --finetune-epochs 0 --out OUT/run
+        --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --target macs=20% --metric calibratedkl --trials 100 --finetune-epochs 0 \
+        --out OUT/run
 
 and, since here the labels are known after all, says what the agreement in its table was worth.
 """
@@ -77,7 +78,7 @@ def main() -> None:
     command = [
         "freeprune", "prune", f"{__file__}:small", "--weights", str(out / "dense.safetensors"),
         "--data", f"imagefolder:{out / 'images'}", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--target", "macs=20%",
-        "--trials", "100", "--finetune-epochs", "0", "--out", str(out / "run"), "--force",
+        "--metric", "calibratedkl", "--trials", "100", "--finetune-epochs", "0", "--out", str(out / "run"), "--force",
     ]  # fmt: skip
     print("$", *command)  # noqa: T201
     subprocess.run(command, check=True)

@@ -83,7 +83,9 @@ class Settings:
     granularity: str = option("channel", "What is pruned as one unit; see freeprune list granularities.")
     strategy: str = option("evolution", "How rates are searched; see freeprune list strategies.")
     metric: str | Metric = option(
-        "freeprune", "How candidates are scored; see freeprune list metrics, or give path/to/file.py:callable."
+        "freeprune",
+        "How candidates are scored: calibratedkl where nothing will be trained; see freeprune list metrics, or give "
+        "path/to/file.py:callable.",
     )
     criterion: str = option("l2", "Importance that orders the units of a layer; see freeprune list criteria.")
     trials: int = option(300, "Number of rate vectors to score; 0 prunes every group at the same rate.", least=0)
