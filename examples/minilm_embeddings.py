@@ -1,6 +1,6 @@
 r"""MiniLM embeds sentences with 60% of its MACs, without labels and without any training.
 
-    python examples/minilm_embeddings.py --data sst2 [--out runs/minilm-embeddings] [--seeds 0 1 2] [--macs 0.6]
+    python examples/minilm_embeddings.py --data sst2 --no-depth [--out runs/minilm-embeddings] [--seeds 0 1 2] [--macs 0.6]
 
 Needs what `minilm_sst2.py` needs; no label is read. What counts is the order of similarities: Spearman's correlation of the
 cosines of pairs of test sentences with those of the dense network.
@@ -57,7 +57,7 @@ def similarities(network: nn.Module, data: Sentences) -> np.ndarray:
 
 
 def main() -> None:
-    parser, parsed = options(__doc__, "minilm-embeddings", macs=0.6, sentences=1000, length=24, trials=100, calibration=512)
+    parser, parsed = options(__doc__, "minilm-embeddings", macs=0.6, sentences=1000, length=24, trials=40, calibration=1536)
     parser.add_argument("--data", type=Path, default=Path("sst2"), help="folder of SST-2")
     parser.add_argument("--weights", type=Path, help="folder of MiniLM, as Hugging Face has it; by default the package's")
     asked = parsed()
