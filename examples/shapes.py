@@ -58,7 +58,7 @@ def drawn(count: int, seed: int) -> Drawn:
     return Drawn(images[:, None], masks, boxes)
 
 
-def options(doc: str, name: str, *, epochs: int, finetune: float = 10, seeds: tuple[int, ...] = (0, 1, 2)) -> Namespace:
+def options(doc: str, name: str, *, epochs: int, finetune: float = 10, trials: int = 100) -> Namespace:
     """The command line of an example."""
     parser = ArgumentParser(description=doc.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder for what the runs write")
@@ -66,8 +66,8 @@ def options(doc: str, name: str, *, epochs: int, finetune: float = 10, seeds: tu
     parser.add_argument("--test-images", type=int, default=1000, help="test images")
     parser.add_argument("--epochs", type=int, default=epochs, help="of the dense network")
     parser.add_argument("--finetune-epochs", type=float, default=finetune, help="of the pruned networks")
-    parser.add_argument("--trials", type=int, default=100, help="of the search")
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="of searches and fine-tuning")
+    parser.add_argument("--trials", type=int, default=trials, help="of the search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of searches and fine-tuning")
     parser.add_argument("--macs", type=float, default=0.5, help="of the dense network's")
     return parser.parse_args()
 

@@ -49,7 +49,7 @@ def data(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    asked = options(__doc__, "unet", epochs=16)
+    asked = options(__doc__, "unet", epochs=16, finetune=16, trials=300)
     training, test = data(asked.images, 0), data(asked.test_images, 1)
     compared(fitted(UNet, training, F.cross_entropy, asked.epochs), (training, test), asked, learning_rate=0.05)
 
