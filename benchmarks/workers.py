@@ -5,9 +5,10 @@
 `local`: two processes of ours and two of a `ProcessPoolExecutor`, in turns: the time to start, the overhead of an item that
 does nothing, and the time for items of 10 ms. The fastest turn counts, since other jobs slow down the others. It needs no DIR.
 
-`actors`: ResNet-56, `channel`, `macs=50%`: the same 60 candidates on 2 local processes and on 4 Ray actors of the same machine,
-in turns. `scaling`: a metric that only sleeps, on 32 actors. DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of
---weights the pretrained networks. Writes `results/workers.json`; what is not measured this time stays there.
+`actors`: ResNet-56, `channel`, `macs=50%`: the same candidates on 2 and 4 local processes and on as many Ray actors of the same
+machine, in turns: what the actors cost, and what it costs that they are more than the cores. `scaling`: a metric that only
+sleeps, on 32 actors. DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights the pretrained networks. Writes
+`results/workers.json`; what is not measured this time stays there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -45,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--candidates", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=9, help="of `actors`")
     parser.add_argument("--only", nargs="*", default=["local", "actors", "scaling"])
     options = parser.parse_args()
     path = RESULTS / "workers.json"
@@ -135,24 +136,32 @@ def actors(options: argparse.Namespace) -> dict:
             return os.getpid()
         return score(item)[0]
 
-    seconds: dict[str, list[float]] = {"processes": [], "actors": []}
-    found = {}
-    with cluster(4) as address, pool(scored, Placement(2)) as processes:
-        started(processes, 2)  # forked before this process has Ray's threads
-        with pool(scored, Placement(4, ray=address)) as remote:
-            started(remote, 4)
-            for _ in range(options.rounds):
-                for name, workers in (("processes", processes), ("actors", remote)):
-                    begin = time.perf_counter()
-                    found[name] = dict(workers.each(kept))
-                    seconds[name].append(time.perf_counter() - begin)
-    ratios = [a / p for a, p in zip(seconds["actors"], seconds["processes"], strict=True)]
+    with ExitStack() as stack:  # processes are forked before this one has Ray's threads
+        kinds = {f"{count} processes": stack.enter_context(pool(scored, Placement(count))) for count in (2, 4)}
+        for name, workers in kinds.items():
+            started(workers, int(name[0]))
+        address = stack.enter_context(cluster(6))
+        for count in (2, 4):
+            kinds[f"{count} actors"] = stack.enter_context(pool(scored, Placement(count, ray=address)))
+            started(kinds[f"{count} actors"], count)
+        seconds: dict[str, list[float]] = {name: [] for name in kinds}
+        found = {}
+        for turn in range(options.rounds):
+            for name in list(kinds)[:: 1 if turn % 2 else -1]:
+                begin = time.perf_counter()
+                found[name] = dict(kinds[name].each(kept))
+                seconds[name].append(time.perf_counter() - begin)
+
+    def over_two_processes(name: str) -> dict:
+        ratios = [a / b for a, b in zip(seconds[name], seconds["2 processes"], strict=True)]
+        return {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+
     return {
         "candidates": len(kept),
         "cores": os.cpu_count(),
         "seconds": seconds,
-        "actors_over_processes": {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]},
-        "scores_equal": found["processes"] == found["actors"],
+        "over_2_processes": {name: over_two_processes(name) for name in kinds if name != "2 processes"},
+        "scores_equal": all(scores == found["2 processes"] for scores in found.values()),
         "load": os.getloadavg()[0],
     }
 

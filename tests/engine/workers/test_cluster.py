@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_a_network_from_a_file_travels_with_its_code(cluster, tmp_path):
     score = job.scorer()
     with pool(lambda kept: score(kept)[0], Placement(1, ray=cluster.address)) as given:
         assert dict(given.each(trials)) == here(lambda kept: score(kept)[0], trials)
+
+
+def test_ray_accepts_the_cluster_file_that_users_start_from():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+    from yaml import safe_load
+
+    given = safe_load((Path(__file__).parents[3] / "examples" / "ray_cluster.yaml").read_text())
+    config = prepare_config(given)
+    validate_config(config)
+    assert config["max_workers"] == len(given["provider"]["worker_ips"])
+    for node in ("head", "worker"):
+        assert "ray start" in config[f"{node}_start_ray_commands"][-1]
 
 
 def test_a_study_on_the_cluster_is_the_same(cluster, tmp_path):
