@@ -43,19 +43,26 @@ class SumsOfProducts:
             for constant, sizes in terms
         ]
         depth = max(1, *map(len, products)) if products else 1
-        self._per_unit = np.array([per_unit for _, per_unit in table], np.float64).T  # (L, sizes)
+        per_unit = np.array([per_unit for _, per_unit in table], np.float64)  # (sizes, L)
+        self._group = np.abs(per_unit).argmax(axis=1)  # most sizes count the units of one group
+        self._of_group = per_unit[np.arange(len(table)), self._group]
+        self._several = np.flatnonzero((per_unit != 0).sum(axis=1) > 1)
+        self._of_several = per_unit[self._several]
         self._always = np.array([always for always, _ in table], np.float64)
         places = [[*factors, *[one] * (depth - len(factors))] for factors in products]
         self._places = np.array(places, np.int64).reshape(len(products), depth).T
-        self._constants = np.zeros((len(products), len(sums)))
+        self._constants = np.zeros((len(sums), len(products)))
         for place, number, constant in constants:
-            self._constants[place, number] += constant
+            self._constants[number, place] += constant
 
     def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """The sums `(P, S)` for kept units `(P, L)`; exact below 2**53."""
-        sizes = kept @ self._per_unit + self._always
-        product = sizes[:, self._places[0]]
+        units = np.ascontiguousarray(kept.T, np.float64)  # networks last: a group's units lie side by side
+        sizes = units[self._group] * self._of_group[:, None]
+        sizes[self._several] = self._of_several @ units
+        sizes += self._always[:, None]
+        product = sizes[self._places[0]]
         for places in self._places[1:]:
-            product = product * sizes[:, places]
-        result: NDArray[np.float64] = product @ self._constants
+            product *= sizes[places]
+        result: NDArray[np.float64] = (self._constants @ product).T
         return result

@@ -15,6 +15,7 @@ CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 # Halvings of the interval of the shift, whose length is 2 for rates and at most 64 for logarithms: to less than one unit.
 BISECTIONS = 50
 SHOWN = 3  # layers named in an error
+AHEAD = 32  # groups that are asked at once whether one more unit fits
 TIE = 1e-6  # between the coordinates of switches that are equal
 
 
@@ -220,7 +221,8 @@ class Space:
 
         Giving a unit lowers its group's remainder by one, so all groups take turns, in the same order in every round. Since
         costs are monotone, a group that was refused once can be left out for good, and if the state after many turns fits, so
-        does every state before it: turns are taken in strides, with the same result as one at a time.
+        does every state before it: turns are taken in strides, with the same result as one at a time. For the same reason a
+        group that would be refused now is refused at its turn, so where one is, those after it are asked at once.
         """
         kept = kept.copy()
         order = np.argsort(np.minimum(kept - real, 0), axis=1, kind="stable")
@@ -242,9 +244,23 @@ class Space:
             turn[taken] += stride[taken]
             stride[taken] *= 2
             single = failed[stride[failed] == 1]
-            refused[single, order[single, turn[single] % self.size]] = True
-            turn[single] += 1
+            turn[single] += self._refuse(single, kept, refused, order, turn)
             stride[failed] = np.maximum(stride[failed] // 4, 1)
+
+    def _refuse(
+        self, rows: NDArray[np.int64], kept: NDArray[np.int64], refused: NDArray[np.bool_], order: NDArray[np.int64],
+        turn: NDArray[np.int64],
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """Leave out those of the next groups whose turn it is that no unit fits of, and say how many turns that is, `(R,)`."""
+        groups = order[rows[:, None], (turn[rows, None] + np.arange(min(AHEAD, self.size))) % self.size]
+        row, place = np.nonzero(~refused[rows[:, None], groups] & (kept[rows[:, None], groups] < self.units[groups]))
+        one_more = kept[rows[row]]
+        one_more[np.arange(len(row)), groups[row, place]] += 1
+        fits = np.zeros(groups.shape, np.bool_)
+        fits[row, place] = self.fits(one_more)
+        refused[rows[row], groups[row, place]] = ~fits[row, place]
+        turns: NDArray[np.int64] = np.where(fits.any(axis=1), fits.argmax(axis=1), groups.shape[1])
+        return turns
 
     def _check_targets(self) -> None:
         smallest, dense = self.costs(self.minimum[None]), self.costs(self.units[None])
