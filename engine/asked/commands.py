@@ -50,7 +50,7 @@ SPACE: tuple[Option | str, ...] = (
     *_some(SETTINGS, "granularity", "criterion", "max_rate"), LAYOUT,
     *_some(SETTINGS, "only", "ignore", "calibration_images", "recovery"),
 )  # fmt: skip
-SEARCH = _some(SETTINGS, "metric", "warm_starts", "proposals")
+SEARCH = _some(SETTINGS, "metric", "warm_starts", "proposals", "score_precision")
 PLACEMENT = tuple(declared(Placement).values())
 DEVICE, DEVICES, NODES, LOADERS = declared(Hardware).values()
 TRAINING = (*_some(

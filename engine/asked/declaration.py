@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import FreePruneError
 from ...options import Kind, check_all, option
+from .recipe import PRECISIONS
 
 if TYPE_CHECKING:
     from ...metrics import Metric
@@ -128,6 +129,13 @@ class Settings:
         (), "Do not prune groups that touch a layer whose name matches this pattern; repeatable.", kind=Kind.EACH
     )
     calibration_images: int = option(256, "Number of training images that scores are computed on.")
+    score_precision: str = option(
+        "32-true",
+        "Number format that candidates are scored in: 32-true, bf16-mixed or 16-mixed. bf16-mixed is faster where the "
+        "processor computes in bfloat16.",
+        holds=lambda value: value in PRECISIONS,
+        expected=f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+    )
     recovery: bool = option(
         True, "Before any training, fit the weights that stay to the dense network's layer outputs.", kind=Kind.PAIR
     )

@@ -75,6 +75,7 @@ class SearchOptions(SpaceOptions, total=False):
 
     warm_starts: Iterable[str] | None
     proposals: int
+    score_precision: str
     latency_batch: int
     latency_threads: int
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -49,6 +50,8 @@ from ..tasks.choice import Choice
 from ..user_code import check_takes, name_of, scored, warn
 from .record import record
 from .task import Finetune, check_finetune, check_labels, doubt_of, guided, read_by, task_of, trained_by
+
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # formats in which operators that allow it compute
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,14 @@ class Job:
         It holds only the parts of the job that scoring needs, since it is sent to workers; above all, not the data set.
         """
         candidate, metric, dense, batch = self.candidates(), self.metric, self.dense, self.scored
+        half, device = HALF.get(self.settings.score_precision), next(self.fast.parameters()).device.type
 
         def score(kept: NDArray[np.int64]) -> tuple[float, float]:
             start = time.perf_counter()
-            return scored(metric, candidate(kept), dense, batch), time.perf_counter() - start
+            pruned = candidate(kept)  # what its weights are fitted by is solved in full precision
+            with torch.autocast(device, half, enabled=half is not None):
+                value = scored(metric, pruned, dense, batch)
+            return value, time.perf_counter() - start
 
         return score
 

@@ -11,7 +11,21 @@ from ...errors import FreePruneError
 from ..asked.settings import PLANNED
 from ..inputs.sharded import remove_weights
 from .ledger import Ledger
-from .run_folder import COMPACTION, CONFIG, INT8, LEDGER, ONNX, ONNX_DATA, REPORT, SUMMARY, TRAINING, WEIGHTS, read_json
+from .run_folder import (
+    COMPACTION,
+    CONFIG,
+    INT8,
+    LEDGER,
+    ONNX,
+    ONNX_DATA,
+    PLANS,
+    REPORT,
+    SUMMARY,
+    TRAINING,
+    WEIGHTS,
+    differing,
+    read_json,
+)
 from .shapes import fits
 
 MADE_LAST = (SUMMARY, REPORT, ONNX, ONNX_DATA, INT8, COMPACTION, TRAINING)  # by the steps after the search
@@ -75,7 +89,7 @@ def goes_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         now: the same for what is asked for now.
     """
     more = {"trials": _more_trials, "time_limit": _more_time, "finetune": _more_training}
-    differ = {name for name in now if before.get(name) != now[name]} - {"planned", "ends"}
+    differ = differing(before, now).keys() - PLANS
     if now.get("trials") != before.get("trials") and not now.get("ends"):
         differ -= {"warm_starts"}  # of a search that begins, so that they may be others
     return bool(differ) and all(name in more and more[name](before.get(name), now[name]) for name in differ)

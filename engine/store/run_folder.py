@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
 REPLACED = ".replaced"  # folder of the files of a run that another one is about to replace
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
+PLANS = frozenset({"planned", "ends"})  # in `config.json`, of how a search was planned; nobody gives them
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, ONNX_DATA, INT8, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR, TRAINING),
@@ -117,7 +118,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool,
         keep: a run to replace is set aside until `settled`, so that `withdraw` gives it back.
 
     Raises:
-        FreePruneError: the run to resume has other options; the first difference is named.
+        FreePruneError: the run to resume has other options; they are named.
     """
     check_folder(folder, resume, force)
     if not resume:
@@ -199,17 +200,27 @@ def _remove_parts(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
+    pairs = {name: (before.get(name, ADDED.get(name)), value) for name, value in now.items()}
+    return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked}
+
+
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    for name in now:
-        if before.get(name, ADDED.get(name)) != now[name]:
-            was, asked = _differing(before.get(name), now[name])
-            raise FreePruneError(
-                f"the run in {folder} was started with {name} = {brief(repr(was))}, not {brief(repr(asked))}; "
-                "resume it with the same options, or start the run again with `force=True`"
-            )
+    others = differing(before, now)
+    options = {name: pair for name, pair in others.items() if name not in PLANS} or others
+    told = []
+    for name, pair in options.items():
+        was, asked = _parts(*pair)
+        told.append(f"{name} = {brief(repr(was))}, not {brief(repr(asked))}")
+    if told:
+        raise FreePruneError(
+            f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same options, or start the run "
+            "again with `force=True`"
+        )
 
 
-def _differing(was: Any, asked: Any) -> tuple[Any, Any]:
+def _parts(was: Any, asked: Any) -> tuple[Any, Any]:
     """Both values; of two dictionaries what differs."""
     if not (isinstance(was, dict) and isinstance(asked, dict)):
         return was, asked

@@ -129,7 +129,7 @@ def asked_shape(options: Mapping[str, Option]) -> Shape:
 
 
 # Options that older records do not have, and what they stand for there.
-ADDED = {"task": "auto", "even": False, "bad_images": "refuse"}
+ADDED = {"task": "auto", "even": False, "bad_images": "refuse", "score_precision": "32-true"}
 
 # What `pick` reads from a sweep's config; mean and std are always recorded, as those of the data if not given.
 ASKED: Shape = {

@@ -1,6 +1,7 @@
 import json
 
 import networks
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,7 +11,11 @@ import freeprune
 from freeprune import FreePruneError
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.common import Batch
+from freeprune.engine.asked.settings import settings
 from freeprune.engine.command.cli import main
+from freeprune.engine.inputs.dense import GivenModel
+from freeprune.engine.run.job import prepare
+from freeprune.engine.studies.correlation import draw_candidates
 from freeprune.metrics import METRICS, reference
 
 IMAGES, LABELS = networks.images(16), torch.arange(16) % 5
@@ -116,3 +121,20 @@ def test_the_command_scores_a_plan(tmp_path):
     refused = call(*asked, "--metric", "nothing")
     assert refused.exit_code == 2
     assert "there is no metric 'nothing'" in refused.stderr
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("metric", ["freeprune", "calibratedkl"])
+def test_half_precision_changes_the_last_digits_of_scores(metric, granularity):
+    data = [(image, label) for image, label in zip(networks.images(64), torch.arange(64) % 5, strict=True)]
+
+    def scores(**more):
+        options = {"metric": metric, "granularity": granularity, "calibration_images": 32, **more}
+        asked = settings({"macs" if granularity == "channel" else "nonzero": 0.5}, options)
+        job = prepare(GivenModel(networks.build("resnet_a")), (data, data), asked, None)
+        scorer = job.scorer()
+        return np.array([scorer(kept)[0] for kept in draw_candidates(job.space, 6, 0)])
+
+    full, half = scores(), scores(score_precision="bf16-mixed")
+    assert (full != half).all()
+    assert half == pytest.approx(full, rel=0.03, abs=0.02 * np.ptp(full))

@@ -102,6 +102,13 @@ def test_fewer_trials_than_there_are(tmp_path):
     assert prune(tmp_path, 4, resume=True).summary == result.summary
 
 
+def test_each_option_that_is_another_is_named(tmp_path):
+    prune(tmp_path, 2)
+    told = r"started with trials = 2, not 3; with seed = 0, not 1; resume"
+    with pytest.raises(FreePruneError, match=told):
+        prune(tmp_path, 3, seed=1, resume=True)
+
+
 def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
     prune(tmp_path / "run", 0)
     prune(tmp_path / "run", 12, resume=True)
@@ -116,6 +123,9 @@ def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
         ({"trials": 21, "ends": [20], "seed": 1}, False), ({"trials": 21, "ends": [20], "warm_starts": []}, False),
         ({"trials": 21, "warm_starts": []}, True), ({"finetune": RECIPE}, True), ({"finetune": "my:tune"}, True),
         ({"time_limit": 5.0}, False),
+        # options that the record does not have, since it is older than they are
+        ({"trials": 21, "ends": [20], "score_precision": "32-true"}, True),
+        ({"trials": 21, "ends": [20], "score_precision": "bf16-mixed"}, False),
     ],
 )  # fmt: skip
 def test_what_a_run_may_be_asked_for_when_it_goes_on(changes, expected):
