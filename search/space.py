@@ -16,6 +16,7 @@ CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 BISECTIONS = 50
 SHOWN = 3  # layers named in an error
 AHEAD = 32  # groups that are asked at once whether one more unit fits
+TOGETHER = 128  # networks whose costs are counted together: with many groups more do not fit into a processor's cache
 TIE = 1e-6  # between the coordinates of switches that are equal
 
 
@@ -210,10 +211,11 @@ class Space:
 
     def fits(self, kept: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which networks meet all targets, `(P,)` for kept units `(P, L)`."""
-        costs = self.costs(kept)
         fits = np.ones(len(kept), dtype=np.bool_)
-        for name, target in self.targets.items():
-            fits &= costs[name] <= target
+        for at in range(0, len(kept), TOGETHER):
+            costs = self.costs(kept[at : at + TOGETHER])
+            for name, target in self.targets.items():
+                fits[at : at + TOGETHER] &= costs[name] <= target
         return fits
 
     def _fill(self, kept: NDArray[np.int64], real: NDArray[np.float64]) -> NDArray[np.int64]:
