@@ -41,6 +41,28 @@ def least_squares(
     return plain + _conjugate_gradients(system, wanted * mask, mask, steps)
 
 
+def of_few_samples(plain: Tensor, targets: Tensor, rows: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The same weights without a mask, where there are fewer samples than columns: the system has the size of the samples.
+
+    `D = E^T (X X^T + r R)^-1 X` with what is missing `E = T - X plain^T` equals `D = E^T X (X^T X + r R)^-1`.
+
+    Args:
+        plain: as for `least_squares`.
+        targets: `(groups, R, outputs)`, what should come out.
+        rows: `(groups, R, columns)`, what goes in.
+        ridge: as for `least_squares`.
+
+    Returns:
+        V, in double precision.
+    """
+    count, long = rows.shape[1], rows.double()
+    added = count * ridge * long.square().mean((1, 2)).clamp_min(1e-30)
+    system = long @ long.mT
+    system.diagonal(dim1=-2, dim2=-1).add_(added[:, None])
+    missing = targets.double() - long @ plain.double().mT
+    return plain.double() + torch.cholesky_solve(missing, torch.linalg.cholesky(system)).mT @ long
+
+
 def _conjugate_gradients(system: Tensor, wanted: Tensor, mask: Tensor, steps: int) -> Tensor:
     """The D on the mask with `mask * (D system) = wanted`, for every output by itself, preconditioned by the diagonal."""
     scale = system.diagonal(dim1=-2, dim2=-1)[:, None, :]

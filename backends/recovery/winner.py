@@ -19,12 +19,12 @@ from .attention import Scores, folded
 from .counted import among, counted
 from .products import Call, Watched, finite, run, sample
 from .shelf import Kept, Shelf, held
-from .solve import RIDGE, least_squares
+from .solve import RIDGE, least_squares, of_few_samples
 from .sums import End, Key, Norm
 
 SAMPLES = 24  # rows of inputs for each column
 LARGEST = 2304  # columns that are solved for together: the time grows with the cube
-WIDEST = 8192  # columns of a layer; with more it keeps its plain weights, since the moments would take gigabytes
+WIDEST = 8192  # columns of a layer, or samples; with more of both it keeps its plain weights: the moments would take gigabytes
 POOR = 2  # rows for each column below which the result is called poor
 
 
@@ -87,7 +87,7 @@ def recover(
     fitted to what keeps their products (`Scores.maps`).
     """
     scores = Scores(plan)
-    wanted, watched = _seen(dense, inputs, seed, scores)
+    wanted, watched = _seen(dense, inputs, seed, scores, bool(plan.masks))
     names = {name for name in watched.calls if name not in watched.elsewhere}
     maps = scores.maps(names)
     if maps:
@@ -107,7 +107,7 @@ def recover(
     return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
 
 
-def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[dict[Key, _Wanted], Watched]:
+def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores, masked: bool) -> tuple[dict[Key, _Wanted], Watched]:
     """What each product of the dense network gives, for a sample of its rows."""
     wanted: dict[Key, _Wanted] = {}
     results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
@@ -119,7 +119,7 @@ def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores) -> tuple[
     def visit(call: Call) -> Tensor:
         made = finite(call)
         columns = call.site.matrices(call.weight).shape[-1]
-        if columns > WIDEST:
+        if columns > WIDEST and (call.samples > WIDEST or call.site.shared or masked):
             return made
         rows = among(counts, (call.site.name, call.number), call.samples, POOR * columns)
         picked = sample(call.samples, SAMPLES * columns, generator, rows).to(made.device)
@@ -296,10 +296,13 @@ class _Fit:
 
     def _closest(self, call: Call, plain: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """The weight that comes closest without a constant, as matrices."""
+        mask = self._masked(call)
+        if mask is None and not call.site.shared and rows.shape[1] < rows.shape[2]:
+            return of_few_samples(call.site.matrices(plain), targets, rows, self._ridge)
         moments, cross = _products(rows, targets)
         if call.site.shared:
             cross = call.site.matrices(self._outer(call)) @ cross
-        return least_squares(call.site.matrices(plain), cross, moments.double(), self._masked(call), self._ridge)
+        return least_squares(call.site.matrices(plain), cross, moments.double(), mask, self._ridge)
 
     def _outer(self, call: Call) -> Tensor:
         """Where positions share coefficients: the dense weight of the outputs that stay, which reads what should go in."""

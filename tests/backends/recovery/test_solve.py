@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from freeprune.backends.recovery.solve import least_squares
+from freeprune.backends.recovery.solve import least_squares, of_few_samples
 
 LITTLE = 1e-9
 
@@ -60,3 +60,19 @@ def test_fewer_samples_than_columns_and_dead_columns_are_carried_by_the_ridge(ma
     found = least_squares(plain, *moments_of(rows, targets), mask)
     assert torch.isfinite(found).all()
     assert torch.allclose(found[..., 7], plain[..., 7])  # nothing is known of it
+
+
+@pytest.mark.parametrize("ridge", [0.1, 1e-3])
+def test_a_system_of_the_samples_gives_the_same(ridge):
+    groups = [problem(samples=8, columns=30, seed=seed) for seed in (0, 1)]
+    rows, targets, plain = (torch.stack([group[i].reshape(-1, group[i].shape[-1]) for group in groups]) for i in range(3))
+    pairs = [moments_of(*group[:2]) for group in groups]
+    cross, moments = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+    expected = least_squares(plain, cross, moments, ridge=ridge)
+    assert torch.allclose(of_few_samples(plain, targets, rows, ridge), expected, atol=1e-9)
+    assert not torch.allclose(plain, expected, atol=0.1)
+
+
+def test_samples_that_are_all_zero_leave_the_plain_weights():
+    _, _, plain = problem(columns=10)
+    assert torch.equal(of_few_samples(plain, torch.zeros(1, 4, 3), torch.zeros(1, 4, 10)), plain)

@@ -1,5 +1,6 @@
 """One pruned network made good."""
 
+import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, build, images
@@ -192,10 +193,19 @@ def test_kernel_positions_that_share_coefficients_come_closer_too(name, monkeypa
     assert distance(network, found.network) < distance(network, compact)
 
 
-def test_a_layer_that_is_too_wide_keeps_its_plain_weights(monkeypatch):
+@pytest.mark.parametrize(
+    ("granularity", "samples", "fitted"), [("channel", 60, True), ("channel", 200, False), ("weight", 60, False)]
+)
+def test_a_layer_that_is_too_wide_is_fitted_where_samples_are_few(granularity, samples, fitted, monkeypatch):
     monkeypatch.setattr(winner, "WIDEST", 100)
-    network = build("vgg")
-    compact, plan = pruned(network, "channel")
-    found = recover(network, compact, plan, (IMAGES,))
-    assert "8.weight" not in found.layers  # 192 inputs in the dense network
-    assert "11.weight" in found.layers
+    torch.manual_seed(0)
+    network, images = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 5)).eval(), torch.randn(samples, 8)
+    backend = BACKENDS[granularity](network, (images,), importance("l2", network))
+    plan = backend.plan(np.array([group.units * 3 // 5 for group in backend.groups]))
+    compact = apply(network, plan)
+    found = recover(network, compact, plan, (images,))
+    assert "0.weight" in found.layers
+    assert ("2.weight" in found.layers) == fitted
+    with torch.no_grad():
+        before, after = ((one(images) - network(images)).square().mean() for one in (compact, found.network))
+    assert not fitted or after < 0.5 * before
