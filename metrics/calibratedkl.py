@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..common import Batch, Candidate
@@ -12,6 +13,7 @@ from .outputs import aligned, two_sided
 STEPS = 30  # of Newton's method at most, on a convex function of one number
 FACTOR = 4.0  # the most that one step changes the scale by
 TOLERANCE = 1e-4  # relative, of the scale
+TOGETHER = 2**18  # numbers that are computed with at a time: with a vocabulary there are millions
 NOISE = 0.01  # variance that a number is read with which is no logit, relative to its own in the dense network
 
 
@@ -57,24 +59,33 @@ def _of_one(whole: Tensor, rows: Tensor, logits: bool) -> float:
         lost = (1 + (1 - explained).clamp_min(0) / NOISE).log() / 2
         return -float(lost.mean()) if lost.numel() else 0.0
     whole, rows = two_sided(whole), two_sided(rows)
-    expected = torch.log_softmax(whole, dim=1)
-    probabilities = expected.exp()
-    rows = rows * (whole.norm() / rows.norm().clamp_min(1e-30))  # so that the search can start at scale 1
-    answered = torch.log_softmax(_scale(probabilities, rows) * rows, dim=1)
-    return -float((probabilities * (expected - answered)).sum(dim=1).mean())
+    factor = whole.norm() / rows.norm().clamp_min(1e-30)  # so that the search can start at scale 1
+    count = max(1, TOGETHER // max(1, rows.shape[1]))
+    parts = [(one, other * factor) for one, other in zip(whole.split(count), rows.split(count), strict=True)]
+    scale = _scale(parts)
+    lost = [
+        F.kl_div((scale * other).log_softmax(1), one.log_softmax(1), reduction="sum", log_target=True) for one, other in parts
+    ]
+    return -float(torch.stack(lost).sum()) / len(rows)
 
 
-def _scale(probabilities: Tensor, rows: Tensor) -> float:
-    """The s >= 0 with the least mean cross entropy of `softmax(s rows)`, by Newton's method; it is convex in s."""
-    wanted = float((probabilities * rows).sum(dim=1).mean())
+def _scale(parts: list[tuple[Tensor, Tensor]]) -> float:
+    """The s >= 0 with the least mean cross entropy of `softmax(s rows)`, by Newton's method; it is convex in s.
+
+    Args:
+        parts: the dense network's rows and the pruned one's, some at a time.
+    """
+    wanted = sum(float((one.softmax(1) * other).sum()) for one, other in parts)
     if wanted <= 0:  # the slope at 0: larger scales only harm
         return 0.0
     scale = 1.0
     for _ in range(STEPS):
-        answers = torch.softmax(scale * rows, dim=1)
-        means = (answers * rows).sum(dim=1)
-        slope = float(means.mean()) - wanted
-        curvature = float((answers * rows.square()).sum(dim=1).mean() - means.square().mean())
+        slope, curvature = -wanted, 0.0
+        for _, other in parts:
+            weighted = torch.softmax(scale * other, dim=1) * other
+            means = weighted.sum(dim=1)
+            slope += float(means.sum())
+            curvature += float((weighted * other).sum() - means.square().sum())
         step = scale - slope / curvature if curvature > 0 else scale / FACTOR
         before, scale = scale, min(max(step, scale / FACTOR), scale * FACTOR)
         if abs(scale - before) <= TOLERANCE * before:

@@ -27,9 +27,10 @@ def centred(outputs: Tensor) -> Tensor:
     class's mean over the rows. With K = 1 only the second step is done.
     """
     rows = flattened(outputs)
+    rows = rows.clone() if rows.dtype == outputs.dtype else rows  # else it is a copy already, which may be large
     if rows.shape[1] > 1:
-        rows = rows - rows.mean(dim=1, keepdim=True)
-    return rows - rows.mean(dim=0)
+        rows -= rows.mean(dim=1, keepdim=True)
+    return rows.sub_(rows.mean(dim=0))
 
 
 def aligned(dense: Tensor, pruned: Tensor, logits: bool) -> tuple[Tensor, Tensor]:
