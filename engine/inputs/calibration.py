@@ -150,8 +150,9 @@ def recalibrated(network: nn.Module, batch: Batch) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average, here over one batch
         norm.train()
-    with torch.no_grad():
-        network(*batch.inputs)
+    if norms:
+        with torch.no_grad():
+            network(*batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network.eval()

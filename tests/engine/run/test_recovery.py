@@ -141,3 +141,11 @@ def test_padded_texts_of_another_length_are_not_joined():
     one, other, longer = (Batch((torch.ones(2, length),)) for length in (3, 3, 4))
     assert joined(one, other).inputs[0].shape == (4, 3)
     assert joined(one, longer).inputs[0].shape == (2, 3)
+
+
+def test_without_batch_norm_there_is_nothing_to_renew():
+    class Never(nn.Module):
+        def forward(self, x):
+            raise AssertionError("a pass")
+
+    assert isinstance(recalibrated(Never(), Batch((torch.ones(2, 3),))), Never)
