@@ -61,12 +61,12 @@ def _of_one(whole: Tensor, rows: Tensor, logits: bool) -> float:
     whole, rows = two_sided(whole), two_sided(rows)
     factor = whole.norm() / rows.norm().clamp_min(1e-30)  # so that the search can start at scale 1
     count = max(1, TOGETHER // max(1, rows.shape[1]))
-    parts = [(one, other * factor) for one, other in zip(whole.split(count), rows.split(count), strict=True)]
+    parts = [(one, other * factor) for one, other in zip(torch.split(whole, count), torch.split(rows, count), strict=True)]
     scale = _scale(parts)
-    lost = [
+    divergences = [
         F.kl_div((scale * other).log_softmax(1), one.log_softmax(1), reduction="sum", log_target=True) for one, other in parts
     ]
-    return -float(torch.stack(lost).sum()) / len(rows)
+    return -float(torch.stack(divergences).sum()) / len(rows)
 
 
 def _scale(parts: list[tuple[Tensor, Tensor]]) -> float:
