@@ -75,19 +75,22 @@ def _scale(parts: list[tuple[Tensor, Tensor]]) -> float:
     Args:
         parts: the dense network's rows and the pruned one's, some at a time.
     """
-    wanted = sum(float((one.softmax(1) * other).sum()) for one, other in parts)
+    wanted = float(torch.stack([(one.softmax(1) * other).sum() for one, other in parts]).sum())
     if wanted <= 0:  # the slope at 0: larger scales only harm
         return 0.0
     scale = 1.0
     for _ in range(STEPS):
-        slope, curvature = -wanted, 0.0
-        for _, other in parts:
-            weighted = torch.softmax(scale * other, dim=1) * other
-            means = weighted.sum(dim=1)
-            slope += float(means.sum())
-            curvature += float((weighted * other).sum() - means.square().sum())
+        slope, curvature = torch.stack([_slopes(scale, other) for _, other in parts]).sum(0).tolist()
+        slope -= wanted
         step = scale - slope / curvature if curvature > 0 else scale / FACTOR
         before, scale = scale, min(max(step, scale / FACTOR), scale * FACTOR)
         if abs(scale - before) <= TOLERANCE * before:
             break
     return scale
+
+
+def _slopes(scale: float, rows: Tensor) -> Tensor:
+    """The first and the second derivative of `logsumexp(s rows)` by s, `(2,)`, sums over rows."""
+    weighted = torch.softmax(scale * rows, dim=1) * rows
+    means = weighted.sum(dim=1)
+    return torch.stack([means.sum(), (weighted * rows).sum() - means.square().sum()])

@@ -1,3 +1,5 @@
+import sys
+
 import networks
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from torch import nn
 from freeprune.common import Batch, Candidate, Skeleton
 from freeprune.metrics import METRICS, MetricError, Reference, reference
 from freeprune.metrics.agreement import agreement
+from freeprune.metrics.calibratedkl import divergence
 from freeprune.metrics.freeprune import freeprune
 from freeprune.metrics.synflow import synflow
 from freeprune.reading import Reading
@@ -220,6 +223,17 @@ def sigmoid(x):
 def divergence_of(p, q):
     """Of two classes, from the probabilities of the first."""
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def test_some_rows_at_a_time_give_what_all_at_once_give(monkeypatch):
+    dense = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    pruned = dense + 0.5 * torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
+    whole = divergence((dense,), (pruned,))
+    monkeypatch.setattr(sys.modules[divergence.__module__], "TOGETHER", 7 * 8)
+    assert divergence((dense,), (pruned,)) == pytest.approx(whole, rel=1e-12)
+    assert whole < -0.01
+    monkeypatch.setattr(sys.modules[divergence.__module__], "TOGETHER", 1)
+    assert divergence((dense,), (pruned,)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_calibratedkl_by_hand():
