@@ -107,7 +107,9 @@ def recover(
     return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
 
 
-def _seen(dense: nn.Module, inputs: Inputs, seed: int, scores: Scores, masked: bool) -> tuple[dict[Key, _Wanted], Watched]:
+def _seen(
+    dense: nn.Module, inputs: Inputs, seed: int, scores: Scores, masked: bool = False
+) -> tuple[dict[Key, _Wanted], Watched]:
     """What each product of the dense network gives, for a sample of its rows."""
     wanted: dict[Key, _Wanted] = {}
     results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
