@@ -137,13 +137,17 @@ def actors(options: argparse.Namespace) -> dict:
         return score(item)[0]
 
     with ExitStack() as stack:  # processes are forked before this one has Ray's threads
-        kinds = {f"{count} processes": stack.enter_context(pool(scored, Placement(count))) for count in (2, 4)}
-        for name, workers in kinds.items():
-            started(workers, int(name[0]))
+        kinds: dict[str, Pool] = {}
+
+        def add(kind: str, count: int, address: str | None = None) -> None:
+            kinds[f"{count} {kind}"] = workers = stack.enter_context(pool(scored, Placement(count, ray=address)))
+            started(workers, count)
+
+        for count in (2, 4):
+            add("processes", count)
         address = stack.enter_context(cluster(6))
         for count in (2, 4):
-            kinds[f"{count} actors"] = stack.enter_context(pool(scored, Placement(count, ray=address)))
-            started(kinds[f"{count} actors"], count)
+            add("actors", count, address)
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
         found = {}
         for turn in range(options.rounds):
