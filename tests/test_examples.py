@@ -1,4 +1,4 @@
-"""Every example, run as a user runs it: a script and the notebook in a process of their own, the others in this one.
+"""Every example, run as a user runs it: the notebook and what loads ONNX in processes of their own, the others in this one.
 
 A process of its own takes longer to load PyTorch and to read the exporter's operators than most examples take.
 """
@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
-from quick_export import quick_export
+from quick_export import present_export, quick_export
 
 from freeprune.engine.command.cli import main
 
@@ -38,6 +38,12 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.fixture(autouse=True)
+def _quick_export():
+    with quick_export():
+        yield
+
+
 @pytest.fixture
 def inside(monkeypatch, capsys):
     """What an example prints that runs in this process, and so do its commands."""
@@ -48,17 +54,19 @@ def inside(monkeypatch, capsys):
         main(words[1:])
 
     def run(name, *arguments):
-        monkeypatch.setattr(subprocess, "run", command)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.syspath_prepend(EXAMPLES)
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "run", command)
+            patched.setattr(sys, "argv", [name, *map(str, arguments)])
+            patched.syspath_prepend(EXAMPLES)
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
     return run
 
 
-def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path):
-    printed = run("own_model", "--out", tmp_path)
+def test_own_model_is_half_as_large_and_its_onnx_needs_nothing_else(tmp_path, inside):
+    with present_export():
+        printed = inside("own_model", "--out", tmp_path)
     before, after = map(int, re.search(r"parameters: (\d+) -> (\d+)", printed).groups())
     dense, finetuned = map(float, re.search(r"accuracy: ([\d.]+)% -> ([\d.]+)%", printed).groups())
     assert after < 0.6 * before
@@ -113,8 +121,7 @@ SHORT = ("--images", 48, "--test-images", 16, "--epochs", 1, "--finetune-epochs"
     ],
 )
 def test_tasks_of_other_kinds_are_searched_and_held_against_equal_rates(name, measure, sensible, tmp_path, inside):
-    with quick_export():
-        printed = inside(name, "--out", tmp_path, *SHORT)
+    printed = inside(name, "--out", tmp_path, *SHORT)
     found = re.search(r"seed 0: (.*): dense (\S+), searched (\S+), equal rates (\S+); latency (\S+) ms -> (\S+) ms", printed)
     assert found[1] == measure
     assert all(sensible(float(value)) for value in found.groups()[1:4])
@@ -145,8 +152,7 @@ def figures(printed, name):
 )
 def test_transformers_are_searched_and_held_against_equal_rates(name, measure, share, sensible, tmp_path, inside):
     pytest.importorskip("transformers")
-    with quick_export():
-        printed = inside(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
+    printed = inside(name, "--out", tmp_path, *BRIEF, *STEPS.get(name, ()))
     for network in ("searched", "equal rates"):
         found = figures(printed, network)
         assert sensible(found[measure])

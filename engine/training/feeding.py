@@ -23,7 +23,6 @@ from ..tasks import Task
 from ..tasks.base import described
 from ..user_code import UserError, place_of
 
-PREFETCHED = 4  # batches that each loading process makes ahead
 DIED = re.compile(r"DataLoader worker .*(killed|exited)")
 
 Collate = Callable[[list[Any]], Any]
@@ -181,10 +180,9 @@ def loader(
         generator: gives the loader a seed of its own, which nothing here depends on.
         pinned: whether batches are put into memory that a GPU copies from while it computes.
     """
-    more: dict[str, Any] = {"prefetch_factor": PREFETCHED} if loaders else {}
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=Collated(dataset, collate), num_workers=loaders, pin_memory=pinned,
-        generator=generator or torch.Generator(), **more,
+        generator=generator or torch.Generator(),
     )  # fmt: skip
 
 
