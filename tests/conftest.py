@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 
 import briefly as briefly
 import pytest
@@ -10,6 +11,14 @@ import torch
 def _one_thread():
     """Small networks gain nothing from threads, and parallel test processes would wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupted_in_the_background_too():
+    """A shell has its background jobs ignore Ctrl-C, which some tests press."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

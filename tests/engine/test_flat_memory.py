@@ -25,7 +25,7 @@ from freeprune.engine.run.job import prepare, strategy_of
 from freeprune.engine.run.loop import search
 from freeprune.engine.store.ledger import Ledger
 
-EARLY, LATE = 50, 250
+EARLY, LATE = 40, 140
 PACKAGE = Path(freeprune.__file__).parent
 FOLDERS = [f"{PACKAGE}/{name}/*" for name in ("engine", "search", "metrics", "backends")] + [f"{PACKAGE}/common.py"]
 KNOWN = 250  # bytes of a network's key and score in the dictionary of known ones, and of its slot
