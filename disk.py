@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise unwritable(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a place where nothing can be: the sentence above says it
+            temporary.unlink()
 
 
 def unwritable(path: Path, error: OSError, way_out: str = "make room, or give another place") -> FreePruneError:

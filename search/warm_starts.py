@@ -290,6 +290,8 @@ def warm_started(
 
 def _points(names: Sequence[str], space: Space, profile: Profile) -> NDArray[np.float64]:
     """The proposals `(P, L)` of warm starts, with all switches on; equal rates alone where the budget needs some off."""
+    if not names:
+        return np.empty((0, space.size))
     try:
         widths = space.widths
     except FreePruneError:

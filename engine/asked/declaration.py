@@ -54,6 +54,7 @@ class Source:
         "Height and width in pixels that the images of a folder are scaled and cropped to.",
         kind=Kind.WHOLE,
         shown="as pretrained weights want it; else unchanged if all have one size, else 224",
+        least=1,
     )
     bad_images: str = option(
         "refuse",
@@ -265,7 +266,7 @@ class Budgets:
     budgets: tuple[str, ...] = option(
         ("80%", "65%", "50%", "40%", "30%", "20%"), "How much of that cost may remain; one search for each."
     )
-    trials: int = option(100, "Trials per budget.", least=0)
+    trials: int = option(100, "Trials per budget.", least=1)
 
 
 @dataclass(frozen=True)

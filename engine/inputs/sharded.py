@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -45,19 +46,35 @@ def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
             else:
                 whole = {key: tensors[key].detach().contiguous() for key in part}
                 safetensors.torch.save_file(whole, _temporary(path, name), {"format": "pt"})
-        remove_weights(path)
+        for name in names:
+            _flush(_temporary(path, name))
+        before = all_weights(path)
+        if len(parts) > 1:  # until all of them are there, so that nobody reads old and new ones together
+            index_of(path).unlink(missing_ok=True)
         for name in names:
             _temporary(path, name).replace(path.with_name(name))
+        if len(parts) > 1:
+            write_atomically(index_of(path), _index(tensors, names, parts))
+        for one in before:
+            if one.name not in (*names, index_of(path).name if len(parts) > 1 else None):
+                one.unlink()
     except (OSError, SafetensorError) as error:
         raise FreePruneError(f"{path} cannot be written ({cause(error)}); make room, or give another place") from None
     finally:
         for name in names:
             _temporary(path, name).unlink(missing_ok=True)
-    if len(parts) > 1:
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        places = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        write_atomically(index_of(path), (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _index(tensors: dict[str, Tensor], names: list[str], parts: list[list[str]]) -> bytes:
+    places = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    index = {"metadata": {"total_size": sum(size for _, size in _sizes(tensors.items()))}, "weight_map": places}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk, and not on its way there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def remove_weights(path: Path) -> None:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from safetensors import SafetensorError, safe_open
 
 from ...backends import find_backend
-from ...disk import write_atomically
+from ...disk import DAMAGE, write_atomically
 from ...errors import FreePruneError
 from ...metrics import METRICS
 from ...search.space import amount
@@ -64,7 +64,7 @@ def render(folder: Path) -> str:
     config = files.read_config(folder)
     try:
         return _page(folder, config)
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, UndefinedError) as error:
+    except (*DAMAGE, SafetensorError, UndefinedError) as error:
         raise FreePruneError(
             f"no report can be made of {folder}: a file in it is damaged or was written by another version ({error})"
         ) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
 
+from ...disk import write_atomically
 from ...errors import FreePruneError, FreePruneWarning
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.tables import factor, heading
@@ -166,6 +168,8 @@ def _save(figure: Any, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with rc_context({"svg.hashsalt": "freeprune", "svg.fonttype": "none"}):  # the same bytes each time; text stays text
         for path in paths:
-            figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+            drawn, kind = BytesIO(), path.suffix[1:]
+            figure.savefig(drawn, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            write_atomically(path, drawn.getvalue())
             figure.set_layout_engine("none")  # the second picture is laid out as the first
     return paths

@@ -65,7 +65,7 @@ def search(
     interrupted: scores are told in the order of the proposals, and a resumed search repeats the trials of the ledger.
 
     Args:
-        score_all: scores networks given by their kept units; NaN counts as `-inf`.
+        score_all: scores networks given by their kept units; what is not finite counts as `-inf`.
         batch: number of proposals that the strategy makes before it is told their scores.
         ends: the numbers of trials, ascending and below `trials`, at which the search had ended before it went on.
         time_limit: seconds after which no further batch is started.
@@ -141,7 +141,7 @@ class _Clock:
         return self.seconds - self._waited
 
     def waiting(self, results: Iterator[tuple[int, tuple[float, float]]]) -> Iterator[tuple[int, tuple[float, float]]]:
-        """Yields the results and counts the time waited for them; NaN, which never wins, becomes `-inf`."""
+        """Yields the results and counts the time waited for them; what is not finite never wins, and becomes `-inf`."""
         while True:
             start = time.perf_counter()
             try:
@@ -150,7 +150,7 @@ class _Clock:
                 return
             finally:
                 self._waited += time.perf_counter() - start
-            yield position, (-math.inf if math.isnan(score) else score, seconds)
+            yield position, (score if math.isfinite(score) else -math.inf, seconds)
 
 
 def _in_order(

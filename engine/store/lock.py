@@ -30,16 +30,28 @@ def occupy(folder: Path) -> None:
         import fcntl
     except ImportError:  # on Windows there is no such lock
         return
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    while True:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(file)
+            raise occupied from None
+        except OSError:  # a file system without locks
+            os.close(file)
+            return
+        if _is_at(file, folder / LOCK):
+            _held[key] = file
+            return
+        os.close(file)  # of a run that left in between, and took its file away
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that a path leads to."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(file)
-        raise occupied from None
-    except OSError:  # a file system without locks
-        os.close(file)
-        return
-    _held[key] = file
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def leave(folder: Path) -> None:

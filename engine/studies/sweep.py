@@ -13,6 +13,7 @@ from torch import nn
 
 from ...backends.base import dense_units
 from ...errors import FreePruneError
+from ..asked.commands import BUDGETS
 from ..asked.declaration import Budgets, Settings
 from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings
@@ -79,6 +80,7 @@ def sweep(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
+    BUDGETS["trials"].check(trials)
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
     if any(one.cost == cost for one in fixed):
@@ -115,6 +117,8 @@ def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], open
             best = _best(ledger.trials, HANDED_ON)
         score = next(iter(processes.each([dense_units(job.backend.groups)])))[1][0]
     front = _front(trials_of(opening.folder), config["cost"])
+    if not front:
+        raise FreePruneError("no trial of any budget has a score that is finite; give larger budgets, or use another `metric`")
     return Sweep(
         freeprune_sweep=FORMAT,
         config=config,

@@ -159,6 +159,8 @@ def test_where_widths_are_not_enough_only_equal_rates_are_a_warm_start():
     space = space_of(12)
     trace = run(warm_started(STRATEGIES["evolution"], space, ("uniform", "inner", "magnitude"), PROFILE, 0, 20), space, 20)
     assert trace[0][1] == space.uniform().tolist()
+    alone = run(warm_started(STRATEGIES["evolution"], space, ("knapsack",), PROFILE, 0, 40), space, 40)
+    assert alone[0][0]  # a probe: equal rates were not named
 
 
 def test_a_switch_that_must_stay_on_is_no_switch():

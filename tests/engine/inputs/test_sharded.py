@@ -1,6 +1,7 @@
 """Weights in several files: what Hugging Face reads and writes, whole or not at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         save_weights(network(1), path, 300)
     assert names(tmp_path) == before
     assert same(load_weights(network(2), index_of(path)), network())
+
+
+def test_old_weights_go_when_all_new_ones_are_there(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_weights(network(), path)
+    replace = Path.replace
+
+    def cut_short(place, target):
+        if "00002" in target.name:
+            raise OSError(5, "Input/output error")
+        return replace(place, target)
+
+    monkeypatch.setattr(Path, "replace", cut_short)
+    with pytest.raises(FreePruneError, match="cannot be written"):
+        save_weights(network(1), path, 300)
+    assert same(load_weights(network(2), weights_at(path)), network())
 
 
 @pytest.mark.parametrize(

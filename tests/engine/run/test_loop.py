@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 
 import numpy as np
@@ -115,13 +116,15 @@ def test_the_best_of_all_is_found_and_equal_rates_are_its_rival(tmp_path):
     assert np.array_equal(uniform.kept, space().uniform())
 
 
-def test_scores_that_are_no_numbers_never_win(tmp_path):
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_scores_that_are_not_finite_never_win(number, tmp_path):
     path = tmp_path / "trials.jsonl"
-    found = found_by(path, 20, score=lambda kept: score(kept) if kept[0] > 5 else float("nan"))
+    found = found_by(path, 20, score=lambda kept: score(kept) if kept[0] > 5 else number)
     assert found.kept[0] > 5
+    assert math.isfinite(found.score)
     assert any(entry["score"] is None for entry in lines(path)[1:])
     with pytest.raises(FreePruneError, match="not finite"):
-        found_by(tmp_path / "none.jsonl", 10, score=lambda kept: float("nan"))
+        found_by(tmp_path / "none.jsonl", 10, score=lambda kept: number)
 
 
 def test_another_search_is_not_continued(tmp_path):

@@ -1,5 +1,7 @@
 import json
+import math
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -106,12 +108,20 @@ def test_fixed_targets_hold_everywhere(tmp_path):
         ({"cost": "flops"}, "`cost` is .*, which is no cost"),
         ({"target": ["macs=50%"]}, "cannot be a fixed `target` as well"),
         ({"budgets": [0.5, 0.001]}, "cannot be met"),
+        ({"trials": 0}, "`trials` is 0"),
     ],
 )
 def test_what_cannot_be_swept_is_a_sentence_before_any_search(options, message, tmp_path):
     with pytest.raises(FreePruneError, match=message):
         swept(tmp_path, **options)
     assert not list(tmp_path.glob("ledgers/*"))
+
+
+def test_trials_without_a_score_are_a_sentence(tmp_path):
+    scores = cycle([1.0, math.nan])  # equal rates, which are scored first at every budget, and the only trial
+
+    with pytest.raises(FreePruneError, match="no trial of any budget has a score that is finite"):
+        swept(tmp_path, metric=lambda candidate, reference, batch: next(scores), trials=1, strategy="random", warm_starts=())
 
 
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
