@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .engine.inspection.groups import inspect
     from .engine.prune import prune
     from .engine.report.page import write_report as report
-    from .engine.run.scoring import score
+    from .engine.score import score
     from .engine.store.run_folder import load
     from .engine.studies.comparison import compare
     from .engine.studies.correlation import correlate
@@ -43,7 +43,7 @@ _PLACES = {
     "pick": "engine.studies.sweep",
     "prune": "engine.prune",
     "report": "engine.report.page",
-    "score": "engine.run.scoring",
+    "score": "engine.score",
     "sweep": "engine.studies.sweep",
     "train": "engine.train",
 }

@@ -38,6 +38,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, Real) for one in value)
+
+
 # For each kind: whether a Python value is of it, and what to give instead.
 VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
     Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # some options also take a function
@@ -50,7 +54,7 @@ VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
     Kind.PAIR: (lambda value: isinstance(value, bool), "True or False"),
     Kind.EACH: (_texts, "texts in a list"),
     Kind.NAMES: (_texts, "texts in a list"),
-    Kind.NUMBERS: (lambda value: all(isinstance(one, Real) for one in value), "numbers in a list"),
+    Kind.NUMBERS: (_numbers, "numbers in a list"),
     Kind.STEPS: (lambda value: isinstance(value, Integral | str), "a whole number, or a text such as 'conv=8,linear=4'"),
 }
 

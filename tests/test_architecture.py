@@ -29,7 +29,7 @@ BACKENDS = [
 ]
 ENGINE = [
     "progress", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection",
-    "training", "latency", "report", "delivery", "opening", "apply", "train", "prune", "studies", "command",
+    "training", "latency", "report", "delivery", "opening", "apply", "score", "train", "prune", "studies", "command",
 ]  # fmt: skip
 
 

@@ -28,6 +28,8 @@ def command_line(command: str, asked: Mapping[str, Any]) -> list[str]:
     parts = [f"freeprune {command} {shlex.quote(str(known.get(COMMANDS[command].argument)))}"]
     for option in options_of(command):
         value = known.get(option.name)
+        if option.kind is Kind.NUMBERS:
+            value = value or None  # data that come normalised are recorded with an empty list
         if value is not None and (option.implied or in_words(value) != in_words(option.default)):
             parts += _written(option, value)
     return parts

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,8 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
     """
     if isinstance(targets, str):
         targets = [targets]
-    if not isinstance(targets, Iterable):
+    texts = [*targets] if isinstance(targets, Iterable) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
         raise FreePruneError(f"`target` is {targets!r}; give a mapping such as {{'macs': 0.5}}, or texts such as 'macs=50%'")
     if isinstance(targets, Mapping):
         found = [
@@ -79,7 +81,7 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
             for name, value in targets.items()
         ]
     else:
-        found = [parse_target(text) for text in targets]
+        found = [parse_target(text) for text in texts]
     if not found:
         raise FreePruneError(f"no `target` was given; {FORM}")
     names = [target.cost for target in found]
@@ -99,9 +101,10 @@ def parse_budget(cost: str, budget: float | str) -> Target:
 
 
 def _number(cost: str, value: object) -> Target:
-    if not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise FreePruneError(f"`target` {cost!r} is {value!r}; give a number, or a text such as '50%'")
-    return _target(cost, float(value), value <= 1, f"{cost}={value:g}")
+    amount = float(value)
+    return _target(cost, amount, amount <= 1, f"{cost}={amount:g}")
 
 
 def _target(cost: str, value: float, relative: bool, text: str) -> Target:

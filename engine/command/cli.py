@@ -159,34 +159,18 @@ def correlate(model: str, **given: Any) -> None:
 @main.command(cls=options.Declared)
 def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_images: int, **given: Any) -> None:
     """Score MODEL pruned by a plan, before fine-tuning or with the weights of --pruned."""
-    from ..apply import apply, read_plan
-    from ..inputs.adoption import in_float32
-    from ..inputs.batches import split
-    from ..inputs.calibration import draw
-    from ..inputs.data import load_data
     from ..inputs.dense import GivenModel
-    from ..inputs.dictionaries import working
-    from ..inputs.weights import load_weights
-    from ..run import scoring
-    from ..run.task import read_by, task_of
+    from ..score import score_of_plan
 
     options.set_threads(given["threads"])
-    removed = read_plan(plan)
-    named = GivenModel(model, given["weights"], given["weights_key"])
-    network = named.network(given["seed"])
-    smaller = apply(network, removed)
-    if pruned is not None:
-        smaller = load_weights(smaller, pruned)
-    data = load_data(options.data_of(given), stated=named.stated(network), network=in_float32(network))
-    training, _ = split(data, given["seed"])
-    drawn = draw(training, data, calibration_images, given["seed"], None)
-    dense, smaller = (working(one, data.collate) for one in (network, smaller))
-    batch = read_by(task_of(given["task"], dense, drawn), drawn)
-    found = scoring.score(smaller, dense, batch, metric, removed)
+    named, data = GivenModel(model, given["weights"], given["weights_key"]), options.data_of(given)
+    found, images = score_of_plan(
+        named, plan, data, metric, pruned=pruned, images=calibration_images, seed=given["seed"], task=given["task"]
+    )
     if given["json"]:
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
     else:
-        click.echo(f"{metric} {found:.6g}, on {len(batch.inputs[0])} images; larger is better")
+        click.echo(f"{metric} {found:.6g}, on {images} images; larger is better")
 
 
 @main.command(cls=options.Declared)
@@ -240,12 +224,13 @@ def apply(model: str, **given: Any) -> None:
     With --recover the weights that stay do the work of those that went, as far as they can; no labels are read.
     """
     from ..apply import applied
+    from ..inputs.data import OPTIONS
     from ..inputs.dense import GivenModel
     from ..store.tables import of_recovery
 
     data = None if given["recover"] is None else options.data_of({**given, "data": given["recover"]})
-    for name in ("mean", "std", "image_size"):
-        if data is None and given[name] is not None:
+    for name, option in OPTIONS.items():
+        if data is None and given[name] != option.default:
             raise FreePruneError(f"`{name}` was given without --recover, which it belongs to; leave it out, or give both")
     asked = options.passed_on(given)
     named = GivenModel(model, asked.pop("weights"), asked.pop("weights_key"))

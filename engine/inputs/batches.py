@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
+from ..tasks.base import described
 from ..user_code import UserError, place_of
 from .encoded import Files
 from .image_files import Crop
@@ -239,12 +240,6 @@ def in_float32(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-
-
-def described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
 
 
 def is_batch(given: object) -> bool:

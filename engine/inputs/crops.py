@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ...errors import FreePruneError, cause
-from .batches import Images, described, inner, parts, telling_items
+from ..tasks.base import described
+from .batches import Images, inner, parts, telling_items
 from .encoded import Files
 
 

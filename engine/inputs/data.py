@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
 from ..tasks import CLASSIFICATION
+from ..tasks.base import described
 from .arrays import digits, npz
-from .batches import Data, described, parted, stack
+from .batches import Data, parted, stack
 from .dictionaries import AllInputs, ByName, by_name
 from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
@@ -40,7 +41,9 @@ PICTURES: dict[str, Callable[[str, Pictures, nn.Module | None], Data]] = {
     "hf": hugging_face,
     "wds": shards,
 }
-SKIPPING = declared(Source)["bad_images"]
+# What goes with data given as a text.
+OPTIONS = {name: declared(Source)[name] for name in ("mean", "std", "image_size", "bad_images")}
+SKIPPING = OPTIONS["bad_images"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Asked:
         image_size: image files only: the shorter side is scaled to this many pixels and the centre square is kept.
             Default: as stated, else as they are if all images have one size, else 224.
         bad_images: image files only: `refuse` data with files that cannot be read, or `skip` them with a warning.
+
+    Raises:
+        FreePruneError: the value of an option is of another type, or not allowed.
     """
 
     source: Any
@@ -63,6 +69,10 @@ class Asked:
     image_size: int | None = None
     bad_images: str = SKIPPING.default
 
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            option.check(getattr(self, name))
+
     def pictures(self, stated: Preparation) -> Pictures:
         """The options for images that have to be decoded."""
         return Pictures(self.mean, self.std, self.image_size, self.bad_images == "skip", stated)
@@ -70,11 +80,15 @@ class Asked:
 
 def asked_data(data: Any, options: DataOptions) -> Any:
     """The data with the options that go with them, which are taken out of the others."""
-    mean, std = (None if some is None else tuple(some) for some in (options.pop("mean", None), options.pop("std", None)))
-    image_size, bad_images = options.pop("image_size", None), options.pop("bad_images", SKIPPING.default)
-    if (mean, std, image_size, bad_images) == (None, None, None, SKIPPING.default):
-        return data
-    return Asked(data, mean, std, image_size, bad_images)
+    mean, std = _several(options.pop("mean", None)), _several(options.pop("std", None))
+    asked = Asked(data, mean, std, options.pop("image_size", None), options.pop("bad_images", SKIPPING.default))
+    return data if all(getattr(asked, name) == option.default for name, option in OPTIONS.items()) else asked
+
+
+def _several(given: Any) -> Any:
+    """Numbers as a tuple, whatever holds them; anything else as it is."""
+    given = given.tolist() if isinstance(given, ARRAYS) else given
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
 
 
 def load_data(
@@ -109,7 +123,6 @@ def load_data(
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
     asked = source if isinstance(source, Asked) else Asked(source)
-    SKIPPING.check(asked.bad_images)
     source = asked.source
     kind, _, place = source.partition(":") if isinstance(source, str) else ("", "", "")
     if kind in PICTURES:
@@ -174,9 +187,8 @@ def _given(source: object, network: nn.Module | None) -> Data:
         parts = [next((source[name] for name in names if name in source), None) for names in (TRAININGS, TESTS)]
         source = source if any(part is None for part in parts) else parts
     if not isinstance(source, tuple | list) or len(source) != 2:
-        count = f" of {len(source)}" if isinstance(source, tuple | list) else ""
         raise FreePruneError(
-            f"the data are {described(source)}{count}; expected a pair (training, test) of datasets or DataLoaders, or one of "
+            f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "
             f"{', '.join(FORMS)}"
         )
     train, test = (_read(name, given, network) for name, given in zip(("training", "test"), source, strict=True))

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset, Subset, default_collate
 
 from ...common import Keywords
 from ...errors import FreePruneError
+from ..tasks.base import described
+from ..tasks.language import IGNORED
 from ..user_code import warn
 from .adoption import in_float32, twin_of
-from .batches import described, is_batch, parts, telling_items
+from .batches import is_batch, parts, telling_items
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 # Under which a dictionary keeps the label, in this order.
@@ -23,7 +25,6 @@ LABELS = (
     *ALWAYS, "targets", "target", "mask", "masks", "y", "label_ids", "class", "cls", "category", "fine_label", "annotation",
     "gt",
 )  # fmt: skip
-IGNORED = -100  # the label of tokens that do not count
 DECODER = "decoder_input_ids"  # what a network that writes sequences has read so far
 GIVEN = (
     inspect.Parameter.POSITIONAL_ONLY,

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import Encoded
-from .sources import Pictures, data_of_pictures
-
-TESTS = ("test", "validation", "valid", "val")  # names of the part that is tested on, in order of preference
+from .sources import TESTS, Pictures, data_of_pictures
 
 
 class Rows(Encoded):
@@ -35,7 +33,7 @@ class Rows(Encoded):
 
     def name(self, i: int) -> str:
         part, row, column = self._place(i)
-        return self._parts[part][0][row][column]["path"] or f"{column} of row {row}"
+        return (self._parts[part][0][row][column] or {}).get("path") or f"{column} of row {row}"
 
     def file(self, i: int) -> str | BytesIO:
         part, row, column = self._place(i)

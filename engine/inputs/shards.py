@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...errors import FreePruneError, cause
 from .batches import Data, parted
 from .encoded import HEAD, TAIL, Encoded
-from .image_files import SUFFIXES, counts
+from .image_files import SUFFIXES, counts, unreadable
 from .sources import Pictures, data_of_pictures
 
 LABEL = ".cls"
@@ -57,10 +57,6 @@ class Members(Encoded):
     def __init__(self, paths: list[str], samples: list[Sample]) -> None:
         self._paths, self._names = paths, [sample.name for sample in samples]
         self._places = np.array([(s.shard, s.start, s.size) for s in samples], np.int64)
-        self._open: dict[int, tuple[int, int]] = {}  # process and file descriptor, by shard
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -69,19 +65,20 @@ class Members(Encoded):
         return f"{self._names[i]} in {self._paths[self._places[i][0]]}"
 
     def file(self, i: int) -> BytesIO:
-        shard, start, size = self._places[i].tolist()
-        return BytesIO(self._read(shard, start, size))
+        _, start, size = self._places[i].tolist()
+        return BytesIO(self._read(i, start, size))
 
     def ends(self, i: int) -> tuple[bytes, bytes]:
-        shard, start, size = self._places[i].tolist()
-        return self._read(shard, start, min(size, HEAD)), self._read(shard, start + max(size - TAIL, 0), min(size, TAIL))
+        _, start, size = self._places[i].tolist()
+        return self._read(i, start, min(size, HEAD)), self._read(i, start + max(size - TAIL, 0), min(size, TAIL))
 
-    def _read(self, shard: int, start: int, size: int) -> bytes:
-        owner, file = self._open.get(shard, (0, -1))
-        if owner != os.getpid():
-            file = os.open(self._paths[shard], os.O_RDONLY)
-            self._open[shard] = os.getpid(), file
-        return os.pread(file, size, start)
+    def _read(self, i: int, start: int, size: int) -> bytes:
+        """Some bytes of the shard of an image; nothing stays open, for there may be more shards than files may be."""
+        try:
+            with open(self._paths[self._places[i][0]], "rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, start)
+        except OSError as error:
+            raise unreadable(self.name(i), error) from error
 
 
 def shards(place: str, asked: Pictures, network: nn.Module | None) -> Data:

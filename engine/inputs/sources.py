@@ -21,7 +21,7 @@ from .image_files import NOTHING_STATED, Form, Preparation, images_alone, list_i
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-TESTS = ("test", "val", "valid", "validation")  # names of the folder of images for the test; of several the first
+TESTS = ("test", "val", "valid", "validation")  # names of the folder or part for the test; of several the first
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,6 @@ def image_folder(place: str, asked: Pictures, network: nn.Module | None) -> Data
         place: the folder.
         network: whether it takes grey images decides what they are decoded to; RGB where none is given.
     """
-    if asked.size is not None and asked.size < 1:
-        raise FreePruneError(f"the image size is {asked.size}; expected at least 1 pixel")
     folder = Path(place)
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")

@@ -127,12 +127,12 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def described(tensors: Mapping[str, Tensor]) -> str:
+def hash_of_shapes(tensors: Mapping[str, Tensor]) -> str:
     """A short hash of the names, types and shapes of tensors."""
     text = "".join(f"{name} {tensor.dtype} {tuple(tensor.shape)} " for name, tensor in sorted(tensors.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def described_masks(masks: Mapping[str, Tensor]) -> str:
+def hash_of_masks(masks: Mapping[str, Tensor]) -> str:
     """A short hash of the values of masks."""
     return _digest("", {name: mask.cpu() for name, mask in masks.items()})[:16]

@@ -20,7 +20,7 @@ from ..inputs.adoption import check_still_finite
 from ..inputs.crops import Cropped
 from ..randomness import random_states, seeded, set_random_states
 from ..tasks import CLASSIFICATION, Task
-from .checkpoint import Checkpoint, Saving, described, described_masks, load, save
+from .checkpoint import Checkpoint, Saving, hash_of_masks, hash_of_shapes, load, save
 from .fabric import fabric_of
 from .feeding import Collate, Drawn, Numbered, Order, batches_of, loader
 from .learner import Learner
@@ -80,8 +80,8 @@ class Training:
             "recipe": self.recipe.to_json(),
             "seed": self.seed,
             "images": self.length,
-            "network": described(held(self.network)),
-            "masks": described_masks(self.masks),
+            "network": hash_of_shapes(held(self.network)),
+            "masks": hash_of_masks(self.masks),
         }
 
 

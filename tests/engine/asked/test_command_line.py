@@ -40,6 +40,13 @@ def test_what_is_by_default_is_left_out():
     assert command_line("sweep", asked) == ["freeprune sweep net.py:f", "--data digits", "--out x"]
 
 
+def test_data_that_come_normalised_have_no_mean_to_give():
+    asked = {"model": "m", "data": "own.py:data", "target": ["macs=50%"], "mean": [], "std": [], "out": "x"}
+    words = shlex.split(" ".join(command_line("prune", asked)))[2:]
+    again = main.commands["prune"].make_context("prune", words).params
+    assert (again["data"], again["mean"], again["std"]) == ("own.py:data", None, None)
+
+
 def test_no_warm_starts_and_no_fine_tuning_are_said():
     asked = {"model": "m", "data": "digits", "target": ["macs=50%"], "warm_starts": [], "finetune": None, "out": "x"}
     parts = command_line("prune", asked)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from freeprune.backends import find_backend
-from freeprune.engine.asked.targets import Target, binding, parse_target, parse_targets, resolve
+from freeprune.engine.asked.targets import Target, binding, parse_budget, parse_target, parse_targets, resolve
 from freeprune.errors import FreePruneError
 from freeprune.search import Space
 
@@ -27,6 +27,7 @@ def test_forms(text, expected):
 
 
 def test_a_mapping_is_taken_too():
+    assert parse_targets(iter(["macs=50%"])) == (Target("macs", 0.5, True),)
     assert parse_targets({"macs": 0.5, "params": "300k"}) == (Target("macs", 0.5, True), Target("params", 300e3, False))
 
 
@@ -51,13 +52,29 @@ def test_what_is_refused(text, message):
         parse_target(text)
 
 
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.array([0.5], np.float16)[0]])
+def test_numbers_of_numpy_are_numbers(value):
+    assert parse_targets({"macs": value}) == (Target("macs", 0.5, True),)
+    assert type(parse_targets({"macs": value})[0].relative) is bool
+    assert parse_targets({"macs": np.int64(60)}) == (Target("macs", 60.0, False),)
+    assert parse_budget("params", value) == Target("params", 0.5, True)
+
+
+@pytest.mark.parametrize("given", [[0.5], [("macs", 0.5)], ["macs=50%", None], (Target("macs", 0.5, True),), {1: 0.5}])
+def test_targets_that_are_no_texts_are_refused(given):
+    with pytest.raises(FreePruneError) as told:
+        parse_targets(given)
+    assert str(told.value) == f"`target` is {given!r}; give a mapping such as {{'macs': 0.5}}, or texts such as 'macs=50%'"
+
+
 def test_none_and_twice_are_refused():
     with pytest.raises(FreePruneError, match="no `target` was given"):
         parse_targets([])
     with pytest.raises(FreePruneError, match=r"`target` is 0\.5; give a mapping"):
         parse_targets(0.5)
-    with pytest.raises(FreePruneError, match="`target` 'macs' is None; give a number"):
-        parse_targets({"macs": None})
+    for value in (None, True):
+        with pytest.raises(FreePruneError, match=f"`target` 'macs' is {value}; give a number"):
+            parse_targets({"macs": value})
     with pytest.raises(FreePruneError, match="two targets were given for macs"):
         parse_targets(["macs=50%", "macs=60M"])
     with pytest.raises(FreePruneError, match="leaves nothing"):

@@ -287,6 +287,15 @@ def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):
     assert call(*other)[0] == 2
 
 
+@pytest.mark.parametrize(
+    "given", [("--mean", "0.5"), ("--std", "0.5"), ("--image-size", "8"), ("--bad-images", "skip")], ids=lambda given: given[0]
+)
+def test_options_of_data_without_data_are_refused(given, tmp_path):
+    status, _, told = call("apply", "digits:cnn", "--weights", "w.pt", "--plan", "plan.json", "--out", tmp_path / "out", *given)
+    assert status == 2
+    assert f"{given[0]} was given without --recover" in told
+
+
 def test_without_labels_from_a_folder_to_a_recovered_network(weights, tmp_path):
     digits = load_data("digits").train.pixels[:64, 0]
     for i, pixels in enumerate((255 * digits).byte().numpy()):
@@ -316,9 +325,6 @@ def test_without_labels_from_a_folder_to_a_recovered_network(weights, tmp_path):
     assert status == 0
     assert re.search(r"\d weights recovered: .* nats from the dense network before and .* after, on other images", output)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
-    status, _, told = call(*again, "--force", "--mean", "0.5")
-    assert status == 2
-    assert "--mean was given without --recover" in told
     scored = [
         "score",
         *model,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import freeprune
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.batches import Data, split, stack
-from freeprune.engine.inputs.data import Asked, load_data
+from freeprune.engine.inputs.data import Asked, asked_data, load_data
 from freeprune.engine.inputs.encoded import Files
 from freeprune.engine.inputs.image_files import Preparation
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
@@ -349,11 +349,6 @@ def test_classes_that_differ(folder):
 def test_normalisation_that_will_not_do(folder, options):
     with raises("expected 3 finite numbers each"):
         load_data(Asked(f"imagefolder:{folder}", **options))
-
-
-def test_image_size_that_will_not_do(folder):
-    with raises("image size is 0; expected at least 1"):
-        load_data(Asked(f"imagefolder:{folder}", image_size=0))
 
 
 def flat(folder, count, seed=0):
@@ -695,8 +690,8 @@ def test_classes_of_own_datasets(dataset, classes):
         ),
         ((own(), torch.zeros(3, 1)), "items of the training data have labels and those of the test data none"),
         ((torch.zeros(3, 1, 2, 2), torch.zeros(3).long()), r"the second are labels, give a pair of `TensorDataset\(inputs"),
-        ((torch.zeros(3, 2), torch.zeros(3, 3)), r"are a tensor float32 \(3, 2\) and the test data a tensor float32 \(3, 3\)"),
-        (torch.tensor(1.0), "the training data are a tensor float32 .*, which cannot be indexed"),
+        ((torch.zeros(3, 2), torch.zeros(3, 3)), r"are a float32 tensor of shape \(3, 2\) and the test data a .* \(3, 3\);"),
+        (torch.tensor(1.0), "the training data are a float32 tensor .*, which cannot be indexed"),
         (torch.zeros(0, 1), "the training dataset is empty"),
         (own(), "the data are one data set with labels, a TensorDataset; expected a pair"),
         (Stream(), "the training data are a Stream, which cannot be indexed"),
@@ -713,8 +708,8 @@ def test_own_datasets_that_will_not_do(source, sentence):
 @pytest.mark.parametrize(
     ("label", "sentence"),
     [
-        ("cat", "a batch of a Plain has a tuple as label"),
-        (0.5, r"labels of a Plain are a tensor float64 \(1,\) in a batch"),
+        ("cat", "a batch of a Plain has a tuple of 1 as label"),
+        (0.5, r"labels of a Plain are a float64 tensor of shape \(1,\) in a batch"),
         (torch.zeros(2, 2), "expected one integer"),
     ],
 )
@@ -816,6 +811,33 @@ def test_unknown_spec(spec, sentence):
         load_data(spec)
 
 
+@pytest.mark.parametrize("source", ["imagefolder:x", "wds:x.tar", "hf:x", "npz:x.npz", "digits", (own(), own())])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mean": 0.5}, r"`mean` is 0\.5; give numbers in a list"),
+        ({"mean": torch.tensor(0.5)}, r"`mean` is 0\.5; give numbers in a list"),
+        ({"mean": "0.5"}, r"`mean` is '0\.5'; give numbers in a list"),
+        ({"std": ["1"]}, r"`std` is \('1',\); give numbers in a list"),
+        ({"image_size": "224"}, "`image_size` is '224'; give a whole number"),
+        ({"image_size": np.ones(2)}, r"`image_size` is array\(\[1., 1.\]\); give a whole number"),
+        ({"image_size": 0}, "`image_size` is 0; give 1 or more"),
+        ({"image_size": -3}, "`image_size` is -3; give 1 or more"),
+        ({"bad_images": 3}, "`bad_images` is 3; give a text"),
+        ({"bad_images": "ignore"}, "`bad_images` is 'ignore'; give refuse or skip"),
+    ],
+)
+def test_options_are_checked_whatever_the_data_are(source, options, sentence):
+    with raises(f"^{sentence}$"):
+        load_data(asked_data(source, dict(options)))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])
+def test_whatever_holds_numbers_will_do(kind):
+    data = load_data(asked_data("digits", {"mean": kind([0.25]), "std": kind([2.0])}))
+    assert (data.mean, data.std) == ((0.25,), (2.0,))
+
+
 def test_options_that_do_not_apply():
     for options in ({"mean": (0,)}, {"std": (1,)}):
         with raises("datasets of your own come normalised"):
@@ -897,7 +919,7 @@ def test_stack_that_cannot_be():
         stack(own(), [])
     with raises(r"1 items of a TensorDataset cannot be read into a batch \(IndexError"):
         stack(own(), [12])
-    with raises("has a tensor float32 .* as input; expected tensors of 2 rows"):
+    with raises("has a float32 tensor .* as input; expected tensors of 2 rows"):
         stack(own(), [0, 1], lambda items: (torch.zeros(3, 1), torch.zeros(2, dtype=torch.int64)))
 
 

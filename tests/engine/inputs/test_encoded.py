@@ -178,7 +178,7 @@ def test_crops_of_tensors(torchvision):
     assert label == 5
     assert torch.equal(image, items[0][0].flip(2) + 0.25)
     with pytest.raises(
-        FreePruneError, match=r"random crops need images, and a batch of one item has a tensor float32 \(1, 3\)"
+        FreePruneError, match=r"random crops need images, and a batch of one item has a float32 tensor of shape \(1, 3\)"
     ):
         Cropped([(torch.zeros(3), 0)], 0.25)
 

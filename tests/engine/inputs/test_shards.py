@@ -1,9 +1,12 @@
 """Shards of WebDataset and data sets of Hugging Face."""
 
 import io
+import os
 import pickle
+import resource
 import sys
 import tarfile
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from freeprune.engine.inputs import encoded
 from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.shards import expanded
-from freeprune.errors import FreePruneError
+from freeprune.errors import FreePruneError, FreePruneWarning
 
 
 def png(seed):
@@ -41,8 +44,8 @@ def shards(tmp_path):
     return tmp_path
 
 
-def load(place):
-    return load_data(Asked(place, mean=(0, 0, 0), std=(1, 1, 1)))
+def load(place, **options):
+    return load_data(Asked(place, mean=(0, 0, 0), std=(1, 1, 1), **options))
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
@@ -95,6 +98,34 @@ def test_a_truncated_shard_is_a_sentence(shards, left):
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(FreePruneError, match=r"the shard '.*train-001.tar' cannot be read .*truncated; fetch it again"):
         load(f"wds:{shards}/train-{{000..002}}.tar")
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    for number in range(40):
+        shard(tmp_path / f"{number:02d}.tar", range(2 * number, 2 * number + 2))
+    lowest = os.open(tmp_path, os.O_RDONLY)  # free numbers are given out from the lowest on
+    os.close(lowest)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 16, limits[1]))
+    try:
+        data = load(f"wds:{tmp_path}/{{00..39}}.tar")
+        assert len(list(data.train)) == 64
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_shard_that_has_gone_is_a_sentence_or_another_image_stands_in(shards, skip, monkeypatch):
+    monkeypatch.setattr(encoded, "MEMORY_LIMIT", 0)
+    data = load(f"wds:{shards}/train-{{000..002}}.tar,{shards}/test.tar", bad_images="skip" if skip else "refuse")
+    train = pickle.loads(pickle.dumps(data.train))  # in a process that has read nothing yet
+    (shards / "train-001.tar").unlink()
+    with pytest.warns(FreePruneWarning) if skip else pytest.raises(FreePruneError) as told:
+        found = train[5][0]
+    sentence = str(told[0].message if skip else told.value)
+    assert f"the image 'some/0005.png in {shards}/train-001.tar' cannot be read (" in sentence
+    assert "No such file or directory" in sentence
+    assert not skip or torch.equal(found, train[8][0])
 
 
 def test_sentences(shards):
@@ -152,3 +183,44 @@ def test_without_the_library_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(FreePruneError, match=r"needs Hugging Face's datasets.*pip install 'freeprune\[datasets\]'"):
         load("hf:mnist")
+
+
+class Part(list):
+    """A stand-in for a part of a data set of Hugging Face: images without labels, given by their content."""
+
+    def __init__(self, contents, datasets):
+        super().__init__({"image": None if one is None else {"bytes": one, "path": None}} for one in contents)
+        self.features = {"image": datasets.Image()}
+
+    def select_columns(self, names):
+        return self
+
+    def cast_column(self, name, kind):
+        return self
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A stand-in for the library, which loads its `parts`."""
+    found = ModuleType("datasets")
+    found.Image = type("Image", (), {"__init__": lambda self, decode=True: None})
+    found.load_dataset = lambda name, configuration: found.parts
+    monkeypatch.setitem(sys.modules, "datasets", found)
+    return found
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_rows_without_an_image_are_refused_or_left_out(library, limit, monkeypatch):
+    monkeypatch.setattr(encoded, "MEMORY_LIMIT", limit)
+    contents = [*map(png, range(8)), None, png(8)]
+    library.parts = {"train": Part(contents, library), "test": Part(map(png, range(20, 23)), library)}
+    with pytest.raises(FreePruneError, match=r"the image 'image of row 8' cannot be read .* `bad_images=skip`"):
+        load("hf:pictures")
+    with pytest.warns(FreePruneWarning, match="1 of 13 images cannot be read and are left out: image of row 8$"):
+        assert len(load("hf:pictures", bad_images="skip").train) == 9
+
+
+def test_of_several_parts_for_the_test_the_same_counts_as_of_folders(library):
+    counts = {"train": 10, "validation": 4, "valid": 3, "val": 2}
+    library.parts = {name: Part(map(png, range(count)), library) for name, count in counts.items()}
+    assert len(load("hf:pictures").test) == counts["val"]

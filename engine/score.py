@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...backends import Plan
-from ...common import Batch, Candidate, Skeleton
-from ...errors import FreePruneError, first_line
-from ...metrics import METRICS, Metric, reference
-from ..inputs.adoption import adopted
-from ..inputs.batches import in_float32
-from ..inputs.dictionaries import working
-from ..inputs.example import example_of
-from ..user_code import scored
-from .job import metric_of
+from ..backends import Plan
+from ..common import Batch, Candidate, Skeleton
+from ..errors import FreePruneError, first_line
+from ..metrics import METRICS, Metric, reference
+from .apply import apply, read_plan
+from .inputs import adoption, batches
+from .inputs.calibration import draw
+from .inputs.data import Asked, load_data
+from .inputs.dense import GivenModel
+from .inputs.dictionaries import working
+from .inputs.example import example_of
+from .inputs.weights import load_weights
+from .run.job import metric_of
+from .run.task import read_by, task_of
+from .user_code import scored
 
 Calibration = Batch | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -43,7 +50,7 @@ def score(
         FreePruneError: the network rejects the images, or the metric cannot match the two networks.
     """
     function = metric_of(metric)
-    network, dense = (adopted(each) for each in (network, dense))
+    network, dense = (adoption.adopted(each) for each in (network, dense))
     if isinstance(batch, Mapping):
         inputs, collate = example_of(batch, network=dense)
         images = Batch(inputs)
@@ -64,13 +71,39 @@ def score(
     return float("-inf") if found != found else found
 
 
+def score_of_plan(
+    model: GivenModel, plan: Path, data: Asked, metric: str, *, pruned: Path | None, images: int, seed: int, task: Any
+) -> tuple[float, int]:
+    """The score of what a plan makes of a network, and the number of images that it was computed on.
+
+    Args:
+        plan: a file.
+        pruned: weights of the pruned network; None for those that it has before fine-tuning.
+        images: how many training images are drawn.
+
+    Raises:
+        FreePruneError: as `score`; or a file or the data cannot be read.
+    """
+    removed = read_plan(plan)
+    network = model.network(seed)
+    smaller = apply(network, removed)
+    if pruned is not None:
+        smaller = load_weights(smaller, pruned)
+    found = load_data(data, stated=model.stated(network), network=adoption.in_float32(network))
+    training, _ = batches.split(found, seed)
+    drawn = draw(training, found, images, seed, None)
+    dense, smaller = (working(one, found.collate) for one in (network, smaller))
+    batch = read_by(task_of(task, dense, drawn), drawn)
+    return score(smaller, dense, batch, metric, removed), len(batch.inputs[0])
+
+
 def _batch(given: Batch | Tensor | Sequence[Tensor]) -> Batch:
     if isinstance(given, Batch):
-        return replace(given, inputs=in_float32(given.inputs))
+        return replace(given, inputs=batches.in_float32(given.inputs))
     if isinstance(given, Tensor):
-        return Batch(in_float32((given,)))
+        return Batch(batches.in_float32((given,)))
     if len(given) == 2 and all(isinstance(x, Tensor) for x in given) and not torch.is_floating_point(given[1]):
-        return Batch(in_float32(given[:1]), given[1])
+        return Batch(batches.in_float32(given[:1]), given[1])
     raise FreePruneError(
         "the batch is neither a tensor of images nor images and integer labels; give images (N, C, H, W), or both in a pair"
     )
