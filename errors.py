@@ -20,9 +20,12 @@ class FreePruneWarning(UserWarning):
     """A warning that the input may be wrong; the run goes on. Worded like an error."""
 
 
+CLOSE = 0.65  # how alike a name must be to be suggested; `bayes` and `cmaes` are by 0.6
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Suggests the closest known name, or lists all of them; ends the sentence about an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=CLOSE)
     if close:
         return f"did you mean {close[0]!r}? (known: {', '.join(known)})"
     return f"known: {', '.join(known)}"

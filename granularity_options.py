@@ -23,7 +23,7 @@ LAYOUTS: dict[str, Mapping[str, Option]] = {
                 "let whole residual branches go; the default with a target on latency.",
                 kind=Kind.PAIR,
                 implied=True,
-                shown="with a target on latency",
+                shown="with a target on latency; in inspect yes",
             ),
             "repair": declare(True, "change size attributes of modules to fit the pruned widths.", kind=Kind.PAIR),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -69,12 +70,12 @@ Criterion = Callable[[nn.Module, Batch | None, int], Importance]
 
 def l1(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """Sum of absolute weights (Li et al. 2017, arXiv:1608.08710)."""
-    return Importance(_each(network, np.abs))
+    return Importance(_each(network, lambda _, w: np.abs(w)))
 
 
 def l2(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """Euclidean norm of the weights."""
-    return Importance(_each(network, np.square), np.sqrt)
+    return Importance(_each(network, lambda _, w: np.square(w)), np.sqrt)
 
 
 @needs_labels
@@ -135,7 +136,7 @@ def lamp(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
     Within a layer it orders single weights as l2 does; sums over blocks, kernels and coupled channels it orders differently.
     """
-    return Importance(_each(network, _lamp))
+    return Importance(_each(network, lambda _, w: _lamp(w)))
 
 
 def obs(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
@@ -151,8 +152,12 @@ def obs(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
 def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """Random values: the control for the other criteria."""
-    rng = np.random.default_rng([seed, 2])
-    return Importance(_each(network, lambda w: rng.random(w.shape)))
+
+    def drawn(name: str, weight: Values) -> Values:
+        # By name, since values may be asked for in any order, and again.
+        return np.random.default_rng([seed, 2, zlib.crc32(name.encode())]).random(weight.shape)
+
+    return Importance(_each(network, drawn))
 
 
 def _lamp(weight: Values) -> Values:
@@ -190,8 +195,8 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
     }
 
 
-def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -> Mapping[str, Values]:
-    """A value for each element of the parameters that count: those of two or more dimensions.
+def _each(network: nn.Module, value: Callable[[str, Values], Values] = lambda _, w: w) -> Mapping[str, Values]:
+    """A value for each element of the parameters that count, from name and weight: those of two or more dimensions.
 
     Biases and the scales of norms have one number per channel. Scaled to the same mean as a whole kernel they would decide the
     order of coupled channels, and measurably worse.
@@ -199,20 +204,20 @@ def _each(network: nn.Module, value: Callable[[Values], Values] = lambda w: w) -
     counted = {name: parameter for name, parameter in network.named_parameters() if parameter.dim() > 1}
     if is_large(network):
         return _Asked(counted, value)
-    return {name: value(_numpy(parameter)) for name, parameter in counted.items()}
+    return {name: value(name, _numpy(parameter)) for name, parameter in counted.items()}
 
 
 class _Asked(Mapping[str, Values]):
     """Values that are computed when they are asked for, of which the last are kept."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], value: Callable[[Values], Values]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], value: Callable[[str, Values], Values]) -> None:
         self._parameters, self._value = parameters, value
         self._last: tuple[str, Values] | None = None
 
     def __getitem__(self, name: str) -> Values:
         if self._last is None or self._last[0] != name:
             self._last = None
-            self._last = name, self._value(_numpy(self._parameters[name]))
+            self._last = name, self._value(name, _numpy(self._parameters[name]))
         return self._last[1]
 
     def __contains__(self, name: object) -> bool:

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Between outputs that should be the same: far above the rounding of float32, far below what a wrong operator or another
+# activation does.
+MAX_DIFFERENCE = 1e-3
+
 
 def relative_difference(a: Any, b: Any) -> float:
     """max|a - b| / max|a|; of several outputs the largest.

@@ -165,6 +165,13 @@ def finite(outputs: Outputs) -> bool:
     return all(bool(torch.isfinite(output).all()) for output in outputs)
 
 
+def check_floating(batch: Batch, metric: str) -> None:
+    """Raises MetricError if no input is of floating numbers, as of a network that takes tokens."""
+    if not any(x.is_floating_point() for x in batch.inputs):
+        given = " and ".join(str(x.dtype).removeprefix("torch.") for x in batch.inputs)
+        raise MetricError(f"{metric} needs inputs of floating numbers, and the network takes {given}; use `metric='freeprune'`")
+
+
 def labels_of(batch: Batch) -> Any:
     """The labels of the batch; raises MetricError if it has none."""
     if batch.labels is None:
@@ -226,7 +233,7 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
     leaves, loss = leaves_and_loss(candidate, batch)
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(leaf) if g is None else g if leaf.dim() < 2 else g * (leaf != 0)
+        name: torch.zeros_like(leaf) if g is None else g.to_dense() if leaf.dim() < 2 else g.to_dense() * (leaf != 0)
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
 

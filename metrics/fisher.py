@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..common import Batch, Candidate
-from .base import Reference, labels_of, needs_labels
+from .base import Reference, leaves_and_loss, needs_labels
 
 LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split())
 
@@ -24,12 +25,14 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: Theis et al. 2018 (arXiv:1801.05787), eq. 10, as a score of a network in Turner et al. 2020 (arXiv:1906.04113).
     Differs: they use activations after the rectifier and untrained weights; layer outputs exist in every network.
     """
+    inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
     with torch.enable_grad(), _Outputs() as layers:
-        inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
-        loss = batch.reading.loss_of(candidate(*inputs), labels_of(batch)) * len(inputs[0])
-        found = torch.autograd.grad(loss, layers.outputs, allow_unused=True)
+        # With gradients of the weights, since tokens have none.
+        loss = leaves_and_loss(candidate, replace(batch, inputs=inputs))[1] * len(inputs[0])
+        outputs = [x for x in layers.outputs if x.requires_grad]
+        found = torch.autograd.grad(loss, outputs, allow_unused=True)
     total = 0.0
-    for output, gradient in zip(layers.outputs, found, strict=True):
+    for output, gradient in zip(outputs, found, strict=True):
         if gradient is not None:
             product = (output.detach() * gradient).double()
             channels = product.flatten(2).sum(dim=2) if product.dim() > 2 else product

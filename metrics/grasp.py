@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..common import Batch, Candidate
 from .base import Reference, labels_of, leaves_and_loss, needs_labels, weights
@@ -22,7 +23,8 @@ def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """
     labels_of(batch)
     few = batch.first(IMAGES)
-    leaves, loss = leaves_and_loss(candidate, few)
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+        leaves, loss = leaves_and_loss(candidate, few)
     used = {name: leaves[name] for name in weights(candidate)}
     with torch.enable_grad():
         found = torch.autograd.grad(loss, list(used.values()), create_graph=True, allow_unused=True)

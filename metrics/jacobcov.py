@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common import Batch, Candidate
-from .base import Reference, scored_of
+from .base import Reference, check_floating, scored_of
 
 K = 1e-5
 
@@ -16,13 +16,19 @@ def jacobcov(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     `v` are the eigenvalues of the correlation matrix of the input gradients of the summed outputs, `(N, N)`. One backward pass
     to the images under batch statistics; no labels. `-inf` if an image has no gradient at all.
 
+    Raises:
+        MetricError: the network takes no floating numbers.
+
     Source: Mellor et al. 2020, first version (arXiv:2006.04647v1), eq. 4, as in Abdelfattah et al. 2021 (arXiv:2101.08134).
     Differs: they use untrained weights.
     """
+    check_floating(batch, "jacobcov")
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
     with torch.enable_grad():
         total = torch.stack([output.sum() for output in scored_of(candidate(*inputs), batch)]).sum()
-        found = torch.autograd.grad(total, [x for x in inputs if x.requires_grad])
+        if not total.requires_grad:
+            return float("-inf")
+        found = torch.autograd.grad(total, [x for x in inputs if x.requires_grad], materialize_grads=True)
     rows = torch.cat([g.flatten(1) for g in found], dim=1).double()
     rows = rows - rows.mean(dim=1, keepdim=True)
     norms = rows.norm(dim=1, keepdim=True)

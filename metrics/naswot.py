@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate
-from .base import MetricError, Reference, run
+from .base import MetricError, Reference, forward
 
 RECTIFIERS = frozenset("relu threshold hardtanh leaky_relu prelu _prelu_kernel elu silu gelu hardswish mish softplus".split())
 
@@ -27,7 +27,7 @@ def naswot(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: Mellor et al. 2021 (arXiv:2006.04647), eq. 3. Differs: they use untrained weights.
     """
     with _Patterns() as patterns:  # type: ignore[no-untyped-call]
-        run(candidate, batch)
+        forward(candidate, batch)
     if patterns.kernel is None:
         raise MetricError("naswot needs rectifiers such as ReLU, and the network has none; use `metric='freeprune'`")
     sign, value = torch.linalg.slogdet(patterns.kernel)

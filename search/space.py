@@ -289,7 +289,7 @@ class Space:
 
         if exceeds(single):
             locked = "; freeprune inspect shows which layers are locked, and why" if self.fixed else ""
-            return f"even one unit in every group would be too many, so raise the `target`{locked}"
+            return f"it is too large even with every group at its smallest, so raise the `target`{locked}"
         if exceeds(np.where(whole, self.minimum, single)):
             return (
                 f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` "

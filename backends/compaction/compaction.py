@@ -33,7 +33,7 @@ from ...reading import leaves
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import Coupling
 from ..coupling.repair import settle
-from ..difference import relative_difference
+from ..difference import MAX_DIFFERENCE, relative_difference
 from ..plan import Plan, structure_of
 from ..surgery.sizes import assignments
 from ..surgery.surgery import apply, shared_tensors, shrunk
@@ -41,8 +41,6 @@ from ..surgery.trial import Repair, attributes
 from ..tracing.meta import on_meta
 from ..tracing.passes import trace_example
 from .constants import Flow, flow_of
-
-MAX_DIFFERENCE = 1e-3  # relative difference of the outputs that float32 rounding may cause
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from ..surgery.gone import without
 from ..tracing.passes import plain_kernels, undisturbed
 
 EXAMPLES = 2  # images in the passes that prove branches
-MAX_DIFFERENCE = 1e-4  # relative difference of the outputs that float32 rounding may cause
+# Relative, and smaller than `difference.MAX_DIFFERENCE`: both networks run the same operators, apart from sums with zero, and
+# the part of an output that comes from one branch may be small.
+ZEROED_DIFFERENCE = 1e-4
 
 Node = Any  # of autograd's graph
 
@@ -65,7 +67,8 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         weights: the parameters of convolutions and matrix products; a branch has at least one.
     """
     twin = light(network).eval()
-    example = tuple(x[:EXAMPLES].to(next(twin.parameters()).device) for x in inputs)
+    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    example = tuple(x[:EXAMPLES].to(device) for x in inputs)
     try:
         found = _found(twin, example, frozenset(weights))
     except Exception:  # one without a backward pass, say, has no branch that is known
@@ -225,14 +228,15 @@ def _proved(network: nn.Module, inputs: Inputs, some: Sequence[Branch], trains: 
             left, right = (leaves(each(*inputs)) for each in (smaller, zeroed))
     except Exception:  # code that needs more of a branch than its sum, such as a part of it
         return False
-    return relative_difference(right, left) < MAX_DIFFERENCE and (not trains or _trains(smaller, inputs))
+    return relative_difference(right, left) < ZEROED_DIFFERENCE and (not trains or _trains(smaller, inputs))
 
 
 def _trains(network: nn.Module, inputs: Inputs) -> bool:
     """Whether a network runs in training mode. Nothing is left of the pass, not even a random number drawn."""
-    twin = light(network).train()
+    twin, device = light(network).train(), inputs[0].device
+    devices = [] if device.type == "cpu" else [device]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices, device_type=device.type):
             twin(*inputs)
     except Exception:
         return False

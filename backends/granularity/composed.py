@@ -21,6 +21,7 @@ from ..tracing.record import IN
 from ..tracing.weights import Layout
 from .channel import Channel
 from .masked import Masked, Scores
+from .widths import steps_of
 
 
 class Composed:
@@ -32,8 +33,8 @@ class Composed:
     Args:
         network, inputs, importance, max_rate: as for both granularities.
         options: of both. If a unit of the second spans several channels, `round_to` defaults to that span and must be `auto`
-            or a multiple of it, so that every smaller layer divides into whole units. Layers that still would not are not
-            masked.
+            or a multiple of it for every kind of layer, so that every smaller layer divides into whole units. Layers that
+            still would not are not masked.
 
     Attributes:
         dense: why the second granularity does not mask a layer, by the name of its weight.
@@ -68,10 +69,11 @@ class Composed:
     ) -> None:
         own = {name: options.pop(name) for name in self.second.options if name in options}
         along, span = self.second.span(**own)
-        step = str(options.setdefault("round_to", span))
-        if step != "auto" and (not step.isdecimal() or int(step) % span):
+        round_to = options.setdefault("round_to", span)
+        if not all(step is None or step % span == 0 for step in steps_of(round_to).values()):
             raise FreePruneError(
-                f"`round_to={step}` leaves widths that {self.second.name} cannot divide by {span}; give a multiple of {span}"
+                f"`round_to={round_to}` leaves widths that {self.second.name} cannot divide by {span}; "
+                f"give a multiple of {span} for conv and linear"
             )
         self.channel = Channel(network, inputs, importance, max_rate=max_rate, span=span, **options)
 

@@ -23,12 +23,16 @@ def unit_widths(groups: Iterable[ClassGroup], parameters: Mapping[str, Tensor], 
     Raises:
         FreePruneError: `round_to` is no number of channels.
     """
-    steps = _steps(round_to)
+    steps = steps_of(round_to)
     return [steps[_kind(group, parameters)] or _fast(group, parameters, span) for group in groups]
 
 
-def _steps(round_to: int | str) -> dict[str, int | None]:
-    """Parse `round_to`: the number of channels in a unit, by kind of layer; None for `auto`."""
+def steps_of(round_to: int | str) -> dict[str, int | None]:
+    """Parse `round_to`: the number of channels in a unit, by kind of layer; None for `auto`.
+
+    Raises:
+        FreePruneError: it is no number of channels.
+    """
     steps: dict[str, int | None] = {"conv": 1, "linear": 1}
     for part in str(round_to).split(","):
         kind, _, number = part.rpartition("=")

@@ -17,7 +17,7 @@ from ...common import given_names
 from ...copies import is_large, light
 from ...errors import FreePruneError
 from ...reading import children, leaves
-from ..difference import relative_difference
+from ..difference import MAX_DIFFERENCE, relative_difference
 from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
@@ -25,7 +25,6 @@ from .quiet import quiet
 from .runtime import Runtime, as_arrays, first_rows, root_cause, run_rows
 
 CHECKED_BATCHES = (1, 3)
-CHECKED_DIFFERENCE = 1e-3  # far above float32 rounding, far below a wrong operator
 LOWEST_OPSET = 18  # what the exporter writes; it turns it into later ones
 LARGEST_FILE = 2**30  # bytes of weights in one file: a protobuf message holds 2 GiB, and lies in memory several times
 
@@ -346,5 +345,5 @@ def _check(model: Model, network: nn.Module, inputs: tuple[Tensor, ...], runtime
     if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number, such as a loss, is by no row
         raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
     difference = relative_difference(expected, given)
-    if difference > CHECKED_DIFFERENCE:
+    if difference > MAX_DIFFERENCE:
         raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")

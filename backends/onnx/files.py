@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import copied
-from ...disk import write_atomically
+from ...disk import unwritable, write_atomically
 from ...errors import FreePruneError
 from ...lending import HALVES, given_back
 from .runtime import Opened, Runtime
@@ -108,17 +108,42 @@ class Beside(Model):
         return runtime.open(str(self._file), 1)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> int:
+        """As `Model.save`, as far as two files allow.
+
+        After an error the older file is as it was. After a crash there is the older one, the whole newer one or, where the
+        older one had a second file too, neither, but never one with the weights of the other.
+        """
         import onnx
 
         proto = onnx.load(self._file, load_external_data=not self._apart)
         if not self._apart:
             return Whole.write(proto, path, metadata)
         describe(proto, metadata)
-        self._file.write_bytes(proto.SerializeToString(deterministic=True))
-        path.unlink(missing_ok=True)  # a file without its own weights beside it is no file
-        os.replace(data_of(self._file), data_of(path))
-        os.replace(self._file, path)
+        try:
+            self._file.write_bytes(proto.SerializeToString(deterministic=True))
+            _put(self._file, path)
+        except OSError as error:
+            raise unwritable(path, error) from None
         return bytes_of(path)
+
+
+def _put(file: Path, path: Path) -> None:
+    """Move a file and its second one to a place on the same disk; after an error there is what there was."""
+    for one in (data_of(file), file):
+        with one.open("rb+") as written:
+            os.fsync(written.fileno())
+    # With other weights beside it a file computes something else, so an older one with a second file goes first.
+    older = [one for one in (path, data_of(path)) if one.exists()] if data_of(path).exists() else []
+    moves = [(one, file.with_name(f"{one.name}.older")) for one in older] + [(data_of(file), data_of(path)), (file, path)]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for move in moves:
+            os.replace(*move)
+            done.append(move)
+    except OSError:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
 
 
 def hollow(network: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ...common import Inputs, Skeleton
 from ...errors import FreePruneError
@@ -139,7 +140,8 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = self._matrix_product(func, args, kwargs or {})
         if call is None:
             if not func.is_view:
-                self.elsewhere.update(name for a in args if isinstance(a, Tensor) and (name := self._name(a)) is not None)
+                read = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                self.elsewhere.update(name for x in read if (name := self._name(x)) is not None)
             given = args if self.ends is None or kwargs else self.ends.operands(kind, args)
             return self._told(kind, args, func(*given, **(kwargs or {})))
         if self._sites.setdefault(call.site.name, call.site) != call.site:

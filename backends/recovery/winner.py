@@ -95,11 +95,14 @@ def recover(
     skeleton = Skeleton(pruned)
     made = {name: made for name, (_, made) in maps.items()}
     fit = _Fit(dense, plan, skeleton.tensors, wanted, watched.normalised, names, made, ridge)
-    repeated = any(count > 1 for name, count in watched.calls.items() if name in names)
-    passes = 2 if repeated else 1  # a layer that runs often is fitted after the pass, and the others follow it
-    while passes:
+    # A layer that runs often is fitted after the first pass, and the others follow it in a second.
+    again = any(count > 1 for name, count in watched.calls.items() if name in names)
+    while True:
         run(skeleton, Watched(skeleton.tensors, fit, LARGEST, summed=fit.summed), inputs)
-        passes = max(passes - 1, fit.finish())
+        unfitted = fit.finish()
+        if not (again or unfitted):
+            break
+        again = False
     network = light(pruned)
     parameters = dict(network.named_parameters())
     for name, value in fit.found.items():

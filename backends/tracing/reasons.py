@@ -14,8 +14,7 @@ class Reasons:
     """Why channels are frozen: the first reason recorded for any channel tied to them; the output before all others."""
 
     def __init__(self, trace: Trace) -> None:
-        left = np.concatenate([np.zeros(0, np.int64), *trace._left])
-        right = np.concatenate([np.zeros(0, np.int64), *trace._right])
+        left, right = trace.unions()
         live = (left > 0) & (right > 0)
         graph = coo_array((np.ones(live.sum(), np.int8), (left[live], right[live])), shape=(trace.nodes, trace.nodes))
         _, self._part = connected_components(graph, directed=False)

@@ -137,6 +137,11 @@ class Trace:
         """The number of unions."""
         return len(self._left)
 
+    def unions(self, start: int = 0) -> tuple[Layer, Layer]:
+        """The two sides `(n,)` of all pairs of nodes that must go together, from the `start`-th union on."""
+        left, right = (np.concatenate([np.zeros(0, np.int64), *side[start:]]) for side in (self._left, self._right))
+        return left, right
+
     def forget(self, start: int, stop: int) -> None:
         """Undo the unions from the `start`-th to before the `stop`-th."""
         for i in range(start, stop):
@@ -179,8 +184,7 @@ class Trace:
         """`(nodes,)`: the smallest node of each node's class; 0 for the frozen."""
         if self._united < len(self._left) or self._roots.size < self.nodes:
             roots = np.append(self._roots, np.arange(self._roots.size, self.nodes))
-            left, right = (np.concatenate([np.zeros(0, np.int64), *ids[self._united :]]) for ids in (self._left, self._right))
-            self._roots, self._united = united(roots, left, right), len(self._left)
+            self._roots, self._united = united(roots, *self.unions(self._united)), len(self._left)
         return self._roots
 
     def is_frozen(self, layer: Layer) -> bool:

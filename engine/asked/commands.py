@@ -25,12 +25,14 @@ class Command:
         argument: the name of the argument.
         metavar: how `--help` shows it, if not as its name.
         is_path: whether the argument is a path.
+        required: whether it must be given.
     """
 
     options: tuple[Option | str, ...]
     argument: str = "model"
     metavar: str | None = None
     is_path: bool = False
+    required: bool = True
 
     @property
     def shown(self) -> str:
@@ -74,8 +76,9 @@ COMMANDS: dict[str, Command] = {
     )),
     "compare": Command((
         *DATA, COUNTED, *SPACE, COMPARISON["strategies"], COMPARISON["trials"],
-        SETTINGS["time_limit"].but(help="End each search after this time, such as 60s or 5m."), COMPARISON["seeds"], *SEARCH,
-        *PLACEMENT, DEVICE, *FINETUNING, *FOLDERS,
+        SETTINGS["time_limit"].but(help="End each search after this time, such as 60s or 5m."), COMPARISON["seeds"],
+        *(one.but(shown="none") if one.name == "warm_starts" else one for one in SEARCH), *PLACEMENT, DEVICE,
+        *(one.but(shown="nothing is trained") if one.name == "epochs" else one for one in FINETUNING), *FOLDERS,
     )),
     "sweep": Command((
         *DATA, *SPACE, BUDGETS["cost"], BUDGETS["budgets"],
@@ -126,7 +129,7 @@ COMMANDS: dict[str, Command] = {
         declare("127.0.0.1", "Address to serve at.", name="host"), declare(8080, "Port to serve at.", name="port"),
     ), "folder", "RUN", True),
     "report": Command((), "folder", "RUN", True),
-    "list": Command((), "what", "metrics|strategies|granularities|criteria|tasks"),
+    "list": Command((), "what", "metrics|strategies|granularities|criteria|tasks", required=False),
 }  # fmt: skip
 
 

@@ -25,13 +25,14 @@ class Source:
     """Where the data and the weights of the dense network come from."""
 
     data: str = option(
-        help="Training and test data, with labels or without: imagefolder:DIR, npz:FILE, digits, or package.module:callable.",
+        help="Training and test data, with labels or without: imagefolder:DIR, npz:FILE, wds:SHARDS, hf:NAME, digits, or "
+        "package.module:callable.",
         required=True,
     )
     weights: Path | None = option(
         None,
-        "Weights to load into the network: a .safetensors, .pt, .pth, .ckpt or .bin file; or pretrained, for those that "
-        "torchvision, timm or hf download.",
+        "Weights to load into the network: a .safetensors, .pt, .pth, .ckpt or .bin file, or an index of several; or "
+        "pretrained, for those that torchvision, timm or hf download.",
         kind=Kind.PATH,
     )
     weights_key: str | None = option(

@@ -12,6 +12,7 @@ from ...options import Kind, Option, declared
 from ...registry import plugins
 from .declaration import Hardware, Placement
 from .declaration import Settings as Settings
+from .recipe import Recipe
 from .targets import Target, parse_targets
 
 SETTINGS = declared(Settings)
@@ -120,6 +121,8 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
+    if unknown in declared(Recipe):
+        raise FreePruneError(f"`{unknown}` is an option of the training; give `finetune=freeprune.Recipe({unknown}=...)`")
     if unknown is not None and not plugins("granularity"):  # a plug-in granularity checks its own options
         raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
     made = Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})

@@ -243,11 +243,14 @@ def apply(model: str, **given: Any) -> None:
 
 
 @main.command("list", cls=options.Declared)
-def list_(what: str) -> None:
-    """List metrics, strategies, granularities, criteria or tasks: name and description, one per line."""
-    from .listing import listed
+def list_(what: str | None) -> None:
+    """List metrics, strategies, granularities, criteria or tasks, or all of them: name and description, one per line."""
+    from .listing import TABLES, listed
 
-    found = listed(what)
-    width = max(map(len, found))
-    for name, line in found.items():
-        click.echo(f"{name:<{width}}  {line}")
+    for one in TABLES if what is None else (what,):
+        if what is None:
+            click.echo(f"{one}:")
+        found = listed(one)
+        width = max(map(len, found))
+        for name, line in found.items():
+            click.echo(f"{name:<{width}}  {line}")

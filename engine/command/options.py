@@ -150,7 +150,7 @@ def _way_out(given: Mapping[str, Any]) -> str:
 
 def _parameters(name: str, command: Command) -> list[click.Parameter]:
     kind = click.Path(path_type=Path) if command.is_path else None
-    argument = click.Argument([command.argument], type=kind, metavar=command.metavar)
+    argument = click.Argument([command.argument], type=kind, metavar=command.metavar, required=command.required)
     return [argument, *map(shown_by_click, options_of(name))]
 
 

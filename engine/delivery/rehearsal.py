@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from ...backends import Plan, apply, masked
-from ...backends.difference import relative_difference
+from ...backends.difference import MAX_DIFFERENCE, relative_difference
 from ...backends.onnx.export import Exported, export_onnx
 from ...backends.onnx.runtime import as_arrays, first_rows
 from ...common import Inputs
@@ -37,7 +37,6 @@ IMAGES = 2  # per forward pass
 TRAINED = 8  # per training step; batch norm needs more than one
 SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below the effect of random draws
 PIECE = 2**24  # numbers of the data that are looked at at a time
-LARGEST_DIFFERENCE = 1e-3  # relative: far above rounding, far below a wrong operator
 
 
 class DenseExport:
@@ -100,7 +99,7 @@ def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module,
     """
     compact = apply(job.network, plan).eval()
     difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
-    if not difference < LARGEST_DIFFERENCE:
+    if not difference < MAX_DIFFERENCE:
         raise FreePruneError(
             f"the pruned network computes something else than the masked one (difference {difference:.1e}), so it "
             "was not kept; please report the network"
@@ -184,7 +183,7 @@ def _exported(job: Job, images: Inputs) -> DenseExport:
         dense = DenseExport(job)
         found = job.runtime.files.outputs(dense.file.path, images)
         difference = relative_difference(outputs(job.network, images), found)
-        if not difference < LARGEST_DIFFERENCE:
+        if not difference < MAX_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
     except FreePruneError as error:
         if any(target.cost == LATENCY for target in job.settings.target):

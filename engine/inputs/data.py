@@ -44,6 +44,7 @@ PICTURES: dict[str, Callable[[str, Pictures, nn.Module | None], Data]] = {
 # What goes with data given as a text.
 OPTIONS = {name: declared(Source)[name] for name in ("mean", "std", "image_size", "bad_images")}
 SKIPPING = OPTIONS["bad_images"]
+AS_OBJECT = "own:"  # the source of data that were given as objects begins with it
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def _own(read: _Read, train: Any, test: Any) -> Data:
         classes=() if read.labels is None else _classes(train),
         mean=(),
         std=(),
-        source=f"own:{type(read.dataset).__name__}",
+        source=f"{AS_OBJECT}{type(read.dataset).__name__}",
         augment=False,
         collate=read.collate,
         labelled=read.labels is not None,

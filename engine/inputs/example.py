@@ -42,9 +42,9 @@ def example_of(
 
     Args:
         given: a tensor, or a tuple of tensors for several inputs, with the batch dimension; a dictionary of such tensors by
-            the names of the network's arguments; a text such as `3x224x224`, the shape of an input without the batch, or
-            `ids:1x128`, with it, for an argument by its name; or several of them; or data as for `prune`, whose first
-            training image is taken.
+            the names of the network's arguments; a text such as `3x224x224` or numbers such as (3, 224, 224), the shape of
+            an input without the batch; `ids:1x128`, with it, for an argument by its name; several texts; or data as for
+            `prune`, whose first training image is taken.
         stated: how pretrained weights want their images, as for `load_data`.
         network: as for `load_data`.
 
@@ -62,6 +62,8 @@ def example_of(
         given = [given]
     if isinstance(given, tuple | list) and given and all(isinstance(one, str) for one in given):
         return _random(given, network)
+    if isinstance(given, tuple | list) and given and all(isinstance(one, int) for one in given):
+        return _random(["x".join(map(str, given))], network)
     images = load_data(given, stated=stated, network=network)
     return Example(stack(images.train, [0], images.collate, None)[0], images.collate)
 

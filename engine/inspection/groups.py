@@ -93,10 +93,15 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Range:
-    """A cost of the dense network, and of the smallest network that can be reached."""
+    """A cost of the dense network, and of the smallest network that can be reached.
+
+    Attributes:
+        with_branches: of the smallest one that keeps all its residual branches; None if none may go.
+    """
 
     dense: float
     smallest: float
+    with_branches: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,9 +220,13 @@ def _costs_and_groups(backend: Backend, layers: Sequence[LayerInfo]) -> tuple[di
 def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Range], dict[str, NDArray[np.float64]]]:
     """The range of each cost, and the fractions `(L,)` of it that each group alone can save."""
     alone = np.where(np.eye(units.size, dtype=bool), least, units)
-    costs = backend.costs(np.stack([units, least, *alone]))
-    ranges = {name: Range(float(values[0]), float(values[1])) for name, values in costs.items()}
-    return ranges, {name: 1 - values[2:] / values[0] for name, values in costs.items()}
+    kept = least.copy()
+    branches = slice(0, 0) if backend.channel is None else slice(backend.channel.split, len(backend.channel.groups))
+    kept[branches] = 1
+    costs = backend.costs(np.stack([units, least, kept, *alone]))
+    smallest = 3 if (kept != least).any() else 2
+    ranges = {name: Range(*map(float, values[:smallest])) for name, values in costs.items()}
+    return ranges, {name: 1 - values[3:] / values[0] for name, values in costs.items()}
 
 
 def _layers(backend: Backend, network: nn.Module) -> tuple[LayerInfo, ...]:

@@ -95,10 +95,12 @@ def _locked_table(inspection: Inspection) -> Table:
 
 def _cost_table(inspection: Inspection) -> Table:
     table = Table(title="reachable", title_justify="left")
-    for name in ("", "dense", "smallest", "remains"):
+    branches = any(span.with_branches is not None for span in inspection.costs.values())
+    for name in ("", "dense", "smallest", "remains", *(["with all branches"] if branches else [])):
         table.add_column(name, justify="left" if not name else "right")
     for cost, span in inspection.costs.items():
-        table.add_row(label(cost), amount(span.dense), amount(span.smallest), f"{span.smallest / span.dense:.1%}")
+        kept = [] if span.with_branches is None else [f"{span.with_branches / span.dense:.1%}"]
+        table.add_row(label(cost), amount(span.dense), amount(span.smallest), f"{span.smallest / span.dense:.1%}", *kept)
     return table
 
 

@@ -252,7 +252,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of `config.json`, the options of the run in a folder."""
     if not (folder / CONFIG).exists():
-        raise FreePruneError(f"{folder} holds no run; give the folder that one was written to")
+        found = f"{folder} holds no run" if folder.exists() else f"there is no folder {folder}"
+        raise FreePruneError(f"{found}; give the folder that a run, comparison, sweep or study was written to")
     return read_json(folder / CONFIG)
 
 

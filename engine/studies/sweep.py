@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ...backends import find_backend
 from ...backends.base import dense_units
 from ...errors import FreePruneError
 from ..asked.commands import BUDGETS
 from ..asked.declaration import Budgets, Settings
+from ..asked.layout import completed
 from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings
 from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
-from ..inputs.data import Asked, asked_data
+from ..inputs.data import AS_OBJECT, Asked, asked_data
 from ..inputs.dense import GivenModel
 from ..opening import Opening, opened
 from ..progress import Progress, Shown
@@ -232,10 +234,15 @@ def pick(
         for name, value in (("quantize", quantize), ("opset", opset)):
             SETTINGS[name].check(value)
         before = recorded(config, _with_fixed(parse_targets(target), config))
+        as_swept = completed(find_backend(before.granularity), before.layout, depth=False)  # whatever the target is now
         asked = replace(
-            before, task=before.task if task is None else task, trials=PICKED, quantize=quantize, runtime=runtime, opset=opset,
-            rehearsal=rehearsal,
+            before, layout=as_swept, task=before.task if task is None else task, trials=PICKED, quantize=quantize,
+            runtime=runtime, opset=opset, rehearsal=rehearsal,
         )  # fmt: skip
+        if data is None and config["data"].startswith(AS_OBJECT):
+            raise FreePruneError(
+                "the sweep was given its data as an object; give it again, as `data`, and so a network, as `model`"
+            )
         if weights is None:
             weights, weights_key = config["weights"], weights_key or config["weights_key"]
         model, data = config["model"] if model is None else model, _data_of(config) if data is None else data

@@ -128,8 +128,9 @@ def hardly_right(right: int, images: int, classes: int) -> str | None:
     if right / images >= max(min(2 * guessing, 0.6), 0.1):
         return None
     return (
-        f"the dense network has {right} of the {images} calibration images right, hardly more than by guessing; check "
-        "that the `weights`, the classes and the normalisation of the images (`mean`, `std`) are its own"
+        f"the dense network has {right} of the {images} calibration images right, hardly more than by guessing; give "
+        "the `weights` that it was trained to, and check that the classes and the normalisation of the images (`mean`, `std`) "
+        "are its own"
     )
 
 

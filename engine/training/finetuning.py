@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...backends import Plan, apply
-from ...backends.difference import relative_difference
+from ...backends.difference import MAX_DIFFERENCE, relative_difference
 from ...common import Inputs
 from ...copies import copied, emptied, is_large
 from ...errors import FreePruneError
@@ -28,7 +28,6 @@ from .processes import by_torchrun
 from .trainer import train
 
 IMAGES = 4  # on which the returned network is compared with the kept one
-LARGEST_DIFFERENCE = 1e-3  # relative, in float32: far above rounding, far below the effect of another activation
 
 
 def finetuned(
@@ -144,7 +143,7 @@ def _returned(compact: nn.Module, found: object, images: Inputs, job: Job) -> nn
     kept = with_values(compact, trained)
     found, expected = (_drawn(network, images) for network in (trained, kept))
     difference = relative_difference(found, expected)
-    if not difference < LARGEST_DIFFERENCE:
+    if not difference < MAX_DIFFERENCE:
         raise FreePruneError(
             "the network that the fine-tuning function returned computes something else than the pruned one with its weights "
             f"(difference {difference:.1e}); train the weights, and leave modules and hooks as they were given"

@@ -216,6 +216,20 @@ def test_rounding_by_kind_of_layer_and_a_least_width():
         backend_of("channel", "vgg", min_width=0)
 
 
+@pytest.mark.parametrize("granularity", COMPOSED)
+def test_rounding_by_kind_of_layer_before_masks(granularity):
+    second = find_backend(granularity).second
+    _, span = second.span()
+    _, backend = backend_of(granularity, "vgg", round_to="conv=4,linear=8")
+    assert [g.units for g in backend.channel.groups] == [2, 3, 3]
+    backend_of(granularity, "vgg", round_to="conv=auto,linear=8")
+    with pytest.raises(FreePruneError, match="`round_to=dense=4` is no number of channels"):
+        backend_of(granularity, "vgg", round_to="dense=4")
+    if span > 1:  # linear layers go in single channels
+        with pytest.raises(FreePruneError, match=f"{second.name} cannot divide by {span}; give a multiple of {span} for"):
+            backend_of(granularity, "vgg", round_to=f"conv={span}")
+
+
 def test_sizes_in_modules_follow():
     network, backend = backend_of("channel", "mobilenet_v2")
     kept = np.array([max(g.minimum, g.units // 2) for g in backend.groups])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from freeprune import copies
 from freeprune.backends import BACKENDS, CRITERIA, importance
 from freeprune.common import Batch
 from freeprune.errors import FreePruneError
@@ -71,6 +72,18 @@ def test_random_is_drawn_by_the_seed():
     first, same, other = (importance("random", two_layers(), None, seed).elements["0.weight"] for seed in (1, 1, 2))
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_a_large_network_has_the_same_values_in_any_order(criterion, monkeypatch):
+    network = networks.build("resnet_a")
+    batch = Batch((networks.images(),), torch.arange(8) % 5)
+    expected = importance(criterion, network, batch).elements
+    monkeypatch.setattr(copies, "LARGE", 0)
+    found = importance(criterion, network, batch).elements
+    names = list(expected)
+    for name in [*reversed(names), *names]:
+        assert np.array_equal(found[name], expected[name])
 
 
 @pytest.mark.parametrize("criterion", ["fpgm", "bnscale", "obs"])

@@ -191,7 +191,7 @@ def test_a_network_that_gets_nothing_right_is_doubted_before_the_search(tmp_path
         warnings.simplefilter("error")
         assert told("own", (TensorDataset(images, best), TensorDataset(images, best))) > 70  # all, but for batch statistics
     wrong = (best + 1) % 3
-    with pytest.warns(freeprune.FreePruneWarning, match="hardly more than by guessing; check that the `weights`") as caught:
+    with pytest.warns(freeprune.FreePruneWarning, match="hardly more than by guessing; give the `weights`") as caught:
         assert told("foreign", (TensorDataset(images, wrong), TensorDataset(images, wrong))) < 10
     assert [Path(one.filename).name for one in caught] == [Path(__file__).name]
 

@@ -355,6 +355,60 @@ def test_synflow_by_hand():
     assert score == pytest.approx(np.log(3 + 3))
 
 
+class Twice(nn.Module):
+    """Gives what a network gives, and twice that as a second output."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        output = self.network(x)
+        return output, {"twice": 2 * output}
+
+
+def test_synflow_sums_several_outputs():
+    batch = Batch((torch.randn(4, 2),))
+    expected = np.log(3) + scored("synflow", two_layers(), batch)
+    assert scored("synflow", Twice(two_layers()), batch) == pytest.approx(expected)
+
+
+def test_naswot_does_not_read_the_outputs():
+    assert scored("naswot", Twice(two_layers()), BATCH) == scored("naswot", two_layers(), BATCH)
+
+
+def test_fisher_of_tokens_is_that_of_their_embeddings():
+    layers = two_layers()
+    network = nn.Sequential(nn.Embedding.from_pretrained(torch.eye(2), freeze=False), *layers)
+    tokens = Batch((torch.tensor([0, 1]),), BATCH.labels)
+    assert scored("fisher", network, tokens) == pytest.approx(scored("fisher", layers, BATCH))
+
+
+def test_jacobcov_of_inputs_without_a_gradient_is_minus_infinity():
+    class Rounds(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.round())
+
+    class Decides(nn.Linear):
+        def forward(self, x):
+            return super().forward((x > 0).float())
+
+    assert scored("jacobcov", Rounds(2, 2), BATCH) == float("-inf")
+    assert scored("jacobcov", Decides(2, 2), BATCH) == float("-inf")
+
+
+def test_synflow_of_a_network_that_computes_in_float32():
+    class Single(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    network = two_layers()
+    expected = scored("synflow", network, BATCH)
+    single = Single(2, 2, bias=False)
+    single.weight = network[2].weight
+    assert scored("synflow", nn.Sequential(*network[:2], single), BATCH) == pytest.approx(expected)
+
+
 def test_synflow_of_a_cut_network_is_minus_infinity():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     batch = Batch((torch.randn(4, 2),))

@@ -132,6 +132,63 @@ def test_a_collapsed_network_gets_a_score_or_a_sentence(metric, granularity):
     assert not np.isnan(score)
 
 
+class Tokens(nn.Module):
+    """Attends over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.attention = nn.Embedding(20, 12, sparse=True), nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+        self.hidden, self.last = nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def forward(self, tokens):
+        heads = (layer(self.embedding(tokens)).unflatten(-1, (2, 6)).transpose(1, 2) for layer in self.attention)
+        attended = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.last(self.hidden(attended).relu().mean(1))
+
+
+class Pictured(Tokens):
+    """Tokens beside an image, which nothing is computed from, and a mask."""
+
+    def forward(self, image, tokens, mask):
+        return super().forward(tokens.masked_fill(mask, 0)) + 0 * image.sum()
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.one, self.other = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(16, 3)
+
+    def forward(self, x):
+        hidden = self.hidden(x).relu()
+        return {"logits": self.one(hidden), "none": None, "others": (self.other(hidden),)}
+
+
+@cache
+def unusual(kind, granularity):
+    """A network with other inputs or outputs than an image and a tensor, a batch for it and half of it pruned."""
+    generator = torch.Generator().manual_seed(0)
+    numbers, tokens = torch.randn(16, 6, generator=generator), torch.randint(20, (16, 7), generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = {"tokens": Tokens, "pictured": Pictured, "two": TwoOutputs}[kind]().eval()
+    inputs = {"tokens": (tokens,), "pictured": (numbers, tokens, tokens < 5), "two": (numbers,)}[kind]
+    batch = Batch(inputs, torch.arange(16) % 3)
+    backend = BACKENDS[granularity](network, batch.inputs, importance("l2", network))
+    return network, batch, backend.candidate(kept(backend, 0.5))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+@pytest.mark.parametrize("kind", ["tokens", "pictured", "two"])
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_tokens_and_several_outputs_get_a_score_or_a_sentence(metric, kind, granularity):
+    network, batch, candidate = unusual(kind, granularity)
+    if kind == "tokens" and metric in ("jacobcov", "synflow", "zen"):
+        with pytest.raises(MetricError, match=f"{metric} needs inputs of floating numbers, and the network takes int64; use"):
+            METRICS[metric](candidate, reference(network, batch), batch)
+    else:
+        assert not np.isnan(METRICS[metric](candidate, reference(network, batch), batch))
+
+
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_a_metric_that_reads_labels_says_so(metric):
     network, batch, backend = setting("weight")

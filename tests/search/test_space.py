@@ -266,7 +266,7 @@ def test_an_unreachable_target_is_a_sentence():
     [
         ([5, 1], 5.0, [], "raise the `target` or `max_rate`"),
         ([10, 1], 5.0, [], "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
-        ([5, 1], 1.0, [], "even one unit in every group would be too many, so raise the `target`"),
+        ([5, 1], 1.0, [], "it is too large even with every group at its smallest, so raise the `target`"),
         ([10, 1], 1.0, ["'a' (b)"], "`target`; freeprune inspect shows which layers are locked, and why; dense stay 'a' (b)"),
     ],
 )

@@ -129,6 +129,10 @@ def test_what_is_read_twice_or_asked_for_an_entry_stays(twice):
     assert found(Read(twice)) == ()
 
 
+def test_a_network_without_parameters_has_no_branches():
+    assert found(nn.Flatten()) == ()
+
+
 class Dropping(nn.Module):
     """Stochastic depth by hand: in training a branch is asked for its shape, type and device, or for its entries."""
 

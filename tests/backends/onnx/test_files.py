@@ -1,5 +1,9 @@
 """ONNX files whose weights lie in a second file."""
 
+import errno
+import os
+from contextlib import suppress
+
 import onnx
 import pytest
 import torch
@@ -84,6 +88,62 @@ def test_one_file_replaces_two(tmp_path, network, monkeypatch):
     monkeypatch.setattr(export, "LARGEST_FILE", 10**6)
     assert export_onnx(network, IMAGES, path, {}).bytes == path.stat().st_size
     assert not data_of(path).exists()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("failing", ["model.onnx.data", "model.onnx"])
+def test_an_older_file_stays_where_the_newer_one_cannot_be_put(tmp_path, network, monkeypatch, failing, apart):
+    path = tmp_path / "model.onnx"
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "LARGEST_FILE", 0 if apart else 10**6)
+        export_onnx(network, IMAGES, path, {})
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    replace = os.replace
+
+    def full(source, target):
+        if target == tmp_path / failing and source.name == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FreePruneError, match=r"model\.onnx cannot be written \(No space left on device\)"):
+        export_onnx(network, IMAGES, path, {"a": "b"})
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("steps", range(5))
+def test_a_crash_leaves_no_file_with_the_weights_of_another(tmp_path, network, monkeypatch, steps, apart):
+    path = tmp_path / "model.onnx"
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "LARGEST_FILE", 0 if apart else 10**6)
+        export_onnx(network, IMAGES, path, {"made": "first"})
+    wanted = {"first": network(*IMAGES)}
+    with torch.no_grad():
+        network.first.weight.mul_(2)
+    wanted["then"] = network(*IMAGES)
+    done, synced, replace, fsync = [], set(), os.replace, os.fsync
+
+    def crashing(source, target):
+        if not {source, target} & {path, data_of(path)}:  # onnx_ir has its own
+            return replace(source, target)
+        if len(done) == steps:
+            raise Crash
+        assert source.parent == tmp_path or source.stat().st_ino in synced
+        return done.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", crashing)
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.fstat(number).st_ino) or fsync(number))
+    with suppress(Crash):
+        export_onnx(network, IMAGES, path, {"made": "then"})
+    assert path.exists() == (not apart or steps in (0, 4))  # of two files that replace two, none goes with any other
+    if path.exists():
+        (made,) = (one.value for one in onnx.load(path, load_external_data=False).metadata_props)
+        assert relative_difference(wanted[made], ONNX_RUNTIME.outputs(path, IMAGES)) < 1e-5
 
 
 def test_a_wrong_export_leaves_nothing(tmp_path, network, monkeypatch):

@@ -118,3 +118,20 @@ def test_a_product_of_parameters_makes_a_weight_and_is_no_layer():
     seen, watched = calls_of(Adapted())
     assert not seen
     assert watched.elsewhere == {"base.weight", "up", "down"}
+
+
+class Joined(nn.Module):
+    """A layer whose weight is also read as one of several tensors."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.first, self.second, self.join = nn.Linear(6, 4), nn.Linear(4, 3), join
+
+    def forward(self, x):
+        return self.second(self.first(x).relu()) + self.join(self.second.weight).sum()
+
+
+@pytest.mark.parametrize("join", [lambda w: torch.cat([w, w]), lambda w: torch.stack([torch.ones(3, 4), w]), torch.block_diag])
+def test_a_weight_that_is_read_in_a_list_is_read_elsewhere(join):
+    _, watched = calls_of(Joined(join), torch.randn(5, 6))
+    assert watched.elsewhere == {"second.weight"}

@@ -13,6 +13,7 @@ from freeprune.backends.coupling.repair import settle
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.tracing import meta
 from freeprune.backends.tracing.passes import plain_kernels, trace, trace_example
+from freeprune.backends.tracing.record import Trace
 from freeprune.errors import FreePruneError
 
 
@@ -163,6 +164,17 @@ def test_data_written_into_a_part_of_another_tensor_stays_where_the_rest_is_writ
             Channel(network, (x,), importance("l2", network))
     else:
         assert promises.widths(promises.kept(network, x)) == {"conv": 4}
+
+
+def test_unions_are_told_until_they_are_forgotten():
+    traced = Trace()
+    ids = traced.new_nodes(4)
+    traced.unite(ids[:2], ids[2:])
+    traced.unite(ids[:1], ids[3:])
+    assert np.transpose(traced.unions()).tolist() == [[1, 3], [2, 4], [1, 4]]
+    assert np.transpose(traced.unions(1)).tolist() == [[1, 4]]
+    traced.forget(0, 1)
+    assert np.transpose(traced.unions()).tolist() == [[1, 4]]
 
 
 def test_a_rejected_input_is_a_sentence():
@@ -418,6 +430,20 @@ def test_a_head_that_only_training_runs_shrinks_too():
     compact = apply(network, backend.plan(np.array([3]))).train()
     assert [tuple(y.shape) for y in compact(networks.images(2))] == [(2, 5, 14, 14)] * 2
     assert 2 * backend.costs(np.array([[8]]))["macs"][0] == 2 * 14 * 14 * (3 * 8 * 9 + 8 * 5) * 1
+
+
+def test_what_training_draws_disturbs_no_generator(monkeypatch):
+    class Noisy(Auxiliary):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x) if self.training else x)
+
+    devices = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", devices.append)
+    network, before = Noisy().eval(), torch.get_rng_state()
+    backend = Channel(network, (networks.images(1),), importance("l2", network))
+    assert apply(network, backend.plan(np.array([3]))).aux.in_channels == 3
+    assert devices == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_head_that_cannot_be_reached_stays_whole():

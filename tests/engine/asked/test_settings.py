@@ -8,6 +8,8 @@ from freeprune.search import WARM_STARTS
 
 @pytest.mark.parametrize("value", [5, None])
 def test_a_misspelt_option_is_named_with_the_nearest_one(value):
+    with pytest.raises(FreePruneError, match=r"`epochs` is an option of the training; give `finetune=freeprune.Recipe\(e"):
+        settings({"macs": 0.5}, {}, epochs=3)
     with pytest.raises(FreePruneError, match="there is no option 'trails'; did you mean 'trials'"):
         settings({"macs": 0.5}, {}, trails=value)
 

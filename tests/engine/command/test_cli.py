@@ -120,6 +120,14 @@ def test_lists_have_a_line_each_with_the_name_first(what, table):
     assert all(len(line.split()) > 2 for line in output.splitlines())
 
 
+def test_all_lists_at_once():
+    status, output, _ = call("list")
+    assert status == 0
+    heads = [line.removesuffix(":") for line in output.splitlines() if line.endswith(":") and " " not in line]
+    assert heads == list(TABLES)
+    assert all(call("list", what)[1] in output for what in TABLES)
+
+
 GIVEN = ["prune", "digits:cnn", "--data", "digits", "--target", "macs=50%", "--out", "OUT"]
 
 
@@ -222,13 +230,13 @@ def test_a_network_that_guesses_is_doubted_on_stderr(tmp_path):
     assert status == 0
     assert json.loads(output)
     assert errors.startswith("freeprune: warning: the dense network has ")
-    assert "that the --weights, the classes and the normalisation of the images (--mean, --std) are its own" in errors
+    assert "give the --weights that it was trained to, and check that the classes and the normalisation" in errors
     assert errors.count("\n") == 1
     assert json.loads(output)["doubt"].startswith("the dense network has ")
     status, output, errors = call(*arguments, "--calibration-images", "64", "--resume", "--out", tmp_path / "out")
     assert status == 0
     assert "warning: the dense network has " in output
-    assert "that the --weights, the classes" in output
+    assert "give the --weights that it was trained to" in output
 
 
 @pytest.mark.parametrize("command", ["report", "dashboard"])

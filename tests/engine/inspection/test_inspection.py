@@ -190,6 +190,19 @@ def test_two_granularities_are_inspected_together():
     assert ET.fromstring(graph.draw(found)).tag == f"{SVG}svg"
 
 
+def test_branches_may_go_or_stay():
+    found, kept = (inspect(build("resnet_a"), images(2), depth=depth) for depth in (None, False))
+    assert found.costs["macs"].smallest < kept.costs["macs"].smallest
+    assert found.costs["macs"].with_branches == kept.costs["macs"].smallest
+    assert kept.costs["macs"].with_branches is None
+    assert "with all branches" in repr(found)
+    assert "with all branches" not in repr(kept)
+
+
+def test_a_shape_may_be_numbers():
+    assert inspect("digits:cnn", (1, 8, 8)).to_json() == inspect("digits:cnn", "1x8x8").to_json()
+
+
 def test_the_command_prints_two_granularities():
     status, output, _ = call("digits:cnn", "--input", "1x8x8", "--granularity", "channel+nm")
     assert status == 0
@@ -281,6 +294,12 @@ def test_by_default_widths_are_fast_ones_and_branches_may_go():
 def test_options_that_do_not_fit(granularity, options, message):
     with pytest.raises(FreePruneError, match=message):
         looked_at("vgg", granularity, **options)
+
+
+@pytest.mark.parametrize("granularity", sorted(BACKENDS))
+def test_a_network_without_parameters_is_a_sentence(granularity):
+    with pytest.raises(FreePruneError, match="nothing to prune: no convolution or linear layer was found"):
+        inspect(nn.Flatten(), images(1), granularity)
 
 
 def test_a_network_by_its_name_leaves_the_global_generator_alone():

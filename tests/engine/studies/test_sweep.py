@@ -5,8 +5,10 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from no_pictures import pictures
+from torch.utils.data import TensorDataset
 
 from freeprune import FreePruneError, OwnTask, pick, sweep
 from freeprune.engine.command.cli import main
@@ -115,6 +117,24 @@ def test_what_cannot_be_swept_is_a_sentence_before_any_search(options, message, 
     with pytest.raises(FreePruneError, match=message):
         swept(tmp_path, **options)
     assert not list(tmp_path.glob("ledgers/*"))
+
+
+def test_a_latency_is_picked_from_a_sweep_without_branches(tmp_path):
+    model = "cifar:resnet20"  # whose branches may go under a target on latency
+    images = TensorDataset(torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10)
+    given = {"trials": 2, "calibration_images": 8, "strategy": "random", "warm_starts": ()}
+    sweep(model, (images, images), out=tmp_path / "sweep", budgets=[0.9, 0.8], **given)
+    picked = pick(
+        tmp_path / "sweep", target="latency=99%", out=tmp_path / "run", data=(images, images), finetune=None, progress=False
+    )
+    assert not any(group.name.endswith("branch") for group in picked.summary.groups)
+
+
+def test_data_that_were_an_object_are_given_again(tmp_path):
+    images = TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 10)
+    sweep("digits:cnn", (images, images), out=tmp_path / "sweep", budgets=[0.9, 0.8], trials=1, calibration_images=8)
+    with pytest.raises(FreePruneError, match="was given its data as an object; give it again, as `data`"):
+        pick(tmp_path / "sweep", target="macs=70%", out=tmp_path / "run")
 
 
 def test_trials_without_a_score_are_a_sentence(tmp_path):
