@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...common import Inputs
-from ...copies import light
 from ...reading import leaves
 
 
 def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
-    """The outputs in eval mode, without gradients; the network stays as it is."""
-    with torch.no_grad():
-        output = light(network).eval()(*inputs)
+    """The outputs in eval mode, without gradients; afterwards all modules are in the network's own mode."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(*inputs)
+    finally:
+        network.train(training)
     return tuple(t.cpu().numpy() for t in leaves(output))

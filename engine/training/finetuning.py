@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...backends import Plan, apply
 from ...backends.difference import MAX_DIFFERENCE, relative_difference
 from ...common import Inputs
-from ...copies import copied, emptied, is_large
+from ...copies import copied, emptied, is_large, light
 from ...errors import FreePruneError
 from ...lending import widened
 from ..asked.recipe import Recipe
@@ -154,7 +154,7 @@ def _returned(compact: nn.Module, found: object, images: Inputs, job: Job) -> nn
 def _drawn(network: nn.Module, images: Inputs) -> tuple[NDArray[Any], ...]:
     """The outputs in eval mode, with the same random draws each time."""
     with seeded(0):
-        return outputs(network, images)
+        return outputs(light(network), images)
 
 
 def _check_tensors(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
