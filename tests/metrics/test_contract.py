@@ -177,8 +177,7 @@ def unusual(kind, granularity):
     return network, batch, backend.candidate(kept(backend, 0.5))
 
 
-@pytest.mark.parametrize("granularity", ["channel", "weight"])
-@pytest.mark.parametrize("kind", ["tokens", "pictured", "two"])
+@pytest.mark.parametrize(("kind", "granularity"), [("tokens", "channel"), ("pictured", "weight"), ("two", "channel")])
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_tokens_and_several_outputs_get_a_score_or_a_sentence(metric, kind, granularity):
     network, batch, candidate = unusual(kind, granularity)
