@@ -1,6 +1,6 @@
 """Every method's network at the same measured latency, fine-tuned alike: what latency costs in accuracy.
 
-    python benchmarks/equal_latency.py --data DIR --weights DIR [--seeds 3] [--only PATTERN ...]
+    python benchmarks/equal_latency.py --data DIR --weights DIR [--seeds 0 1 2] [--only PATTERN ...] [--find DIR]
 
 DIR of --data holds CIFAR-10 (JPEG) as an image folder, DIR of --weights `resnet56-cifar10.safetensors`, and for
 EfficientNet-Lite0 at 96 pixels `efficientnet-lite0-cifar10.safetensors`, which `examples/efficientnet_lite0.py` calls
@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 from peer_methods import quiet
-from peers import HERE, IMAGES, LATENCY_BATCH, NETWORKS
+from peers import HERE, IMAGES, LATENCY_BATCH, NETWORKS, decoded
 from recovery import LITE
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 
 import freeprune
 from freeprune.backends import Plan, apply
@@ -85,15 +85,18 @@ class Cell:
 ROWS = [("resnet56", share) for share in (0.65, 0.5, 0.8, 0.4)] + [("resnet20", share) for share in (0.65, 0.5, 0.8)]
 ROWS += [("vgg", 0.65), (LITE, 0.65)]
 OTHERS = ("vgg", LITE)  # without the blocks of a ResNet
-ABLATED = [
-    (network, share) for network in ("resnet56", "resnet20") for share in (0.65, 0.5)
-]  # depth and width together against either alone
+ABLATED = [(network, share) for network in ("resnet56", "resnet20") for share in (0.65, 0.5)]
+SOME_ROWS = {  # depth and width together against either alone; another score, for long training
+    "freeprune-widths": ABLATED,
+    "freeprune-depth": ABLATED,
+    "eagleeye-256": [("resnet56", 0.65)],
+}
 
 
 def cells() -> Iterator[Cell]:
     """All of them, in the order in which they are worth most."""
     for method in METHODS:
-        for network, share in ABLATED if method in ("freeprune-widths", "freeprune-depth") else ROWS:
+        for network, share in SOME_ROWS.get(method, ROWS):
             if (share != 0.4 or method in SEARCHED) and (network not in OTHERS or method not in OF_BRANCHES):
                 yield Cell(network, share, method)
     yield Cell(LITE, 1.0, "dense")  # that of the others is in `results/peers/`
@@ -102,8 +105,17 @@ def cells() -> Iterator[Cell]:
 class Bench:
     """For a network its data, of which one image in so many is taken, its groups and the clock; made once a process."""
 
-    def __init__(self, data: Path, weights: Path, images: int = IMAGES, precision: str = "bf16-mixed", every: int = 1) -> None:
-        self._source, self._every = f"imagefolder:{data}", every
+    def __init__(
+        self,
+        data: Path,
+        weights: Path,
+        images: int = IMAGES,
+        precision: str = "bf16-mixed",
+        every: int = 1,
+        in_memory: bool = False,
+    ) -> None:
+        """`in_memory` decodes the images of 32 x 32 pixels once."""
+        self._source, self._every, self._in_memory = f"imagefolder:{data}", every, in_memory
         self.weights = weights.resolve()
         self.recipe = freeprune.Recipe(images=images, precision=precision)
         self._data: dict[str, Data] = {}
@@ -114,6 +126,8 @@ class Bench:
         if name not in self._data:
             data = load_data(Asked(self._source, **IMAGES_OF.get(name, {})))
             train, test = (Subset(images, range(0, len(images), self._every)) for images in (data.train, data.test))
+            if self._in_memory and name not in IMAGES_OF:
+                train, test = (TensorDataset(*decoded(replace(data, test=images))) for images in (train, test))
             self._data[name] = replace(data, train=train, test=test, source="CIFAR-10 as JPEG")
         return self._data[name]
 
@@ -249,42 +263,81 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "freeprune": {},
     "freeprune-widths": {"depth": False},
     "freeprune-depth": {"depth": True, "only": ["*branch"]},
+    "eagleeye-256": {"metric": "adaptivebn", "strategy": "random", "warm_starts": ()},
 }
-METHODS = ("freeprune", *LINES, "freeprune-widths", "freeprune-depth")
+METHODS = ("freeprune", *LINES, *SOME_ROWS)
 OF_BRANCHES = ("inner-halved", "blocks-from-the-end", "blocks-at-random", "freeprune-widths", "freeprune-depth")
 
 
-def run(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str, Any]]:
-    """The result for each seed, an own search or one bisection for all where the seed does not change the line."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Found:
+    """A network that takes the latency asked for, before any training.
+
+    Attributes:
+        about: what the result says of it; its `latency_share`, measured, and `seconds`, those of the search.
+    """
+
+    cell: Cell
+    seed: int
+    plan: Plan
+    about: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """As a folder below `folder`, for whoever trains it; this may be another machine."""
+        inside = folder / self.cell.name(self.seed)
+        inside.mkdir(parents=True, exist_ok=True)
+        self.plan.save(inside)
+        told = {**vars(self.cell), "seed": self.seed, "about": self.about}
+        write_atomically(inside / "found.json", (json.dumps(told, indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(folder: Path) -> Found:
+        told = json.loads((folder / "found.json").read_text())
+        return Found(Cell(told["network"], told["share"], told["method"]), told["seed"], Plan.load(folder), told["about"])
+
+
+def find(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
+    """For each seed, from an own search or from one bisection for all where the seed does not change the line."""
     if cell.method in SEARCHED:
-        found = {seed: searched(bench, cell, seed) for seed in seeds}
+        found = [searched(bench, cell, seed) for seed in seeds]
     elif cell.method == "dense":
-        found = {
-            seed: {**trained(bench, cell.network, bench.network(cell.network), seed), "latency_share": 1.0} for seed in seeds
-        }
+        job = bench.job(cell.network, 0)
+        found = [Found(cell, seed, job.backend.plan(job.space.units), {"latency_share": 1.0, "seconds": 0.0}) for seed in seeds]
     elif cell.method == "blocks-at-random":
-        found = {seed: at_latency(bench, cell, (seed,))[seed] for seed in seeds}
+        found = [at_latency(bench, cell, (seed,))[0] for seed in seeds]
     else:
         found = at_latency(bench, cell, seeds)
-    about = {
-        "network": cell.network, "share": cell.share, "method": cell.method, "finetune_images": bench.recipe.images,
-        "precision": bench.recipe.precision, "seconds": (time.perf_counter() - start) / len(seeds), "machine": machine(),
+    return found
+
+
+def run(bench: Bench, found: Found) -> dict[str, Any]:
+    """The result: the network recovered and trained, twice."""
+    start, cell = time.perf_counter(), found.cell
+    job = bench.job(cell.network, found.seed)
+    good = made_good(job, apply(job.network, found.plan), found.plan)[1]
+    return {
+        "network": cell.network, "share": cell.share, "method": cell.method, "seed": found.seed,
+        **trained(bench, cell.network, good, found.seed), **found.about,
+        "finetune_images": bench.recipe.images, "precision": bench.recipe.precision,
+        "training_seconds": time.perf_counter() - start, "card": card(),
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("freeprune", "torch", "onnxruntime")}},
     }  # fmt: skip
-    return {seed: {**about, "seed": seed, **one} for seed, one in found.items()}
 
 
-def machine() -> dict[str, Any]:
-    """The processor that latency was measured on, and the card of fine-tuning."""
+def processor() -> str:
+    """What latency is measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"processor": model, "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
-    """One run, by what users call."""
-    spec, file = GIVEN[cell.network]
+def card() -> str | None:
+    """What networks are trained on; None where that is the processor."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def searched(bench: Bench, cell: Cell, seed: int) -> Found:
+    """By what users call."""
+    start, (spec, file) = time.perf_counter(), GIVEN[cell.network]
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             spec, bench.data(cell.network), weights=bench.weights / file, target=[f"latency={cell.share:.0%}"],
@@ -294,37 +347,43 @@ def searched(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
         summary = result.summary.to_json()
         share = bench.clock(cell.network).share(result.network, 3)
     names = ("accuracy", "score", "trials", "threads", "latency_target", "latency")
-    return {
-        **trained(bench, cell.network, result.network, seed), "latency_share": share,
+    about = {
+        "latency_share": share, "processor": processor(), "seconds": time.perf_counter() - start,
         "kept": {g["name"]: g["kept"] for g in summary["groups"]},
         "summary": {name: summary[name] for name in names if name in summary}, "parts": summary["seconds"],
     }  # fmt: skip
+    return Found(cell, seed, result.plan, about)
 
 
-def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> dict[int, dict[str, Any]]:
-    """The network of a line that takes the latency asked for, fine-tuned with every seed."""
-    line, clock = LINES[cell.method](bench, cell.network, seeds[0]), bench.clock(cell.network)
-    low, high, best = 0.0, 1.0, None
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        pruned = line(middle)
-        share = clock.share(pruned.network)
-        if best is None or abs(share - cell.share) < abs(best[0] - cell.share):
-            best = share, middle, pruned
-        if abs(share / cell.share - 1) < NEAR:
-            break
-        low, high = (middle, high) if share > cell.share else (low, middle)
-    assert best is not None
-    _, t, pruned = best
-    found = {}
-    for seed in seeds:
-        job = bench.job(cell.network, seed)
-        good = made_good(job, apply(job.network, pruned.plan), pruned.plan)[1]
-        found[seed] = {
-            **trained(bench, cell.network, good, seed), "latency_share": clock.share(good, 3), "at": t,
-            "kept": dict(zip([g.name for g in job.backend.groups], pruned.kept.tolist(), strict=True)),
+def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
+    """The network of a line that takes the latency asked for; what was found for another seed is not looked for again."""
+    start, before = time.perf_counter(), sorted(RESULTS.glob(f"{cell.name(0)[:-1]}[0-9].json"))
+    job = bench.job(cell.network, seeds[0])
+    names = [g.name for g in job.backend.groups]
+    if before and cell.method != "blocks-at-random":
+        known = json.loads(before[0].read_text())
+        pruned = planned(job, np.array([known["kept"][name] for name in names]))
+        about = {name: known[name] for name in ("latency_share", "processor", "seconds", "at", "kept") if name in known}
+    else:
+        line, clock = LINES[cell.method](bench, cell.network, seeds[0]), bench.clock(cell.network)
+        low, high, best = 0.0, 1.0, None
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            pruned = line(middle)
+            share = clock.share(pruned.network)
+            if best is None or abs(share - cell.share) < abs(best[0] - cell.share):
+                best = share, middle, pruned
+            if abs(share / cell.share - 1) < NEAR:
+                break
+            low, high = (middle, high) if share > cell.share else (low, middle)
+        assert best is not None
+        _, t, pruned = best
+        about = {
+            "latency_share": clock.share(pruned.network, 3), "processor": processor(),
+            "seconds": time.perf_counter() - start, "at": t,
+            "kept": dict(zip(names, pruned.kept.tolist(), strict=True)),
         }  # fmt: skip
-    return found
+    return [Found(cell, seed, pruned.plan, about) for seed in seeds]
 
 
 def trained(bench: Bench, name: str, start: nn.Module, seed: int) -> dict[str, float]:
@@ -341,18 +400,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--weights", required=True, type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="cells by name, without the seed")
     parser.add_argument("--precision", default="bf16-mixed", help="of fine-tuning; 32-true on a CPU without AMX")
+    parser.add_argument("--find", type=Path, metavar="DIR", help="train nothing, write the networks below DIR")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options.data, options.weights, precision=options.precision)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for cell in cells():
-        missing = tuple(s for s in range(options.seeds) if not (RESULTS / f"{cell.name(s)}.json").exists())
+        missing = tuple(s for s in options.seeds if not (RESULTS / f"{cell.name(s)}.json").exists())
+        if options.find:
+            missing = tuple(s for s in missing if not (options.find / cell.name(s) / "found.json").exists())
         if missing and any(fnmatch(cell.name(0).removesuffix("-0"), pattern) for pattern in options.only):
-            for seed, found in run(bench, cell, missing).items():
-                save(RESULTS, cell.name(seed), found)
+            for found in find(bench, cell, missing):
+                if options.find:
+                    found.save(options.find)
+                    print(f"{cell.name(found.seed)}: at {found.about['latency_share']:.3f}", flush=True)  # noqa: T201
+                else:
+                    save(RESULTS, cell.name(found.seed), run(bench, found))
 
 
 def save(folder: Path, name: str, found: dict[str, Any]) -> None:

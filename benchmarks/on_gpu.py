@@ -1,12 +1,17 @@
 """What needs a GPU, in one command that ends in time and resumes.
 
-    python benchmarks/on_gpu.py --data DIR --weights DIR --out DIR [--minutes 8] [--processes 12] [--only PATTERN ...]
+    python benchmarks/on_gpu.py --data DIR --weights DIR --out DIR [--found DIR] [--minutes 8] [--only PATTERN ...]
     python benchmarks/on_gpu.py --data DIR --weights DIR --out DIR --device cpu --quick --processes 2
 
 Tasks run side by side, those that are worth most first; each writes its results as it ends, those that are there are skipped,
 and what does not end in time is left for the next call. `results.jsonl` in DIR holds all of them, a line a file: its name below
 `benchmarks/` and its text; `--unpack DIR` writes these files here. `--quick` runs one small task of each kind, to see that the
 script works; its figures mean nothing. `--device cpu` does without the card.
+
+- `device`: scores on the card against those on the processor, what a trial costs beside a forward pass, a search of 300 trials.
+- `latency`: trains what `equal_latency.py --find DIR` has found, where latency was measured; `--found` is that folder.
+- `long`: every method at one budget of MACs, or of those in `--found` at one latency, after long fine-tuning.
+- `study`: fine-tunes one candidate of a study for long; `correlate --resume` scores them, wherever that is.
 """
 
 from __future__ import annotations
@@ -18,78 +23,73 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STUDIES = {  # networks that are fine-tuned for long, from recovered weights
-    "resnet20-channel-macs45-epochs8": ("resnet20", "channel", "macs=45%", "eight_epochs", 24, {}),
-    "resnet20-channel-macs30-epochs8": ("resnet20", "channel", "macs=30%", "eight_epochs", 24, {}),
-    "resnet20-weight-nonzero10-epochs8": ("resnet20", "weight", "nonzero=10%", "eight_epochs", 24, {}),
-    "resnet20-nm-nonzero20-epochs8": ("resnet20", "nm", "nonzero=20%", "eight_epochs", 24, {"nm": "8"}),
-    "vgg-channel-macs30-epochs8": ("vgg", "channel", "macs=30%", "eight_epochs", 24, {}),
-    "resnet56-depth-macs45": ("resnet56", "channel", "macs=45%", "a_third", 30, {"depth": True}),
-    "resnet56-channel-macs45-epochs40": ("resnet56", "channel", "macs=45%", "forty_epochs", 24, {}),
+STUDIES = {  # by name: network, granularity, target, its options
+    "resnet20-weight-nonzero10-epochs8": ("resnet20", "weight", "nonzero=10%", {}),
+    "vgg-channel-macs30-epochs8": ("vgg", "channel", "macs=30%", {"round_to": 1}),
+    "resnet20-nm-nonzero20-epochs8": ("resnet20", "nm", "nonzero=20%", {"nm": "8"}),
+    "resnet20-channel-macs45-epochs8": ("resnet20", "channel", "macs=45%", {"round_to": 1}),
+    "resnet20-channel-macs30-epochs8": ("resnet20", "channel", "macs=30%", {"round_to": 1}),
 }
-TORCH_PRUNING = ("torch-pruning", "torch-pruning-global", "torch-pruning-isomorphic")
-LONG_METHODS = ("freeprune", *TORCH_PRUNING, "uniform", "random", "eagleeye-256")
+CANDIDATES = 24  # of each study
+AGAIN = 3  # every third one with a second seed, which tells the noise
+LONG = (
+    "freeprune", "torch-pruning", "torch-pruning-global", "torch-pruning-isomorphic", "fastnas", "eagleeye-256", "uniform",
+    "random", "dense", "from-scratch",
+)  # fmt: skip
+RIVALS = 7  # the first ones, with all seeds; the others with one
 LONG_ROWS = (("resnet20", 0.45), ("resnet20", 0.30))
-LONG_EPOCHS, FROM_SCRATCH = 20, 0.1  # and the peak learning rate of networks with new weights
-# One task of each kind, on every fiftieth image and for a few steps.
-QUICK = {"every": 50, "images": 256, "trials": 2, "candidates": 6, "epochs": 0.3, "effort": 0.01}
+LONG_FOUND = ("resnet56", 0.65)  # network and share of the latency
+EPOCHS = {"resnet20": 20, "resnet56": 8}
+FROM_SCRATCH = 0.1  # the peak learning rate of networks with new weights
+DEVICE = {  # networks, the side of their images, and how many are scored
+    "resnet20": ("cifar:resnet20", 32, 256),
+    "resnet56": ("cifar:resnet56", 32, 256),
+    "resnet50": ("torchvision:resnet50", 224, 32),
+    "vit-small": ("timm:vit_small_patch16_224", 224, 32),
+}
+SEEDS = 3
+QUICK = {"every": 50, "images": 256, "epochs": 0.3, "effort": 0.01}
 
 made: dict[str, Any] = {}  # by a process, once
 
 
-def tasks(quick: bool) -> Iterator[tuple[str, str]]:
-    """Kind and name of each, the most important first; if `quick` the first one of each kind.
-
-    What measures latency is then left out: it takes minutes, and needs no card.
-    """
-    first = {kind: (kind, name) for kind, name in reversed(list(all_tasks())) if kind not in ("searched", "line")}
-    yield from first.values() if quick else all_tasks()
+def tasks(found: Path | None, patterns: list[str], quick: bool) -> list[tuple[str, str]]:
+    """Kind and name of those that are asked for, the most important first; if `quick` the first one of each kind."""
+    asked = [task for task in all_tasks(found) if any(fnmatch.fnmatch(":".join(task), pattern) for pattern in patterns)]
+    return list({kind: (kind, name) for kind, name in reversed(asked)}.values()) if quick else asked
 
 
-def all_tasks() -> Iterator[tuple[str, str]]:
-    import equal_latency
-    import recovery
-
-    latency = list(equal_latency.cells())
-    yield "device", "device"
-    for name in ("resnet20-channel-macs45-epochs8", "resnet20-channel-macs30-epochs8"):
-        yield "study", name
-    for seed in range(3):
-        for i, cell in enumerate(latency):
-            if cell.method == "freeprune" and cell.network != recovery.LITE:
-                yield "searched", f"{i}/{seed}"
-        if seed == 0:
-            for i, cell in enumerate(recovery.CELLS):
-                if cell.network != recovery.LITE:
-                    yield "recovery", f"{i}/{seed}"
-    for network, share in LONG_ROWS:
-        for seed in range(3):
-            yield "long", f"{network}/{share}/{seed}"
-    for i, cell in enumerate(latency):
-        if cell.method in equal_latency.LINES and cell.network != recovery.LITE:
-            yield "line", f"{i}/0"
-    for seed in range(3):
-        for i, cell in enumerate(latency):
-            if cell.method in ("freeprune-widths", "freeprune-depth"):
-                yield "searched", f"{i}/{seed}"
-    for seed in (1, 2):
-        for i, cell in enumerate(recovery.CELLS):
-            if cell.network != recovery.LITE and cell.way == "recovered":
-                yield "recovery", f"{i}/{seed}"
+def all_tasks(found: Path | None) -> Iterator[tuple[str, str]]:
+    there = sorted(path.parent.name for path in found.glob("*/found.json")) if found else []
+    yield from (("device", name) for name in DEVICE)
+    rivals, others = [
+        [("long", f"{network}/{share}/{m}/{seed}") for seed in range(n) for network, share in LONG_ROWS for m in methods]
+        for n, methods in ((SEEDS, LONG[:RIVALS]), (1, LONG[RIVALS:]))
+    ]
+    # Long training waits for the card, short training for the processor: in turn.
+    for both in zip_longest(rivals, [("latency", name) for name in there]):
+        yield from filter(None, both)
+    network, share = LONG_FOUND
+    yield from (("long", f"found/{name}") for name in there if name.startswith(f"{network}-{round(100 * share)}-"))
+    yield from others
     for name in STUDIES:
-        yield "study", name
+        yield from (("study", f"{name}/{candidate}/0") for candidate in range(CANDIDATES))
+    for name in STUDIES:
+        yield from (("study", f"{name}/{candidate}/1") for candidate in range(0, CANDIDATES, AGAIN))
 
 
-def begin(data: Path, weights: Path, out: Path, device: str, quick: bool) -> None:
+def begin(data: Path, weights: Path, found: Path | None, device: str, quick: bool) -> None:
     """In each process: one thread, the data and the benches."""
     os.environ["OMP_NUM_THREADS"] = "1"
     if device == "cpu":
@@ -98,16 +98,15 @@ def begin(data: Path, weights: Path, out: Path, device: str, quick: bool) -> Non
     import torch
 
     torch.set_num_threads(1)
-    made.update(data=data, weights=weights, out=out, quick=quick)
+    made.update(data=data, weights=weights, found=found, quick=quick)
 
 
+@cache
 def bench() -> Any:
-    if "bench" not in made:
-        import equal_latency
+    import equal_latency
 
-        few = {"images": QUICK["images"], "every": QUICK["every"]} if made["quick"] else {}
-        made["bench"] = equal_latency.Bench(made["data"], made["weights"], **few)
-    return made["bench"]
+    few = {"images": QUICK["images"], "every": QUICK["every"]} if made["quick"] else {}
+    return equal_latency.Bench(made["data"], made["weights"], precision="32-true", in_memory=True, **few)
 
 
 def work(kind: str, name: str) -> dict[str, str]:
@@ -119,46 +118,65 @@ def text(found: dict[str, Any]) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-def device(_: str) -> dict[str, str]:
-    """Scores on the card and on the CPU, and what a trial costs beside the plain forward pass of the pruned network."""
+def device(name: str) -> dict[str, str]:
+    """A network with random weights on random images, on the card and on the processor."""
     import numpy as np
     import torch
     from scipy.stats import spearmanr
+    from torch.utils.data import TensorDataset
 
+    import freeprune
     from freeprune.backends import apply
     from freeprune.engine.asked.declaration import Hardware
+    from freeprune.engine.asked.settings import settings
+    from freeprune.engine.inputs.data import load_data
     from freeprune.engine.inputs.dense import GivenModel
+    from freeprune.engine.inputs.models import load_model
     from freeprune.engine.run.job import prepare
     from freeprune.metrics import METRICS
 
-    found: dict[str, Any] = {"card": card(), "torch": torch.__version__}
-    for name in ("resnet20",) if made["quick"] else ("resnet20", "resnet56"):
-        here = bench().job(name, 0)
-        where = next(here.dense.dense.skeleton.network.parameters()).device
-        rng = np.random.default_rng(0)
-        kept = here.space.project(rng.random((24, here.space.size)))
-        score = METRICS["freeprune"]
-        scores = [score(here.backend.candidate(k), here.dense, here.scored) for k in kept]
-        plain = apply(here.network, here.backend.plan(kept[0])).to(where).eval()
-        seconds: dict[str, list[float]] = {"trial": [], "forward": []}
-        with torch.no_grad():
-            for _ in range(2 if made["quick"] else 20):
+    spec, side, count = DEVICE[name]
+    count, trials, turns = (8, 2, 1) if made["quick"] else (count, 300, 20)
+    torch.manual_seed(0)
+    network = load_model(spec).eval()
+    images = torch.randn(3 * count, 3, side, side)
+    data = load_data((TensorDataset(images, torch.arange(3 * count) % 10),) * 2)
+    asked = settings({"macs": 0.5}, {"calibration_images": count})
+    score = METRICS["freeprune"]
+
+    def job_on(device: str) -> Any:
+        return prepare(GivenModel(network), data, asked, None, hardware=Hardware(device=device))
+
+    here = job_on("auto")
+    kept = here.space.project(np.random.default_rng(0).random((8, here.space.size)))
+    candidates = here.candidates()  # as a search scores them, made good
+    plain = apply(here.network, here.backend.plan(kept[0])).to(next(here.fast.parameters()).device).eval()
+    timed = {
+        "trial": lambda: score(candidates(kept[0]), here.dense, here.scored),
+        "forward": lambda: plain(*here.scored.inputs),
+        "dense": lambda: here.fast(*here.scored.inputs),
+    }
+    seconds: dict[str, list[float]] = {what: [] for what in timed}
+    with torch.no_grad():
+        for _ in range(turns + 1):
+            for what, run in timed.items():
                 start = now()
-                score(here.backend.candidate(kept[0]), here.dense, here.scored)
-                middle = now()
-                plain(*here.scored.inputs)
-                seconds["trial"].append(middle - start)
-                seconds["forward"].append(now() - middle)
-        given = GivenModel(bench().network(name))
-        there = prepare(given, bench().data(name), here.settings, None, hardware=Hardware(device="cpu"))
-        other = [score(there.backend.candidate(k), there.dense, there.scored) for k in kept[:12]]
-        found[name] = {
-            "scores": scores,
-            "seconds": {what: sorted(values)[len(values) // 2] for what, values in seconds.items()},
-            "spearman_with_cpu": float(spearmanr(scores[:12], other).statistic),
-            "largest_difference": float(np.abs(np.array(scores[:12]) - other).max()),
-        }
-    return {"results/gpu/device.json": text(found)}
+                run()
+                seconds[what].append(now() - start)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = freeprune.prune(
+            network, data, target={"macs": 0.5}, out=Path(scratch) / "run", trials=trials, calibration_images=count,
+            finetune=None, compaction=False, progress=False,
+        )  # fmt: skip
+        searched = found.summary.to_json()["seconds"]
+    ours, theirs = ([score(job.backend.candidate(k), job.dense, job.scored) for k in kept] for job in (here, job_on("cpu")))
+    result = {
+        "card": card(), "torch": torch.__version__, "images": count, "side": side,
+        "seconds": {what: sorted(values[1:])[len(values) // 2 - 1] for what, values in seconds.items()},
+        "search": {"trials": trials, **searched}, "spearman_with_cpu": float(spearmanr(ours, theirs).statistic),
+        "largest_difference": float(np.abs(np.array(ours) - theirs).max()), "scores": ours,
+    }  # fmt: skip
+    return {f"results/gpu/{name}.json": text(result)}
 
 
 def card() -> str:
@@ -180,95 +198,115 @@ def now() -> float:
 def latency(name: str) -> dict[str, str]:
     import equal_latency
 
-    number, seed = map(int, name.split("/"))
-    cell = list(equal_latency.cells())[number]
-    seeds = (seed,) if cell.method in equal_latency.SEARCHED else (0, 1, 2)
-    found = equal_latency.run(bench(), cell, seeds)
-    return {f"results/latency/{cell.name(seed)}.json": text(one) for seed, one in found.items()}
-
-
-def recovered(name: str) -> dict[str, str]:
-    import recovery
-
-    number, seed = map(int, name.split("/"))
-    cell = recovery.CELLS[number]
-    if made["quick"]:
-        cell = replace(cell, options={**cell.options, "trials": QUICK["trials"]})
-    found = recovery.run(cell, int(seed), bench().data(cell.network), made["weights"], bench().recipe)
-    return {f"results/recovery/{cell.name}-{seed}.json": text(found)}
+    found = equal_latency.Found.load(made["found"] / name)
+    return {f"results/latency/{name}.json": text(equal_latency.run(bench(), found))}
 
 
 def study(name: str) -> dict[str, str]:
-    """Its folder, but for the pictures."""
+    """The accuracy of one candidate with one seed, as a line of the study's records."""
     import long_training
-    from peers import NETWORKS
 
-    from freeprune import correlate
+    from freeprune.backends import apply
+    from freeprune.engine.asked.settings import settings
+    from freeprune.engine.inputs.dense import GivenModel
+    from freeprune.engine.run.job import prepare
+    from freeprune.engine.run.recovery import made_good
+    from freeprune.engine.studies.correlation import draw_candidates
+    from freeprune.engine.training.measuring import accuracy
 
-    network, granularity, target, training, count, options = STUDIES[name]
-    spec, file = NETWORKS[network]
-    steps = {"round_to": 1} if granularity == "channel" else {}
-    out = made["out"] / name
-    if made["quick"]:
-        count, training, options = QUICK["candidates"], "a_few_steps", {**options, "metrics": ["freeprune"]}
-    correlate(
-        spec, bench().data(network), weights=made["weights"] / file, target=[target], out=out, candidates=count, seeds=1,
-        repeat=1, finetune=getattr(long_training, training), granularity=granularity, progress=False,
-        resume=(out / "config.json").exists(), **steps, **options,
-    )  # fmt: skip
-    return {f"studies/{name}/{p.name}": p.read_text() for p in sorted(out.iterdir()) if p.suffix in (".json", ".jsonl")}
+    start, (which, number, seed) = time.perf_counter(), name.split("/")
+    network, granularity, target, options = STUDIES[which]
+    asked = settings([target], {"granularity": granularity, **options}, strategy="random", warm_starts=())
+    job = prepare(GivenModel(bench().network(network)), bench().data(network), asked, None)
+    kept = draw_candidates(job.space.changed(geometric=False), CANDIDATES, asked.seed)[int(number)]
+    plan = job.backend.plan(kept)
+    good = made_good(job, apply(job.network, plan), plan)[1]
+    epochs = QUICK["epochs"] if made["quick"] else 8
+    found = accuracy(long_training.trained(good, bench().data(network), epochs, int(seed)), job.validation)
+    row = {"candidate": int(number), "seed": int(seed), "kept": kept.tolist(), "accuracy": found}
+    return {f"studies/{which}/candidates.jsonl": json.dumps({**row, "seconds": round(time.perf_counter() - start, 3)})}
 
 
 def long(name: str) -> dict[str, str]:
-    """All methods at one budget of MACs, after long fine-tuning, with and without recovery of what they start from."""
+    """One method's network, recovered, after long training on the labels."""
+    import equal_latency
     import long_training
-    import torch
-    from long_training import RATE
-    from peer_methods import METHODS, Problem
 
     from freeprune.backends import apply
-    from freeprune.engine.inputs.calibration import recalibrated
     from freeprune.engine.run.recovery import made_good
     from freeprune.engine.training.measuring import accuracy
 
-    network, share, seed = name.split("/")
-    dense, data = bench().network(network), bench().data(network)
-    epochs, effort = (QUICK["epochs"], QUICK["effort"]) if made["quick"] else (LONG_EPOCHS, 1.0)
-    problem = Problem(dense, data, "channel", {"macs": float(share)}, int(seed), effort=effort)
-    job = problem.job()
-    results: dict[str, Any] = {}
-    for method in LONG_METHODS[: 1 if made["quick"] else None]:
-        try:
-            plan = METHODS[method](problem).plan
-            pruned = apply(job.network, plan)
-            good = made_good(job, pruned, plan)[1]
-            starts = {"recovered": good, "plain": recalibrated(pruned, job.batch)}
-            if method not in ("freeprune", *TORCH_PRUNING):
-                del starts["plain"]
-            if method == "freeprune":  # is it the weights or the widths?
-                torch.manual_seed(int(seed))
-                scratch = copy.deepcopy(pruned)
-                for module in scratch.modules():
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
-                starts["scratch"] = scratch
-            results[method] = {}
-            for what, network_then in starts.items():
-                rate = FROM_SCRATCH if what == "scratch" else RATE
-                tuned = long_training.trained(network_then, data, epochs, int(seed), rate)
-                results[method][what] = accuracy(tuned, data.test)
-            results[method]["rates"] = dict(plan.rates)
-        except Exception as error:
-            traceback.print_exc()
-            results[method] = {"error": str(error)}
-        print(network, share, seed, method, results[method], flush=True)  # noqa: T201
-    about = {"network": network, "share": float(share), "seed": int(seed), "epochs": epochs, "rate": RATE}
-    results["dense"] = {"plain": accuracy(long_training.trained(dense, data, epochs, int(seed)), data.test)}
-    found = {**about, "card": card(), "methods": results}
-    return {f"results/long/{network}-{round(100 * float(share))}-{seed}.json": text(found)}
+    start = time.perf_counter()
+    if name.startswith("found/"):
+        found = equal_latency.Found.load(made["found"] / name.removeprefix("found/"))
+        network, seed, method = found.cell.network, found.seed, found.cell.method
+        what, plan = f"latency{round(100 * found.cell.share)}", found.plan
+        job = bench().job(network, seed)
+    else:
+        network, share, method, number = name.split("/")
+        seed, what = int(number), f"macs{round(100 * float(share))}"
+        job, plan = of_method(network, float(share), method, seed)
+    pruned = apply(job.network, plan)
+    good, data, epochs = made_good(job, pruned, plan)[1], bench().data(network), EPOCHS[network]
+    rate = long_training.RATE
+    if method == "from-scratch":
+        good, rate = anew(pruned, seed), FROM_SCRATCH
+    epochs = QUICK["epochs"] if made["quick"] else epochs
+    before = accuracy(good, data.test)
+    tuned = long_training.trained(good, data, epochs, seed, rate)
+    result = {
+        "network": network, "target": what, "method": method, "seed": seed, "epochs": epochs, "rate": rate, "card": card(),
+        "recovered": before, "accuracy": accuracy(tuned, data.test),
+        "rates": dict(plan.rates), "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    return {f"results/long/{network}-{what}-{method}-{seed}.json": text(result)}
 
 
-KINDS = {"device": device, "study": study, "searched": latency, "line": latency, "recovery": recovered, "long": long}
+def of_method(network: str, share: float, method: str, seed: int) -> tuple[Any, Any]:
+    """The job at a budget of MACs, and the plan of a method; FastNAS takes half an hour, and is known from `peers.py`."""
+    from peer_methods import METHODS, Problem, of_widths
+    from torch import nn
+
+    effort = QUICK["effort"] if made["quick"] else 1.0
+    problem = Problem(bench().network(network), bench().data(network), "channel", {"macs": share}, seed, effort=effort)
+    if method != "fastnas":
+        return problem.job(), METHODS["freeprune" if method == "from-scratch" else method](problem).plan
+    (path,) = (HERE / "results" / "peers").glob(f"a-{network}-channel-macs{100 * share:g}-fastnas-0.json")
+    layers = [name for name, module in problem.network.named_modules() if isinstance(module, nn.Conv2d)]
+    widths = json.loads(path.read_text())["methods"]["fastnas"]["widths"]
+    return problem.job(), of_widths(problem, dict(zip(layers, widths, strict=True)))
+
+
+def anew(network: Any, seed: int) -> Any:
+    """A copy with new weights."""
+    import torch
+
+    torch.manual_seed(seed)
+    fresh = copy.deepcopy(network)
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return fresh
+
+
+KINDS = {"device": device, "latency": latency, "long": long, "study": study}
+
+
+def unpack(folder: Path) -> None:
+    """The files that were made, and the lines of those that grow."""
+    from freeprune.engine.store.records import Records
+
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        path = HERE / one["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            records, row = Records(path, "freeprune_candidates"), json.loads(one["text"])
+            key = row["candidate"], row["seed"]
+            if key not in {(entry["candidate"], entry["seed"]) for entry in records.entries}:
+                records.add(row)
+        else:
+            path.write_text(one["text"])
 
 
 def main() -> None:
@@ -276,32 +314,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--found", type=Path, help="what `equal_latency.py --find` has found")
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--processes", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=14)
     parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="tasks, as kind:name")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="one small task of each kind, to see that everything runs")
     parser.add_argument("--unpack", type=Path, metavar="DIR")
     options = parser.parse_args()
     if options.unpack:
-        for line in (options.unpack / "results.jsonl").read_text().splitlines():
-            one = json.loads(line)
-            path = HERE / one["file"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(one["text"])
+        unpack(options.unpack)
         return
     sys.path.insert(0, str(HERE))
     end = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     done_file = options.out / "done.txt"
     done = set(done_file.read_text().splitlines()) if done_file.exists() else set()
-    given = [options.data.resolve(), options.weights.resolve(), options.out.resolve(), options.device, options.quick]
+    found = options.found and options.found.resolve()
+    given = [options.data.resolve(), options.weights.resolve(), found, options.device, options.quick]
     pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), begin, given)
     waiting, start = {}, time.monotonic()
-    wanted = dict.fromkeys(f"{kind}:{name}" for kind, name in tasks(options.quick))
-    for task in wanted:
-        if task not in done and any(fnmatch.fnmatch(task, pattern) for pattern in options.only):
-            waiting[pool.submit(work, *task.split(":", 1))] = task
+    for kind, name in tasks(found, options.only, options.quick):
+        if (task := f"{kind}:{name}") not in done:
+            waiting[pool.submit(work, kind, name)] = task
     try:
         for future in as_completed(waiting, timeout=end - time.monotonic()):
             task = waiting[future]
