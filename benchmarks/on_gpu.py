@@ -71,7 +71,8 @@ def tasks(found: Path | None, patterns: list[str], quick: bool) -> list[tuple[st
 
 
 def all_tasks(found: Path | None) -> Iterator[tuple[str, str]]:
-    there = sorted(path.parent.name for path in found.glob("*/found.json")) if found else []
+    folders = [path.parent.name for path in found.glob("*/found.json")] if found else []
+    there = sorted(folders, key=lambda name: (name.rsplit("-", 1)[-1], name))  # one seed after the other
     yield from (("device", name) for name in DEVICE)
     rivals, others = [
         [("long", f"{network}/{share}/{m}/{seed}") for seed in range(n) for network, share in LONG_ROWS for m in methods]

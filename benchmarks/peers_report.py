@@ -239,6 +239,52 @@ def trainings() -> str:
     return table(["network", *TRAININGS.values()], rows)
 
 
+def results_in(folder: str, *keys: str) -> dict[tuple[Any, ...], dict[str, Runs]]:
+    """What lies in a folder of results, by the values of `keys` and by method."""
+    found: dict[tuple[Any, ...], dict[str, Runs]] = {}
+    for path in sorted((RESULTS.parent / folder).glob("*.json")):
+        run = json.loads(path.read_text())
+        found.setdefault(tuple(run[key] for key in keys), {}).setdefault(run["method"], []).append(run)
+    return found
+
+
+def long_training() -> str:
+    """The tables of what `on_gpu.py` has trained for long."""
+    parts = []
+    for (network, target), found in results_in("long", "network", "target").items():
+        runs = next(iter(found.values()))[0]
+        rows = [
+            [
+                f"**{method}**" if method == OURS else method, str(len(found[method])), told(estimate(found[method])),
+                percent(found[method], "recovered"),
+            ]
+            for method in ordered(found)
+        ]  # fmt: skip
+        cost, amount = target.rstrip("0123456789"), target.lstrip("abcdefghijklmnopqrstuvwxyz")
+        what = {"macs": "of the MACs", "latency": "of the latency"}[cost]
+        head = ["method", "seeds", "trained, %", "before training, %"]
+        parts.append(f"### {NAMES[network]}, {amount}% {what}, {runs['epochs']} epochs\n\n{table(head, rows)}")
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def without_training() -> str:
+    """The tables of `no_training.py`."""
+    parts = []
+    for (network, asked), found in results_in("no_training", "network", "asked").items():
+        best = sorted(found, key=lambda m: -mean(run["recovered"] for run in found[m]))
+        rows = [
+            [
+                f"**{method}**" if method == OURS else method, str(len(runs := found[method])),
+                told(mean_interval([100 * run["recovered"] for run in runs])), percent(runs, "plain"), share(runs, asked),
+            ]
+            for method in best
+        ]  # fmt: skip
+        head = ["method", "seeds", "made good, %", "plain, %", "MACs"]
+        dense = 100 * next(iter(found.values()))[0]["dense"]
+        parts.append(f"### {NAMES[network]}, {asked:.0%} of the MACs, dense {dense:.1f}%\n\n{table(head, rows)}")
+    return "\n\n".join(parts) or "Not measured yet."
+
+
 def conditions(results: dict[tuple[Any, ...], dict[str, Runs]]) -> str:
     """What held for all runs, from the runs themselves."""
     runs = [run for found in results.values() for several in found.values() for run in several]
@@ -283,6 +329,8 @@ def main() -> None:
         at_equal_latency=at_equal_latency(),
         trainings=trainings(),
         gains=gains(),
+        long_training=long_training(),
+        without_training=without_training(),
         missing=missing(options.results, options.seeds),
         conditions=conditions(results),
         methods="\n".join(f"- `{name}`: {text}." for name, text in DESCRIBED.items()),
@@ -306,8 +354,9 @@ method sees. This page is written by `benchmarks/peers_report.py`; [how to measu
 Each network is exported and timed in turn with the dense one, in ONNX Runtime, batch {batch}, one thread. FreePrune
 is asked for the latency (`--target latency=65%`); every other method has one number that makes its network smaller, and
 bisection over measurements finds the one that gives the latency. All networks get the same recovery without labels, and the
-same 15,000 images of fine-tuning. `python benchmarks/equal_latency.py --data cifar10 --weights weights`, at 65% and 50% of
-the ResNets' latency with `--precision 32-true`.
+same 15,000 images of fine-tuning. `python benchmarks/equal_latency.py --data cifar10 --weights weights`. Searches and timings
+are those of a CPU; seed 0 was trained there as well (at 65% and 50% of the ResNets' latency with `--precision 32-true`), seeds
+1 and 2 in float32 on an NVIDIA H100: `--find found`, then `python benchmarks/on_gpu.py --found found --only 'latency:*'`.
 
 - `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width.
   The residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
@@ -335,6 +384,23 @@ One seed each, 15,000 images. *Constant*: on all images, with a weight that stay
 *Adapted*: the same with 0.5, following the dense network after that was trained on as many images. *Rounds*: half of the way,
 half of the images, and the rest of both, on labels; they lose 0.4 to 2 points, so that there is no option for them.
 `python benchmarks/distillation.py --data cifar10 --weights weights --precision 32-true`
+
+## (f) Long training
+
+Networks of one cost, recovered alike and trained on the labels for many epochs of 45,000 images: batches of 128, peak learning
+rate 0.05 (0.1 from scratch), crops and mirroring, bfloat16, on an NVIDIA H100. *From-scratch* is FreePrune's network with new
+weights. `python benchmarks/on_gpu.py --only 'long:*'`, with the networks of (e) for the table at one latency.
+
+{long_training}
+
+## (g) No training at all
+
+The same MACs for all, no label and no training: *made good* is what [recovery](recovery.md) makes of each network from the same
+256 images, *plain* the same weights with renewed batch norms alone. FreePrune searches with `--metric calibratedkl`, and so as
+it is advised [without labels](no-labels.md). EfficientNet-Lite0 with its ImageNet weights, judged on 744 images; the others on
+the 10,000 of CIFAR-10. `python benchmarks/no_training.py --data cifar10 --weights weights --imagenet imagenet`
+
+{without_training}
 
 # The same counted cost
 
