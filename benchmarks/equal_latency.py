@@ -8,9 +8,9 @@ EfficientNet-Lite0 at 96 pixels `efficientnet-lite0-cifar10.safetensors`, which 
 other method has one number that makes its network smaller, and bisection over measurements finds the one that gives the
 latency. Latency is that of the exported file in ONNX Runtime, one thread, batch 32, in turn with the dense one in one
 process. All networks get the same recovery from the same images without labels, and then the same 15,000 images of
-fine-tuning, twice: by the package's standard recipe, which follows the dense network at first (`accuracy`), and on the labels
-alone (`labels`). One JSON a cell in `results/latency/`; what is there is not computed again. `peers_report.py` makes the
-table of it.
+fine-tuning: by the package's standard recipe, which follows the dense network at first (`accuracy`), and with one seed once
+more on the labels alone (`labels`). One JSON a cell in `results/latency/`; what is there is not computed again.
+`peers_report.py` makes the table of it.
 """
 
 from __future__ import annotations
@@ -360,40 +360,39 @@ def searched(bench: Bench, cell: Cell, seed: int) -> Found:
 def at_latency(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
     """The network of a line that takes the latency asked for; what was found for another seed is not looked for again."""
     start, before = time.perf_counter(), sorted(RESULTS.glob(f"{cell.name(0)[:-1]}[0-9].json"))
-    job = bench.job(cell.network, seeds[0])
-    names = [g.name for g in job.backend.groups]
+    line = LINES[cell.method](bench, cell.network, seeds[0])
     if before and cell.method != "blocks-at-random":
         known = json.loads(before[0].read_text())
-        pruned = planned(job, np.array([known["kept"][name] for name in names]))
+        pruned = line(known["at"])
         about = {name: known[name] for name in ("latency_share", "processor", "seconds", "at", "kept") if name in known}
-    else:
-        line, clock = LINES[cell.method](bench, cell.network, seeds[0]), bench.clock(cell.network)
-        low, high, best = 0.0, 1.0, None
-        for _ in range(STEPS):
-            middle = (low + high) / 2
-            pruned = line(middle)
-            share = clock.share(pruned.network)
-            if best is None or abs(share - cell.share) < abs(best[0] - cell.share):
-                best = share, middle, pruned
-            if abs(share / cell.share - 1) < NEAR:
-                break
-            low, high = (middle, high) if share > cell.share else (low, middle)
-        assert best is not None
-        _, t, pruned = best
-        about = {
-            "latency_share": clock.share(pruned.network, 3), "processor": processor(),
-            "seconds": time.perf_counter() - start, "at": t,
-            "kept": dict(zip(names, pruned.kept.tolist(), strict=True)),
-        }  # fmt: skip
+        return [Found(cell, seed, pruned.plan, about) for seed in seeds]
+    clock, low, high, best = bench.clock(cell.network), 0.0, 1.0, None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        pruned = line(middle)
+        share = clock.share(pruned.network)
+        if best is None or abs(share - cell.share) < abs(best[0] - cell.share):
+            best = share, middle, pruned
+        if abs(share / cell.share - 1) < NEAR:
+            break
+        low, high = (middle, high) if share > cell.share else (low, middle)
+    assert best is not None
+    _, t, pruned = best
+    names = [group.name for group in bench.job(cell.network, seeds[0]).backend.groups]
+    about = {
+        "latency_share": clock.share(pruned.network, 3), "processor": processor(), "seconds": time.perf_counter() - start,
+        "at": t, "kept": dict(zip(names, pruned.kept.tolist(), strict=True)),
+    }  # fmt: skip
     return [Found(cell, seed, pruned.plan, about) for seed in seeds]
 
 
 def trained(bench: Bench, name: str, start: nn.Module, seed: int) -> dict[str, float]:
-    """Test accuracies of a recovered network, as it is and after both trainings."""
+    """Test accuracies of a recovered network, as it is and trained; on the labels alone with one seed."""
     dense, data = bench.network(name), bench.data(name)
     found, (training, _) = {"recovered": accuracy(start, data.test)}, split(data, seed)
-    for way, distill in (("accuracy", CLASSIFICATION.distill), ("labels", 0.0)):
-        recipe = replace(bench.recipe, augment=data.augment, distill=distill)
+    ways = {"accuracy": CLASSIFICATION.distill, "labels": 0.0}
+    for way in ways if seed == 0 else ("accuracy",):
+        recipe = replace(bench.recipe, augment=data.augment, distill=ways[way])
         found[way] = accuracy(train(start, training, recipe, seed=seed, teacher=dense), data.test)
     return found
 

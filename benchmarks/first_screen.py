@@ -40,7 +40,8 @@ class Runs:
     """Of one method on one network at one share of the latency, one entry a seed: percent, and shares."""
 
     accuracy: list[float] = field(default_factory=list)
-    labels: list[float] = field(default_factory=list)  # after training on the labels alone
+    labels: list[float] = field(default_factory=list)  # after training on the labels alone, of the seeds that have it
+    gains: list[float] = field(default_factory=list)  # of the standard recipe over that, in points
     recovered: list[float] = field(default_factory=list)  # before any training
     latency: list[float] = field(default_factory=list)
 
@@ -54,7 +55,9 @@ def at_equal_latency() -> Mapping[tuple[str, float, str], Runs]:
             continue
         key = run["network"], run["share"], run["method"]
         found[key].accuracy.append(100 * run["accuracy"])
-        found[key].labels.append(100 * run["labels"])
+        if "labels" in run:
+            found[key].labels.append(100 * run["labels"])
+            found[key].gains.append(100 * (run["accuracy"] - run["labels"]))
         found[key].recovered.append(100 * run["recovered"])
         found[key].latency.append(run["latency_share"])
     return found

@@ -205,7 +205,7 @@ def at_equal_latency() -> str:
         rows = [
             [
                 f"**{method}**" if method == OURS else method, str(len(r.accuracy)), told(mean_interval(r.accuracy)),
-                f"{mean(r.labels):.1f}", f"{mean(r.recovered):.1f}", f"{mean(r.latency):.3f}",
+                f"{mean(r.labels):.1f}" if r.labels else "", f"{mean(r.recovered):.1f}", f"{mean(r.latency):.3f}",
             ]
             for method, r in sorted(runs.items(), key=lambda item: -mean(item[1].accuracy))
         ]  # fmt: skip
@@ -224,8 +224,7 @@ def gains() -> str:
     """What the standard recipe brings over labels alone: for each network the least and the most points over all runs."""
     found: dict[str, list[float]] = {}
     for (network, *_), runs in first_screen.at_equal_latency().items():
-        pairs = zip(runs.accuracy, runs.labels, strict=True)
-        found.setdefault(network, []).extend(accuracy - labels for accuracy, labels in pairs)
+        found.setdefault(network, []).extend(runs.gains)
     return ", ".join(f"{NAMES[network]} {min(own):.1f} to {max(own):.1f}" for network, own in found.items())
 
 
