@@ -55,7 +55,7 @@ from freeprune.engine.training.measuring import accuracy
 from freeprune.engine.training.trainer import train
 
 RESULTS = HERE / "results" / "latency"
-CALIBRATION = 128  # images that all networks are recovered from, and as many more; a search has its defaults
+CALIBRATION = 128  # images that candidates are scored on, and as many that they are fitted to
 FEW = 100  # test images that a search reports on
 ROUNDS = 2  # of 20 runs of each network, for one latency
 STEPS = 8  # of bisection, at most
@@ -337,13 +337,13 @@ def card() -> str | None:
 
 
 def searched(bench: Bench, cell: Cell, seed: int) -> Found:
-    """By what users call, with its defaults."""
+    """By what users call."""
     start, (spec, file), data = time.perf_counter(), GIVEN[cell.network], bench.data(cell.network)
     unseen = replace(data, test=Subset(data.test, range(FEW)))  # what is found is judged after its training
     with tempfile.TemporaryDirectory() as folder:
         result = freeprune.prune(
             spec, unseen, weights=bench.weights / file, target=[f"latency={cell.share:.0%}"],
-            out=Path(folder) / "run", seed=seed, finetune=None, progress=False,
+            out=Path(folder) / "run", seed=seed, calibration_images=CALIBRATION, finetune=None, progress=False,
             **SEARCHED[cell.method],
         )  # fmt: skip
         summary = result.summary.to_json()
