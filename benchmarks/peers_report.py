@@ -356,7 +356,7 @@ bisection over measurements finds the one that gives the latency. All networks g
 same 15,000 images of fine-tuning. `python benchmarks/equal_latency.py --data cifar10 --weights weights` searches, measures and
 trains; where a GPU is to train, `--find found` does the first two, and `python benchmarks/on_gpu.py --found found --only
 'latency:*'` the rest. Searches and timings are a CPU's. Most networks were trained there, a part of those with seed 1 in
-float32 on an NVIDIA H100; [each file](../benchmarks/results/latency) says which. *On labels alone* has fewer seeds.
+float32 on an NVIDIA H100; each file in `benchmarks/results/latency/` says which. *On labels alone* has fewer seeds.
 
 Candidates are scored on 128 images. With the default of 256 three searches of ResNet-20 at 65% end closer together, and not
 higher: at 83.4, 84.1 and 84.3%, of 0.61, 0.65 and 0.64 of the latency, on a machine whose timings scattered that day.
