@@ -401,7 +401,8 @@ weights. `python benchmarks/on_gpu.py --only 'long:*'`, with the networks of (e)
 The same MACs for all, no label and no training: *made good* is what [recovery](recovery.md) makes of each network from the same
 256 images, *plain* the same weights with renewed batch norms alone. FreePrune searches with `--metric calibratedkl`, and so as
 it is advised [without labels](no-labels.md). EfficientNet-Lite0 with its ImageNet weights and a search of 80 trials, judged on
-744 images; the others on the 10,000 of CIFAR-10. `python benchmarks/no_training.py --data cifar10 --weights weights --imagenet imagenet`
+744 images; the others on the 10,000 of CIFAR-10. `python benchmarks/no_training.py --data cifar10 --weights weights --imagenet
+imagenet`
 
 {without_training}
 
