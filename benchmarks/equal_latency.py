@@ -300,15 +300,13 @@ class Found:
 def find(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
     """For each seed, from an own search or from one bisection for all where the seed does not change the line."""
     if cell.method in SEARCHED:
-        found = [searched(bench, cell, seed) for seed in seeds]
-    elif cell.method == "dense":
+        return [searched(bench, cell, seed) for seed in seeds]
+    if cell.method == "dense":
         job = bench.job(cell.network, 0)
-        found = [Found(cell, seed, job.backend.plan(job.space.units), {"latency_share": 1.0, "seconds": 0.0}) for seed in seeds]
-    elif cell.method == "blocks-at-random":
-        found = [at_latency(bench, cell, (seed,))[0] for seed in seeds]
-    else:
-        found = at_latency(bench, cell, seeds)
-    return found
+        return [Found(cell, seed, job.backend.plan(job.space.units), {"latency_share": 1.0, "seconds": 0.0}) for seed in seeds]
+    if cell.method == "blocks-at-random":
+        return [at_latency(bench, cell, (seed,))[0] for seed in seeds]
+    return at_latency(bench, cell, seeds)
 
 
 def run(bench: Bench, found: Found) -> dict[str, Any]:

@@ -71,12 +71,6 @@ def dense_accuracy(network: str) -> list[float]:
     return [100 * accuracy for accuracy in found]
 
 
-def given_accuracy(network: str) -> float:
-    """Of the dense network as it was given, in percent."""
-    runs = (json.loads(path.read_text()) for path in (RESULTS / "latency").glob(f"{network}-*-{OURS}-0.json"))
-    return next(100 * float(run["summary"]["accuracy"]["dense"]) for run in runs)
-
-
 def table() -> str:
     """Accuracy at equal latency, in ten lines."""
     found = at_equal_latency()

@@ -326,12 +326,16 @@ def main() -> None:
     if options.unpack:
         unpack(options.unpack)
         return
+    found = options.found and options.found.resolve()
+    if found and not any(found.glob("*/found.json")):
+        parser.error(f"--found {options.found} holds no network; give the folder of `equal_latency.py --find`")
+    if not tasks(found, options.only, options.quick):
+        parser.error(f"no task is named {' or '.join(options.only)}; give patterns as 'device:*', and --found for 'latency:*'")
     sys.path.insert(0, str(HERE))
     end = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     done_file = options.out / "done.txt"
     done = set(done_file.read_text().splitlines()) if done_file.exists() else set()
-    found = options.found and options.found.resolve()
     given = [options.data.resolve(), options.weights.resolve(), found, options.device, options.quick]
     pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), begin, given)
     waiting, start = {}, time.monotonic()
