@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +31,8 @@ class OneSentence(click.Group):
         # Idle threads that spin make a search many times slower on a busy machine; OpenMP reads this as torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
+            with _ended_as_by_ctrl_c():
+                return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
             _fail(" ".join(error.format_message().split()))
         except FreePruneError as error:  # raised while the options are read
@@ -35,6 +40,19 @@ class OneSentence(click.Group):
         except (KeyboardInterrupt, click.Abort):
             options.say("interrupted")
             sys.exit(options.INTERRUPTED)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within it SIGTERM, by which clusters and services end a job, ends workers, leaves no temporary files and says how to go on."""
+    if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(sentence: str) -> None:

@@ -45,6 +45,7 @@ class _Here:
 def _serve(function: Callable[[Any], Any], ours: Connection, theirs: Connection) -> None:
     """The loop of a worker process: answer items until the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by this
     theirs.close()  # so that the pipe closes when the main process ends
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from contextlib import suppress
 
 import onnx
@@ -90,13 +91,22 @@ def test_one_file_replaces_two(tmp_path, network, monkeypatch):
     assert not data_of(path).exists()
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.fixture(scope="module", params=[0, 10**6], ids=["apart", "whole"])
+def earlier(request, tmp_path_factory):
+    """A folder with an export of the network, in two files or in one."""
+    folder = tmp_path_factory.mktemp("earlier")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "SMALLEST", 20)
+        patched.setattr(export, "LARGEST_FILE", request.param)
+        torch.manual_seed(0)
+        export_onnx(Network().eval(), IMAGES, folder / "model.onnx", {"made": "first"})
+    return folder
+
+
 @pytest.mark.parametrize("failing", ["model.onnx.data", "model.onnx"])
-def test_an_older_file_stays_where_the_newer_one_cannot_be_put(tmp_path, network, monkeypatch, failing, apart):
+def test_an_older_file_stays_where_the_newer_one_cannot_be_put(tmp_path, network, monkeypatch, failing, earlier):
     path = tmp_path / "model.onnx"
-    with monkeypatch.context() as patched:
-        patched.setattr(export, "LARGEST_FILE", 0 if apart else 10**6)
-        export_onnx(network, IMAGES, path, {})
+    shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
     replace = os.replace
 
@@ -115,13 +125,11 @@ class Crash(BaseException):
     pass
 
 
-@pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("steps", range(5))
-def test_a_crash_leaves_no_file_with_the_weights_of_another(tmp_path, network, monkeypatch, steps, apart):
+def test_a_crash_leaves_no_file_with_the_weights_of_another(tmp_path, network, monkeypatch, steps, earlier):
     path = tmp_path / "model.onnx"
-    with monkeypatch.context() as patched:
-        patched.setattr(export, "LARGEST_FILE", 0 if apart else 10**6)
-        export_onnx(network, IMAGES, path, {"made": "first"})
+    shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
+    apart = data_of(path).exists()
     wanted = {"first": network(*IMAGES)}
     with torch.no_grad():
         network.first.weight.mul_(2)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from inspect import signature
@@ -200,9 +201,12 @@ def test_an_unreadable_image_stops_the_run_before_the_search(tmp_path):
     assert not out.exists()
 
 
-def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on(number, weights, tmp_path, monkeypatch):
     def interrupted(*args):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
 
     monkeypatch.setattr(run_module, "finish", interrupted)
     arguments = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", tmp_path / "out"]
@@ -210,6 +214,7 @@ def test_an_interrupt_says_how_to_go_on(weights, tmp_path, monkeypatch):
     assert status == 130
     assert "--resume" in errors
     monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == before
     assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 5
     assert call(*arguments, "--resume")[0] == 0
 

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from itertools import cycle
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from no_pictures import pictures
 from torch.utils.data import TensorDataset
 
-from freeprune import FreePruneError, OwnTask, pick, sweep
+from freeprune import FreePruneError, OwnTask, inspect, pick, sweep
 from freeprune.engine.command.cli import main
 from freeprune.engine.studies.sweep import trials_of
 
@@ -120,8 +121,12 @@ def test_what_cannot_be_swept_is_a_sentence_before_any_search(options, message, 
 
 
 def test_a_latency_is_picked_from_a_sweep_without_branches(tmp_path):
-    model = "cifar:resnet20"  # whose branches may go under a target on latency
-    images = TensorDataset(torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 10)
+    (tmp_path / "residual.py").write_text("import networks\n\ndef small():\n    return networks.build('resnet_b')\n")
+    model = f"{tmp_path / 'residual.py'}:small"  # whose branches may go under a target on latency
+    whole = inspect(model, networks.SHAPE, depth=True)
+    assert any(group.name.endswith("branch") for group in whole.groups)
+    generator = torch.Generator().manual_seed(0)
+    images = TensorDataset(torch.randn(40, *networks.SHAPE, generator=generator), torch.arange(40) % networks.CLASSES)
     given = {"trials": 2, "calibration_images": 8, "strategy": "random", "warm_starts": ()}
     sweep(model, (images, images), out=tmp_path / "sweep", budgets=[0.9, 0.8], **given)
     picked = pick(
