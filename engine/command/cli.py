@@ -44,7 +44,7 @@ class OneSentence(click.Group):
 
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Within it SIGTERM, by which clusters and services end a job, ends workers, leaves no temporary files and says how to go on."""
+    """SIGTERM, by which clusters end a job, ends workers, leaves no temporary files and says how to go on."""
     if threading.current_thread() is not threading.main_thread():  # others may not handle signals
         yield
         return
