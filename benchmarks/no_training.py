@@ -4,13 +4,15 @@
 
 The folders are those of `recovery.py`, and so are the images of EfficientNet-Lite0: 256 without labels, and 744 that nothing
 was fitted to. Every method is given the same MACs. FreePrune searches by the part of its score that says what is lost as things
-are (`--metric calibratedkl`), as users do who will not train; recovery is the same for all, from the same images. One JSON a
-cell in `results/no_training/`; what is there is not computed again. `peers_report.py` makes the table of it.
+are (`--metric calibratedkl`), as users do who will not train; recovery is the same for all, from the same images, but for
+`grail`, which is equal rates with the recovery of that paper. FastNAS is the network that `peers.py` found. One JSON a cell in
+`results/no_training/`; what is there is not computed again. `peers_report.py` makes the table of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,19 +25,22 @@ from typing import Any
 import recovery
 import torch
 from peer_methods import METHODS, Problem, macs, searched
-from peers import HERE, NETWORKS
+from peers import HERE, NETWORKS, fastnas_before
+from torch import Tensor, nn
 
-from freeprune.backends import apply
+from freeprune.backends import Plan, apply
 from freeprune.disk import write_atomically
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.models import load_model
 from freeprune.engine.inputs.weights import load_weights
-from freeprune.engine.run.recovery import made_good
+from freeprune.engine.run.job import Job
+from freeprune.engine.run.recovery import joined, made_good, renewed
 from freeprune.engine.training.measuring import accuracy
 
 RESULTS = HERE / "results" / "no_training"
-ROWS = ((recovery.LITE, 0.85), ("resnet20", 0.45), ("vgg", 0.45), ("resnet20", 0.60), ("resnet56", 0.45), (recovery.LITE, 0.70))
-PEERS = ("uniform", "torch-pruning", "torch-pruning-global", "torch-pruning-isomorphic")
+ROWS = ((recovery.LITE, 0.85), ("resnet20", 0.45), ("vgg", 0.45), ("resnet56", 0.45))
+PEERS = ("uniform", "grail", "torch-pruning", "torch-pruning-global", "torch-pruning-isomorphic")
+GRAIL_RIDGE = 1e-3  # of the mean second moment
 TRIALS = {recovery.LITE: {"trials": 80}}  # of a search, where not the default
 
 
@@ -54,22 +59,62 @@ def cells() -> Iterator[Cell]:
     for network, share in ROWS:
         for method in ("freeprune", *PEERS):
             yield Cell(network, share, method)
+    yield Cell("resnet20", 0.45, "fastnas")
 
 
 def run(cell: Cell, network: Any, data: Any, seed: int) -> dict[str, Any]:
     options = {"calibration_images": 128}
     problem = Problem(network, data, "channel", {"macs": cell.share}, seed, options)
-    find = partial(searched, metric="calibratedkl", **TRIALS.get(cell.network, {})) if cell.method == "freeprune" else None
-    answer = (find or METHODS[cell.method])(problem)
+    find = {
+        "freeprune": partial(searched, metric="calibratedkl", **TRIALS.get(cell.network, {})),
+        "grail": METHODS["uniform"],
+        "fastnas": partial(fastnas_before, network=cell.network),
+    }
+    answer = find.get(cell.method, METHODS[cell.method])(problem)
     job = problem.job()
     pruned, example = apply(job.network, answer.plan), job.batch.inputs[0][:2]
     plain, recovered, _ = made_good(job, pruned, answer.plan)
+    if cell.method == "grail":
+        recovered = compensated(job, pruned, answer.plan)
     return {
         "network": cell.network, "share": macs(pruned, example) / macs(network, example), "asked": cell.share,
         "method": cell.method, "seed": seed, "dense": accuracy(network, data.test), "plain": accuracy(plain, data.test),
         "recovered": accuracy(recovered, data.test), "seconds": answer.seconds, "rates": dict(answer.plan.rates),
         "versions": {name: version(name) for name in ("freeprune", "torch", "torch-pruning")},
     }  # fmt: skip
+
+
+def compensated(job: Job, pruned: nn.Module, plan: Plan) -> nn.Module:
+    """The pruned network with GRAIL's recovery (arXiv:2602.23795), written from its description.
+
+    What a layer reads is reconstructed by ridge regression, on the dense network's activations, from the channels that stay;
+    the map goes into the layer's weight, the same at every kernel position. Batch norms are renewed as for all.
+    """
+    moments: dict[str, Tensor] = {}
+
+    def seen(name: str, inputs: Tensor) -> None:
+        rows = inputs.transpose(1, -1).reshape(-1, inputs.shape[1]).double()
+        moments[name] = rows.T @ rows / len(rows)
+
+    dense, network = job.network, copy.deepcopy(pruned)
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: seen(name, inputs[0]))
+        for name, module in dense.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and 1 in plan.kept.get(f"{name}.weight", {})
+    ]
+    with torch.no_grad():
+        dense(*joined(job.scored, job.fitted).inputs)
+        for hook in hooks:
+            hook.remove()
+        for name, moment in moments.items():
+            kept = {dim: torch.from_numpy(ids) for dim, ids in plan.kept[f"{name}.weight"].items()}
+            inner = moment[kept[1]][:, kept[1]]
+            ridge = GRAIL_RIDGE * moment.diagonal().mean() * torch.eye(len(inner))
+            back = torch.linalg.solve(inner + ridge, moment[kept[1]]).T  # (all inputs, those that stay)
+            weight = dense.get_parameter(f"{name}.weight").double()
+            weight = weight.index_select(0, kept[0]) if 0 in kept else weight
+            network.get_parameter(f"{name}.weight").copy_(torch.einsum("oi...,is->os...", weight, back))
+    return renewed(dense, network, plan, job.batch)
 
 
 def main() -> None:

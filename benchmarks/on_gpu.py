@@ -265,17 +265,14 @@ def long(name: str) -> dict[str, str]:
 
 def of_method(network: str, share: float, method: str, seed: int) -> tuple[Any, Any]:
     """The job at a budget of MACs, and the plan of a method; FastNAS takes half an hour, and is known from `peers.py`."""
-    from peer_methods import METHODS, Problem, of_widths
-    from torch import nn
+    from peer_methods import METHODS, Problem
+    from peers import fastnas_before
 
     effort = QUICK["effort"] if made["quick"] else 1.0
     problem = Problem(bench().network(network), bench().data(network), "channel", {"macs": share}, seed, effort=effort)
-    if method != "fastnas":
-        return problem.job(), METHODS["freeprune" if method == "from-scratch" else method](problem).plan
-    (path,) = (HERE / "results" / "peers").glob(f"a-{network}-channel-macs{100 * share:g}-fastnas-0.json")
-    layers = [name for name, module in problem.network.named_modules() if isinstance(module, nn.Conv2d)]
-    widths = json.loads(path.read_text())["methods"]["fastnas"]["widths"]
-    return problem.job(), of_widths(problem, dict(zip(layers, widths, strict=True)))
+    if method == "fastnas":
+        return problem.job(), fastnas_before(problem, network).plan
+    return problem.job(), METHODS["freeprune" if method == "from-scratch" else method](problem).plan
 
 
 def anew(network: Any, seed: int) -> Any:

@@ -212,6 +212,15 @@ def searched_before(cell: Cell, problem: Problem, method: str, seed: int) -> Ans
     return Answer(plan, found["evaluated"], found["seconds"], found["processor_seconds"], found["notes"])
 
 
+def fastnas_before(problem: Problem, network: str) -> Answer:
+    """What FastNAS, which takes half an hour, found in table a with the first seed."""
+    name = Cell("a", network, problem.granularity, "macs", problem.share, ("fastnas",)).name(0)
+    found = json.loads((RESULTS / f"{name}.json").read_text())["methods"]["fastnas"]
+    layers = [name for name, module in problem.network.named_modules() if isinstance(module, nn.Conv2d)]
+    plan = of_widths(problem, dict(zip(layers, found["widths"], strict=True)))
+    return Answer(plan, found["evaluated"], found["seconds"], found["processor_seconds"])
+
+
 def described(cell: Cell, problem: Problem, answer: Answer, bench: Bench) -> dict[str, Any]:
     """What a method's network costs, and what it is before and after the training that all get."""
     job = problem.job()
