@@ -65,12 +65,13 @@ def cells() -> Iterator[Cell]:
 def run(cell: Cell, network: Any, data: Any, seed: int) -> dict[str, Any]:
     options = {"calibration_images": 128}
     problem = Problem(network, data, "channel", {"macs": cell.share}, seed, options)
-    find = {
+    methods = {
+        **METHODS,
         "freeprune": partial(searched, metric="calibratedkl", **TRIALS.get(cell.network, {})),
         "grail": METHODS["uniform"],
         "fastnas": partial(fastnas_before, network=cell.network),
     }
-    answer = find.get(cell.method, METHODS[cell.method])(problem)
+    answer = methods[cell.method](problem)
     job = problem.job()
     pruned, example = apply(job.network, answer.plan), job.batch.inputs[0][:2]
     plain, recovered, _ = made_good(job, pruned, answer.plan)
