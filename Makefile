@@ -3,9 +3,13 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUNS := runs
 
-.PHONY: test lint coverage demo docs clean
+.PHONY: test pytest lint coverage demo docs clean
 
-test: lint
+# Both at once: processes of the tests wait for each other now and then.
+test: .venv/ready
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The same tests with the lines that they reach counted, which takes half as long again.
