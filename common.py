@@ -92,13 +92,15 @@ class Skeleton:
 
     Attributes:
         network: the copy.
-        tensors: its parameters and buffers, by name.
+        parameters: by name.
+        tensors: these and its buffers.
         statistics: the names of batch norm's running statistics in `tensors`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = live(light(network)).eval().requires_grad_(False)
-        self.tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        self.parameters = dict(self.network.named_parameters())
+        self.tensors = {**self.parameters, **dict(self.network.named_buffers())}
         norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self._norms = list(norms.values())
         self.statistics = frozenset(f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var"))

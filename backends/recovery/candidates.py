@@ -153,7 +153,7 @@ def layers(network: nn.Module, inputs: Inputs, seed: int = 0, largest: int = LAR
             seen.setdefault(call.site.name, []).append(_Seen.of(call, rows))
         return finite(call)
 
-    watched = Watched(skeleton.tensors, visit, largest)
+    watched = Watched(skeleton.parameters, visit, largest)
     run(skeleton, watched, inputs)
     return {name: _layer(calls, name in watched.normalised) for name, calls in seen.items() if name not in watched.elsewhere}
 

@@ -94,11 +94,11 @@ def recover(
         pruned = folded(dense, pruned, plan, maps)
     skeleton = Skeleton(pruned)
     made = {name: made for name, (_, made) in maps.items()}
-    fit = _Fit(dense, plan, skeleton.tensors, wanted, watched.normalised, names, made, ridge)
+    fit = _Fit(dense, plan, skeleton.parameters, wanted, watched.normalised, names, made, ridge)
     # A layer that runs often is fitted after the first pass, and the others follow it in a second.
     again = any(count > 1 for name, count in watched.calls.items() if name in names)
     while True:
-        run(skeleton, Watched(skeleton.tensors, fit, LARGEST, summed=fit.summed), inputs)
+        run(skeleton, Watched(skeleton.parameters, fit, LARGEST, summed=fit.summed), inputs)
         unfitted = fit.finish()
         if not (again or unfitted):
             break
@@ -144,7 +144,7 @@ def _seen(
                 wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
 
     scores.paths = {id(module): path for path, module in skeleton.network.named_modules()}
-    watched = Watched(skeleton.tensors, visit, LARGEST, scores.ran, summed)
+    watched = Watched(skeleton.parameters, visit, LARGEST, scores.ran, summed)
     with OwnScale(scores.scale):
         run(skeleton, watched, inputs)
     assert watched.ends is not None

@@ -33,6 +33,32 @@ def distance(dense, network):
     return float((outputs[0] - outputs[1]).norm() / outputs[0].norm())
 
 
+class Fixed(nn.Module):
+    """What never learns: a kernel that blurs each channel, or a matrix."""
+
+    def __init__(self, kind):
+        super().__init__()
+        blur = torch.tensor([1.0, 2.0, 1.0])
+        self.kind = kind
+        self.register_buffer("fixed", (torch.outer(blur, blur) / 16).repeat(8, 1, 1, 1) if kind == "kernel" else torch.eye(8))
+
+    def forward(self, x):
+        if self.kind == "kernel":
+            return nn.functional.conv2d(x, self.fixed, stride=2, padding=1, groups=x.shape[1])
+        return (x.movedim(1, -1) @ self.fixed).movedim(-1, 1)
+
+
+def fixed(kind):
+    """A network with it, and a plan that halves the channels that go through it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), Fixed(kind), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        ).eval()
+    backend = BACKENDS["channel"](network, (IMAGES,), importance("l2", network))
+    return network, backend.plan(np.array([group.units // 2 for group in backend.groups]))
+
+
 def state(network):
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -209,3 +235,13 @@ def test_a_layer_that_is_too_wide_is_fitted_where_samples_are_few(granularity, s
     with torch.no_grad():
         before, after = ((one(images) - network(images)).square().mean() for one in (compact, found.network))
     assert not fitted or after < 0.5 * before
+
+
+@pytest.mark.parametrize("kind", ["kernel", "matrix"])
+def test_what_is_held_in_a_buffer_is_nobody_to_fit(kind):
+    network, plan = fixed(kind)
+    sparse = apply(network, plan).eval()
+    found = recover(network, sparse, plan, (IMAGES,))
+    assert set(found.layers) == {"0.weight", "3.weight", "6.weight"}
+    assert torch.equal(found.network[2].fixed, sparse[2].fixed)
+    assert distance(network, found.network) < distance(network, sparse)
