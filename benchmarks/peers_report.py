@@ -424,8 +424,8 @@ network. `python benchmarks/no_training.py --data cifar10 --weights weights --im
 
 ## (h) A language model
 
-MiniLM on SST-2 at half of its MACs: *before training* recovered, but for Torch-Pruning's, which is as surgery leaves it; *trained*
-for one epoch over 6,919 sentences, the dense network too. Latency: ONNX Runtime, eight sentences, one thread.
+MiniLM on SST-2 at half of its MACs: *before training* recovered, but for Torch-Pruning's, which is as surgery leaves it;
+*trained* for one epoch over 6,919 sentences, the dense network too. Latency: ONNX Runtime, eight sentences, one thread.
 [More of it](transformers.md#minilm-on-sst-2). `python examples/minilm_sst2.py --data sst2`
 
 {language}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ...reading import PLAIN
 from ..randomness import seeded
 from ..tasks import CLASSIFICATION, Task
 from .batches import Data, Images, stack
+from .digest import digest_of
 
 CALIBRATION = "calibration.safetensors"
 LABELS = "labels"
@@ -92,7 +92,7 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     tensors = {f"input{i}": x.contiguous() for i, x in enumerate(batch.inputs)}
     if isinstance(batch.labels, Tensor):
         tensors[LABELS] = batch.labels.contiguous()
-    write_atomically(path, save(tensors, {"sha256": _digest(tensors)}))
+    write_atomically(path, save(tensors, {"sha256": digest_of(tensors)}))
 
 
 def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool = False) -> Batch:
@@ -112,7 +112,7 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padde
         raise _damaged(path, brief(" ".join(str(error).split()))) from None
     inputs = tuple(tensors[name] for name in (f"input{i}" for i in range(len(tensors))) if name in tensors)
     labels = tensors.get(LABELS)
-    if digest != _digest(tensors) or len(inputs) + (labels is not None) != len(tensors):
+    if digest != digest_of(tensors) or len(inputs) + (labels is not None) != len(tensors):
         raise _damaged(path, "its content is not what was written")
 
     def form(x: Tensor, rows: int) -> tuple[Any, ...]:
@@ -129,16 +129,6 @@ def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padde
 
 def _damaged(path: Path, reason: str) -> FreePruneError:
     return FreePruneError(f"{path} is damaged ({reason}); start the run again with `force=True`")
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """A hash of the names, types, shapes and values of tensors."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def recalibrated(network: nn.Module, batch: Batch) -> nn.Module:

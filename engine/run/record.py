@@ -5,21 +5,26 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from torch import nn
+
 from ...backends import BACKENDS, Backend
 from ..asked.declaration import Source
 from ..asked.recipe import Recipe
 from ..asked.settings import Settings
 from ..inputs.batches import Data
 from ..inputs.dense import GivenModel
+from ..inputs.digest import digest_of
+from ..store.run_folder import PARAMETERS
 from ..tasks.choice import Choice
 from ..user_code import name_of
 from .task import Finetune
 
 
 def record(
-    given: GivenModel, data: Data, settings: Settings, choice: Choice, backend: Backend, finetune: Recipe | Finetune | None
-) -> dict[str, Any]:
-    """Enough to ask the same again."""
+    given: GivenModel, network: nn.Module, data: Data, settings: Settings, choice: Choice, backend: Backend,
+    finetune: Recipe | Finetune | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Enough to ask the same again, and to know the network, as it was given, by its parameters."""
     model, weights = given.model, given.weights
     asked = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(settings).items()}
     del asked["target"], asked["layout"]
@@ -28,6 +33,7 @@ def record(
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "weights": None if weights is None else str(weights),
         "weights_key": given.weights_key,
+        PARAMETERS: digest_of(dict(network.named_parameters())),
         "data": data.source,
         "mean": list(data.mean),
         "std": list(data.std),

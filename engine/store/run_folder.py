@@ -48,6 +48,7 @@ REPORT = "report.html"  # the report page
 REPLACED = ".replaced"  # folder of the files of a run that another one is about to replace
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
 PLANS = frozenset({"planned", "ends"})  # in `config.json`, of how a search was planned; nobody gives them
+PARAMETERS = "parameters"  # in `config.json`, a hash of the network's; configs of earlier versions have none
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, ONNX_DATA, INT8, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR, TRAINING),
@@ -202,7 +203,8 @@ def _remove_parts(folder: Path) -> None:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
-    pairs = {name: (before.get(name, ADDED.get(name)), value) for name, value in now.items()}
+    known = {name: value for name, value in now.items() if name != PARAMETERS or name in before}
+    pairs = {name: (before.get(name, ADDED.get(name)), value) for name, value in known.items()}
     return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked}
 
 
@@ -212,11 +214,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     told = []
     for name, pair in options.items():
         was, asked = _parts(*pair)
-        told.append(f"{name} = {brief(repr(was))}, not {brief(repr(asked))}")
+        equal = f"{name} = {brief(repr(was))}, not {brief(repr(asked))}"
+        told.append("weights of other values" if name == PARAMETERS else equal)
     if told:
         raise FreePruneError(
-            f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same options, or start the run "
-            "again with `force=True`"
+            f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same, or start the run again "
+            "with `force=True`"
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...disk import DAMAGE, parse_json
 from ...errors import FreePruneError, brief, cause
+from ..inputs.digest import digest_of
 
 EVERY = 300.0  # seconds between two checkpoints
 VERSION = 1
@@ -70,7 +71,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, {"document": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, temporary, {"document": text, "sha256": digest_of(tensors, text)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -97,7 +98,7 @@ def load(path: Path, of: Mapping[str, Any]) -> Checkpoint:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             metadata = file.metadata() or {}
         text = metadata["document"]
-        if metadata["sha256"] != _digest(text, tensors):
+        if metadata["sha256"] != digest_of(tensors, text):
             raise ValueError("its content is not what was written")
         document = parse_json(text.encode())
         if document["freeprune_training"] != VERSION:
@@ -117,16 +118,6 @@ def load(path: Path, of: Mapping[str, Any]) -> Checkpoint:
     return found
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """A hash of a text and of the names, types, shapes and values of contiguous tensors."""
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def hash_of_shapes(tensors: Mapping[str, Tensor]) -> str:
     """A short hash of the names, types and shapes of tensors."""
     text = "".join(f"{name} {tensor.dtype} {tuple(tensor.shape)} " for name, tensor in sorted(tensors.items()))
@@ -135,4 +126,4 @@ def hash_of_shapes(tensors: Mapping[str, Tensor]) -> str:
 
 def hash_of_masks(masks: Mapping[str, Tensor]) -> str:
     """A short hash of the values of masks."""
-    return _digest("", {name: mask.cpu() for name, mask in masks.items()})[:16]
+    return digest_of(masks)[:16]

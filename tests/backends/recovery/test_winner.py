@@ -53,7 +53,13 @@ def fixed(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.ReLU(), Fixed(kind), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            Fixed(kind),
+            nn.Conv2d(8, 8, 3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
         ).eval()
     backend = BACKENDS["channel"](network, (IMAGES,), importance("l2", network))
     return network, backend.plan(np.array([group.units // 2 for group in backend.groups]))

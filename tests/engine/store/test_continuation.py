@@ -23,9 +23,10 @@ def data():
     return tuple(TensorDataset(*part) for part in parts)
 
 
-def prune(out, trials, **options):
+def prune(out, trials, network=None, **options):
     options = {"finetune": None, "rehearsal": False, "calibration_images": 12, "proposals": 4, "round_to": 1, **options}
-    return freeprune.prune(toys.network(), data(), target={"macs": 0.6}, trials=trials, out=out, progress=False, **options)
+    network = toys.network() if network is None else network
+    return freeprune.prune(network, data(), target={"macs": 0.6}, trials=trials, out=out, progress=False, **options)
 
 
 def trials_of(out):
@@ -107,6 +108,20 @@ def test_each_option_that_is_another_is_named(tmp_path):
     told = r"started with trials = 2, not 3; with seed = 0, not 1; resume"
     with pytest.raises(FreePruneError, match=told):
         prune(tmp_path, 3, seed=1, resume=True)
+
+
+def test_a_network_that_was_trained_since_is_another(tmp_path):
+    result = prune(tmp_path, 4)
+    trained = toys.network()
+    with torch.no_grad():
+        next(trained.parameters()).mul_(1.001)
+    for trials in (4, 8):
+        with pytest.raises(FreePruneError, match="with weights of other values; .*or start the run"):
+            prune(tmp_path, trials, trained, resume=True)
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["parameters"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert prune(tmp_path, 4, trained, resume=True).summary == result.summary
 
 
 def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
