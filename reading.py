@@ -15,7 +15,7 @@ from .errors import FreePruneError
 MAIN = ("logits", "out", "output", "outputs", "prediction", "predictions", "pred", "y")
 LOSS = "loss"  # of the labels that a network was given; no output
 # How the names end under which Hugging Face's classes also return what lies inside them. It shrinks with the network.
-INSIDE = ("hidden_state", "hidden_states", "attentions", "pooler_output", "_model_output")
+INSIDE = ("hidden_state", "hidden_states", "attentions", "pooler_output", "_model_output", "mems")
 
 
 def children(given: Any, *, inside: bool = False) -> list[tuple[str, Any]] | None:
