@@ -264,7 +264,7 @@ def long_training() -> str:
 def without_training() -> str:
     """The tables of `no_training.py`."""
     parts = []
-    for (network, asked), found in results_in("no_training", "network", "asked").items():
+    for (network, asked, images), found in results_in("no_training", "network", "asked", "images").items():
         best = sorted(found, key=lambda m: -mean(run["recovered"] for run in found[m]))
         rows = [
             [
@@ -275,7 +275,9 @@ def without_training() -> str:
         ]  # fmt: skip
         head = ["method", "seeds", "made good, %", "plain, %", "MACs"]
         dense = 100 * next(iter(found.values()))[0]["dense"]
-        parts.append(f"### {NAMES[network]}, {asked:.0%} of the MACs, dense {dense:.1f}%\n\n{table(head, rows)}")
+        parts.append(
+            f"### {NAMES[network]}, {asked:.0%} of the MACs, {images} images, dense {dense:.1f}%\n\n{table(head, rows)}"
+        )
     return "\n\n".join(parts) or "Not measured yet."
 
 
