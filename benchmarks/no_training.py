@@ -80,7 +80,8 @@ def run(cell: Cell, network: Any, data: Any, seed: int) -> dict[str, Any]:
         recovered = compensated(job, pruned, answer.plan)
     return {
         "network": cell.network, "share": macs(pruned, example) / macs(network, example), "asked": cell.share,
-        "method": cell.method, "seed": seed, "images": 2 * options["calibration_images"], "dense": accuracy(network, data.test), "plain": accuracy(plain, data.test),
+        "method": cell.method, "seed": seed, "images": 2 * options["calibration_images"],
+        "dense": accuracy(network, data.test), "plain": accuracy(plain, data.test),
         "recovered": accuracy(recovered, data.test), "seconds": answer.seconds, "rates": dict(answer.plan.rates),
         "versions": {name: version(name) for name in ("freeprune", "torch", "torch-pruning")},
     }  # fmt: skip
