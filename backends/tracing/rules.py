@@ -78,6 +78,7 @@ from .selection import (
     index_put,
     index_select,
     index_write,
+    masked_scatter,
     pixel_shuffle,
     pixel_unshuffle,
     scatter,
@@ -147,6 +148,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (embedding_bag, NONE, "_embedding_bag _embedding_bag_forward_only"),
     (index_select, NONE, "index_select"),
     (index_write, NONE, "index_add index_copy index_fill index_reduce"),
+    (masked_scatter, NONE, "masked_scatter"),
     (gather, NONE, "gather"),
     (scatter, NONE, "scatter scatter_add scatter_reduce"),
     (grid_sample, NONE, "grid_sampler_2d grid_sampler_3d grid_sampler _grid_sampler_2d_cpu_fallback"),
@@ -206,6 +208,7 @@ WHY: dict[Rule, str] = {
     **dict.fromkeys(
         [index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"
     ),
+    masked_scatter: "it puts values in their order where a mask is true: only whole rows that layers make can be followed",
     **dict.fromkeys(
         [matmul, batched_matmul, vector_product, trilinear, attention, distances],
         "it sums them up beside values that no layer makes",

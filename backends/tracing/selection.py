@@ -89,6 +89,30 @@ def scatter(tracer: Labelling, call: Call) -> list[Labels]:
     return [_elsewhere(tracer, d, [call.first, *given])]
 
 
+def masked_scatter(tracer: Labelling, call: Call) -> list[Labels]:
+    """Rows put one after the other where a mask is true: their width goes with that of what they are put into.
+
+    The mask must be alike along the width; along the other dimensions nothing may shrink.
+    """
+    x, mask, source = call["self"], call["mask"], call["source"]
+    ndim, width = x.dim(), 0
+    if call.outputs[0].shape != x.shape:
+        raise UnknownOperator(call.name)
+    while width < min(ndim, source.dim()) and _alike(mask, -1 - width) and x.shape[-1 - width] == source.shape[-1 - width]:
+        width += 1
+    operands = []
+    for t in (x, mask, source):
+        layers = along_free(tracer, t, set(range(t.dim() - width)))
+        shape = [1] * (ndim - width) + [1, *t.shape][t.dim() + 1 - width :]
+        operands.append((shape[-ndim:], [y.reshape(([1] * ndim + list(y.shape))[-ndim:]) for y in layers]))
+    return [merge(tracer, operands, ndim)]
+
+
+def _alike(mask: Tensor, dim: int) -> bool:
+    """Whether a tensor is alike along a dimension, counted from the right, because it was broadcast there."""
+    return mask.dim() < -dim or mask.shape[dim] == 1 or mask.stride(dim) == 0
+
+
 def index_write(tracer: Labelling, call: Call) -> list[Labels]:
     """Rows written, or added, at places along one dimension."""
     x, d = call.first, call.dim()

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from freeprune.backends import apply, importance
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.plan import Plan
+from freeprune.errors import FreePruneError
 
 UNITS = {"pixel_shuffle_of_two": 2, "glu_channels": 4, "native_shuffle": 4}  # of eight channels; pairs go together
 
@@ -267,3 +268,30 @@ def test_widths_that_distances_sum_up_go(count):
     torch.manual_seed(0)
     backend = promises.kept(Prototypes(count), torch.randn(2, 5))
     assert promises.widths(backend) == {"first": 8, "last": 6}
+
+
+class Inserted(nn.Module):
+    """Rows of another stream in place of some tokens, as images in the text of a vision-language model."""
+
+    def __init__(self, widen):
+        super().__init__()
+        self.widen = widen
+        self.text, self.image, self.last = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        text, image = self.text(x), self.image(x.flip(1)).flatten(0, 1)
+        return self.last(text.masked_scatter(self.widen((x[..., :1] > 0), text), image).relu())
+
+
+@pytest.mark.parametrize("widen", [lambda mask, text: mask, lambda mask, text: mask.expand_as(text)])
+def test_the_width_of_rows_goes_with_that_of_what_they_are_put_into(widen):
+    torch.manual_seed(0)
+    backend = promises.kept(Inserted(widen), torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"text": 16}
+    assert {("text.weight", 0), ("image.weight", 0)} <= set(backend.coupling.groups[0].members)
+
+
+def test_values_put_in_their_order_where_a_mask_differs_along_the_width_stay():
+    network = Inserted(lambda mask, text: mask & (text > 0))
+    with pytest.raises(FreePruneError, match=r"masked_scatter .* only whole rows"):
+        Channel(network.eval(), (torch.randn(2, 5, 6),), importance("l2", network))
