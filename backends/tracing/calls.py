@@ -35,6 +35,11 @@ class Held:
     def __iter__(self) -> Iterator[Tensor]:
         return iter([tensor for tensor, _ in self._items.values()])
 
+    def copy(self) -> Held:
+        other = Held()
+        other._items = dict(self._items)
+        return other
+
 
 def results(out: Any) -> list[Tensor]:
     """The tensors that an operator made."""

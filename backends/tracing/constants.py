@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class Constants:
     def __init__(self, store: Any) -> None:
         self._twins = store()  # for each of them the same with its values; it shares memory as they do
         self._any = False
+
+    def copy(self) -> Constants:
+        """A copy, which can follow something else from here on."""
+        other = copy(self)
+        other._twins = self._twins.copy()
+        return other
 
     def values(self, tensors: Sequence[Tensor]) -> list[tuple[float, ...]]:
         """The values of each tensor that is made of numbers in code alone; () of another."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,6 +59,12 @@ class Origins:
             self._known[parameter] = Origin((name,), tuple(places))
         for x in inputs:
             self._known[x] = True
+
+    def copy(self) -> Origins:
+        """A copy, which can follow something else from here on."""
+        other = copy(self)
+        other._known, other._factors = self._known.copy(), set(self._factors)
+        return other
 
     def follow(self, call: Call) -> None:
         """Record the origin of an operator's outputs."""

@@ -18,6 +18,7 @@ from ...copies import light, live, renewed
 from ...errors import FreePruneError, cause, first_line
 from ...lending import widened
 from ...reading import leaves
+from .caches import forget_results
 from .meta import on_meta
 from .reasons import known
 from .record import FAILS, HOLDS, OUTPUT, TRAINING, Trace
@@ -164,22 +165,23 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
 
 def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str) -> list[Any]:
     """What the network gives in a further pass, which is traced too; nothing where it fails."""
-    before = tracer.trace.copy()
-    tracer.most_assumed = LONGER * sum(bool(op.decided) for op in before.ops)
+    go_back = tracer.bookmark()
+    tracer.most_assumed = LONGER * sum(bool(op.decided) for op in tracer.trace.ops)
     tracer.trace.further.append(kind)
     tracer.assumed = {HOLDS: True, FAILS: False}.get(kind)
     try:
         with undisturbed(network), further(network, kind), tracer:
             return [network(*inputs)]
     except Exception:
-        tracer.go_back(before)
+        go_back()
         return []
     finally:
         tracer.assumed = None
 
 
 def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:
-    """The mode that a further pass of this kind runs in."""
+    """The mode that a further pass of this kind runs in. No pass depends on what one before it cached, which may have failed."""
+    forget_results(network)
     return training_branches(network) if kind == TRAINING else nullcontext()
 
 

@@ -10,7 +10,7 @@ pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -39,6 +39,9 @@ from .origins import Origins
 from .record import Leaf, Op, Product, Trace
 from .rules import FILLS, KINDS, SILENT, WEIGHS, has, places, rule_for, why
 from .scale import OwnScale
+
+# What a pass adds to. Nodes that are forgotten are numbered anew, so nothing may go on naming them.
+CHANGED_BY_A_PASS = ("trace", "constants", "origins", "_modules", "_stay", "_made_here", "_labels", "_alone", "_made_by")
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -146,13 +149,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = {leaf.name for leaf in self.trace.leaves}
         return [name for name, is_parameter in self._names.values() if is_parameter and name not in read]
 
-    def go_back(self, before: Trace) -> None:
-        """Forget what was traced since this copy of the trace was made."""
-        for tensor, name in self._parameters:
-            if name in self.trace.tensors and name not in before.tensors:
-                self._labels[tensor] = None
-        self.trace = before
-        self._modules.clear()
+    def bookmark(self) -> Callable[[], None]:
+        """Returns a function that makes the tracer forget everything that it traces from now on."""
+        before = {name: vars(self)[name].copy() for name in CHANGED_BY_A_PASS}
+        read = [set(op.read) for op in self.trace.ops]
+
+        def go_back() -> None:
+            vars(self).update(before)
+            for op, then in zip(self.trace.ops, read, strict=True):
+                op.read.intersection_update(then)
+
+        return go_back
 
     def note_read(self, tensor: Tensor) -> None:
         """Something reads more of a tensor than its shape."""

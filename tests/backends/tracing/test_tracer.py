@@ -1,3 +1,5 @@
+import functools
+
 import networks
 import numpy as np
 import promises
@@ -450,6 +452,54 @@ def test_a_head_that_cannot_be_reached_stays_whole():
     network = Auxiliary(labels=True).eval()
     backend = promises.kept(network, networks.images(2))
     assert backend.coupling.groups[0].members == (("body.weight", 0), ("body.bias", 0), ("head.weight", 1))
+
+
+def _pads(network, y):
+    for _ in range(9):
+        y = functional.pad(y, (1, 1)).repeat(1, 2)
+
+
+@functools.lru_cache
+def _row(device):
+    return torch.arange(12.0, device=device)
+
+
+def _remembers(network, y):
+    y.sum() + _row(y.device)
+
+
+class Checks(nn.Module):
+    """Looks at its values, and gives up where these are no numbers; of its parameters one is of no use."""
+
+    def __init__(self, leaves):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 12), nn.Linear(12, 10), nn.Linear(10, 3)
+        self.idle, self.leaves = nn.Parameter(torch.zeros(3)), leaves
+
+    def forward(self, x):
+        y = torch.relu(self.second(torch.relu(self.first(x))))
+        if not y.isfinite().all():
+            self.leaves(self, y)
+            raise ValueError("no number")
+        if self.training and self.leaves is _remembers:
+            y = y + _row(x.device).sum()
+        return self.last(y)
+
+
+class Policy(Checks):
+    """Torch gives up where it finds no numbers, and shows the values in the error, for which it runs many operators."""
+
+    def forward(self, x):
+        y = torch.relu(self.second(torch.relu(self.first(x))))
+        return torch.distributions.Normal(self.last(y), 1.0, validate_args=True).mean
+
+
+@pytest.mark.parametrize("leaves", [_pads, _remembers, None])
+def test_nothing_is_left_of_a_pass_that_fails(leaves):
+    network = Checks(leaves) if leaves else Policy(leaves)
+    backend = promises.kept(network, torch.randn(2, 4))
+    assert promises.widths(backend) == {"first": 12, "second": 10}
+    assert promises.locked(backend) == {}
 
 
 def test_what_a_forward_pass_caches_does_not_last():
