@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import CellType, CodeType
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..surgery.layers import KNOWN
-from ..surgery.sizes import AXES, held_by
+from ..surgery.sizes import AXES, held_in
 
 INNER = ("__wrapped__", "__func__", "func", "fget")  # where a decorated, bound or partial function or a property has another
+DEPTH = 4  # of the path to a size, as in `self.cfg.model.attention.heads`
 
 
 def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """The integers above 1 that a module, or an object that it has, holds and its code reads, alone or in a tuple or list.
+    """The integers above 1 that a module holds and its code reads, by the path to them, alone or in a tuple or list.
 
     The sizes of torch's own layers follow their tensors, where they have some, and are no choice; but a group norm may lose
     whole groups, as of heads.
@@ -31,9 +32,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
         return
     own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
     read = _read(kind).union(*(_names_in(value) for value in own.values()))
-    for name, value in held_by(module):
-        if not is_read(module, name, read):
-            continue
+    for name, value in _held(module, _with_axes(module, read), DEPTH):
         if type(value) is int and value > 1:
             yield name, None, value
         elif isinstance(value, tuple | list):
@@ -42,17 +41,34 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
                     yield name, position, entry
 
 
-def is_read(module: nn.Module, name: str, names: Collection[str]) -> bool:
-    """Whether an attribute, dotted or not, is among the names that code reads.
+def _held(holder: Any, names: set[str], depth: int) -> Iterator[tuple[str, Any]]:
+    """What a module, a dictionary or an object holds that code may read by these names, with the path to it."""
+    for key, value in held_in(holder).items() if depth else ():
+        if _is_key_read(holder, key, names):
+            yield key, value
+            yield from ((f"{key}.{inner}", held) for inner, held in _held(value, names, depth - 1))
 
-    Hugging Face's configurations also have some of theirs under other names.
-    """
-    outer, _, inner = name.partition(".")
-    if outer == AXES:
-        return outer in names or f"_{outer}" in names
-    others = getattr(vars(module).get(outer), "attribute_map", None) or {}
-    inside = [inner, *(other for other, own in others.items() if own == inner)]
-    return outer in names and (not inner or any(one in names for one in inside))
+
+def is_read(module: nn.Module, name: str, names: set[str]) -> bool:
+    """Whether all parts of the path to a size are among the names that code reads."""
+    names, holder = _with_axes(module, names), module
+    for key in name.split("."):
+        if not _is_key_read(holder, key, names):
+            return False
+        holder = held_in(holder).get(key)
+    return True
+
+
+def _is_key_read(holder: Any, key: str, names: set[str]) -> bool:
+    """Hugging Face's configurations also have some of their attributes under other names."""
+    others = getattr(type(holder), "attribute_map", None)
+    return key in names or (isinstance(others, dict) and any(own == key and other in names for other, own in others.items()))
+
+
+def _with_axes(module: nn.Module, names: set[str]) -> set[str]:
+    """The names that code reads; a layer of einops reads all axes of its pattern."""
+    axes = vars(module).get(AXES)
+    return names | {AXES, *axes} if isinstance(axes, dict) and names & {AXES, f"_{AXES}"} else names
 
 
 @functools.cache
@@ -104,8 +120,13 @@ def _content(cell: CellType) -> Any:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names in a piece of code and in what it has inside, such as a lambda or a generator expression."""
+    """The names and texts in a piece of code and in what it has inside, such as a lambda or a generator expression.
+
+    A text may be the key of a dictionary.
+    """
     yield from code.co_names
     for inner in code.co_consts:
-        if isinstance(inner, CodeType):
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, CodeType):
             yield from _names(inner)

@@ -55,11 +55,7 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
         before = None if module is None else size_of(module, attribute.name)
         wanted = attribute.value if isinstance(attribute.value, tuple) else (attribute.value,)
         sizes = before if isinstance(before, tuple | list) else (before,)
-        if (
-            any(part.startswith("_") for part in attribute.name.split("."))
-            or len(sizes) != len(wanted)
-            or any(type(size) not in (int, bool) for size in sizes)
-        ):
+        if len(sizes) != len(wanted) or any(type(size) not in (int, bool) for size in sizes):
             raise FreePruneError(
                 f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "
                 "network, or run the pruning again"

@@ -1,16 +1,24 @@
 """Integers that modules hold, alone or in a configuration, and that their code reads."""
 
+from collections import namedtuple
+from copy import deepcopy
+from dataclasses import dataclass
+from enum import Enum
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import promises
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from freeprune.backends import apply
 from freeprune.backends.coupling.code import integers
-from freeprune.backends.surgery.sizes import size_of
+from freeprune.backends.plan import Attribute, Plan, structure_of
+from freeprune.backends.surgery.sizes import assignments, size_of
+from freeprune.errors import FreePruneError
 
 
 class Config:
@@ -145,3 +153,197 @@ def test_heads_in_the_pattern_of_a_layer_follow():
     backend = promises.kept(network, x)
     assert promises.widths(backend) == {"0": 24, "1.q": 4, "1.o": 24}
     assert network[1].apart.axes_lengths == {"h": 4}
+
+
+class Entries(dict):
+    """As in many projects: entries that can be read as attributes."""
+
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+@dataclass(frozen=True)
+class Sized:
+    width: int
+
+
+@dataclass
+class Defaults:
+    width: ClassVar = 12
+
+
+Pair = namedtuple("Pair", "width height")
+
+
+class Cut(nn.Module):
+    """A view whose width is held somewhere."""
+
+    held: Any = None
+    width = 12
+
+    def __init__(self, held=None):
+        super().__init__()
+        self.inner = nn.Linear(48, 3)
+        if held is not None:
+            self.held = self._held = held
+
+    def forward(self, x):
+        return self.inner(x.reshape(-1, self.size() * 4))
+
+
+class Private(Cut):
+    def size(self):
+        return self._held
+
+
+class Key(Cut):
+    def size(self):
+        return self._held["width"]
+
+
+class KeyInKey(Cut):
+    def size(self):
+        return self.held["model"]["dims"][1]
+
+
+class Field(Cut):
+    def size(self):
+        return self.held.width
+
+
+class FieldInField(Cut):
+    def size(self):
+        return self.held.model.width
+
+
+class FourDeep(Cut):
+    def size(self):
+        return self.held.model["a"].width
+
+
+class OfClass(Cut):
+    def size(self):
+        return self.width
+
+
+class ObjectOfClass(Cut):
+    held = SimpleNamespace(model=SimpleNamespace(width=12))
+
+    def size(self):
+        return self.held.model.width
+
+
+def cut(layer):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), layer), torch.randn(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "name"),
+    [
+        (Private, 12, "_held"),
+        (Key, {"width": 12, 3: 12}, "_held.width"),
+        (Key, Entries(width=12), "_held.width"),
+        (KeyInKey, {"model": {"dims": [5, 12]}}, "held.model.dims"),
+        (Field, Entries(width=12), "held.width"),
+        (Field, Pair(12, 5), "held"),
+        (Field, Defaults(), "held.width"),
+        (FieldInField, SimpleNamespace(model=SimpleNamespace(width=12)), "held.model.width"),
+        (FieldInField, SimpleNamespace(model=Sized(12)), "held.model.width"),
+        (FourDeep, SimpleNamespace(model={"a": Sized(12)}), "held.model.a.width"),
+        (OfClass, None, "width"),
+        (ObjectOfClass, None, "held.model.width"),
+    ],
+)
+def test_a_size_follows_wherever_it_is_held(kind, held, name, tmp_path):
+    network, x = cut(kind(held))
+    before, of_class = deepcopy(held), deepcopy(kind.held)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"0": 12}
+    plan = backend.plan(np.array([6]))
+    plan.save(tmp_path)
+    smaller = apply(network, Plan.load(tmp_path))
+    assert smaller(x).shape == (2, 3)
+    assert name in {size.name for size in plan.attributes}
+    assert type(smaller[2].held) is type(network[2].held)
+    assert network[2].held == (kind.held if held is None else before)
+    assert (kind.held, kind.width) == (of_class, 12)
+    assert ("width" in vars(network[2]), Defaults.width) == (False, 12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [(KeyInKey, {"model": {"dims": [5, 12]}}), (FieldInField, SimpleNamespace(model=SimpleNamespace(width=12)))],
+)
+def test_modules_that_share_what_holds_a_size_keep_other_sizes(kind, held):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 12, 3), nn.Conv2d(3, 12, 3)
+            self.c, self.d = kind(held), kind(held)
+
+        def forward(self, x):
+            return self.c(self.a(x)) + self.d(self.b(x))
+
+    torch.manual_seed(0)
+    network, before = Two(), deepcopy(held)
+    backend = promises.kept(network, torch.randn(2, 3, 4, 4))
+    assert promises.widths(backend) == {"a": 12, "b": 12}
+    smaller = apply(network, backend.plan(np.array([4, 9])))
+    assert (smaller.c.size(), smaller.d.size()) == (4, 9)
+    assert held == before
+    assert network.c.held is network.d.held is held
+
+
+class Mode(Enum):
+    WIDE = 12
+
+
+class NoSizes(nn.Module):
+    """All that looks like a size here belongs to others, or is computed."""
+
+    mode, kind = Mode.WIDE, Defaults
+
+    def __init__(self):
+        super().__init__()
+        self.again, self.inner, self.more = self.mode, nn.Conv2d(12, 12, 1), {"a.b": 12, "__len__": 12}
+        self.__dict__["width"] = 12  # hidden by the property
+
+    @property
+    def width(self):
+        return self.more["a.b"] + self._version + self.training
+
+    @width.setter
+    def width(self, value):
+        raise AttributeError
+
+    def forward(self, x):
+        names = self.mode._value_, self.again._value_, self.kind.width, self.inner.out_channels, self._modules, self._hooks
+        return x, names, self.more["__len__"], self.__class__, self.__dict__
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_version", "training", "_modules.inner", "_modules.inner.out_channels", "inner.out_channels", "_forward_hooks",
+        "__class__", "__dict__", "__dict__.again", "mode._value_", "again._value_", "kind.width", "width", "more.a.b",
+        "more.__len__", "forward", "",
+    ],
+)  # fmt: skip
+def test_what_belongs_to_others_is_no_size(name):
+    module = NoSizes()
+    module._version = 12
+    assert not list(integers(module))
+    assert type(size_of(module, name)) is not int
+    with pytest.raises(FreePruneError, match="no size there"):
+        apply(module, Plan("channel", structure_of(module), {}, attributes=(Attribute("", name, 6),)))
+
+
+def test_sizes_in_one_object_are_set_together():
+    module = FieldInField(SimpleNamespace(model={"width": 12, "other": (3, 4)}, more=5))
+    sizes = [Attribute("", "held.model.width", 6), Attribute("", "held.model.other", (3, 2)), Attribute("", "held.more", 1)]
+    (found,) = assignments({"": module}, sizes)
+    assert found[1:] == ("held", SimpleNamespace(model={"width": 6, "other": (3, 2)}, more=1))
+    assert module.held == SimpleNamespace(model={"width": 12, "other": (3, 4)}, more=5)

@@ -101,6 +101,8 @@ def rewritten(folder, change):
         ["0", "forward", 1], ["0", "weight", 1], ["0", "training", 0], ["0", "training", 1], ["0", "padding_mode", 1],
         ["0", "stride", 1], ["0", "stride", [1, 1, 1]], ["0", "new", 1], ["0.__class__", "out_channels", 1],
         ["nothing", "out_channels", 1], ["1", "eps", 1], ["..", "out_channels", 1],
+        ["", "0.out_channels", 1], ["", "_modules.0.out_channels", 1],
+        ["0", "_forward_hooks.0", 1], ["0", "_compiled_call_impl", 1],
     ],
 )  # fmt: skip
 def test_a_plan_sets_nothing_but_sizes(attribute, copy):
