@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,16 @@ WRAPPERS = {
     "timm.utils.model_ema.ModelEmaV3": "module",
 }
 SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
-QUANTISED = ("quantized", "quantization", "qat", "torchao", "bitsandbytes")  # parts of the names of modules of Python
+# Parts of the names of modules of Python, and the packages of which such a module holds no float networks.
+QUANTISED = frozenset({"quantized", "quantization", "qat", "torchao", "bitsandbytes"})
+QUANTISERS = ("torch", "torchao", "bitsandbytes")
+PREPARED = ("torch.ao.quantization.observer.ObserverBase", "torch.ao.quantization.fake_quantize.FakeQuantizeBase")
+FLOAT = frozenset({  # what marks a float network for quantisation, and changes nothing before
+    *(f"torch.ao.quantization.stubs.{name}" for name in ("QuantStub", "DeQuantStub", "QuantWrapper")),
+    *(f"torch.ao.nn.quantized.modules.functional_modules.{name}" for name in ("FloatFunctional", "FXFloatFunctional")),
+})  # fmt: skip
 
+BYTES = (torch.int8, torch.uint8)
 HIDDEN = ("flash", "flex", "paged")  # parts of the names of Hugging Face's attention whose operators cannot be followed
 
 
@@ -120,7 +128,12 @@ def _check_kinds(network: nn.Module) -> None:
                 f"module {name or 'the network'!r} is sharded over processes (FSDP); load its full state dict into the "
                 "network's own code, and give that"
             )
-        if any(part in kinds[0].split(".") for part in QUANTISED):
+        if _is_prepared(kinds):
+            raise FreePruneError(
+                f"module {name or 'the network'!r} ({type(module).__name__}) prepares the network for quantisation, by ranges "
+                "that hold for its present channels; prune the network before it is prepared"
+            )
+        if _is_quantised(module, kinds):
             raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
         attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
         if isinstance(attention, str) and any(part in attention for part in HIDDEN):
@@ -134,6 +147,30 @@ def _check_kinds(network: nn.Module) -> None:
                 f"module {name or 'the network'!r} is an adapter ({type(module).__name__}) beside weights that it leaves as "
                 "they are; merge it first, as network.merge_and_unload() does, and give the merged network"
             )
+
+
+def _is_prepared(kinds: Sequence[str]) -> bool:
+    """Whether a module of these classes observes ranges or rounds in training, for a quantisation that is still to come."""
+    return any(kind in PREPARED or (_is_of_quantiser(kind) and "qat" in kind.split(".")) for kind in kinds)
+
+
+def _is_quantised(module: nn.Module, kinds: Sequence[str]) -> bool:
+    """Whether a module is quantised: by its class; in a package such as torchvision's, which has float ones, by its tensors."""
+    if not FLOAT.isdisjoint(kinds):
+        return False
+    marked = [kind for kind in kinds if not QUANTISED.isdisjoint(kind.split("."))]
+    return any(map(_is_of_quantiser, marked)) or (bool(marked) and any(map(_is_narrow, vars(module).values())))
+
+
+def _is_of_quantiser(kind: str) -> bool:
+    return kind.partition(".")[0] in QUANTISERS
+
+
+def _is_narrow(held: Any) -> bool:
+    """Whether a module holds weights of 8 bits or fewer, or packed ones."""
+    some = held.values() if isinstance(held, dict) else [held]
+    weights = [one for one in some if isinstance(one, Tensor | torch.ScriptObject)]
+    return any(isinstance(one, torch.ScriptObject) or one.is_quantized or one.dtype in BYTES for one in weights)
 
 
 def _is_adapter(module: nn.Module, kind: str) -> bool:
