@@ -30,7 +30,7 @@ class Space:
         minimum: `(L,)`, the fewest units of each group that may stay: at least 1, and 0 for a switch.
         costs: the cost model.
         targets: the largest allowed amount of each limited cost, in the cost's own unit (`{"macs": 6.3e7}`).
-        fixed: layers that no group can shrink, each with the reason, to be named in the error for an impossible target.
+        fixed: layers that are locked, each with the reason, to be named in the error for an impossible target.
         geometric: whether coordinates are on a logarithmic scale: a step multiplies the kept fraction of a group, instead of
             subtracting from it. This suits granularities of which a tenth or less is kept, such as single weights.
 
@@ -301,7 +301,7 @@ class Space:
         if not self.fixed:
             return ""
         more = f" and {len(self.fixed) - SHOWN} more" if len(self.fixed) > SHOWN else ""
-        return f"; dense stay {', '.join(self.fixed[:SHOWN])}{more}"
+        return f"; locked are {', '.join(self.fixed[:SHOWN])}{more}"
 
 
 def amount(value: float) -> str:

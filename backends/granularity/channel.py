@@ -199,6 +199,13 @@ class Channel:
         """The coupled classes, with their trace."""
         return self._coupling
 
+    def locked(self) -> dict[str, str]:
+        """Why weights of layers keep outputs, by name; those that make the network's output are left out."""
+        dense = self._coupling.trace
+        reasons, made = Reasons(dense), {p.weight.name for p in dense.products if p.weight is not None}
+        stuck = (x for x in dense.leaves if x.name in made and x.dim == 0 and not dense.roots[x.start : x.start + x.size].all())
+        return {leaf.name: why for leaf in stuck if (why := reasons.of(leaf)) != OUTPUT}
+
     def channels(self, kept: Counts) -> Counts:
         """The kept channels `(P, L)` for `kept` `(P, L)` units of each group; of a branch 1 or 0."""
         result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, self._widths)

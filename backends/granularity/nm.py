@@ -49,8 +49,9 @@ class NM(Masked):
     def refusal(self, layout: Layout) -> str | None:
         if layout.roles is None:
             return UNKNOWN
-        if layout.summed() % self._m:
-            return f"{layout.summed()} inputs are no multiple of {self._m}"
+        inputs = layout.summed()
+        if inputs % self._m:
+            return f"{inputs} {'input is' if inputs == 1 else 'inputs are'} no multiple of {self._m}"
         return None
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:

@@ -264,7 +264,8 @@ def _space(backend: Backend, settings: Settings, timed: bool) -> Space:
     """The networks to choose from; a target on latency is left out."""
     limits = resolve(settings.target, _dense_costs(backend), backend, timed=timed)
     minimum = fewest_units(backend.groups, settings.only, settings.ignore)
-    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in backend.dense.items()]
+    locked = {**({} if backend.channel is None else backend.channel.locked()), **backend.dense}
+    fixed = [f"{layer_of(name)!r} ({reason})" for name, reason in locked.items()]
     return Space(dense_units(backend.groups), minimum, backend.costs, limits, fixed=fixed, geometric=backend.factors)
 
 

@@ -399,6 +399,23 @@ def test_bad_input_is_a_sentence_and_leaves_nothing_behind(options, message, tmp
     assert not (tmp_path / "out").exists()
 
 
+class Literal(nn.Sequential):
+    """Its code has a size that nothing else knows."""
+
+    def forward(self, x):
+        first, *others = self
+        x = first(x).view(-1, 8, 8, 8)
+        for layer in others:
+            x = layer(x)
+        return x
+
+
+def test_layers_that_are_locked_are_named_where_a_target_cannot_be_met(tmp_path):
+    dense = Literal(*network())
+    with pytest.raises(freeprune.FreePruneError, match=r"which layers are locked, and why; locked are '0' \(.*view.*\)$"):
+        prune(tmp_path / "out", model=dense, target={"macs": 0.001})
+
+
 def test_what_a_granularity_does_not_do_is_a_sentence(tmp_path):
     with pytest.raises(freeprune.FreePruneError, match="there is no granularity 'chanel'; did you mean 'channel'"):
         freeprune.prune(network(), pair(), target={"macs": 0.5}, granularity="chanel", out=tmp_path / "out")

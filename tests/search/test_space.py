@@ -267,7 +267,7 @@ def test_an_unreachable_target_is_a_sentence():
         ([5, 1], 5.0, [], "raise the `target` or `max_rate`"),
         ([10, 1], 5.0, [], "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
         ([5, 1], 1.0, [], "it is too large even with every group at its smallest, so raise the `target`"),
-        ([10, 1], 1.0, ["'a' (b)"], "`target`; freeprune inspect shows which layers are locked, and why; dense stay 'a' (b)"),
+        ([10, 1], 1.0, ["'a' (b)"], "`target`; freeprune inspect shows which layers are locked, and why; locked are 'a' (b)"),
     ],
 )
 def test_the_advice_fits_what_keeps_the_network_large(minimum, limit, fixed, advice):

@@ -381,7 +381,7 @@ def test_the_command_prints_tables():
 def test_the_command_prints_what_stays_dense():
     status, output, _ = call("digits:cnn", "--input", "1x8x8", "--granularity", "nm", "--nm", "2:4")
     assert status == 0
-    assert "1 inputs are no multiple of 4" in output
+    assert "1 input is no multiple of 4" in output
 
 
 def test_the_command_says_that_values_were_needed(tmp_path, monkeypatch):
