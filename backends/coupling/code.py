@@ -51,7 +51,8 @@ def _held(holder: Any, names: set[str], depth: int) -> Iterator[tuple[str, Any]]
 
 def is_read(module: nn.Module, name: str, names: set[str]) -> bool:
     """Whether all parts of the path to a size are among the names that code reads."""
-    names, holder = _with_axes(module, names), module
+    holder: Any = module
+    names = _with_axes(module, names)
     for key in name.split("."):
         if not _is_key_read(holder, key, names):
             return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -43,10 +44,10 @@ def _attributes(holder: Any) -> dict[str, Any]:
 
 
 def _own(holder: Any) -> dict[str, Any]:
-    try:
-        return vars(holder)
-    except Exception:  # it has none
-        return {}
+    own: dict[str, Any] = {}
+    with suppress(Exception):  # it has none
+        own = vars(holder)
+    return own
 
 
 def _is_part(name: Any) -> bool:
