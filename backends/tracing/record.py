@@ -59,6 +59,7 @@ class Op:
         plain: its arguments, `...` for tensors.
         numbers: those of them that it computes with, which are no sizes, dimensions or flags.
         read: which of its results anything reads, other than their shapes.
+        from_input: whether an operand depends on the network's input; else it computes with parameters and constants alone.
         decided: what the network's input decided here, such as which rows of a batch go on (`decisions.py`).
     """
 
@@ -70,6 +71,7 @@ class Op:
     fresh: list[Layer]
     plain: tuple[Any, ...]
     numbers: tuple[float, ...]
+    from_input: bool = True
     read: set[int] = field(default_factory=set)
     decided: list[Any] = field(default_factory=list)
 

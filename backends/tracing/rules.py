@@ -264,6 +264,20 @@ def has(func: Any, trait: Trait) -> bool:
     return kind is not None and trait in kind.traits
 
 
+@functools.cache
+def takes_part(name: str) -> bool:
+    """Whether an operator, by its name, takes a part of its operand by place."""
+    kind = KINDS.get(base_name(name))
+    return kind is not None and kind.rule in (take_slice, select, split, unbind, restride)
+
+
+@functools.cache
+def moves(name: str) -> bool:
+    """Whether an operator, by its name, only moves entries of its operands, repeats them or puts others beside them."""
+    kind = KINDS.get(base_name(name))
+    return kind is not None and (MOVES in kind.traits or kind.rule in (expand, repeat, cat, pad, restride))
+
+
 def places(tracer: Labelling, call: Call) -> tuple[int, ...]:
     """Where an operator moves coordinates along dimensions without labels."""
     kind = kind_of(call.func)

@@ -349,9 +349,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._before(name)
         call = Call(name, func, args, kwargs, tensors, [])
         given = (*numbers(func, args, kwargs), *places(self, call), *self.constants.beside_others(func, tensors))
-        op = Op(name, *self._code(), inputs, [], self._fresh, plain, given)
+        from_input = self.origins is not None and self.origins.from_input(tensors)
+        op = Op(name, *self._code(), inputs, [], self._fresh, plain, given, from_input)
         self.at(op, why(func))
-        decided = decides(func) and self.origins is not None and self.origins.from_input(tensors)
+        decided = decides(func) and from_input
         if self.assumed is not None and decided:
             args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
             if self.most_assumed < 0:
