@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...common import Inputs
 from ..tracing.calls import plain_arguments, results
-from ..tracing.decisions import decides, follow
+from ..tracing.decisions import decides, follow, takes_indices, with_masks
 from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep_masks, support
 from ..tracing.meta import name_of
 from ..tracing.operator import Call
@@ -65,6 +65,12 @@ class Expected:
     def single(self) -> set[int]:
         """The nodes that are alone in what is left of a layer, so that `live` may be without them."""
         return _single(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
+
+    def part(self, x: Tensor) -> Tensor:
+        """What is left of the dense tensor, given with its values."""
+        for d, mask in self._masks.items():
+            x = x.index_select(d, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
+        return x
 
     @property
     def narrow(self) -> bool:
@@ -188,8 +194,18 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator; what the network's input decides is as in the dense network."""
-        decided = self.dense.ops[self.index].decided if decides(func) else []
-        return follow(func, args, kwargs, decided) if decided else super()._run(name, func, args, kwargs)
+        decided = self.dense.ops[self.index].decided if decides(func) and not takes_indices(func) else []
+        return follow(decided) if decided else super()._run(name, func, args, kwargs)
+
+    def _decided(self, func: Any, args: Any, decided: bool) -> Any:
+        """The operands with the masks of the dense network, restricted."""
+        if not takes_indices(func) or not self.dense.ops[self.index].decided:
+            return args
+        dense = self.dense.ops[self.index]
+        given = iter(dense.inputs[1:])
+        operands = [None if i is None else next(given) for i in args[1]]
+        pairs = zip(operands, dense.decided, strict=True)
+        return with_masks(args, [mask if x is None or mask is None else self._expected(x).part(mask) for x, mask in pairs])
 
     def _repeats(self, dense: Op, plain: tuple[Any, ...], tensors: list[Tensor]) -> bool:
         """Whether the operands are the restricted ones of the dense operator, and all other arguments are equal."""

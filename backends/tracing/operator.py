@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .meta import flat
@@ -62,6 +63,13 @@ class Call:
     def first(self) -> Tensor:
         return self.tensors[0]
 
+    @property
+    def own_mask(self) -> Tensor | None:
+        """The mask of the first tensor's shape that it reads or writes by; None where its indices are others."""
+        given = [i for i in self["indices"] or () if isinstance(i, Tensor)] if "index" in self.name else []
+        alone = len(given) == 1 and given[0].dtype in TRUTH and given[0].dim() == self.first.dim() > 0
+        return given[0] if alone else None
+
     def dim(self, name: str = "dim") -> int:
         """A dimension of the first tensor, counted from the left."""
         return int(self[name]) % max(self.first.dim(), 1)
@@ -76,6 +84,7 @@ def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
     }
 
 
+TRUTH = (torch.bool, torch.uint8)
 NUMBERS = (int, float, complex)
 WHOLE = ("int", "List[int]", "Optional[int]", "Optional[List[int]]")
 SIZES = {

@@ -155,7 +155,7 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
         for tensor in leaves(output):
             tracer.at(OUTPUT)
             tracer.note_read(tensor)
-            for layer in tracer.labels(tensor):
+            for layer in [*tracer.labels(tensor), *tracer.picks.labels(tensor)]:
                 tracer.freeze(layer)
         tracer.close()
     if not leaves(output[0]):

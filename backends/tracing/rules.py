@@ -278,6 +278,12 @@ def moves(name: str) -> bool:
     return kind is not None and (MOVES in kind.traits or kind.rule in (expand, repeat, cat, pad, restride))
 
 
+def entrywise(func: Any) -> bool:
+    """Whether each entry that an operator makes is computed from those at the same place."""
+    kind = kind_of(func)
+    return kind is not None and kind.rule in (elementwise, same)
+
+
 def places(tracer: Labelling, call: Call) -> tuple[int, ...]:
     """Where an operator moves coordinates along dimensions without labels."""
     kind = kind_of(call.func)

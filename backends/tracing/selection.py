@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .algebra import all_without, along_free, freeze_all, merge
 from .labelling import Labelling
 from .labels import Labels, left_padded, support
-from .operator import Call, UnknownOperator
+from .operator import TRUTH, Call, UnknownOperator
 
 
 def index(tracer: Labelling, call: Call) -> list[Labels]:
-    """Indexing by integer tensors in neighbouring places: only along dimensions without labels."""
+    """Indexing by integer tensors in neighbouring places: only along dimensions without labels.
+
+    What a mask of the tensor's own shape picks has the labels of each entry (`picks.py`).
+    """
+    mask = call.own_mask
+    if mask is not None:
+        picked = mask.bool().cpu().numpy()
+        return [[np.broadcast_to(y, picked.shape)[picked] for y in _masked(tracer, call, mask, 0)]]
     x, at = call.first, _at(call)
     freeze_all(tracer, [y for i in call["indices"] if i is not None for y in tracer.labels(i)])
     new = call.outputs[0].dim() - (x.dim() - len(at))
@@ -24,12 +30,18 @@ def index(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def index_put(tracer: Labelling, call: Call) -> list[Labels]:
-    """Values put at indexed places, which stay; along the other dimensions they go with what they are put into."""
+    """Values put at indexed places, which stay; along the other dimensions they go with what they are put into.
+
+    A single value put where a mask is true goes anywhere, as in `masked_fill`; so do those that the same mask picked.
+    """
     x, values, at = call["self"], call["values"], _at(call)
     given = [i for i in call["indices"] if i is not None]
+    by_mask = given[0].dtype in TRUTH
+    if call.own_mask is not None or (by_mask and values.numel() == 1):
+        return [_masked(tracer, call, given[0], at[0])]
     freeze_all(tracer, [y for i in given for y in tracer.labels(i)])
     before, rest = at[0], x.dim() - at[-1] - 1
-    places = 1 if given[0].dtype in (torch.bool, torch.uint8) else max(i.dim() for i in given)
+    places = 1 if by_mask else max(i.dim() for i in given)
     ndim = before + places + rest
     missing = ndim - values.dim()
     inside = {d - missing for d in range(before, before + places)}
@@ -41,6 +53,14 @@ def index_put(tracer: Labelling, call: Call) -> list[Labels]:
     return [[y.reshape([*y.shape[:before], *[1] * len(at), *y.shape[before + places :]]) for y in merged]]
 
 
+def _masked(tracer: Labelling, call: Call, mask: Tensor, start: int) -> Labels:
+    """The labels of a tensor that go with those of a mask, whose dimensions are the tensor's from `start` on."""
+    x = call.first
+    rest = [1] * (x.dim() - start - mask.dim())
+    layers = [y.reshape([1] * start + [*y.shape, *rest]) for y in tracer.labels(call.tensors[1])]  # the mask as it was given
+    return merge(tracer, [(x.shape, tracer.labels(x)), ([1] * start + [*mask.shape, *rest], layers)], x.dim())
+
+
 def _at(call: Call) -> list[int]:
     """The neighbouring dimensions that an index names; one of truth values names as many as it has.
 
@@ -49,7 +69,7 @@ def _at(call: Call) -> list[int]:
     """
     indices = call["indices"]
     at = [d for d, i in enumerate(indices) if i is not None]
-    truth = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
+    truth = [i for i in indices if i is not None and i.dtype in TRUTH]
     if at != list(range(at[0], at[-1] + 1)) or (truth and len(at) > 1):
         raise UnknownOperator(call.name)
     return [*range(at[0], at[0] + truth[0].dim())] if truth else at

@@ -31,13 +31,14 @@ from .arithmetic import kernel_positions, multihead_attention
 from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
 from .constants import Constants, Seen
-from .decisions import assumed, decides, decision
+from .decisions import assumed, decides, decision, fits_any_mask
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
+from .picks import PICKED, Picks
 from .record import Leaf, Op, Product, Trace
-from .rules import FILLS, KINDS, SILENT, WEIGHS, has, places, rule_for, why
+from .rules import FILLS, KINDS, SILENT, WEIGHS, entrywise, has, places, rule_for, why
 from .scale import OwnScale
 
 # What a pass adds to. Nodes that are forgotten are numbered anew, so nothing may go on naming them.
@@ -96,6 +97,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
         self.constants = Constants(self._store)
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
+        self.picks = Picks(self._store)
         self.origins: Origins | None = None
         self._hooks: list[RemovableHandle] = []
         self._around = [OwnScale(self.own_scale), Seen()]
@@ -352,11 +354,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         from_input = self.origins is not None and self.origins.from_input(tensors)
         op = Op(name, *self._code(), inputs, [], self._fresh, plain, given, from_input)
         self.at(op, why(func))
-        decided = decides(func) and from_input
-        if self.assumed is not None and decided:
-            args, self.most_assumed = assumed(func, args, self.assumed), self.most_assumed - 1
-            if self.most_assumed < 0:
-                raise UnknownOperator(name)
+        decided = decides(func) and from_input and not fits_any_mask(call)
+        args = self._decided(func, args, decided)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
         self.constants.follow(name, func, args, kwargs, tensors, outs)
@@ -377,6 +376,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _made(self, op: Op, call: Call) -> list[Labels]:
         """The labels of what an operator made."""
         counted = len(self.trace.products)
+        if stay := self.picks.follow(call, op.plain, [y for _, y in op.inputs], entrywise=entrywise(call.func)):
+            self.at(op, PICKED)
+            for layer in stay:
+                self.freeze(layer)
+            self.at(op, why(call.func))
         if has(call.func, WEIGHS):
             self._count_unknown(call)
         try:
@@ -426,6 +430,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _code(self) -> tuple[str, str]:
         """The module whose code runs, and the line."""
         return code(self._paths, self._running)
+
+    def _decided(self, func: Any, args: Any, decided: bool) -> Any:
+        """The operands of an operator; what the network's input decides as it is assumed."""
+        if self.assumed is None or not decided:
+            return args
+        self.most_assumed -= 1
+        if self.most_assumed < 0:
+            raise UnknownOperator(name_of(func))
+        return assumed(func, args, self.assumed)
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from freeprune.backends import apply, importance
+from freeprune.backends import apply, importance, masked
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.plan import Plan
 from freeprune.errors import FreePruneError
@@ -283,7 +283,14 @@ class Inserted(nn.Module):
         return self.last(text.masked_scatter(self.widen((x[..., :1] > 0), text), image).relu())
 
 
-@pytest.mark.parametrize("widen", [lambda mask, text: mask, lambda mask, text: mask.expand_as(text)])
+MASKS = [
+    lambda mask, text: mask,
+    lambda mask, text: mask.expand_as(text),
+    lambda mask, text: (len(text[mask.expand_as(text)]), mask)[1],  # how many values there are to put, as is checked
+]
+
+
+@pytest.mark.parametrize("widen", MASKS)
 def test_the_width_of_rows_goes_with_that_of_what_they_are_put_into(widen):
     torch.manual_seed(0)
     backend = promises.kept(Inserted(widen), torch.randn(2, 5, 6))
@@ -295,3 +302,122 @@ def test_values_put_in_their_order_where_a_mask_differs_along_the_width_stay():
     network = Inserted(lambda mask, text: mask & (text > 0))
     with pytest.raises(FreePruneError, match=r"masked_scatter .* only whole rows"):
         Channel(network.eval(), (torch.randn(2, 5, 6),), importance("l2", network))
+
+
+def set_below(x):
+    x[x < 0] = 0
+
+
+def set_not_a_number(x):
+    x[torch.isnan(x)] = 0
+
+
+def scaled_below(x):
+    x[x < 0] *= 0.1
+
+
+def curved_below(x):
+    below = x < 0
+    x[below] = x[below].exp() - 1
+
+
+def read_by_a_mask_made_again(x):
+    x[x < 0] = x[x < 0] * 0.1
+
+
+def gated_above(x):
+    above = x > 0
+    gate = x.sigmoid()
+    x[above] *= gate[above]
+
+
+def scaled_where_it_never_is(x):
+    x[x > 1e6] *= 2
+
+
+def set_in_channels(x):
+    x[x.mean((2, 3)) < 0] = 0.5
+
+
+class Changed(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        added = self.change(x)
+        return self.last(x if added is None else x + added)
+
+
+IN_PLACE = [
+    set_below, set_not_a_number, scaled_below, curved_below, read_by_a_mask_made_again, gated_above, scaled_where_it_never_is,
+    set_in_channels,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_what_a_mask_of_the_channels_themselves_changes_loses_them(change):
+    torch.manual_seed(0)
+    network = Changed(change)
+    backend = promises.kept(network, torch.randn(2, 3, 6, 6))
+    assert promises.widths(backend) == {"first": 16}
+    plan, x = backend.plan(torch.tensor([7]).numpy()), torch.randn(2, 3, 6, 6)  # another mask than the trace's
+    with torch.no_grad():
+        assert random_networks.near(masked(network, plan)(x), apply(network, plan)(x)) < 1e-5
+
+
+def mean_of_the_positive(x):
+    return x[x > 0].mean()
+
+
+def put_by_another_mask(x):
+    x[x < 0] = x[(x < 0) & (x < 1)]
+
+
+def combined_with_others(x):
+    above = x > 0
+    x[above] += torch.linspace(0, 1, int(above.sum()), device=x.device)
+
+
+def joined(x):
+    x[x > 0] = torch.cat([x[x > 0], x[x > 0]])[::2]
+
+
+@pytest.mark.parametrize("change", [mean_of_the_positive, put_by_another_mask, combined_with_others, joined])
+def test_values_picked_by_a_mask_and_not_put_back_are_not_followed(change):
+    """Also those of channels of which the example's mask picks none."""
+    network = Changed(change)
+    network.first.bias.data[:8] = -1e3
+    with pytest.raises(FreePruneError, match=r"values that a mask picks; torch\.where or masked_fill"):
+        Channel(network.eval(), (torch.randn(2, 3, 6, 6),), importance("l2", network))
+
+
+def test_a_mask_written_to_since_it_was_read_is_another():
+    def change(x):
+        below = x < 0
+        values = x[below]
+        below.copy_(below.flip(1))
+        x[below] = values
+
+    with pytest.raises(FreePruneError, match="values that a mask picks"):
+        Channel(Changed(change).eval(), (torch.randn(2, 3, 6, 6),), importance("l2", Changed(change)))
+
+
+def test_values_picked_by_a_mask_may_be_an_output():
+    """What they come from stays, with channels of which the example's mask picks none."""
+
+    class Picked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(self.second(x)), x[x > 0]
+
+    network = Picked().eval()
+    network.first.bias.data[:8] = -1e3
+    backend = Channel(network, (torch.randn(2, 3, 6, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"second": 8}
