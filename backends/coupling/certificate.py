@@ -30,6 +30,12 @@ from ..tracing.tracer import Tracer
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
 
+# What computes conditions out of numbers.
+CONDITIONS = {
+    *("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "all", "any", "_is_all_true"),
+    *("logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
+}
+
 GROUPS = 8  # where a convolution has their number, its last argument: one that does not fit its operands it refuses itself
 
 
@@ -93,6 +99,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._single: list[set[int]] = []  # of each result of an operator: the nodes of which it has a single coordinate
         self._apart = False  # whether an operator combines coordinates that do not go together in the dense network
         self.scales: dict[str, float] = {}  # the numbers that code computed from a size, where it may, by the operator
+        self._must_agree: set[int] = set()  # conditions that must be decided as in the dense network
         self._placed = self._store()  # for each tensor that was compared with the dense one: what it is, an `Expected`
 
     def _hook(self) -> None:
@@ -195,6 +202,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator; what the network's input decides is as in the dense network."""
         decided = self.dense.ops[self.index].decided if decides(func) and not takes_indices(func) else []
+        if self.index in self._must_agree and super()._run(name, func, args, kwargs) != decided[0]:
+            raise Mismatch(self.index, "a condition on a number computed from a size is another", computes=True)
         return follow(decided) if decided else super()._run(name, func, args, kwargs)
 
     def _decided(self, func: Any, args: Any, decided: bool) -> Any:
@@ -232,7 +241,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def _after(self, op: Op, outs: list[Tensor]) -> None:
         dense = self.dense.ops[self.index]
-        if dense.numbers != op.numbers and not (dense.scales and self._may_scale(str(dense), op.numbers[0])):
+        differs = dense.numbers != op.numbers
+        if differs and not any(t.is_floating_point() for t in outs) and (conditions := self._only_conditions(self.index)):
+            self._must_agree |= conditions
+        elif differs and not (dense.scales and self._may_scale(str(dense), op.numbers[0])):
             changed = _first_difference(dense.numbers, op.numbers)
             raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True)
         narrow = any(self._expected(tensor).narrow for tensor in dense.inputs)
@@ -250,6 +262,23 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         if self._apart and not narrow and dense.read:
             raise Mismatch(self.index, "it combines other channels than in the dense network")
         self.index += 1
+
+    def _only_conditions(self, index: int) -> set[int]:
+        """The conditions that alone read what an operator computes, if no channels are involved; none where others do."""
+        ops, found, left = self.dense.ops, set[int](), [index]
+        while left:
+            op = ops[left.pop()]
+            if any(labels for _, labels in op.inputs):
+                return set()
+            for place in op.readers:
+                reader = ops[place] if 0 <= place < len(ops) else None
+                if reader is not None and reader.name == "_local_scalar_dense" and reader.decided:
+                    found.add(place)
+                elif reader is not None and reader.name in CONDITIONS:
+                    left.append(place)
+                else:
+                    return set()
+        return found
 
     def _may_scale(self, where: str, number: float) -> bool:
         """Whether the operator may scale by this number, and does so each time that it runs."""

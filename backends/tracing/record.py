@@ -60,6 +60,7 @@ class Op:
         numbers: those of them that it computes with, which are no sizes, dimensions or flags.
         read: which of its results anything reads, other than their shapes.
         from_input: whether an operand depends on the network's input; else it computes with parameters and constants alone.
+        readers: the operators that read one of its results, by their places in the trace; -1 for anything else that does.
         decided: what the network's input decided here, such as which rows of a batch go on (`decisions.py`).
     """
 
@@ -73,6 +74,7 @@ class Op:
     numbers: tuple[float, ...]
     from_input: bool = True
     read: set[int] = field(default_factory=set)
+    readers: list[int] = field(default_factory=list)
     decided: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:

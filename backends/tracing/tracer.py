@@ -163,8 +163,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return go_back
 
-    def note_read(self, tensor: Tensor) -> None:
-        """Something reads more of a tensor than its shape."""
+    def note_read(self, tensor: Tensor, by: int = -1) -> None:
+        """Something reads more of a tensor than its shape: an operator at this place in the trace, or anything else."""
         alone = self._alone.get(tensor)
         if alone is not None:  # a single coordinate: nothing is left of the tensor without it
             here = self._where, self._why
@@ -176,6 +176,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = self._made_by.get(tensor)
         if made is not None:
             made[0].read.add(made[1])
+            made[0].readers.append(by)
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -361,7 +362,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants.follow(name, func, args, kwargs, tensors, outs)
         call.args, call.outputs = args, outs
         for tensor in tensors:
-            self.note_read(tensor)
+            self.note_read(tensor, -1 if silent else len(self.trace.ops))
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers, call)
         if self.origins is not None:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from freeprune.backends import apply, importance, masked
 from freeprune.backends.granularity.channel import Channel
+from freeprune.errors import FreePruneError
 
 
 class Experts(nn.Module):
@@ -62,6 +63,35 @@ def test_experts_in_a_loop_shrink_wherever_rows_are_sent(sends, experts):
         for _ in range(3):  # other rows go to experts that the example did not reach
             x = torch.randn(3, 9, 6)
             assert random_networks.near(masked(network, plan)(x), apply(network, plan)(x)) < 1e-5
+
+
+class Checked(nn.Module):
+    """Checks that there are as many values to put as places for them, as vision-language models do."""
+
+    def __init__(self, holds):
+        super().__init__()
+        self.holds = holds
+        self.text, self.image, self.last = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        text, mask = self.text(x), x[..., :1] > 0
+        image = self.image(x[mask[..., 0]])
+        if not self.holds(mask.sum(), text.shape[-1], image.numel()):
+            raise ValueError("sizes differ")
+        return self.last(text.masked_scatter(mask, image))
+
+
+def test_sizes_that_a_check_compares_lock_nothing():
+    torch.manual_seed(0)
+    network = Checked(lambda count, width, values: count * width == values)
+    backend = promises.kept(network, torch.randn(2, 5, 6))
+    assert promises.widths(backend) == {"text": 16}
+
+
+def test_a_size_for_which_a_check_would_fail_stays():
+    network = Checked(lambda count, width, values: count * 0 + width == 16).eval()
+    with pytest.raises(FreePruneError, match="computed from a size"):
+        Channel(network, (torch.randn(2, 5, 6),), importance("l2", network))
 
 
 class Early(nn.Module):
