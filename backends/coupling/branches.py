@@ -6,7 +6,7 @@ and proved by running the network without them beside the network with their par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -73,15 +73,21 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         found = _found(twin, example, frozenset(weights))
     except Exception:  # one without a backward pass, say, has no branch that is known
         return ()
+    trains = _trains(twin, example)
+    return able(found, lambda some: _proved(twin, example, some, trains))
+
+
+def able(found: Sequence[Branch], proved: Callable[[Sequence[Branch]], bool]) -> tuple[Branch, ...]:
+    """Those of the branches that may go.
+
+    Args:
+        proved: whether some of them may go together. It is asked about all of them, and about each alone where they may not.
+    """
     levels: dict[int, list[Branch]] = {}  # by the number of branches that each lies in, which hide it when they are gone
     for branch in found:
         levels.setdefault(sum(branch.parameters < other.parameters for other in found), []).append(branch)
-    able: set[str] = set()
-    trains = _trains(twin, example)
-    for level in levels.values():
-        good = _proved(twin, example, level, trains)
-        able.update(branch.name for branch in level if good or _proved(twin, example, [branch], trains))
-    return tuple(branch for branch in found if branch.name in able)
+    good = [branch for level in levels.values() for branch in (level if proved(level) else [b for b in level if proved([b])])]
+    return tuple(branch for branch in found if branch in good)
 
 
 def removed(some: Iterable[Branch]) -> dict[str, int]:

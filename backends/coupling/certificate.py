@@ -164,9 +164,12 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         return any(dim in support(layer) for layer in self.dense.ops[self.index].inputs[0][1])
 
     def fresh(self, count: int) -> Layer:
-        made = self.dense.ops[self.index].fresh[len(self._fresh)]
+        dense = self.dense.ops[self.index]
+        made = dense.fresh[len(self._fresh)]
         ids = made[self.kept[made]]
         self._wide = made.size > 1
+        if ids.size != count and not dense.read:  # as where a branch was written to that is gone
+            ids = np.zeros(count, np.int64)
         if ids.size != count:
             raise Mismatch(self.index, f"it makes {count} coordinates, expected {ids.size}")
         self._fresh.append(ids)

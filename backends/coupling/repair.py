@@ -88,7 +88,7 @@ def settle(
         if turn == MAX_EXPLAINED:
             fixes.stop_explaining()
         number = untested[0]
-        classes = _trial(coupling, number, np.random.default_rng([0, number]))
+        classes = trial(coupling, number)
         kept = coupling.kept_nodes(classes)
         indices = coupling.kept_indices(classes)
         try:
@@ -396,14 +396,14 @@ def _heads(nodes: Layer) -> Layer | None:
     return nodes[starts] if width > 1 and starts.size > 1 and np.array_equal(starts, np.arange(0, nodes.size, width)) else None
 
 
-def _trial(coupling: Coupling, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
     """Random kept classes, `(classes,)`, chosen so that no two sizes agree by accident.
 
     Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
     other is larger. The second trial removes each group's first class and the third its last, so that what code finds by its
     place, from either end, is found elsewhere.
     """
-    classes = np.ones(coupling.classes, bool)
+    rng, classes = np.random.default_rng([0, number]), np.ones(coupling.classes, bool)
     seen: Counter[int] = Counter()
     for start, stop in itertools.pairwise(coupling.offsets.tolist()):
         size = stop - start

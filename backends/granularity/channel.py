@@ -23,10 +23,10 @@ from ...errors import FreePruneError
 from ...granularity_options import LAYOUTS
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
-from ..coupling.branches import branches, removed
+from ..coupling.branches import Branch, able, branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
-from ..coupling.repair import couple
+from ..coupling.repair import couple, trial
 from ..criteria import Importance
 from ..plan import Attribute, Plan, inside, structure_of
 from ..surgery.gone import Gone, without
@@ -87,9 +87,10 @@ class Channel:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
         weights = {name for product in dense.products if (w := product.weight) is not None for name in (w.name, *w.others)}
-        self.branches = branches(network, inputs, weights) if depth else ()
+        found = branches(network, inputs, weights) if depth else ()
         self._coupling, self._repairs = couple(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
+        self.branches = able(found, self._narrow_without)
         self.options["min_width"].check(min_width)
         steps = unit_widths(self._coupling.groups, dict(self._traced.named_parameters()), round_to, span)
         self._steps = np.array([*steps, *(1 for _ in self.branches)], np.int64)
@@ -133,16 +134,24 @@ class Channel:
     def _runs(self, kept: Counts) -> bool:
         """Whether the network with these units runs as predicted."""
         try:
-            self._certify(kept)
+            self._certify(self._kept_classes(kept), self._gone(kept))
         except Mismatch:
             return False
         return True
 
-    def _certify(self, kept: Counts) -> tuple[list[Attribute], dict[str, float]]:
-        """Replay the network with these units against the trace of the dense one.
+    def _narrow_without(self, some: Sequence[Branch]) -> bool:
+        """Whether these branches may go where channels go as well."""
+        try:
+            self._certify(trial(self._coupling), removed(some))
+        except (Mismatch, FreePruneError):
+            return False
+        return True
+
+    def _certify(self, classes: NDArray[np.bool_], gone: Mapping[str, int]) -> tuple[list[Attribute], dict[str, float]]:
+        """Replay the network with these classes and without these modules against the trace of the dense one.
 
         Where branches are gone, it is replayed against a trace of the network without them, whose channels are all there. That
-        a branch may go was proved when it was found.
+        they may go from the dense network was proved when they were found.
 
         Returns:
             The sizes to set in its modules, and the scales that its code computes from them (`Plan.scales`).
@@ -150,11 +159,10 @@ class Channel:
         Raises:
             Mismatch: they differ.
         """
-        gone = self._gone(kept)
-        sizes, indices = self._sizes_set(kept), self.kept_indices(kept)
+        sizes, indices = self._sizes_set(classes, gone), self._coupling.kept_indices(classes)
         if not gone:
             network, known = self._traced, self._coupling.trace
-            nodes = self._coupling.kept_nodes(self._kept_classes(kept))
+            nodes = self._coupling.kept_nodes(classes)
         else:
             network = without(self._traced, gone)
             known = trace(network, self._inputs)
@@ -164,9 +172,8 @@ class Channel:
         with slimmed(network, owners, {name: dims for name, dims in indices.items() if name in owners}, sizes):
             return sizes, replay(network, self._inputs, known, nodes)
 
-    def _sizes_set(self, kept: Counts) -> list[Attribute]:
+    def _sizes_set(self, classes: NDArray[np.bool_], gone: Mapping[str, int]) -> list[Attribute]:
         """The sizes to set in the modules that are there."""
-        classes, gone = self._kept_classes(kept), self._gone(kept)
         indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
         sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
         return [size for size in sizes if not inside(size.module, gone)]
@@ -254,7 +261,7 @@ class Channel:
         held = {name for name in dense if inside(name, gone)}
         lost = frozenset(held).union(*(branch.parameters for branch, stays in there if not stays))
         tensors = {name: sliced(dense[name], dims) for name, dims in indices.items() if name not in lost}
-        where = assignments(dict(self._skeleton.network.named_modules()), self._sizes_set(kept))
+        where = assignments(dict(self._skeleton.network.named_modules()), self._sizes_set(self._kept_classes(kept), gone))
         where += [(holder, "_modules", {**holder._modules, **stand}) for holder, stand in self._stand_ins(gone)]
         return Candidate(self._skeleton, tensors, where, indices, lost)
 
@@ -274,7 +281,7 @@ class Channel:
             FreePruneError: they differ; the error names module and line.
         """
         try:
-            sizes, scales = self._certify(kept)
+            sizes, scales = self._certify(self._kept_classes(kept), self._gone(kept))
         except Mismatch as error:
             where = f"at {self._coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
             raise FreePruneError(

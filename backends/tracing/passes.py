@@ -180,8 +180,8 @@ def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str)
 
 
 def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:
-    """The mode that a further pass of this kind runs in. No pass depends on what one before it cached, which may have failed."""
-    forget_results(network)
+    """The mode that a further pass of this kind runs in."""
+    forget_results(network)  # those of a pass that failed, which the pruned network does not run, would be found here
     return training_branches(network) if kind == TRAINING else nullcontext()
 
 

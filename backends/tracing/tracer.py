@@ -154,17 +154,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def bookmark(self) -> Callable[[], None]:
         """Returns a function that makes the tracer forget everything that it traces from now on."""
         before = {name: vars(self)[name].copy() for name in CHANGED_BY_A_PASS}
-        read = [set(op.read) for op in self.trace.ops]
+        read = [(set(op.read), len(op.readers)) for op in self.trace.ops]
 
         def go_back() -> None:
             vars(self).update(before)
-            for op, then in zip(self.trace.ops, read, strict=True):
+            for op, (then, readers) in zip(self.trace.ops, read, strict=True):
                 op.read.intersection_update(then)
+                del op.readers[readers:]
 
         return go_back
 
-    def note_read(self, tensor: Tensor, by: int = -1) -> None:
-        """Something reads more of a tensor than its shape: an operator at this place in the trace, or anything else."""
+    def note_read(self, tensor: Tensor, by: int = -1, copy: Tensor | None = None) -> None:
+        """Something reads more of a tensor than its shape: an operator at this place in the trace, or anything else.
+
+        If that makes a copy, whoever reads the copy reads the tensor.
+        """
         alone = self._alone.get(tensor)
         if alone is not None:  # a single coordinate: nothing is left of the tensor without it
             here = self._where, self._why
@@ -174,7 +178,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.at(*here)
             self._alone[tensor] = None
         made = self._made_by.get(tensor)
-        if made is not None:
+        if made is not None and copy is not None:
+            self._made_by[copy] = made
+        elif made is not None:
             made[0].read.add(made[1])
             made[0].readers.append(by)
 
@@ -362,7 +368,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants.follow(name, func, args, kwargs, tensors, outs)
         call.args, call.outputs = args, outs
         for tensor in tensors:
-            self.note_read(tensor, -1 if silent else len(self.trace.ops))
+            self.note_read(tensor, len(self.trace.ops), outs[0] if silent else None)
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
             self._put(tensor, layers, call)
         if self.origins is not None:

@@ -5,6 +5,7 @@ import copy
 import networks
 import numpy as np
 import onnx
+import promises
 import pytest
 import torch
 from networks import CLASSES, Residual, conv_bn, head, images
@@ -213,6 +214,57 @@ def test_masked_compact_candidate_and_costs_agree(name, granularity):
         weights = [p for n, p in pruned.named_parameters() if p.dim() > 1 and n != "place"]
         assert costs["nonzero"] == sum(int(p.count_nonzero()) for p in weights)
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+
+
+class Packed(nn.Module):
+    """A branch on tokens without their batch, which it writes to their places among zeros, and another one.
+
+    Args:
+        write: gets the width of the tokens, how many there are, what is written, and the module that made it.
+    """
+
+    def __init__(self, write):
+        super().__init__()
+        self.write, self.first, self.last = write, nn.Linear(6, 16), nn.Linear(16, 5)
+        self.widen, self.narrow, self.other = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.narrow(F.relu(self.widen(x.flatten(0, 1))))
+        x = x + self.write(x.shape[-1], x[..., 0].numel(), y, self.narrow).view(x.shape)
+        return self.last((x + self.other(x)).mean(1))
+
+
+def index_add_to_the_width_of_the_layer(width, count, y, layer):
+    out = torch.zeros(count, layer.out_features)
+    out.index_add_(0, torch.arange(count), y)
+    return out
+
+
+GOING = {
+    "index_copy": lambda width, count, y, _: torch.zeros(count, width).index_copy(0, torch.arange(count), y),
+    "index_add": lambda width, count, y, _: torch.zeros(count, width).index_add(0, torch.arange(count), y),
+    "scatter_add": lambda width, count, y, _: torch.zeros(count, width).scatter_add(
+        0, torch.arange(count)[:, None].expand(-1, width), y
+    ),
+}
+STAYING = {
+    "zeros_that_are_computed": lambda width, count, y, _: (2 * torch.zeros(count, width)).index_add(0, torch.arange(count), y),
+    "index_add_to_the_width_of_the_layer": index_add_to_the_width_of_the_layer,
+}
+
+
+@pytest.mark.parametrize("write", GOING.values(), ids=GOING)
+def test_a_branch_goes_that_is_written_into_zeros_also_where_the_stream_is_narrower(write):
+    backend = promises.kept(Packed(write), torch.randn(2, 7, 6), depth=True, onnx=True)
+    assert promises.widths(backend) == {"first": 16, "widen": 24, "network branch": 1, "other branch": 1}
+
+
+@pytest.mark.parametrize("write", STAYING.values(), ids=STAYING)
+def test_a_branch_stays_that_cannot_go_where_the_stream_is_narrower(write):
+    network, x = Packed(write), torch.randn(2, 7, 6)
+    assert len(found(network, x)) == 2  # they may go from the dense network
+    assert promises.widths(promises.kept(network, x, depth=True)) == {"first": 16, "widen": 24, "other branch": 1}
 
 
 def test_no_branch_unless_asked_for():

@@ -116,7 +116,7 @@ def test_a_network_that_was_trained_since_is_another(tmp_path):
     with torch.no_grad():
         next(trained.parameters()).mul_(1.001)
     for trials in (4, 8):
-        with pytest.raises(FreePruneError, match="with weights of other values; .*or start the run"):
+        with pytest.raises(FreePruneError, match=r"with weights of other values; .*or start the run"):
             prune(tmp_path, trials, trained, resume=True)
     record = json.loads((tmp_path / "config.json").read_text())
     del record["parameters"]  # as earlier versions wrote it
