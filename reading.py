@@ -36,8 +36,13 @@ def children(given: Any, *, inside: bool = False) -> list[tuple[str, Any]] | Non
         return None
     if inside:
         return found
-    results = [(name, value) for name, value in found if not name.endswith(INSIDE)]
+    results = [(name, value) for name, value in found if not _lies_inside(name, value)]
     return results if any(name != LOSS and leaves(value) for name, value in results) else found
+
+
+def _lies_inside(name: str, value: Any) -> bool:
+    """Whether an output is a state inside the network, or holds nothing else, as `image_outputs` of vision-language models."""
+    return name.endswith(INSIDE) or (isinstance(value, Mapping) and bool(value) and all(str(x).endswith(INSIDE) for x in value))
 
 
 def leaves(given: Any) -> list[Tensor]:

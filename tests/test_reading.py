@@ -40,6 +40,8 @@ class Held:
         ({"logits": A, "encoder_last_hidden_state": B, "hidden_states": (B, B)}, [A], A),
         ({"loss": LOSS, "last_hidden_state": A, "pooler_output": B}, [LOSS, A, B], A),
         ({"logits": A, "mems": (B, B)}, [A], A),
+        ({"logits": A, "image_outputs": {"last_hidden_state": B, "pooler_output": B}}, [A], A),
+        ({"logits": A, "image_outputs": {"last_hidden_state": B, "boxes": B}}, [A, B], A),
         ({"text_embeds": A, "text_model_output": {"last_hidden_state": B}}, [A], A),
         (COUNT, [COUNT], None),
         (LOSS, [LOSS], None),

@@ -32,7 +32,8 @@ def unread(trace: Trace, names: Set[str]) -> Layer:
     nodes = np.concatenate(
         [np.zeros(0, np.int64), *(np.arange(x.start, x.start + x.size) for x in trace.leaves if x.name in names)]
     )
-    return nodes[~read[nodes]]
+    left: Layer = nodes[~read[nodes]]
+    return left
 
 
 def _layers(tensors: Sequence[tuple[Shape, Labels]]) -> Labels:
