@@ -24,7 +24,7 @@ from ..tracing.labels import Labels, Layer, Shape, collapse, support
 from ..tracing.passes import trace as traced
 from ..tracing.reasons import known
 from ..tracing.record import Op, Trace
-from ..tracing.unread import UNREAD, unread
+from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
@@ -77,8 +77,9 @@ def settle(
         FreePruneError: no pruning of the network runs as predicted.
     """
     trace = trace.copy()
-    if (left := unread(trace, {name for name, _ in network.named_parameters()})).size:
-        trace.freeze(left, UNREAD)
+    for nodes, why in unclear(trace, {name for name, _ in network.named_parameters()}):
+        if nodes.size:
+            trace.freeze(nodes, why)
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0, rescale)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))

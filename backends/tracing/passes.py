@@ -112,8 +112,9 @@ def trace(network: nn.Module, inputs: Inputs, stays: Known | None = None) -> Tra
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
     Further passes are traced as well. Where the input decides what runs, as it chooses among experts, one takes all that it may
-    choose, and one what runs where conditions fail. If parameters are not reached, another takes the branches of training mode,
-    so that auxiliary heads shrink with their inputs. Where such a pass fails, as without labels, what it reaches stays.
+    choose, and one what runs where conditions fail. If parameters, or channels that a layer makes, do not lead to the output,
+    another takes the branches of training mode, so that auxiliary heads shrink with their inputs. Where such a pass fails, as
+    without labels, what it alone uses stays.
 
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
@@ -145,10 +146,13 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
                 output.append(network(*inputs))
             decided = [value for op in tracer.trace.ops for value in op.decided]
             for kind, other in ((HOLDS, False), (FAILS, True)):
-                if any(value is other for value in decided) or (decided and tracer.unseen()):
+                if any(value is other for value in decided) or (decided and tracer.unused(leaves(output))[0]):
                     output += _further_pass(network, inputs, tracer, kind)
-            if tracer.unseen():
-                output += _further_pass(network, inputs, tracer, TRAINING)
+            unseen, dropped = tracer.unused(leaves(output))
+            if unseen or dropped.size:
+                output += (trained := _further_pass(network, inputs, tracer, TRAINING))
+                if not trained:
+                    tracer.trace.dropped = dropped
     except Exception as error:
         raise rejected(inputs, error) from error
     finally:

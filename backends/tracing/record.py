@@ -62,6 +62,7 @@ class Op:
         from_input: whether an operand depends on the network's input; else it computes with parameters and constants alone.
         readers: the operators that read one of its results, by their places in the trace; -1 for anything else that does.
         decided: what the network's input decided here, such as which rows of a batch go on (`decisions.py`).
+        made: the numbers of its results (`flow.py`).
     """
 
     name: str
@@ -76,6 +77,7 @@ class Op:
     read: set[int] = field(default_factory=set)
     readers: list[int] = field(default_factory=list)
     decided: list[Any] = field(default_factory=list)
+    made: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         return place(self.name, self.module, self.line)
@@ -105,6 +107,7 @@ class Trace:
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
+    dropped: Layer = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes that training alone may use, but does not run
     scaled: set[str] = field(default_factory=set)  # operators that scale by a number which code computes from a size
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)

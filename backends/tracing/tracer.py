@@ -10,7 +10,7 @@ pruned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -32,6 +32,7 @@ from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
 from .constants import Constants, Seen
 from .decisions import assumed, decides, decision, fits_any_mask
+from .flow import Flow
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
 from .operator import Call, Operand, UnknownOperator, numbers
@@ -40,9 +41,12 @@ from .picks import PICKED, Picks
 from .record import Leaf, Op, Product, Trace
 from .rules import FILLS, KINDS, SILENT, WEIGHS, entrywise, has, places, rule_for, why
 from .scale import OwnScale
+from .unread import dropped
 
 # What a pass adds to. Nodes that are forgotten are numbered anew, so nothing may go on naming them.
-CHANGED_BY_A_PASS = ("trace", "constants", "origins", "_modules", "_stay", "_made_here", "_labels", "_alone", "_made_by")
+CHANGED_BY_A_PASS = (
+    *("trace", "constants", "origins", "_flow", "_modules"), *("_stay", "_made_here", "_labels", "_alone", "_made_by"),
+)  # fmt: skip
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -99,6 +103,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made_by = self._store()  # for each result of an operator the operator, and which result it is
         self.picks = Picks(self._store)
         self.origins: Origins | None = None
+        self._flow: Flow | None = None
         self._hooks: list[RemovableHandle] = []
         self._around = [OwnScale(self.own_scale), Seen()]
         self._hook()
@@ -144,12 +149,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def count_from(self, inputs: Inputs) -> None:
         """Record the products of the forward pass that begins with these inputs, and where their weights come from."""
-        self.origins = Origins({name: t for t, name in self._parameters}, inputs, self._store)
+        parameters = {name: t for t, name in self._parameters}
+        self.origins = Origins(parameters, inputs, self._store)
+        self._flow = Flow(parameters, self._store)
 
-    def unseen(self) -> list[str]:
-        """The parameters that no operator has read."""
-        read = {leaf.name for leaf in self.trace.leaves}
-        return [name for name, is_parameter in self._names.values() if is_parameter and name not in read]
+    def unused(self, outputs: Iterable[Tensor]) -> tuple[list[str], Layer]:
+        """The parameters that these outputs do not depend on, and the nodes of what layers made and the network dropped."""
+        if self._flow is None:
+            return [], np.zeros(0, np.int64)
+        outputs = list(outputs)
+        used = self._flow.used(outputs)
+        labels = [layer for tensor in outputs for layer in self.labels(tensor)]
+        return self._flow.unused(used), dropped(self.trace, used, labels)
 
     def bookmark(self) -> Callable[[], None]:
         """Returns a function that makes the tracer forget everything that it traces from now on."""
@@ -375,6 +386,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if decided:
                 op.decided.extend(decision(func, args, out))
             self.origins.follow(call)
+        if self._flow is not None:
+            op.made.extend(self._flow.follow(tensors, outs))
         if not silent:
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
