@@ -91,13 +91,15 @@ class Layout:
     def matrices(self, values: NDArray[Any]) -> NDArray[Any]:
         """Rearrange values of the parameter's (possibly reduced) shape to `(matrices, outputs, inputs, kernel positions)`."""
         outputs, inputs, positions = (math.prod(values.shape[d] for d in self.along(role)) for role in (OUT, IN, AT))
-        parts = values.transpose(self._order).reshape(-1, outputs, self.segments, inputs // self.segments, positions)
-        return parts.swapaxes(1, 2).reshape(-1, outputs, inputs // self.segments, positions)
+        segments = self.segments if self.summed() > 1 else inputs  # of one input each, as depthwise: they go with their inputs
+        parts = values.transpose(self._order).reshape(-1, outputs, segments, inputs // segments, positions)
+        return parts.swapaxes(1, 2).reshape(-1, outputs, inputs // segments, positions)
 
     def restored(self, matrices: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
         """The inverse of `matrices`, for a parameter of this shape."""
         _, outputs, inputs, positions = matrices.shape
-        parts = matrices.reshape(-1, self.segments, outputs, inputs, positions).swapaxes(1, 2)
+        segments = math.prod(shape[d] for d in self.along(IN)) // inputs
+        parts = matrices.reshape(-1, segments, outputs, inputs, positions).swapaxes(1, 2)
         return parts.reshape([shape[d] for d in self._order]).transpose(np.argsort(self._order))
 
     @property

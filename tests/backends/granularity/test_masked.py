@@ -8,14 +8,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from freeprune.backends import BACKENDS, apply, importance
+from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.errors import FreePruneError
 
 
 def backend_for(granularity, *layers, shape=(1, 4, 3, 3), **options):
     network = nn.Sequential(*layers)
-    return network, BACKENDS[granularity](network, (torch.zeros(shape),), importance("l1", network), **options)
+    return network, find_backend(granularity)(network, (torch.zeros(shape),), importance("l1", network), **options)
 
 
 def conv(values):
@@ -165,3 +165,17 @@ def test_two_of_four_lie_along_the_sum_in_the_onnx_file_too(tmp_path):
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         weight = weights[node.input[1]] if transposed else weights[node.input[1]].T
         assert ((weight.reshape(len(weight), -1, 4) != 0).sum(2) == 2).all()
+
+
+@pytest.mark.parametrize("granularity", ["channel+weight", "channel+kernel"])
+def test_a_transposed_depthwise_layer_of_fewer_channels(granularity):
+    network, backend = backend_for(
+        granularity, nn.Conv2d(4, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, padding=1, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    )  # fmt: skip
+    kept = np.array([group.minimum for group in backend.groups])
+    plan = backend.plan(kept)
+    compact, images = apply(network, plan), torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert compact[2].groups < 8
+    assert not all(mask.all() for mask in plan.masks.values())
+    assert torch.allclose(compact(images), masked(network, plan)(images), atol=1e-6)
