@@ -7,6 +7,7 @@ and put where it picks; where anything else reads them, all the channels stay th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,12 @@ class Picks:
     def __init__(self, store: Any) -> None:
         self._picks = store()
         self._masks = store()  # of truth values that an operator computed: from what
+
+    def copy(self) -> Picks:
+        """A copy, which can follow something else from here on."""
+        other = copy(self)
+        other._picks, other._masks = self._picks.copy(), self._masks.copy()
+        return other
 
     def labels(self, tensor: Tensor) -> Labels:
         """The labels of all that a picked tensor may come from; of another tensor none."""

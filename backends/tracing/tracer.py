@@ -45,7 +45,7 @@ from .unread import dropped
 
 # What a pass adds to. Nodes that are forgotten are numbered anew, so nothing may go on naming them.
 CHANGED_BY_A_PASS = (
-    *("trace", "constants", "origins", "_flow", "_modules"), *("_stay", "_made_here", "_labels", "_alone", "_made_by"),
+    *("trace", "constants", "origins", "picks", "_flow", "_modules"), *("_stay", "_made_here", "_labels", "_alone", "_made_by"),
 )  # fmt: skip
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
