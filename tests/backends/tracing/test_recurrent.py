@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from freeprune.backends import apply
+from freeprune.backends import apply, masked
 
 
 class Reads(nn.Module):
@@ -44,6 +44,14 @@ def test_hidden_units_are_one_group(name, checks):
     assert not promises.locked(backend)
     smaller = apply(network, backend.plan(backend.channels(torch.tensor([7] * len(backend.groups)).numpy())[0]))
     assert (smaller.layer.input_size, smaller.layer.hidden_size) == (7, 7)
+
+
+def test_masked_is_compact_for_as_many_images_as_there_are_hidden_units():
+    torch.manual_seed(0)
+    network, x = Reads(LAYERS["lstm_both_ways"][0](), 24), torch.randn(12, 4, 5)
+    backend = promises.kept(network, x[:2])
+    plan = backend.plan(backend.channels(torch.tensor([7] * len(backend.groups)).numpy())[0])
+    assert torch.allclose(masked(network, plan)(x), apply(network, plan)(x), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
