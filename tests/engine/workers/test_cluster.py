@@ -131,7 +131,7 @@ def test_a_study_on_the_cluster_is_the_same(cluster, tmp_path):
     asked = {"target": ["macs=40%"], "candidates": 3, "seeds": 1, "finetune": Recipe(images=64), "calibration_images": 32}
     studies = [
         correlate("digits:cnn", "digits", out=tmp_path / name, metrics=["freeprune", "snip"], **asked, **options)
-        for name, options in {"ray": {"ray": cluster.address}, "here": {"workers": 1}}.items()
+        for name, options in {"ray": {"ray": cluster.address, "workers": 2}, "here": {"workers": 1}}.items()
     ]
     assert studies[0]["candidates"] == studies[1]["candidates"]
 
