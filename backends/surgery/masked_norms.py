@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...common import Inputs
 from ..tracing.arithmetic import as_long, reduced
-from ..tracing.labels import Layer, alike, keep_masks
+from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
 from ..tracing.rules import is_attention
@@ -60,6 +61,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
         super().__init__(network)
         self._kept, self._scales = kept, scales
+        self._images = 0
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
 
     def _hook(self) -> None:
@@ -80,6 +82,16 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def fresh(self, count: int) -> Layer:
         self._stays.append(np.ones(count, bool))
         return super().fresh(count)
+
+    def count_from(self, inputs: Inputs) -> None:
+        super().count_from(inputs)
+        self._images = len(inputs[0]) if inputs else 0
+
+    def spread(self, x: Tensor | None, made: Tensor) -> Labels:
+        """As of one image, which the plan was made for: nothing is told apart along the batch, the first of its size."""
+        layers = super().spread(x, made)
+        batch = next((layer for layer in layers if layer.size == self._images), None)
+        return [layer for layer in layers if layer is not batch]
 
     def own_scale(self, query: Tensor) -> float:
         """The default scale of attention as wide as what is kept."""
