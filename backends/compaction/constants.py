@@ -114,7 +114,7 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         out = super().__torch_dispatch__(func, types, args, kwargs)
         kwargs = kwargs or {}
         tensors, outs = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in ((args, kwargs), out))
-        self._reads.update(self._names[id(t)][0] for t in tensors if id(t) in self._names)
+        self._reads.update(name for t in tensors if (name := self._names.of(t)) is not None)
         call = Call(func.overloadpacket.__name__, func, args, kwargs, tensors, outs)
         rule = _value_rule(call)
         if rule is None:
@@ -139,7 +139,8 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         if tensor in self._known:
             known: Value = self._known[tensor]
             return known
-        return self._tensors[self._names[id(tensor)][0]] if id(tensor) in self._names else None
+        name = self._names.of(tensor)
+        return None if name is None else self._tensors[name]
 
     def core(self, tensor: Tensor) -> Tensor:
         """`value`, with NaN if nothing is known."""
@@ -173,7 +174,7 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
 
     def _parameter(self, weight: Tensor) -> str | None:
         """The parameter that a weight operand consists of in full, transposed or not; None if there is none."""
-        name = self._storages.get(storage_read(weight))
+        name = self._names.of_memory(storage_read(weight))
         whole = name is not None and weight.numel() * weight.element_size() == weight.untyped_storage().nbytes()
         return name if whole else None
 

@@ -115,8 +115,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def _place(self, tensor: Tensor) -> Expected | None:
         """The expectation for a tensor; None if it is unknown."""
         place: Expected | None = self._placed.get(tensor)
-        if place is None and id(tensor) in self._names and super()._noted(tensor) is None:
-            name, _ = self._names[id(tensor)]
+        if place is None and super()._noted(tensor) is None:
+            name = self._names.of(tensor)
             if name in self.dense.tensors:
                 place = self._placed[tensor] = self._expected(self.dense.tensors[name])
                 if tuple(tensor.shape) != place.sizes:

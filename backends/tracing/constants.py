@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...lending import storage_of
 from .calls import results
+from .operator import Call
 
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
@@ -84,15 +85,17 @@ class Constants:
             twins[0] = first.new_empty(0).set_(first.untyped_storage())
         return tuple(itertools.chain(*(twin.flatten().tolist() for twin in twins)))
 
-    def follow(self, name: str, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    def follow(self, call: Call) -> None:
         """Record the values of what an operator made of such tensors, and forget those of one that it writes others to."""
-        if name == "lift_fresh":
+        tensors, made = call.tensors, call.outputs
+        if call.name == "lift_fresh":
             self._any = True
-            twins = list(made)
+            twins = made
         elif not self._any or not tensors:
             return
         elif all(self._twins.get(t) is not None for t in tensors):
-            twins = results(func(*self._swapped(args), **self._swapped(kwargs))) if made and made[0].is_meta else list(made)
+            again = made and made[0].is_meta
+            twins = results(call.func(*self._swapped(call.args), **self._swapped(call.kwargs))) if again else made
         else:
             self._forget([t for t in made if any(t is given for given in tensors) and self._twins.get(t) is not None])
             return

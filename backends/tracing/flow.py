@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from copy import copy
 from typing import Any
 
 from torch import Tensor
 
 from ...lending import origin, storage_of
+from .operator import Call
 
 
 class Flow:
@@ -35,19 +36,19 @@ class Flow:
         other._written, other._values = dict(self._written), list(self._values)
         return other
 
-    def follow(self, tensors: Sequence[Tensor], made: Sequence[Tensor]) -> range:
+    def follow(self, call: Call) -> range:
         """Record an operator's operands and results; returns the numbers of these. Without results, code sees the values."""
         first = len(self._sources)
-        sources = self._numbers(tensors)
-        if not made:
+        sources = self._numbers(call.tensors)
+        if not call.outputs:
             self._values += sources
-        for tensor in made:
-            in_place = any(tensor is operand for operand in tensors)
+        for tensor in call.outputs:
+            in_place = any(tensor is operand for operand in call.tensors)
             if in_place:
                 self._written[storage_of(tensor)] = len(self._sources)
             else:
                 self._number[tensor] = len(self._sources)
-                if self._written and storage_of(tensor) not in map(storage_of, tensors):
+                if self._written and storage_of(tensor) not in map(storage_of, call.tensors):
                     self._written.pop(storage_of(tensor), None)  # the memory was given back, and taken anew
             self._sources.append(sources)
         return range(first, len(self._sources))

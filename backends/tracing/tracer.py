@@ -25,9 +25,9 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...common import Inputs
-from ...lending import origin, storage_of
+from ...lending import origin
 from .algebra import merge
-from .arithmetic import kernel_positions, multihead_attention
+from .arithmetic import multihead_attention
 from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
 from .constants import Constants, Seen
@@ -35,6 +35,7 @@ from .decisions import assumed, decides, decision, fits_any_mask
 from .flow import Flow
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
+from .names import Names
 from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .picks import PICKED, Picks
@@ -73,29 +74,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._wide = False  # whether the last of these are several in the dense network
         self._where: Op | str = ""
         self._why = ""  # what is said of an operator whose rule freezes
-        self._paths: dict[int, str] = {}
-        self._names: dict[int, tuple[str, bool]] = {}  # of tensors, and whether they are parameters
-        self._storages: dict[int, str] = {}
-        self._kernels: dict[int, tuple[int, ...]] = {}  # the dimensions of a kernel that have no channels
-        self._buffers: set[str] = set()
-        self._parameters: list[tuple[Tensor, str]] = []
-        without_values = True
-        for path, module in network.named_modules():
-            self._paths[id(module)] = path
-            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is None or id(tensor) in self._names:
-                    continue
-                is_parameter = key in module._parameters
-                name = f"{path}.{key}" if path else key
-                self._names[id(tensor)] = (name, is_parameter)
-                if is_parameter:
-                    self._parameters.append((tensor, name))
-                    self._storages.setdefault(storage_of(tensor), name)
-                    without_values &= tensor.is_meta
-                else:
-                    self._buffers.add(name)
-            if isinstance(module, nn.modules.conv._ConvNd):
-                self._kernels[id(module.weight)] = kernel_positions(module)
+        self._names = Names(network)
+        without_values = all(t.is_meta for t in self._names.parameters.values())
         self._store: type[Any] = Held if without_values else WeakTensorKeyDictionary
         self._labels = self._store()
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
@@ -130,7 +110,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hooks.append(register_module_forward_hook(self._leaving, always_call=True))
 
     def _entering(self, module: nn.Module, inputs: Any) -> None:
-        path = self._paths.get(id(module))
+        path = self._names.modules.get(id(module))
         if path is None:
             return  # another network is running
         self._modules.append(path)
@@ -144,14 +124,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self.freeze(layer)
 
     def _leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if id(module) in self._paths:
+        if id(module) in self._names.modules:
             self._modules.pop()
 
     def count_from(self, inputs: Inputs) -> None:
         """Record the products of the forward pass that begins with these inputs, and where their weights come from."""
-        parameters = {name: t for t, name in self._parameters}
-        self.origins = Origins(parameters, inputs, self._store)
-        self._flow = Flow(parameters, self._store)
+        self.origins = Origins(self._names.parameters, inputs, self._store)
+        self._flow = Flow(self._names.parameters, self._store)
 
     def unused(self, outputs: Iterable[Tensor]) -> tuple[list[str], Layer]:
         """The parameters that these outputs do not depend on, and the nodes of what layers made and the network dropped."""
@@ -215,10 +194,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if given is not None and given.shape == tensor.shape:
             layers = self._labels[tensor] = self.labels(given)
             return layers
-        if id(tensor) not in self._names or not tensor.is_floating_point() or tensor.dim() == 0:
+        name = self._names.of(tensor)
+        if name is None or not tensor.is_floating_point() or tensor.dim() == 0:
             return []
-        name, is_parameter = self._names[id(tensor)]
-        if not is_parameter and tensor.dim() > 1 and ".parametrizations." in name:
+        if name not in self._names.parameters and tensor.dim() > 1 and ".parametrizations." in name:
             return []  # a part of how a weight is computed
         layers = self._labels[tensor] = self._labels_of(name, tensor)
         return layers
@@ -232,7 +211,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a parameter or buffer when it is first seen."""
         layers = []
         for dim, size in enumerate(tensor.shape):
-            if dim > 1 and dim in self._kernels.get(id(tensor), ()):
+            if dim > 1 and dim in self._names.without_channels(tensor):
                 continue
             ids = self._leaf(name, dim, size)
             if ids.size > 1:
@@ -248,7 +227,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (name, dim) in self._stays_anyway:
             mask, why = self._stays_anyway[name, dim]
             self._stay.append((ids[mask], why))
-        if name in self._buffers:
+        if name not in self._names.parameters:
             self.trace.weak.append((int(ids[0]), int(ids[0]) + size))
         return ids
 
@@ -376,8 +355,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args = self._decided(func, args, decided)
         out = self._run(name, func, args, kwargs)
         outs = results(out)
-        self.constants.follow(name, func, args, kwargs, tensors, outs)
         call.args, call.outputs = args, outs
+        self.constants.follow(call)
         for tensor in tensors:
             self.note_read(tensor, len(self.trace.ops), outs[0] if silent else None)
         for tensor, layers in zip(outs, self._made(op, call), strict=True):
@@ -387,7 +366,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 op.decided.extend(decision(func, args, out))
             self.origins.follow(call)
         if self._flow is not None:
-            op.made.extend(self._flow.follow(tensors, outs))
+            op.made.extend(self._flow.follow(call))
         if not silent:
             op.outputs.extend([(tuple(t.shape), self._noted(t) or []) for t in outs])
             self._after(op, outs)
@@ -449,7 +428,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _code(self) -> tuple[str, str]:
         """The module whose code runs, and the line."""
-        return code(self._paths, self._running)
+        return code(self._names.modules, self._running)
 
     def _decided(self, func: Any, args: Any, decided: bool) -> Any:
         """The operands of an operator; what the network's input decides as it is assumed."""
