@@ -87,8 +87,11 @@ def recovered(
 def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn.Module:
     """A copy of the pruned network whose batch norms hold the dense network's statistics as pruning has changed them.
 
-    Means move by the difference between both networks' means over the batch, variances by the ratio. Which images these are
-    matters little then: where nothing has changed the statistics are those of the training, not those of a few images.
+    Variances change by the ratio of both networks' variances over the batch, means by the difference of the means. Which images
+    these are matters little then: where nothing has changed the statistics are those of the training.
+
+    What lies between these images and the training is measured in deviations, as pruning has changed them: a channel that has
+    become constant has the mean that it has. One that is constant in the dense network keeps at least its variance.
     """
     network, before, stored = recalibrated(pruned, batch), recalibrated(dense, batch), dict(dense.named_modules())
     known = dict(before.named_modules())
@@ -99,9 +102,11 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
         ids = slice(None) if kept is None else torch.from_numpy(kept)
         old: Any = stored[name]
         then: Any = known[name]
-        norm.running_mean += (old.running_mean - then.running_mean)[ids]
-        ratio = (old.running_var / then.running_var.clamp_min(SMALLEST))[ids]
-        norm.running_var *= torch.where(then.running_var[ids] > SMALLEST, ratio, torch.ones_like(ratio))
+        mean, variance, usual = old.running_mean[ids], old.running_var[ids], then.running_var[ids]
+        speaks = usual > SMALLEST
+        change = torch.where(speaks, norm.running_var / usual.clamp_min(SMALLEST), torch.ones_like(usual))
+        norm.running_mean += (mean - then.running_mean[ids]) * change.sqrt()
+        norm.running_var = torch.where(speaks, variance * change, torch.maximum(variance, norm.running_var))
     return network
 
 

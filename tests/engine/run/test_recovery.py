@@ -132,9 +132,38 @@ def test_batch_norms_move_by_what_pruning_changed():
         ends = {}
         for name, network in (("dense", recalibrated(dense, batch)), ("pruned", recalibrated(pruned, batch))):
             ends[name] = network[4].running_mean, network[4].running_var
-    assert torch.allclose(made[4].running_mean, dense[4].running_mean + ends["pruned"][0] - ends["dense"][0], atol=1e-5)
-    assert torch.allclose(made[4].running_var, dense[4].running_var * ends["pruned"][1] / ends["dense"][1], rtol=1e-4)
+    change = ends["pruned"][1] / ends["dense"][1]
+    mean = ends["pruned"][0] + (dense[4].running_mean - ends["dense"][0]) * change.sqrt()
+    assert torch.allclose(made[4].running_mean, mean, atol=1e-5)
+    assert torch.allclose(made[4].running_var, dense[4].running_var * change, rtol=1e-4)
     assert not torch.allclose(made[4].running_mean, dense[4].running_mean, atol=1e-2)
+
+
+def test_a_filter_that_masks_leave_nothing_of_gives_the_shift_of_its_norm():
+    """As where a tenth of the weights stays. Its statistics are those of a constant, whatever those of the training were."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    dense[1].running_mean.fill_(0.3)  # of other images
+    dense[1].bias.data.fill_(0.5)
+    mask = torch.ones_like(dense[0].weight, dtype=torch.bool)
+    mask[2] = False
+    plan = Plan("weight", structure_of(dense), {}, masks={"0.weight": mask})
+    batch = Batch((torch.randn(16, 3, 8, 8),))
+    made = renewed(dense, apply(dense, plan).eval(), plan, batch)
+    assert (made[1].running_mean[2], made[1].running_var[2]) == (0, 0)
+    with torch.no_grad():
+        assert torch.equal(made(*batch.inputs)[:, 2], torch.full((16, 6, 6), 0.5))
+        assert torch.equal(made(*batch.inputs)[:, [0, 1, 3]], dense(*batch.inputs)[:, [0, 1, 3]])
+
+
+def test_a_channel_that_says_nothing_on_these_images_keeps_the_statistics_of_the_training():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    dense[0].weight.data[1] = 0
+    dense[1].running_mean[1], dense[1].running_var[1] = 0.2, 0.7
+    made = renewed(dense, dense, Plan("weight", structure_of(dense), {}), Batch((torch.randn(16, 3, 8, 8),)))
+    assert torch.equal(made[1].running_mean, dense[1].running_mean)
+    assert torch.equal(made[1].running_var, dense[1].running_var)
 
 
 def test_padded_texts_of_another_length_are_not_joined():
