@@ -293,7 +293,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         A frozen layer constrains nothing, and would freeze its live neighbour later on. One that any width fits gives way, and
         then the inner one of its parameter, as the widths of heads do.
         """
-        live = [(self.is_weak(x), int(x.min()), d, x) for x, d in zip(layers, before, strict=True) if not self.is_frozen(x)]
+        live = [
+            (self.is_weak(x), int(self.trace.roots[x].min()), d, x)
+            for x, d in zip(layers, before, strict=True)
+            if not self.is_frozen(x)
+        ]
         left: Labels = []
         for *_, layer in sorted(live, key=lambda item: item[:3]):
             rivals = [k for k, other in enumerate(left) if not set(support(other)).isdisjoint(support(layer))]

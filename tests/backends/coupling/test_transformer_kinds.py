@@ -105,6 +105,11 @@ def overlapping_and_turned(x):
     return x.as_strided((b, 3, 4, c), (n * c, 2, 1, n)).mean(2)
 
 
+def decorated(function):
+    remembers = functools.lru_cache(maxsize=8)(function)
+    return functools.wraps(function)(lambda *given: remembers(*given))
+
+
 @functools.lru_cache(maxsize=8)
 def positions(count, device):
     return torch.arange(count, device=device)[:, None] * 0.1
@@ -118,6 +123,23 @@ FUNCTIONS = {
     "pool_without_batch": lambda x: F.avg_pool2d(x, (2, 1)),
     "remembered": lambda x: x + positions(x.shape[1], x.device),
 }
+
+
+class StaticallyRemembered(Between):
+    """Positions from a decorated static method of its own."""
+
+    def __init__(self):
+        super().__init__(lambda x: x + self.positions(x.shape[1], x.device))
+
+    @staticmethod
+    @decorated
+    def positions(count, device):
+        return torch.arange(count, device=device)[:, None] * 0.1
+
+
+def test_results_that_a_static_method_remembers_are_forgotten():
+    torch.manual_seed(0)
+    assert promises.widths(promises.kept(StaticallyRemembered(), torch.randn(2, 8, 6))) == {"first": 8}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
@@ -254,3 +276,29 @@ def test_an_empty_rest_of_a_head_locks_nothing():
     backend = promises.kept(nn.Sequential(nn.Linear(6, 16), Turned(), nn.Linear(16, 3)), torch.randn(2, 5, 6))
     assert not promises.locked(backend)
     assert promises.widths(backend).keys() == {"0", "1.qkv", "1.o"}
+
+
+class Streams(nn.Module):
+    """Several residual streams: each block mixes all of them into its input, and adds to each of them, by learned weights."""
+
+    def __init__(self, width=12, count=4, blocks=2):
+        super().__init__()
+        self.count, self.embed = count, nn.Linear(6, width)
+        kinds = {"mix": (count * width, (2 + count) * count), "inner": (width, width)}
+        self.blocks = nn.ModuleList(nn.ModuleDict({k: nn.Linear(*v) for k, v in kinds.items()}) for _ in range(blocks))
+        self.end, self.last = nn.Linear(count * width, count), nn.Linear(width, 3)
+
+    def forward(self, x):
+        n = self.count
+        x = self.embed(x).unsqueeze(2).expand(-1, -1, n, -1).contiguous()
+        for block in self.blocks:
+            before, after, mix = block["mix"](x.flatten(2)).split([n, n, n * n], -1)
+            y = block["inner"]((before.sigmoid().unsqueeze(-1) * x).sum(2))
+            mix = mix.unflatten(-1, (n, n)).softmax(-1)
+            x = after.sigmoid().unsqueeze(-1) * y.unsqueeze(2) + mix.transpose(-1, -2) @ x
+        return self.last((self.end(x.flatten(2)).sigmoid().unsqueeze(-1) * x).sum(2))
+
+
+def test_the_width_of_several_streams_goes_and_their_number_stays():
+    torch.manual_seed(0)
+    assert promises.widths(promises.kept(Streams(), torch.randn(2, 5, 6))) == {"embed": 12}
