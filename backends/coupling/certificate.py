@@ -42,11 +42,14 @@ GROUPS = 8  # where a convolution has their number, its last argument: one that 
 class Mismatch(Exception):
     """The pruned network differs from the dense one restricted to what is kept."""
 
-    def __init__(self, index: int, what: str, *, computes: bool = False, along: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, index: int, what: str, *, computes: bool = False, along: frozenset[int] = frozenset(), becomes: float = 1.0
+    ) -> None:
         super().__init__(what)
         self.index = index  # the operator of the dense trace at which it shows
         self.along = along  # the dimensions of a result along which its size is another; empty where there is no such result
         self.computes = computes  # whether it is about a number that code computes from a size
+        self.becomes = becomes  # how many times the dense network's number a scale is
 
 
 class Expected:
@@ -249,7 +252,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
             self._must_agree |= conditions
         elif differs and not (dense.scales and self._may_scale(str(dense), op.numbers[0])):
             changed = _first_difference(dense.numbers, op.numbers)
-            raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True)
+            becomes = op.numbers[0] / dense.numbers[0] if dense.scales and op.scales and dense.numbers[0] else 1.0
+            raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True, becomes=becomes)
         narrow = any(self._expected(tensor).narrow for tensor in dense.inputs)
         parts = zip(outs, dense.outputs, op.outputs, self._single, strict=True)
         for number, (tensor, output, (_, got), single) in enumerate(parts):

@@ -69,6 +69,16 @@ def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, 
         yield tuple(repair for repair in assignment if repair is not None)
 
 
+def scales_by_count(becomes: float, repairs: Sequence[Repair], kept: NDArray[np.bool_]) -> bool:
+    """Whether a scale that is `becomes` times the dense one is the (inverse of the) root of a number, as of heads, or the number.
+
+    Such a number explains both the shape and the scale: no other explanation of the shape is needed.
+    """
+    counts = (r for r in repairs if COUNTS.search(r.name) and r.factor == r.divisor)
+    changes = [int(kept[r.nodes].sum()) / r.nodes.size for r in counts]
+    return any(change != 1 and math.isclose(becomes, change**power) for change in changes for power in (-1, -0.5, 0.5, 1))
+
+
 def outwards(module: str) -> Iterator[str]:
     """The path of a module, then those of the modules that it lies in, the network's own last."""
     yield module

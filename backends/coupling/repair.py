@@ -28,7 +28,7 @@ from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
-from .hypotheses import cut_in_blocks, hypotheses, outwards, turns
+from .hypotheses import cut_in_blocks, hypotheses, outwards, scales_by_count, turns
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
@@ -168,6 +168,9 @@ class _Fixes:
                 self._untried.pop((module, op.line), None)
             return
         scaling = op if mismatch.computes and op.scales else None
+        here = [repair for repair in self.repairs if repair.module == op.module]
+        if scaling is not None and self._rescale and scales_by_count(mismatch.becomes, here, kept) and self._scale(op):
+            return
         if self._take_back(place, kept, f"{op}: {mismatch}", scaling):
             return
         scaling = scaling or self._scaling.pop(place, None)

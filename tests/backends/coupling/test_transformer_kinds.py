@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from freeprune.backends import apply
+from freeprune.backends.coupling import repair
 from freeprune.errors import FreePruneError
 
 
@@ -302,3 +303,45 @@ class Streams(nn.Module):
 def test_the_width_of_several_streams_goes_and_their_number_stays():
     torch.manual_seed(0)
     assert promises.widths(promises.kept(Streams(), torch.randn(2, 5, 6))) == {"embed": 12}
+
+
+class Chooser(nn.Module):
+    """Says which tokens are looked at, by heads whose number scales what they say."""
+
+    def __init__(self, heads=6):
+        super().__init__()
+        self.num_heads, self.each = heads, 7
+        self.q, self.k, self.weights = nn.Linear(24, 7 * heads), nn.Linear(16, 7), nn.Linear(16, heads)
+        self.angles = torch.rand(5, 7)
+
+    def forward(self, x, low):
+        angles = self.angles.to(x.device)
+        q = self.q(low).view(*x.shape[:2], self.num_heads, self.each) * angles.unsqueeze(1)
+        scores = (q @ (self.k(x) * angles).unsqueeze(1).transpose(-1, -2)).relu()
+        weights = self.weights(x) * self.num_heads**-0.5
+        return (weights.unsqueeze(-2) @ scores).squeeze(-2).softmax(-1)
+
+
+class Chosen(nn.Module):
+    """Attention by what is chosen; other sizes of its own are multiples of the number of heads that choose."""
+
+    def __init__(self):
+        super().__init__()
+        self.rank, self.top, self.most = 24, 12, 6
+        self.first, self.down, self.up = nn.Linear(6, 16), nn.Linear(16, self.rank), nn.Linear(self.rank, 10)
+        self.chooser, self.o = Chooser(), nn.Linear(10, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        low = self.down(x)
+        return self.o(self.chooser(x, low) @ self.up(low))
+
+
+def test_a_number_of_heads_that_scales_is_explained_by_nothing_else(monkeypatch):
+    torch.manual_seed(0)
+    tried = []
+    fix = repair._Fixes.fix
+    monkeypatch.setattr(repair._Fixes, "fix", lambda self, *given: tried.append(given) or fix(self, *given))
+    backend = promises.kept(Chosen(), torch.randn(2, 5, 6))
+    assert promises.widths(backend)["chooser.q"] == 6
+    assert len(tried) == 2
