@@ -70,7 +70,7 @@ def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, 
 
 
 def scales_by_count(becomes: float, repairs: Sequence[Repair], kept: NDArray[np.bool_]) -> bool:
-    """Whether a scale that is `becomes` times the dense one is the (inverse of the) root of a number, as of heads, or the number.
+    """Whether a scale that is `becomes` times the dense one is a number, as of heads, its root, or the inverse of either.
 
     Such a number explains both the shape and the scale: no other explanation of the shape is needed.
     """
