@@ -85,7 +85,7 @@ class Picks:
                 return come_from
             for tensor in call.outputs:
                 self._picks[tensor] = Pick(before[0].mask, come_from, before[0].held)
-        elif entrywise and call.outputs[0].dtype == torch.bool and torch.Tag.nondeterministic_seeded not in call.func.tags:
+        elif entrywise and _decides(call):
             made, held = (call.name, plain, *map(self._key, call.tensors)), [(t, self._masks.get(t)) for t in call.tensors]
             self._masks[call.outputs[0]] = made, _version(call.outputs[0]), held
         return []
@@ -103,6 +103,12 @@ class Picks:
         """Equal for tensors of the same values: for the same one, not written to since, or those computed alike."""
         made, version = self._masks.get(tensor), _version(tensor)
         return made[0] if made is not None and made[1] == version else (id(tensor), version)
+
+
+def _decides(call: Call) -> bool:
+    """Whether an operator makes truth values, always the same ones of the same operands."""
+    makes = bool(call.outputs) and call.outputs[0].dtype == torch.bool
+    return makes and torch.Tag.nondeterministic_seeded not in call.func.tags
 
 
 def _version(tensor: Tensor) -> Any:
