@@ -340,7 +340,10 @@ class _Fixes:
         return self._inside[module]
 
     def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
-        """Pairs of equal widths: in pieces of what a line makes, as wide as its last dimensions together, and in its module."""
+        """Pairs of equal widths: in pieces of what a line makes, as wide as its last dimensions together, and in its module.
+
+        A piece that goes as one, as the pixels of a channel do, is no such width: tied to it, all would go as one.
+        """
         roots = self._trace.roots
         widths: dict[bytes, Layer] = {}
         for layer in self._layers(module):
@@ -351,7 +354,9 @@ class _Fixes:
                 sizes = [n for n, full in zip(made.shape, shape, strict=True) if n > 1 or full == 1]  # a single head counts
                 whole = {int(np.prod(sizes[first:])) for first in range(max(1, len(sizes) - 1))}
                 for width in widths.values():
-                    if width.size in whole and (roots[made.reshape(-1, width.size)] != roots[width]).any():
+                    pieces = roots[made.reshape(-1, width.size)] if width.size in whole else roots[width][None]
+                    as_one = width.size > 1 and (pieces == pieces[:, :1]).all(axis=1).any()
+                    if (pieces != roots[width]).any() and not as_one:
                         yield made.reshape(-1, width.size), width[None]
 
     def _give_up(self, mismatch: Mismatch, op: Op, kept: NDArray[np.bool_]) -> None:

@@ -324,3 +324,22 @@ class Halves(nn.Module):
 def test_small_halves_that_must_stay_equal_lose_alike():
     backend = promises.kept(Halves(), torch.randn(2, 6))
     assert promises.widths(backend) == {"first": 4, "both": 4}
+
+
+class Decoder(nn.Module):
+    """A vector becomes as many channels as the code has written down, of as many pixels as a later layer has channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 12 * 16), nn.Conv2d(12, 10, 3, padding=1)
+        self.third, self.last = nn.Conv2d(10, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        return self.last(self.third(self.second(self.first(x).view(len(x), 12, 4, 4)).relu()).relu())
+
+
+def test_pixels_are_not_taken_for_the_channels_of_another_layer():
+    """Tied to these, all of them would go as one, and so would these."""
+    backend = promises.kept(Decoder(), torch.randn(2, 5))
+    assert promises.widths(backend) == {"second": 10, "third": 16}
+    assert "12, 4, 4]" in promises.locked(backend)["first.weight"]
