@@ -23,7 +23,7 @@ from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep
 from ..tracing.meta import name_of
 from ..tracing.operator import Call
 from ..tracing.passes import further, plain_kernels, sentence
-from ..tracing.record import Op, Trace
+from ..tracing.record import Op, Trace, scaling
 from ..tracing.rules import COMMUTES, has
 from ..tracing.tracer import Tracer
 
@@ -250,7 +250,7 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         differs = dense.numbers != op.numbers
         if differs and not any(t.is_floating_point() for t in outs) and (conditions := self._only_conditions(self.index)):
             self._must_agree |= conditions
-        elif differs and not (dense.scales and self._may_scale(str(dense), op.numbers[0])):
+        elif not self._follows(dense, op) if dense.scales and str(dense) in self.dense.scaled else differs:
             changed = _first_difference(dense.numbers, op.numbers)
             becomes = op.numbers[0] / dense.numbers[0] if dense.scales and op.scales and dense.numbers[0] else 1.0
             raise Mismatch(self.index, f"the number {changed} is computed from a size", computes=True, becomes=becomes)
@@ -287,9 +287,9 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
                     return set()
         return found
 
-    def _may_scale(self, where: str, number: float) -> bool:
-        """Whether the operator may scale by this number, and does so each time that it runs."""
-        return where in self.dense.scaled and self.scales.setdefault(where, number) == number
+    def _follows(self, dense: Op, op: Op) -> bool:
+        """Whether operators at this place that scale by the same number in the dense network have the same number here."""
+        return self.scales.setdefault(scaling(str(dense), dense.numbers[0]), op.numbers[0]) == op.numbers[0]
 
     def _expected(self, dense: tuple[Shape, Labels]) -> Expected:
         """The restriction of a dense tensor to what is kept.

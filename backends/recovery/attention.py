@@ -16,7 +16,7 @@ from ...copies import light
 from ...lending import storage_of
 from ..plan import Plan
 from ..tracing.calls import code
-from ..tracing.record import place
+from ..tracing.record import place, scaling
 from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
 from .products import Call, Site
@@ -96,9 +96,9 @@ class Scores:
         """What an operator scales by in the dense network, relative to the pruned one."""
         if kind.rstrip("_") not in ("mul", "div") or not self._plan.scales:
             return 1.0
-        number = self._plan.scales.get(place(kind, *code(self.paths, "")))
-        here = next((x for x in args if not isinstance(x, Tensor)), number)
-        if number is None or not number or not here:
+        here = next((x for x in args if not isinstance(x, Tensor)), None)
+        number = self._plan.scales.get(scaling(place(kind, *code(self.paths, "")), here)) if here else None
+        if not here or not number:
             return 1.0
         return float(here / number if kind.startswith("mul") else number / here)
 

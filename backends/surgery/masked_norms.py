@@ -23,6 +23,7 @@ from ..tracing.arithmetic import as_long, reduced
 from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
+from ..tracing.record import Op, scaling
 from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
 from ..tracing.tracer import Tracer
@@ -132,7 +133,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         return False
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if self._scales and (scale := self._scales.get(str(self._where))) is not None:
+        if (scale := self._scale()) is not None:
             args = tuple(a if isinstance(a, Tensor) and not any(self.constants.values([a])) else scale for a in args)
         if is_attention(name) and kwargs.get("scale") is None:  # called inside of torch, where `OwnScale` does not see it
             kwargs = {**kwargs, "scale": self.own_scale(args[0])}
@@ -150,6 +151,13 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         if name == "convolution":
             return self._among_kept(func, args, as_long(Call(name, func, args, kwargs, [], [])))
         return func(*args, **kwargs)
+
+    def _scale(self) -> float | None:
+        """The number that the pruned network scales by where this operator runs; None where it is the same."""
+        op = self._where
+        if not (self._scales and isinstance(op, Op) and op.scales):
+            return None
+        return self._scales.get(scaling(str(op), op.numbers[0]))
 
     def _among_kept(self, func: Any, args: Any, dims: set[int]) -> Tensor:
         """What an operator makes of those coordinates along these dimensions that are kept; zeros where they are not."""

@@ -88,6 +88,11 @@ class Op:
         return self.name.rstrip("_") in ("mul", "div") and len(self.numbers) == 1 and not isinstance(self.numbers[0], complex)
 
 
+def scaling(where: str, number: float) -> str:
+    """The name of an operator that scales by a number, as a `Plan` has it: there may be others at its place."""
+    return f"{where} by {number:g}"
+
+
 def place(name: str, module: str, line: str) -> str:
     """Where an operator runs, in words."""
     return f"operator {name} in module {module or 'at the top'!r} ({line})"

@@ -62,3 +62,26 @@ def test_a_width_stays_that_decides_what_is_computed_elsewhere(between):
     backend = promises.kept(network, torch.randn(2, 3, 8, 8))
     assert "first" not in str(promises.widths(backend))
     assert "0.first.weight" in promises.locked(backend)
+
+
+def test_one_of_two_scales_at_a_line_follows_the_width():
+    backend = promises.kept(Between(lambda x: x * 1 * x.shape[1] ** 0.5), torch.randn(2, 3, 8, 8))
+    assert promises.widths(backend) == {"first": WIDTH}
+
+
+class Spectrum(nn.Module):
+    """A mask on the spectrum of a signal, which is made a signal again; torch checks the windows, and that has no result."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(9, 12), nn.Linear(12, 9)
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x):
+        waves = torch.stft(x, 16, 8, window=self.window, return_complex=True)
+        mask = self.last(self.first(waves.abs().transpose(1, 2)).relu()).sigmoid()
+        return torch.istft(waves * mask.transpose(1, 2), 16, 8, window=self.window)
+
+
+def test_a_check_without_a_result_is_followed():
+    assert promises.widths(promises.kept(Spectrum(), torch.randn(2, 64))) == {"first": 12}
