@@ -64,6 +64,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         self._kept, self._scales = kept, scales
         self._images = 0
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
+        self._fresh_nodes = [np.zeros(1, bool)]  # likewise, whether an operator made it: the plan says nothing of these
 
     def _hook(self) -> None:
         """Modules and lines do not matter here."""
@@ -78,10 +79,12 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             stays[:] = False
             stays[self._kept[name][dim]] = True
         self._stays.append(stays)
+        self._fresh_nodes.append(np.zeros(ids.size, bool))
         return ids
 
     def fresh(self, count: int) -> Layer:
         self._stays.append(np.ones(count, bool))
+        self._fresh_nodes.append(np.ones(count, bool))
         return super().fresh(count)
 
     def count_from(self, inputs: Inputs) -> None:
@@ -103,16 +106,23 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def _staying(self) -> NDArray[np.bool_]:
         """`(nodes,)`: which nodes stay, as far as it is known."""
         if len(self._stays) > 1:
-            self._stays = [np.concatenate(self._stays)]
+            self._stays, self._fresh_nodes = [np.concatenate(self._stays)], [np.concatenate(self._fresh_nodes)]
         return self._stays[0]
 
     def unite(self, a: Layer, b: Layer) -> None:
-        """What goes together was decided when the plan was made; what operators made themselves goes with what it meets."""
+        """What goes together was decided when the plan was made; what operators made themselves goes with what it meets.
+
+        Nodes of parameters that do not go together meet here only where the network reads what an earlier pass computed: nothing is
+        known of these any more, and all of them are taken for kept.
+        """
         stays = self._staying()
         one, other = np.broadcast_arrays(a, b)
         apart = stays[one] != stays[other]
         if apart.any():
-            stays[one[apart]] = stays[other[apart]] = False
+            fresh, pairs = self._fresh_nodes[0], np.stack([one[apart], other[apart]])
+            unclear = pairs[:, ~fresh[pairs].any(axis=0)]
+            stays[pairs[fresh[pairs]]] = False
+            stays[unclear] = True
 
     def freeze(self, layer: Layer) -> None:
         """Decided when the plan was made."""
@@ -145,7 +155,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         if norm is not None and (mask := self._mask(args[0])) is not None:
             return norm(mask, *args)
         if name in PRODUCTS:
-            args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
+            moved = args[0] if name == "convolution" else None  # its removed channels meet zeros of the kernel
+            args = tuple(self._without_removed(a) if isinstance(a, Tensor) and a is not moved else a for a in args)
         if name in SOFTMAX:
             return self._among_kept(func, args, {Call(name, func, args, kwargs, [args[0]], []).dim()})
         if name == "convolution":
@@ -181,10 +192,10 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
 
         return (query, kept, value.index_select(d, places[d]), *map(cut, more)), {name: cut(x) for name, x in kwargs.items()}
 
-    def _without_removed(self, weight: Tensor) -> Tensor:
-        """Zero the removed entries of a computed weight, which need not be zero where its parameters are."""
-        mask = self._mask(weight) if self.origins is not None and self.origins.computed(weight) else None
-        return weight if mask is None else torch.where(mask != 0, weight, torch.zeros_like(weight))
+    def _without_removed(self, x: Tensor) -> Tensor:
+        """Zero the removed entries of what is no parameter: those of computed weights, or of copies, need not be zero."""
+        mask = None if id(x) in self._names else self._mask(x)
+        return x if mask is None else torch.where(mask != 0, x, torch.zeros_like(x))
 
     def _kept_part(self, args: Any, kwargs: Any, func: Any) -> Tensor:
         """What a statistic is taken of, without the coordinates along its dimensions that are not kept."""

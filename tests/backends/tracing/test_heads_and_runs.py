@@ -100,3 +100,23 @@ def test_narrow_halves_of_a_chunk_are_one_group():
         torch.manual_seed(0)
         backend = promises.kept(Halves(inner), torch.randn(2, 5))
         assert promises.widths(backend) == {"both": inner}
+
+
+class Streams(nn.Module):
+    """Copies of a stream, which the input weighs: what is left of a removed one is not zero by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.last = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(6, 3)
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.first(x)
+        streams = x[:, None].repeat(1, self.mix.out_features, 1)
+        weights = self.mix(x).sigmoid()
+        return self.last(self.inner((weights[:, None] @ streams)[:, 0]).relu() + x)
+
+
+def test_copies_of_a_stream_may_go_though_they_are_not_zero():
+    torch.manual_seed(0)
+    assert promises.widths(promises.kept(Streams(), torch.randn(2, 5))) == {"first": 6, "mix": 4}
