@@ -201,7 +201,9 @@ def trilinear(tracer: Labelling, call: Call) -> list[Labels]:
 def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
     """`bmm` and `baddbmm`: where the matrices themselves are labelled (heads of attention), they go as a whole."""
     a, b = call.tensors[-2:]
-    left, right = (whole_heads(tracer, t, 0) for t in (a, b))
+    left = whole_heads(tracer, a, 0)
+    heads = any(0 in support(x) for x in tracer.labels(b))
+    right = whole_heads(tracer, b, 1 if along(left, 2) and not heads else 0)  # what is summed up, if the other side has it
     operands = [
         Operand(a, ("each", "out", "in"), (0, 1, 2), query=True),
         Operand(b, ("each", "in", "out"), (0, 2, 3)),

@@ -332,3 +332,24 @@ def test_tokens_that_code_counts_stay_and_lock_no_channels():
     backend = promises.kept(Prompted(), torch.randn(2, 7, 6))
     assert promises.widths(backend) == {"first": 12, "q": 8}
     assert not promises.locked(backend)
+
+
+class Interactions(nn.Module):
+    """Every pair of features is multiplied, as in recommender networks: tables of one width, and what a layer makes of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(9, 8) for _ in range(3)])
+        self.numbers, self.first, self.last = nn.Linear(5, 8), nn.Linear(16, 12), nn.Linear(12, 2)
+
+    def forward(self, x, places):
+        features = [self.numbers(x).relu(), *(table(places[:, k]) for k, table in enumerate(self.tables))]
+        features = torch.cat(features, 1).view(len(x), 4, -1)
+        return self.last(self.first((features @ features.mT).flatten(1)).relu())
+
+
+def test_features_that_are_multiplied_with_each_other_shrink_alike():
+    torch.manual_seed(0)
+    backend = promises.kept(Interactions(), torch.randn(2, 5), torch.randint(9, (2, 3)))
+    assert promises.widths(backend) == {"numbers": 8, "first": 12}
+    assert not promises.locked(backend)
