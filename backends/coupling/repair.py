@@ -439,6 +439,13 @@ def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:
     return sum(layer.size for _, labels in tensors for layer in labels)
 
 
+def _fills(op: Op) -> bool:
+    """Whether all that varies in what an operator made is its own."""
+    own = np.concatenate([np.zeros(0, np.int64), *op.fresh])
+    return own.size > 0 and all(np.isin(x, own).all() for _, labels in op.outputs for x in labels)
+
+
 def _live(ops: Sequence[Op], kept: NDArray[np.bool_]) -> Labels:
-    layers = {id(x): x for op in ops for _, labels in [*op.inputs, *op.outputs] for x in labels}
+    """What shrank of the operands and results; of an operator that fills a tensor like another one, of its results."""
+    layers = {id(x): x for op in ops for _, labels in (op.outputs if _fills(op) else [*op.inputs, *op.outputs]) for x in labels}
     return [x for x in layers.values() if not kept[x].all()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -26,12 +28,14 @@ class Reasons:
         self._trace = trace
 
     def of(self, leaf: Leaf) -> str:
+        """Of several reasons the one that most channels have."""
         numbers = [self._first[part] for part in self._part[leaf.start : leaf.start + leaf.size] if part in self._first]
         if not numbers and self._trace.roots[leaf.start : leaf.start + leaf.size].all():
             return "all of them go together"
         if not numbers:
             return "it is combined with values that no layer makes, such as the network's input"
-        return self._trace.frozen[min(numbers)][1]
+        counts = Counter(numbers)
+        return self._trace.frozen[min(counts, key=lambda number: (-counts[number], number))][1]
 
 
 def known(trace: Trace) -> Known:

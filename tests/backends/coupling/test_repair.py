@@ -343,3 +343,39 @@ def test_pixels_are_not_taken_for_the_channels_of_another_layer():
     backend = promises.kept(Decoder(), torch.randn(2, 5))
     assert promises.widths(backend) == {"second": 10, "third": 16}
     assert "12, 4, 4]" in promises.locked(backend)["first.weight"]
+
+
+class State(nn.Module):
+    """A state that begins as zeros of a written down size, of the input's type."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        state = x.new_zeros(x.shape[0], 8)
+        return self.last(state + self.second(x).tanh())
+
+
+def test_the_size_of_a_new_tensor_locks_nothing_of_what_it_is_made_like():
+    backend = promises.kept(State(), torch.randn(2, 5))
+    assert promises.widths(backend) == {"first": 12}
+    assert [*promises.locked(backend)] == ["second.weight"]
+
+
+class Heatmap(nn.Module):
+    """Nearly all that its last layer makes is returned; one channel is read by its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 9)
+
+    def forward(self, x):
+        x = self.last(self.first(x).relu())
+        return x[:, :8] * x[:, 8:].sigmoid().amax()
+
+
+def test_a_layer_stays_for_the_reason_that_most_of_its_channels_have():
+    backend = promises.kept(Heatmap(), torch.randn(2, 5))
+    assert not promises.locked(backend)
