@@ -112,8 +112,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
     def unite(self, a: Layer, b: Layer) -> None:
         """What goes together was decided when the plan was made; what operators made themselves goes with what it meets.
 
-        Nodes of parameters that do not go together meet here only where the network reads what an earlier pass computed: nothing is
-        known of these any more, and all of them are taken for kept.
+        Nodes of parameters that do not go together meet here only where the network reads what an earlier pass computed:
+        nothing is known of these any more, and all of them are taken for kept.
         """
         stays = self._staying()
         one, other = np.broadcast_arrays(a, b)

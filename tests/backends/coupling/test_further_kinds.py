@@ -335,7 +335,7 @@ def test_tokens_that_code_counts_stay_and_lock_no_channels():
 
 
 class Interactions(nn.Module):
-    """Every pair of features is multiplied, as in recommender networks: tables of one width, and what a layer makes of numbers."""
+    """Every pair of features is multiplied, as in recommender networks: of tables, and of what a layer makes of numbers."""
 
     def __init__(self):
         super().__init__()
