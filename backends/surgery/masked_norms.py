@@ -194,7 +194,7 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
 
     def _without_removed(self, x: Tensor) -> Tensor:
         """Zero the removed entries of what is no parameter: those of computed weights, or of copies, need not be zero."""
-        mask = None if id(x) in self._names else self._mask(x)
+        mask = self._mask(x) if self._names.of(x) is None else None
         return x if mask is None else torch.where(mask != 0, x, torch.zeros_like(x))
 
     def _kept_part(self, args: Any, kwargs: Any, func: Any) -> Tensor:

@@ -129,19 +129,21 @@ def resolve(
         timed: whether a target on latency, which is measured later, is allowed.
 
     Raises:
-        FreePruneError: the granularity does not change that cost, or the target is above the dense network's or hardly above
-            nothing.
+        FreePruneError: the granularity does not change that cost, the dense network has none of it, or the target is above the
+            dense network's or hardly above nothing.
     """
     result = {}
     for target in targets:
         if target.cost == LATENCY:
             _check_latency(target, backend, timed)
+            _check_counted(target, "macs", dense)  # the layers that take time
             continue
         if target.cost not in dense:
             raise FreePruneError(
                 f"`target` {str(target)!r} means nothing at granularity {backend.name}, which sets weights to zero in place; "
                 f"limit {' or '.join(sorted(dense))} instead, or use `granularity='channel'`"
             )
+        _check_counted(target, target.cost, dense)
         amount = target.resolve(dense[target.cost])
         if amount > dense[target.cost]:
             raise FreePruneError(
@@ -154,6 +156,14 @@ def resolve(
             )
         result[target.cost] = amount
     return result
+
+
+def _check_counted(target: Target, cost: str, dense: Mapping[str, float]) -> None:
+    if not dense[cost]:
+        raise FreePruneError(
+            f"`target` {str(target)!r} means nothing, since the network has no convolution, linear layer or other matrix "
+            f"product; limit {' or '.join(sorted(name for name, amount in dense.items() if amount))} instead"
+        )
 
 
 def _check_latency(target: Target, backend: Backend, timed: bool) -> None:

@@ -284,7 +284,7 @@ def _entries(network: nn.Module) -> int:
 def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     dense, pruned = job.dense_costs(), single(job.backend.costs(found.kept[None]))
     return {
-        name: Cost(dense[name], pruned[name], job.space.targets.get(name)) if name in dense else None
+        name: Cost(dense[name], pruned[name], job.space.targets.get(name)) if dense.get(name) else None
         for name in ("macs", "params", "nonzero")
     }
 

@@ -223,7 +223,8 @@ def _costs(backend: Backend, units: Counts, least: Counts) -> tuple[dict[str, Ra
     kept = least.copy()
     branches = slice(0, 0) if backend.channel is None else slice(backend.channel.split, len(backend.channel.groups))
     kept[branches] = 1
-    costs = backend.costs(np.stack([units, least, kept, *alone]))
+    # Without matrix products there are no MACs.
+    costs = {name: values for name, values in backend.costs(np.stack([units, least, kept, *alone])).items() if values[0]}
     smallest = 3 if (kept != least).any() else 2
     ranges = {name: Range(*map(float, values[:smallest])) for name, values in costs.items()}
     return ranges, {name: 1 - values[3:] / values[0] for name, values in costs.items()}

@@ -66,12 +66,14 @@ def foreseen(
         progress: is called at the beginning and at the end.
 
     Returns:
-        None if there is a target on latency, zeros stay in place, no share can be reached, the runtime cannot time a layer, or
-        timing the layers takes more than `COST` of the seconds.
+        None if there is a target on latency, zeros stay in place, no share can be reached, the runtime has no layer that it can
+        time, or timing the layers takes more than `COST` of the seconds.
     """
     channel = job.backend.channel
     if channel is None or job.backend.mask is not None or any(target.cost == LATENCY for target in job.settings.target):
         return None
+    if not job.dense_costs()["macs"]:
+        return None  # no layer to time
     end = time.perf_counter() + COST * seconds
     progress("latency", 0, 1, "what a target on it would give")
     try:

@@ -308,6 +308,31 @@ def test_a_folder_with_a_run_is_kept_unless_told(tmp_path):
         prune(out / "notes.txt")
 
 
+class Curves(nn.Module):
+    """A layer without a matrix product: a sum of cosines of each feature, as in networks of learnable functions."""
+
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(outputs, features, 5))
+        self.height = nn.Parameter(torch.randn(outputs, features, 5) / features)
+
+    def forward(self, x):
+        return (torch.cos(self.frequency * x[:, None, :, None]) * self.height).sum((-2, -1))
+
+
+def test_a_network_without_matrix_products_is_pruned_by_its_parameters(tmp_path):
+    torch.manual_seed(0)
+    model, images = nn.Sequential(Curves(6, 16), Curves(16, 3)), torch.randn(120, 6)
+    labels = model(images).argmax(1).detach()
+    given = TensorDataset(images, labels), TensorDataset(images[:40], labels[:40])
+    result = prune(tmp_path / "run", model=model, data=given, target={"params": 0.5}, finetune=None)
+    assert set(freeprune.inspect(model, (6,)).costs) == {"params"}
+    assert "MACs" not in str(result)
+    assert result.summary["cost"]["params"]["pruned"] <= 0.5 * result.summary["cost"]["params"]["dense"]
+    assert result.summary["cost"]["macs"] is None
+    assert "instead" not in str(result)  # of a target on latency, which nothing is known of
+
+
 def test_no_trials_mean_equal_rates(tmp_path):
     result = prune(tmp_path / "out", "weight", trials=0, finetune=None)
     assert result.summary["score"]["best"] == result.summary["score"]["uniform"]

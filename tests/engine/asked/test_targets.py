@@ -95,6 +95,14 @@ def test_meaningless_and_too_large_targets_are_refused():
         resolve(parse_targets(["macs=20"]), {"macs": 10.0}, find_backend("channel"))
 
 
+@pytest.mark.parametrize("target", ["macs=50%", "nonzero=5", "latency=50%"])
+def test_without_matrix_products_only_parameters_can_be_limited(target):
+    dense = {"macs": 0.0, "params": 80.0, "nonzero": 0.0}
+    with pytest.raises(FreePruneError, match="no convolution, linear layer or other matrix product; limit params instead"):
+        resolve(parse_targets([target]), dense, find_backend("channel"), timed=True)
+    assert resolve(parse_targets(["params=50%"]), dense, find_backend("channel"), timed=True) == {"params": 40.0}
+
+
 def test_latency_is_neither_counted_nor_made_whole():
     targets = parse_targets(["macs=50%", "latency=70%"])
     assert resolve(targets, {"macs": 10.0}, find_backend("channel+nm"), timed=True) == {"macs": 5.0}
