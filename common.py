@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import light, live, renewed
+from .copies import light, live, renewed, with_buffers
 from .reading import PLAIN, Reading
 
 
@@ -93,12 +93,12 @@ class Skeleton:
     Attributes:
         network: the copy.
         parameters: by name.
-        tensors: these and its buffers.
+        tensors: these, its buffers, and the tensors that are plain attributes of modules.
         statistics: the names of batch norm's running statistics in `tensors`.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = live(light(network)).eval().requires_grad_(False)
+        self.network = with_buffers(live(light(network))).eval().requires_grad_(False)
         self.parameters = dict(self.network.named_parameters())
         self.tensors = {**self.parameters, **dict(self.network.named_buffers())}
         norms = {n: m for n, m in self.network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}

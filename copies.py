@@ -111,6 +111,20 @@ def renewed(network: Network) -> Network:
     return network
 
 
+def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The floating tensors that are attributes of a module without being parameters or buffers, by their names."""
+    return {k: v for k, v in vars(module).items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def with_buffers(network: Network) -> Network:
+    """Make plain tensors buffers that are not saved, which `functional_call` replaces. Returns the network itself, changed."""
+    for module in network.modules():
+        for name, tensor in plain_tensors(module).items():
+            del vars(module)[name]
+            module.register_buffer(name, tensor, persistent=False)
+    return network
+
+
 def held_tensors(network: nn.Module) -> list[Tensor]:
     """The tensors that are neither parameters nor buffers but plain attributes of modules, also in containers."""
     places = ("_parameters", "_buffers", "_modules")

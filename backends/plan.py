@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
+from ..copies import plain_tensors
 from ..disk import DAMAGE, parse_json, write_atomically
 from ..errors import FreePruneError, brief
 
@@ -234,10 +235,12 @@ def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path)
 
 
 def structure_of(network: nn.Module, more: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the parameters and buffers that a network saves, and of these further buffers."""
-    buffers = dict(network.named_buffers())
+    """The names and shapes of the parameters and buffers that a network saves, and of these further tensors."""
+    held = dict(network.named_buffers())
+    for path, module in network.named_modules():
+        held |= {f"{path}.{key}".lstrip("."): tensor for key, tensor in plain_tensors(module).items()}
     saved = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    return saved | {name: tuple(buffers[name].shape) for name in more if name in buffers and name not in saved}
+    return saved | {name: tuple(held[name].shape) for name in more if name in held and name not in saved}
 
 
 def fingerprint(structure: Mapping[str, tuple[int, ...]]) -> str:

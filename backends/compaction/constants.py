@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...common import Inputs
 from ...lending import storage_of, storage_read
 from ..coupling.certificate import Replay
+from ..surgery.surgery import shared_tensors
 from ..tracing.arithmetic import elementwise
 from ..tracing.labels import Labels, Layer, along, reshaped, support
 from ..tracing.operator import Call, UnknownOperator
@@ -103,7 +104,7 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self.stay: list[Layer] = []
         self._network = traced
         self._own = [*traced.parameters(), *traced.buffers()]
-        self._tensors = {name: t.detach().cpu() for name, t in [*network.named_parameters(), *network.named_buffers()]}
+        self._tensors = {name: owners[0].tensor.detach().cpu() for name, owners in shared_tensors(network).items()}
         self._known = WeakTensorKeyDictionary()
         self._reads: Counter[str] = Counter()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copies import ATOMS, light
+from ...copies import ATOMS, light, plain_tensors
 from ..tracing.meta import flat
 
 ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
@@ -98,7 +98,7 @@ class Gone(nn.Module):
         for name, value in vars(module).items():
             if type(value) in ATOMS and name not in vars(self):
                 vars(self)[name] = value
-        vars(self).update(dict.fromkeys([*module._parameters, *module._buffers], NOTHING))
+        vars(self).update(dict.fromkeys([*module._parameters, *module._buffers, *plain_tensors(module)], NOTHING))
         for name, child in module.named_children():
             self.add_module(name, Gone(child))
         self.results = results

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...copies import copied, is_large, light, renewed
+from ...copies import copied, is_large, light, plain_tensors, renewed
 from ...errors import FreePruneError
 from ...lending import Lent, given_back
 from ..plan import Plan, check_structure, shape_left
@@ -139,8 +139,8 @@ class Owner:
     @property
     def _place(self) -> dict[str, Any]:
         module: Any = self.module
-        place: dict[str, Any] = module._parameters if self.key in module._parameters else module._buffers
-        return place
+        places: list[dict[str, Any]] = [module._parameters, module._buffers]
+        return next((place for place in places if self.key in place), vars(module))
 
     @property
     def tensor(self) -> Tensor:
@@ -156,10 +156,10 @@ Owners = Mapping[str, Sequence[Owner]]
 
 
 def shared_tensors(network: nn.Module) -> Owners:
-    """Every parameter and buffer by its first name, with all that hold it."""
+    """Every parameter, buffer and plain attribute by its first name, with all that hold it."""
     owners: dict[int, list[Owner]] = {}
     for path, module in network.named_modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (module._parameters, module._buffers, plain_tensors(module)):
             for key, tensor in tensors.items():
                 if tensor is not None:
                     owners.setdefault(id(tensor), []).append(Owner(path, module, key))

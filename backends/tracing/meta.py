@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...copies import copied, renewed
+from ...copies import copied, plain_tensors, renewed
 from ...lending import HALVES, given_back, is_lent
 
 # What operators made on the meta device, by their arguments; emptied when it gets long.
@@ -224,7 +224,8 @@ def flat(values: Iterable[Any]) -> Iterator[Any]:
 
 def on_meta(network: nn.Module) -> nn.Module:
     """A copy in eval mode without values, in the types it computes in. Unlike `to("meta")` it keeps shared tensors shared."""
-    tensors = [*network.parameters(), *network.buffers()]
+    plain = [tensor for module in network.modules() for tensor in plain_tensors(module).values()]
+    tensors = [*network.parameters(), *network.buffers(), *plain]
     return renewed(given_back(copied(network, {id(t): _without_values(t, lent=is_lent(network)) for t in tensors})).eval())
 
 

@@ -1,9 +1,10 @@
-"""What a network calls its modules, parameters and buffers."""
+"""What a network calls its modules, parameters, buffers and other tensors."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...copies import plain_tensors
 from ...lending import storage_of
 from .arithmetic import kernel_positions
 
@@ -24,7 +25,7 @@ class Names:
         self._kernels: dict[int, tuple[int, ...]] = {}
         for path, module in network.named_modules():
             self.modules[id(module)] = path
-            for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            for key, tensor in [*module._parameters.items(), *module._buffers.items(), *plain_tensors(module).items()]:
                 if tensor is None or id(tensor) in self._tensors:
                     continue
                 name = self._tensors[id(tensor)] = f"{path}.{key}" if path else key
@@ -35,7 +36,7 @@ class Names:
                 self._kernels[id(module.weight)] = kernel_positions(module)
 
     def of(self, tensor: Tensor) -> str | None:
-        """The name of a parameter or buffer; None of any other tensor."""
+        """The name of a parameter, a buffer or a plain attribute; None of any other tensor."""
         return self._tensors.get(id(tensor))
 
     def of_memory(self, storage: int) -> str | None:
