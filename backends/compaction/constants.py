@@ -103,7 +103,7 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self.readers: list[Reader] = []
         self.stay: list[Layer] = []
         self._network = traced
-        self._own = [*traced.parameters(), *traced.buffers()]
+        self._own = [owners[0].tensor for owners in shared_tensors(traced).values()]
         self._tensors = {name: owners[0].tensor.detach().cpu() for name, owners in shared_tensors(network).items()}
         self._known = WeakTensorKeyDictionary()
         self._reads: Counter[str] = Counter()
