@@ -69,13 +69,18 @@ def _assignments(choices: Sequence[Sequence[Repair]]) -> Iterator[tuple[Repair, 
         yield tuple(repair for repair in assignment if repair is not None)
 
 
-def scales_by_count(becomes: float, repairs: Sequence[Repair], kept: NDArray[np.bool_]) -> bool:
-    """Whether a scale that is `becomes` times the dense one is a number, as of heads, its root, or the inverse of either.
+def explains_scale(becomes: float, accepted: Sequence[Sequence[Repair]], kept: NDArray[np.bool_]) -> bool:
+    """Whether a scale that is `becomes` times the dense one is a size, its root, or the inverse of either.
 
-    Such a number explains both the shape and the scale: no other explanation of the shape is needed.
+    A number, as of heads, or a size that alone explains a shape, then explains both the shape and the scale: no other
+    explanation of the shape is needed.
+
+    Args:
+        accepted: the repairs, by the place of the code that they were found for.
+        kept: `(nodes,)`: which nodes stay.
     """
-    counts = (r for r in repairs if COUNTS.search(r.name) and r.factor == r.divisor)
-    changes = [int(kept[r.nodes].sum()) / r.nodes.size for r in counts]
+    sizes = (r for found in accepted for r in found if r.factor == r.divisor and (len(found) == 1 or COUNTS.search(r.name)))
+    changes = [int(kept[r.nodes].sum()) / r.nodes.size for r in sizes]
     return any(change != 1 and math.isclose(becomes, change**power) for change in changes for power in (-1, -0.5, 0.5, 1))
 
 

@@ -28,7 +28,7 @@ from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
-from .hypotheses import cut_in_blocks, hypotheses, outwards, scales_by_count, turns
+from .hypotheses import cut_in_blocks, explains_scale, hypotheses, outwards, turns
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
@@ -124,6 +124,7 @@ class _Fixes:
         self._network, self._trace, self._most, self._rescale = network, trace, hypotheses, rescale
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
+        self._leaders: dict[Place, Place] = {}  # whose hypothesis a place at the same line has taken over
         self._ties: dict[str, Iterator[None]] = {}
         self._taken_back: Counter[Place] = Counter()
         self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
@@ -168,8 +169,8 @@ class _Fixes:
                 self._untried.pop((module, op.line), None)
             return
         scaling = op if mismatch.computes and op.scales else None
-        here = [repair for repair in self.repairs if repair.module == op.module]
-        if scaling is not None and self._rescale and scales_by_count(mismatch.becomes, here, kept) and self._scale(op):
+        here = [found for found in self._accepted.values() if any(repair.module == op.module for repair in found)]
+        if scaling is not None and self._rescale and explains_scale(mismatch.becomes, here, kept) and self._scale(op):
             return
         if self._take_back(place, kept, f"{op}: {mismatch}", scaling):
             return
@@ -209,7 +210,10 @@ class _Fixes:
         kind = type(self._network.get_submodule(place[0]))
         for module in self._at[place[1]]:
             sister = (module, place[1])
-            if sister not in self._untried and type(self._network.get_submodule(module)) is kind:  # it was not the cause
+            if sister in self._untried or (self._accepted.get(sister) and self._leaders.get(sister) != place):
+                continue  # it has another explanation
+            if type(self._network.get_submodule(module)) is kind:
+                self._leaders[sister] = place
                 likewise = self._likewise(found, place[0], module, self._sizes(sister, kept))
                 self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
