@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
 
 
 class Seen(TorchFunctionMode):
-    """Has code make its tensors of numbers where an operator shows them with their values.
+    """Has code make its tensors of numbers, and read numbers of tensors, where an operator shows them.
 
-    That is on the CPU where they are wanted on the meta device, and ahead of indexing where a list is the index.
+    Tensors are made on the CPU where they are wanted on the meta device, and ahead of indexing where a list is the index. All
+    numbers of a tensor, as a list, are read one by one: torch reads them at once without an operator.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,7 +38,13 @@ class Seen(TorchFunctionMode):
         elif func in INDEXING:
             index = tuple(map(_as_tensor, args[1])) if isinstance(args[1], tuple) else _as_tensor(args[1])
             args = (args[0], index, *args[2:])
+        elif func is Tensor.tolist:
+            return _listed(args[0])
         return func(*args, **kwargs)
+
+
+def _listed(tensor: Tensor) -> Any:
+    return [_listed(part) for part in tensor.unbind()] if tensor.dim() else tensor.item()
 
 
 def _as_tensor(index: Any) -> Any:
