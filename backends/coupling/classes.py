@@ -63,6 +63,14 @@ class Coupling:
         """`(nodes,)` for `(classes,)`: which nodes stay."""
         return np.append(kept_classes, True)[self.position]
 
+    def with_count(self, kept_classes: NDArray[np.bool_], nodes: Layer, count: int) -> NDArray[np.bool_]:
+        """`(classes,)` as given, but for those of some nodes: the first of each group stay, and others up to `count` nodes."""
+        classes, sizes = np.unique(self.position[nodes], return_counts=True)
+        first = np.isin(classes, self.offsets)
+        result = np.append(kept_classes, True)
+        result[classes] = first | (np.cumsum(np.where(first, 0, sizes)) <= count - sizes[first].sum())
+        return result[:-1]
+
     @cached_property
     def slices(self) -> list[tuple[str, int, Layer]]:
         """For each tensor dimension that may shrink, the class of each of its coordinates."""

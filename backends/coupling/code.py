@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import itertools
 from collections.abc import Iterator
@@ -94,6 +95,17 @@ def names_around(module: nn.Module, line: str) -> set[str]:
         if Path(code.co_filename).name == file and lines and min(lines) <= int(number) <= max(lines):
             found.update(_names(code))
     return found
+
+
+def compared(module: nn.Module) -> Iterator[set[str]]:
+    """The attributes that each comparison in the methods of a module reads, where it reads two."""
+    functions = [m for c in type(module).__mro__ if c not in (nn.Module, object) for n, m in vars(c).items() if n != "__init__"]
+    for code in itertools.chain(*map(_codes, functions)):
+        steps = list(dis.get_instructions(code))
+        for place, step in enumerate(steps):
+            names = [str(read.argval) for read in steps[max(0, place - 4) : place] if read.opname == "LOAD_ATTR"]
+            if step.opname == "COMPARE_OP" and len(set(names)) > 1:
+                yield set(names[-2:])
 
 
 def _codes(function: Any) -> Iterator[CodeType]:

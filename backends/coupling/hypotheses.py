@@ -15,7 +15,7 @@ from torch import nn
 from ..surgery.trial import Key, Repair
 from ..tracing.labels import Layer, support
 from ..tracing.record import Op
-from .code import integers, is_read, names_around
+from .code import compared, integers, is_read, names_around
 
 COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
 FACTORS = (1, 2, 3, 4)  # how many times another an attribute may be
@@ -82,6 +82,20 @@ def explains_scale(becomes: float, accepted: Sequence[Sequence[Repair]], kept: N
     sizes = (r for found in accepted for r in found if r.factor == r.divisor and (len(found) == 1 or COUNTS.search(r.name)))
     changes = [int(kept[r.nodes].sum()) / r.nodes.size for r in sizes]
     return any(change != 1 and math.isclose(becomes, change**power) for change in changes for power in (-1, -0.5, 0.5, 1))
+
+
+def meetings(network: nn.Module, repairs: Sequence[Repair]) -> list[tuple[Layer, int]]:
+    """Sizes that may become equal to one that does not change, where code compares the two: nodes, and how many to keep."""
+    found: dict[tuple[bytes, int], tuple[Layer, int]] = {}
+    places = {repair.place for repair in repairs}
+    for repair in repairs:
+        module = network.get_submodule(repair.module)
+        others = [(name, value) for name, at, value in integers(module) if (repair.module, name, at) not in places]
+        for name, value in others if repair.position is None else ():
+            count = value * repair.divisor // repair.factor
+            if count < repair.nodes.size and {name, repair.name} in compared(module):
+                found.setdefault((repair.nodes.tobytes(), count), (repair.nodes, count))
+    return list(found.values())
 
 
 def outwards(module: str) -> Iterator[str]:

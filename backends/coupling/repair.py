@@ -28,7 +28,7 @@ from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
-from .hypotheses import cut_in_blocks, explains_scale, hypotheses, outwards, turns
+from .hypotheses import cut_in_blocks, explains_scale, hypotheses, meetings, outwards, turns
 
 TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
@@ -83,13 +83,17 @@ def settle(
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0, rescale)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
     untested = list(range(len(TRIAL_RATES)))
+    equal: tuple[Layer, int] | None = None  # a size that equals another one in the next trial, and what it becomes
+    met = 0  # how many of these were tried
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     slices = any(op.name in ("slice", "select") and _coordinates(op.outputs) < _coordinates(op.inputs) for op in trace.ops)
     for turn in range(MAX_ROUNDS):
         if turn == MAX_EXPLAINED:
             fixes.stop_explaining()
-        number = untested[0]
+        number = untested[0] if equal is None else 0
         classes = trial(coupling, number)
+        if equal is not None:
+            classes = coupling.with_count(classes, *equal)
         kept = coupling.kept_nodes(classes)
         indices = coupling.kept_indices(classes)
         try:
@@ -98,12 +102,17 @@ def settle(
         except Mismatch as error:
             fixes.fix(error, kept)
             coupling = Coupling(trace, network)
-            untested = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)]
+            untested, equal, met = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)], None, 0
         else:
-            untested.pop(0)
+            if equal is None:
+                untested.pop(0)
+            else:
+                met += 1
             needed = len(TRIAL_RATES) if fixes.repairs or slices else 2 if splits else 1
             if len(TRIAL_RATES) - len(untested) >= needed:
-                return coupling, fixes.repairs
+                equal = next(iter(meetings(network, fixes.repairs)[met:]), None)
+                if equal is None:
+                    return coupling, fixes.repairs
     raise FreePruneError(
         f"no pruning of this network runs as predicted (after {MAX_ROUNDS} attempts to follow the sizes in its code); "
         "use `granularity=weight`"

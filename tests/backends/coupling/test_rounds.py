@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import promises
 import pytest
 import torch
 from torch import nn
 
+from freeprune.backends import apply
 from freeprune.backends.coupling import repair
 
 
@@ -61,3 +63,26 @@ def test_sizes_of_a_single_head_that_scale_the_scores_are_explained_in_few_trial
     backend = promises.kept(Stages(), torch.randn(2, 8, 5))
     assert not promises.locked(backend)
     assert len(trials) <= 30, len(trials)
+
+
+class Widens(nn.Module):
+    """A block with a shortcut of its own where its widths differ, of which it reads one for a shape as well."""
+
+    def __init__(self, width, wider):
+        super().__init__()
+        self.width, self.wider = width, wider
+        self.inner, self.shortcut = nn.Linear(width, wider), nn.Linear(width, wider)
+
+    def forward(self, x):
+        y = self.inner(x)
+        if self.width != self.wider:
+            x = self.shortcut(x).view(-1, 1, self.wider).amax(1)
+        return x + y.relu()
+
+
+def test_widths_that_code_compares_may_become_equal_to_what_the_other_one_was():
+    network, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Widens(8, 16), nn.Linear(16, 3)).eval(), torch.randn(2, 5)
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"0": 8, "2.inner": 16}
+    plan = backend.plan(np.array([3, 8]))
+    assert apply(network, plan)(x).shape == (2, 3)
