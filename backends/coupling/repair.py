@@ -29,8 +29,8 @@ from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
 from .hypotheses import cut_in_blocks, explains_scale, hypotheses, meetings, outwards, turns
+from .trials import TRIAL_RATES, trial
 
-TRIAL_RATES = (0.5, 0.3, 0.7)
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
 MAX_TIES = 4  # pairs of widths tied at one line of the code
@@ -416,35 +416,6 @@ def _heads(nodes: Layer) -> Layer | None:
     starts = np.flatnonzero(np.diff(nodes, prepend=-1))
     width = nodes.size // starts.size
     return nodes[starts] if width > 1 and starts.size > 1 and np.array_equal(starts, np.arange(0, nodes.size, width)) else None
-
-
-def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
-    """Random kept classes, `(classes,)`, chosen so that no two sizes agree by accident.
-
-    Groups of one size lose different numbers, and in the second trial in another order: of two neighbours now one, now the
-    other is larger. The second trial removes each group's first class and the third its last, so that what code finds by its
-    place, from either end, is found elsewhere.
-    """
-    rng, classes = np.random.default_rng([0, number]), np.ones(coupling.classes, bool)
-    seen: Counter[int] = Counter()
-    for start, stop in itertools.pairwise(coupling.offsets.tolist()):
-        size = stop - start
-        least = 2 if size > 2 else 1  # a dimension of size 1 may take other operators, which proves little
-        fewest = min(1, size - least)
-        if number > 0 and size - least == 1:
-            fewest = 0  # else small groups would all lose the same number
-        spread = max(1, size // 8)
-        middle = round(size * TRIAL_RATES[number])
-        choices = range(max(middle - spread, fewest), min(middle + spread, size - least) + 1)
-        if len(choices) < 2:
-            choices = range(fewest, max(fewest, size - least) + 1)
-        high, low = divmod(seen[size], len(choices))
-        seen[size] += 1
-        gone = choices[low if number % 2 == 0 else (high - 1 - low) % len(choices)]
-        order = rng.permutation(size)
-        ends = [] if number == 0 else [0] if number == 1 else [size - 1]
-        classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False
-    return classes
 
 
 def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:

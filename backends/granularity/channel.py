@@ -26,7 +26,8 @@ from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..coupling.branches import Branch, able, branches, removed
 from ..coupling.certificate import Mismatch, replay
 from ..coupling.classes import ClassGroup, Coupling
-from ..coupling.repair import couple, trial
+from ..coupling.repair import couple
+from ..coupling.trials import trial
 from ..criteria import Importance
 from ..plan import Attribute, Plan, inside, structure_of
 from ..surgery.gone import Gone, without
