@@ -1,9 +1,10 @@
 """Which form of the score ranks best: ablations of the FreePrune score over the studies' fine-tuned candidates.
 
-    python benchmarks/score_form.py --data DIR [--only CELL ...] [--images]
+    python benchmarks/score_form.py --data DIR [--only CELL ...] [--images | --sizes]
 
 Nothing is fine-tuned: the candidates and their accuracies are those of `benchmarks/studies/*/study.json`. Each cell's scores go
-to `score_form.json` beside it (`image_counts.json` with `--images`); what is there of as many candidates is not computed again.
+to `score_form.json` beside it (`image_counts.json` with `--images`, `layer_sizes.json` with `--sizes`); what is there of as
+many candidates is not computed again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import Job, prepare
 from freeprune.metrics.agreement import cosine
-from freeprune.metrics.base import Reference
+from freeprune.metrics.base import Reference, weights
 from freeprune.metrics.calibratedkl import divergence as calibrated
 from freeprune.metrics.freeprune import freeprune, log_kept
 from freeprune.metrics.magnitude import magnitude
@@ -42,6 +43,7 @@ from freeprune.metrics.volume import log_volume
 
 COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 DRAWS = 3  # of the calibration images, in the curve over their number
+POWERS = (0, 0.25, 0.5, 1)  # of a layer's size, in the mean of what is kept
 
 # By network, the modules that end a stage and the parameter whose first dimension holds the ids of the channels that they give.
 STAGES = {
@@ -178,6 +180,8 @@ def forms(
 def job_of(name: str, data: Any) -> Job:
     """What a study was asked, made ready again."""
     config = json.loads((FOLDER / name / "study.json").read_text())["config"]
+    if config["granularity"] == "channel":  # older studies had widths of any size and no branches, and no words for it
+        config |= {"depth": False, "round_to": 1}
     given = GivenModel(config["model"], config["weights"])
     return prepare(given, data, recorded(config, parse_targets(config["target"])), None)
 
@@ -202,16 +206,32 @@ def over_image_counts(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
     return [{name: freeprune(c, dense[name], batch) for name, batch in batches.items()} for c in candidates]
 
 
+def over_layer_sizes(job: Job, kept: np.ndarray) -> list[dict[str, float]]:
+    """What is kept of the layers, in logs: a mean in which each weighs a power of its size; half of it, as in the score."""
+    found = []
+    for row in kept:
+        tensors = weights(job.backend.candidate(row)).values()
+        counts = np.array([(int(own.count_nonzero()), int(before.count_nonzero())) for own, before in tensors], np.float64)
+        logs = np.log(np.maximum(counts[:, 0], 1) / counts[:, 1])
+        found.append({f"size ** {power}": float(np.average(logs, weights=counts[:, 1] ** power)) / 2 for power in POWERS})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--only", nargs="*", default=list(CELLS))
     parser.add_argument("--images", action="store_true", help="the curve over the number of calibration images instead")
+    parser.add_argument("--sizes", action="store_true", help="layers weighed by their size in what is kept instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = replace(load_data(f"imagefolder:{options.data}"), source="CIFAR-10 as JPEG")
     os.chdir(FOLDER)
-    function, file = (over_image_counts, "image_counts.json") if options.images else (compare_forms, "score_form.json")
+    function, file = compare_forms, "score_form.json"
+    if options.images:
+        function, file = over_image_counts, "image_counts.json"
+    if options.sizes:
+        function, file = over_layer_sizes, "layer_sizes.json"
     for name in options.only:
         out = Path(name) / file
         if not (Path(name) / "study.json").exists():
@@ -222,7 +242,9 @@ def main() -> None:
         if len(found) < len(candidates):
             kept = np.array([c["kept"] for c in candidates[len(found) :]])
             found += function(job_of(name, data), kept)
-        rho = {form: float(spearman(np.array([c[form] for c in found]), accuracies)) for form in found[0]}
+        scores = [c["scores"] for c in candidates]
+        others = np.array([s["calibratedkl"] + s["volume"] / 2 if options.sizes else 0 for s in scores])
+        rho = {form: float(spearman(np.array([c[form] for c in found]) + others, accuracies)) for form in found[0]}
         write_atomically(out, json.dumps({"spearman": rho, "candidates": found}, indent=1).encode())
         print(name, len(found), {form: round(r, 3) for form, r in rho.items()}, flush=True)  # noqa: T201
 
