@@ -6,15 +6,13 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from ..surgery.trial import Key, Repair
-from ..tracing.labels import Layer, support
-from ..tracing.record import Op
+from ..tracing.labels import Layer
 from .code import compared, integers, is_read, names_around
 
 COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
@@ -104,35 +102,3 @@ def outwards(module: str) -> Iterator[str]:
     while module:
         module = module.rpartition(".")[0]
         yield module
-
-
-def cut_in_blocks(op: Op) -> Iterator[Layer]:
-    """What a slice or pieces are cut from, `(blocks, size)`: of equal blocks, so that each begins and ends between two of them.
-
-    If these lose the same, code finds their borders as shares of the width.
-    """
-    given: list[Any] = list(op.plain[1:])
-    if op.name == "slice":
-        shape, layers = op.inputs[0]
-        dim, first, end, step = given + [0, None, None, None][len(given) :]
-        borders = slice(first, end, step).indices(shape[dim % len(shape)])[:2]
-    elif op.name.endswith("split_with_sizes"):
-        shape, layers = op.inputs[0]
-        borders, dim = tuple(given[0]), given[1] if len(given) > 1 and isinstance(given[1], int) else 0
-    else:
-        return
-    d = dim % len(shape)
-    size = math.gcd(shape[d], *borders)
-    if 1 < size < shape[d]:
-        yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
-
-
-def turns(ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
-    """Pairs of layers that the same operator makes when it runs several times, as in a loop over heads of one size each."""
-    first: dict[tuple[Any, ...], Layer] = {}
-    for op in ops:
-        for number, (shape, layers) in enumerate(op.outputs):
-            for position, layer in enumerate(layers):
-                before = first.setdefault((op.name, number, position, shape, layer.shape), layer)
-                if before is not layer:
-                    yield before, layer

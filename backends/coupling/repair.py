@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,12 +28,12 @@ from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
 from .code import integers
-from .hypotheses import cut_in_blocks, explains_scale, hypotheses, meetings, outwards, turns
+from .hypotheses import explains_scale, hypotheses, meetings, outwards
+from .ties import Ties
 from .trials import TRIAL_RATES, trial
 
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
-MAX_TIES = 4  # pairs of widths tied at one line of the code
 MAX_EXPLAINED = 150  # rounds after which sizes are no longer explained, and what they belong to stays
 MAX_ROUNDS = 300
 
@@ -134,16 +134,15 @@ class _Fixes:
         self._accepted: dict[Place, tuple[Repair, ...]] = {}
         self._untried: dict[Place, Iterator[tuple[Repair, ...]]] = {}
         self._leaders: dict[Place, Place] = {}  # whose hypothesis a place at the same line has taken over
-        self._ties: dict[str, Iterator[None]] = {}
         self._taken_back: Counter[Place] = Counter()
         self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
         self._scaling: dict[Place, Op] = {}  # where that is a number that scales a tensor
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
         self._idle: dict[int, Repair] = {}  # those that change nothing about a mismatch when they are tried alone
-        self._inside: dict[str, list[Layer]] = {}
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
         for op in trace.ops:
             self._at.setdefault(op.line, {}).setdefault(op.module, []).append(op)
+        self._ties = Ties(trace, self._at)
 
     @property
     def repairs(self) -> list[Repair]:
@@ -171,8 +170,7 @@ class _Fixes:
         if not mismatch.computes and self._next(place, kept):
             self._last = mismatch, kept
             return
-        ties = self._ties.setdefault(op.line, self._tied(op.line))
-        if not mismatch.computes and next(ties, "none") != "none":
+        if not mismatch.computes and self._ties.more(op.line):
             for module in self._at[op.line]:  # the attributes may follow other sizes now
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
@@ -188,7 +186,7 @@ class _Fixes:
             self._accepted.pop(place, None)
             self._untried.pop(place, None)  # what the number refuted may be right
             self._refuted.pop(place, None)
-            self._ties.pop(op.line, None)
+            self._ties.begin_again(op.line)
             return
         self._accepted.pop(place, None)
         self._give_up(mismatch, op, kept)
@@ -303,74 +301,6 @@ class _Fixes:
             if values.get((repair.name, repair.position), 0) * repair.divisor == nodes.size * repair.factor:
                 result.append(replace(repair, module=owner, nodes=nodes))
         return tuple(result)
-
-    def _tied(self, line: str) -> Iterator[None]:
-        """Tie widths that the code at a line treats as one, step by step, most of which are undone if useless.
-
-        First what the turns of a loop make; then the pieces of a split, and the blocks that a slice is cut from; then widths.
-        """
-        trace, modules = self._trace, self._at[line]
-        yield from self._for_a_while(turns(ops) for ops in modules.values())
-        before = trace.pairs
-        for op in itertools.chain(*modules.values()):
-            if op.name.startswith(("split", "chunk")):
-                for first, *others in zip(*(layers for _, layers in op.outputs), strict=False):
-                    for other in others:
-                        if other.shape == first.shape and (trace.roots[other] != trace.roots[first]).any():
-                            trace.unite(first, other)
-            for blocks in cut_in_blocks(op):
-                if (trace.roots[blocks] != trace.roots[blocks[:1]]).any():
-                    trace.unite(blocks, blocks[:1])
-        if trace.pairs > before:
-            trace.settle_boxes()
-            yield
-        for choice in range(MAX_TIES):
-            before = trace.pairs
-            pairs = (itertools.islice(self._equal_widths(module, ops), choice, choice + 1) for module, ops in modules.items())
-            yield from self._for_a_while(pairs)
-            if trace.pairs == before:
-                return
-
-    def _for_a_while(self, pairs: Iterable[Iterable[tuple[Layer, Layer]]]) -> Iterator[None]:
-        """Tie pairs of layers, if any of them are not yet tied, and undo it if that is useless."""
-        trace = self._trace
-        before = trace.pairs
-        for one, other in itertools.chain(*pairs):
-            if (trace.roots[one] != trace.roots[other]).any():
-                trace.unite(one, other)
-        if trace.pairs > before:
-            trace.settle_boxes()
-            after = trace.pairs
-            yield
-            trace.forget(before, after)
-
-    def _layers(self, module: str) -> list[Layer]:
-        """The one-dimensional layers of all inputs and outputs in a module and those inside it."""
-        if module not in self._inside:
-            inside = (op for op in self._trace.ops if op.module == module or op.module.startswith(module + "."))
-            layers = {id(x): x for op in inside for _, labels in [*op.inputs, *op.outputs] for x in labels}
-            self._inside[module] = [layer for layer in layers.values() if len(support(layer)) == 1]
-        return self._inside[module]
-
-    def _equal_widths(self, module: str, ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:
-        """Pairs of equal widths: in pieces of what a line makes, as wide as its last dimensions together, and in its module.
-
-        A piece that goes as one, as the pixels of a channel do, is no such width: tied to it, all would go as one.
-        """
-        roots = self._trace.roots
-        widths: dict[bytes, Layer] = {}
-        for layer in self._layers(module):
-            if roots[layer].all():
-                widths.setdefault(roots[layer].tobytes(), layer.ravel())
-        for op in ops:
-            for shape, made in ((shape, layer) for shape, layers in op.outputs for layer in layers):
-                sizes = [n for n, full in zip(made.shape, shape, strict=True) if n > 1 or full == 1]  # a single head counts
-                whole = {int(np.prod(sizes[first:])) for first in range(max(1, len(sizes) - 1))}
-                for width in widths.values():
-                    pieces = roots[made.reshape(-1, width.size)] if width.size in whole else roots[width][None]
-                    as_one = width.size > 1 and (pieces == pieces[:, :1]).all(axis=1).any()
-                    if (pieces != roots[width]).any() and not as_one:
-                        yield made.reshape(-1, width.size), width[None]
 
     def _give_up(self, mismatch: Mismatch, op: Op, kept: NDArray[np.bool_]) -> None:
         """Freeze what an operator touches, in all modules without a better fix; the next time all at its line."""
