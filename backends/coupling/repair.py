@@ -30,12 +30,13 @@ from .classes import Coupling
 from .code import integers
 from .hypotheses import explains_scale, hypotheses, meetings, outwards
 from .ties import Ties
-from .trials import TRIAL_RATES, trial
+from .trials import FURTHER, TRIAL_RATES, trial
 
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
 MAX_EXPLAINED = 150  # rounds after which sizes are no longer explained, and what they belong to stays
 MAX_ROUNDS = 300
+FEW = 16  # channels
 
 Place = tuple[str, str]
 
@@ -82,7 +83,8 @@ def settle(
             trace.freeze(nodes, why)
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0, rescale)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
-    untested = list(range(len(TRIAL_RATES)))
+    trials = FURTHER if any(_steps_over_few(op) for op in trace.ops) else len(TRIAL_RATES)
+    untested = list(range(trials))
     equal: tuple[Layer, int] | None = None  # a size that equals another one in the next trial, and what it becomes
     met = 0  # how many of these were tried
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
@@ -102,14 +104,14 @@ def settle(
         except Mismatch as error:
             fixes.fix(error, kept)
             coupling = Coupling(trace, network)
-            untested, equal, met = [number, *(other for other in range(len(TRIAL_RATES)) if other != number)], None, 0
+            untested, equal, met = [number, *(other for other in range(trials) if other != number)], None, 0
         else:
             if equal is None:
                 untested.pop(0)
             else:
                 met += 1
-            needed = len(TRIAL_RATES) if fixes.repairs or slices else 2 if splits else 1
-            if len(TRIAL_RATES) - len(untested) >= needed:
+            needed = trials if fixes.repairs or slices else 2 if splits else 1
+            if trials - len(untested) >= needed:
                 equal = next(iter(meetings(network, fixes.repairs)[met:]), None)
                 if equal is None:
                     return coupling, fixes.repairs
@@ -351,6 +353,15 @@ def _heads(nodes: Layer) -> Layer | None:
 def _coordinates(tensors: Sequence[tuple[Shape, Labels]]) -> int:
     """How many coordinates have labels."""
     return sum(layer.size for _, labels in tensors for layer in labels)
+
+
+def _steps_over_few(op: Op) -> bool:
+    """Whether this takes every so many of a few channels, which pruning may leave in order by chance."""
+    if op.name != "slice" or len(op.plain) < 5 or op.plain[4] == 1:
+        return False
+    shape, layers = op.inputs[0]
+    dim = op.plain[1] % len(shape)
+    return shape[dim] <= FEW and any(dim in support(layer) for layer in layers)
 
 
 def _fills(op: Op) -> bool:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from .classes import Coupling
 
-TRIAL_RATES = (0.5, 0.3, 0.7)
+TRIAL_RATES = (0.5, 0.3, 0.7)  # of the first ones; further ones begin again
+FURTHER = 9  # trials where few channels are taken by their places: every second of six are so, by chance, in a third of all
 
 
 def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
@@ -21,6 +22,7 @@ def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
     place, from either end, is found elsewhere.
     """
     rng, classes = np.random.default_rng([0, number]), np.ones(coupling.classes, bool)
+    rate = TRIAL_RATES[number % len(TRIAL_RATES)]
     seen: Counter[int] = Counter()
     for start, stop in itertools.pairwise(coupling.offsets.tolist()):
         size = stop - start
@@ -29,7 +31,7 @@ def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
         if number > 0 and size - least == 1:
             fewest = 0  # else small groups would all lose the same number
         spread = max(1, size // 8)
-        middle = round(size * TRIAL_RATES[number])
+        middle = round(size * rate)
         choices = range(max(middle - spread, fewest), min(middle + spread, size - least) + 1)
         if len(choices) < 2:
             choices = range(fewest, max(fewest, size - least) + 1)
@@ -37,6 +39,6 @@ def trial(coupling: Coupling, number: int = 0) -> NDArray[np.bool_]:
         seen[size] += 1
         gone = choices[low if number % 2 == 0 else (high - 1 - low) % len(choices)]
         order = rng.permutation(size)
-        ends = [] if number == 0 else [0] if number == 1 else [size - 1]
+        ends = {1: [0], 2: [size - 1]}.get(number, [])
         classes[start + np.concatenate([ends, order[~np.isin(order, ends)]])[:gone].astype(np.int64)] = False
     return classes

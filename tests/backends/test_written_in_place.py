@@ -1,5 +1,8 @@
 """Tensors that a network writes to in place, through any view: pruned as promised, or what they touch stays."""
 
+import itertools
+
+import numpy as np
 import pytest
 import random_networks
 import torch
@@ -87,3 +90,13 @@ def test_a_result_that_is_written_to_a_given_tensor_is_not_one_of_its_operands()
     traced = trace(on_meta(Given()), (torch.zeros(3, 6, device="meta"),))
     assert any("operator mm" in why for _, why in traced.frozen)
     assert [product.parameter for product in traced.products] == ["first.weight", None, "last.weight"]
+
+
+def test_every_second_of_a_few_channels_is_not_taken_for_free_by_chance():
+    network = random_networks.build(
+        Description.parse("image conv_5x5:8 every_second_filled:6 last_channel_filled:4 > mean:5 #536")
+    )
+    backend = find_backend("channel")(network, (torch.zeros(2, 3, 8, 8),), importance("l2", network))
+    choices = itertools.product(*(range(group.minimum, group.units + 1) for group in backend.groups))
+    for kept in itertools.islice(choices, 0, None, 7):
+        backend.plan(np.array(kept))  # is refused where the result is not what was planned
