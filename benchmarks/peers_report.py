@@ -472,10 +472,10 @@ though the padding adds it to another, so that its streams were taken out here.
 ## (c) Weights, blocks, kernels: allocations
 
 Where zeros stay in place a rule without a search is as good or better: recovery and training bring networks within tenths of
-each other that are ten points apart before. At `weight` and `nm` the search goes wrong: it spreads what is kept over the small
-layers, which one threshold, or equal rates, take it from. [Tried](score.md#why-it-is-made-like-this): layers weighed by their
-size, half the weight for what is left or for both of the smaller parts, the norm that is left. What gains in one row loses in
-another.
+each other that are ten points apart before. At `nm` the score prefers the densities of `erk`, or what lies beside them, to
+equal rates, and at `weight` others to those of one threshold. [Tried](score.md#why-it-is-made-like-this): layers weighed by
+their size, half the weight for what is left or for both of the smaller parts, the norm that is left. What gains in one row
+loses in another.
 
 {c}
 
