@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from .copies import light, live, renewed, with_buffers
+from .copies import light, live, renewed, replaced, with_buffers
 from .reading import PLAIN, Reading
 
 
@@ -178,7 +177,9 @@ class Candidate:
             for module, name, value in self.attributes:
                 module.__dict__[name] = value
             there = {name: tensor for name, tensor in tensors.items() if name not in self.gone}
-            return functional_call(renewed(self.skeleton.network), there, inputs)
+            network = renewed(self.skeleton.network)
+            with replaced(network, there):
+                return network(*inputs)
         finally:
             for (module, name, _), value in zip(self.attributes, before, strict=True):
                 if value is UNSET:

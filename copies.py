@@ -6,8 +6,8 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -117,12 +117,32 @@ def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def with_buffers(network: Network) -> Network:
-    """Make plain tensors buffers that are not saved, which `functional_call` replaces. Returns the network itself, changed."""
+    """Make plain tensors buffers that are not saved, so that `replaced` finds them. Returns the network itself, changed."""
     for module in network.modules():
         for name, tensor in plain_tensors(module).items():
             del vars(module)[name]
             module.register_buffer(name, tensor, persistent=False)
     return network
+
+
+@contextmanager
+def replaced(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """With these tensors in place of a network's own, by name; in every module that holds them.
+
+    Differs from `torch.func.functional_call`: that one puts a tensor back once for each path to its module, and thereby leaves
+    the replacement in a module that lies at two.
+    """
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    instead = {id(own[name]): tensor for name, tensor in tensors.items() if name in own}
+    held: list[dict[str, Any]] = [x for module in network.modules() for x in (module._parameters, module._buffers)]
+    slots = [(places, key, tensor) for places in held for key, tensor in places.items() if id(tensor) in instead]
+    try:
+        for places, key, tensor in slots:
+            places[key] = instead[id(tensor)]
+        yield
+    finally:
+        for places, key, tensor in slots:
+            places[key] = tensor
 
 
 def held_tensors(network: nn.Module) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common import Batch, needs_labels
-from ..copies import is_large
+from ..copies import is_large, replaced
 from ..errors import FreePruneError
 from ..registry import find
 from .recovery.order import Slices, Values, eliminated
@@ -183,7 +183,8 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
     try:
         with torch.enable_grad():
             values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
-            output = torch.func.functional_call(network, values, labelled.inputs)
+            with replaced(network, values):
+                output = network(*labelled.inputs)
             loss = labelled.reading.loss_of(output, labelled.labels)
             gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     finally:

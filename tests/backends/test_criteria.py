@@ -121,6 +121,13 @@ def test_criteria_leave_the_network_as_it_is_and_cover_what_they_read(criterion)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_gradients_leave_the_parameters_in_a_layer_that_lies_at_two_paths():
+    network = two_layers()
+    network.same = network[0]
+    importance("taylor", network, Batch((torch.ones(1, 2),), torch.tensor([0])))
+    assert all(isinstance(parameter, nn.Parameter) for parameter in network.parameters())
+
+
 def test_biases_and_norm_scales_do_not_order_channels():
     """One number a channel, brought to the mean of a whole kernel, would outweigh what the weights say."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(8, 2))
