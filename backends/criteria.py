@@ -232,7 +232,8 @@ class _Asked(Mapping[str, Values]):
 
 
 def _numpy(tensor: Tensor) -> Values:
-    return tensor.detach().cpu().double().numpy()
+    """The values in float64; of complex numbers the absolute ones."""
+    return (tensor.abs() if tensor.is_complex() else tensor).detach().cpu().double().numpy()
 
 
 CRITERIA: dict[str, Criterion] = {

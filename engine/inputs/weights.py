@@ -180,8 +180,11 @@ def _held(prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Ten
         retyped=[
             f"{name} {given[name].dtype} instead of {expected[name].dtype}"
             for name in both
-            if given[name].is_floating_point() != expected[name].is_floating_point()
-            and (expected[name].is_floating_point() or not _is_whole(given[name]))
+            if (given[name].is_complex() and not expected[name].is_complex())
+            or (
+                given[name].is_floating_point() != expected[name].is_floating_point()
+                and (expected[name].is_floating_point() or not _is_whole(given[name]))
+            )
         ],
     )
 
@@ -255,7 +258,7 @@ def _without_tensors(checkpoint: Checkpoint) -> FreePruneError:
 
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:
     where = f"tensor {brief(repr(name))} in {str(path)!r}"
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         raise FreePruneError(f"{where} holds no plain numbers; expected dense, unquantised weights")
     if not bool(torch.isfinite(tensor.double() if tensor.is_floating_point() else tensor).all()):  # float8 has no isfinite
         raise FreePruneError(f"{where} has NaN or infinite values; give sound weights")

@@ -121,6 +121,12 @@ def test_criteria_leave_the_network_as_it_is_and_cover_what_they_read(criterion)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+def test_complex_weights_are_ordered_by_their_absolute_values():
+    network = nn.Module()
+    network.weight = nn.Parameter(torch.tensor([[3j, 0j], [1, 0j]]))
+    assert np.allclose(importance("l2", network).along("weight", 0), [1.5, 0.5])
+
+
 def test_gradients_leave_the_parameters_in_a_layer_that_lies_at_two_paths():
     network = two_layers()
     network.same = network[0]

@@ -56,6 +56,23 @@ def test_a_network_that_has_a_module_called_module(tmp_path):
     assert_same_state(network.state_dict(), source.state_dict())
 
 
+class Spectrum(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=kind))
+
+
+def test_complex_weights_come_back_and_are_of_another_type_for_real_ones(tmp_path):
+    source = Spectrum(torch.cfloat)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    assert_same_state(load_weights(Spectrum(torch.cfloat), tmp_path / "w.safetensors").state_dict(), source.state_dict())
+    for kind in (torch.float32, torch.int64):
+        real = nn.Module()
+        real.register_buffer("weight", torch.ones(2, 2, dtype=kind))
+        with pytest.raises(FreePruneError, match="1 of another type"):
+            load_weights(real, tmp_path / "w.safetensors")
+
+
 def test_batches_tracked_may_be_missing(tmp_path):
     state = small().state_dict()
     del state["1.num_batches_tracked"]
