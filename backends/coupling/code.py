@@ -23,13 +23,15 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """The integers above 1 that a module holds and its code reads, by the path to them, alone or in a tuple or list.
 
     The sizes of torch's own layers follow their tensors, where they have some, and are no choice; but a group norm may lose
-    whole groups, as of heads.
+    whole groups, as of heads, and a convolution may whose weight is computed, as by weight norm.
     """
     kind: Any = type(module)
     own_tensors = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
     if own_tensors and isinstance(module, KNOWN) and kind.__module__.startswith("torch.nn."):
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
             yield "num_groups", None, module.num_groups
+        if isinstance(module, nn.modules.conv._ConvNd) and "weight" not in module._parameters and module.groups > 1:
+            yield "groups", None, module.groups
         return
     own = {id(value): value for value in vars(module).values() if callable(value) and not isinstance(value, nn.Module)}
     read = _read(kind).union(*(_names_in(value) for value in own.values()))

@@ -6,27 +6,46 @@ A rule yields attributes and their values from the shapes that the layer's tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from ..plan import Attribute, shape_left
 from .surgery import Owners
 
 Size = int | tuple[int, ...]
-Shape = Callable[[str], tuple[int, ...]]  # the shape after shrinking of the layer's tensor of this name
 Sizes = Iterator[tuple[str, Size]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is left of a layer's tensors after shrinking, by their names.
+
+    Attributes:
+        kept: the indices that stay, by the name of a tensor and its dimension, where it loses some.
+    """
+
+    layer: nn.Module
+    kept: Mapping[str, Mapping[int, NDArray[np.int64]]]
+
+    def __call__(self, name: str) -> tuple[int, ...]:
+        return shape_left(tuple(getattr(self.layer, name).shape), self.kept.get(name, {}))
+
+    def blocks(self, name: str, count: int) -> int:
+        """How many of a number of equal blocks along the first dimension have something left."""
+        kept = self.kept.get(name, {}).get(0)
+        return count if kept is None else np.unique(kept // (len(getattr(self.layer, name)) // count)).size
 
 
 def _convolution(layer: Any, shape: Shape) -> Sizes:
     first, second, *kernel = shape("weight")
     if kernel != list(layer.weight.shape[2:]):  # it covers what has shrunk
         yield "kernel_size", tuple(kernel)
-    groups = layer.groups
-    if groups > 1 and layer.in_channels == groups:  # depthwise: a group goes with its channel
-        groups = first if layer.transposed else first // (layer.out_channels // groups)
-        yield "groups", groups
+    groups = shape.blocks("weight", layer.groups)  # a group goes with all its channels
+    yield "groups", groups
     inputs, outputs = (first, second * groups) if layer.transposed else (second * groups, first)
     yield from (("in_channels", inputs), ("out_channels", outputs))
 
@@ -109,14 +128,10 @@ def layer_attributes(network: nn.Module, owners: Owners, kept: Mapping[str, Mapp
     result = []
     for path, (module, changes) in touched.items():
         rule = next((rule for kind, rule in RULES.items() if isinstance(module, kind)), None)
-        for name, value in () if rule is None else rule(module, partial(_shape, module, changes)):
+        for name, value in () if rule is None else rule(module, Shape(module, changes)):
             if getattr(module, name) != value:
                 result.append(Attribute(path, name, value))
     return [*result, *_without_nesting(network, result)]
-
-
-def _shape(module: nn.Module, changes: Mapping[str, Mapping[int, Any]], name: str) -> tuple[int, ...]:
-    return shape_left(tuple(getattr(module, name).shape), changes.get(name, {}))
 
 
 def _without_nesting(network: nn.Module, sizes: Sequence[Attribute]) -> Iterator[Attribute]:

@@ -31,7 +31,7 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     summed up.
 
     Depthwise: the channel goes with its outputs and the number of groups shrinks. Grouped: the same positions go in every
-    group, and the number of groups stays.
+    group, and the number of groups stays; or whole groups go where the inputs of each go together anyway.
     """
     x, weight, bias = call["input"], call["weight"], call["bias"]
     transposed, groups = bool(call["transposed"]), int(call["groups"])
@@ -107,13 +107,16 @@ def _grouped(
     if not channels:
         freeze_all(tracer, [*rows, *columns])
         return []
+    whole = width_in == groups or _whole(tracer, channels, groups)
     for channel in channels:
         by_group = channel.reshape(groups, width_in // groups)
-        if width_in == groups:
-            contract(tracer, [by_group], [row.reshape(groups, width_out // groups) for row in rows])
+        if whole:
+            contract(tracer, [by_group[:, :1]], [row.reshape(groups, width_out // groups) for row in rows])
         else:
             contract(tracer, [by_group], [column[None, :] for column in columns])
-    if width_in != groups:
+    if width_in != groups and whole:
+        freeze_all(tracer, columns)
+    elif width_in != groups:
         for row in rows:
             positions = row.reshape(groups, width_out // groups)
             tracer.unite(positions, positions[:1])
@@ -126,17 +129,23 @@ def _grouped_transposed(
     """The output channels of a transposed convolution in groups, whose weight holds the outputs of one group only.
 
     Depthwise: each channel goes with all that it makes, and the number of groups shrinks. Otherwise the same positions go in
-    every group.
+    every group; or whole groups where the inputs of each go together anyway.
     """
     each = width_out // groups
     contract(tracer, channels, columns)
-    if any(channel.size == groups for channel in channels):
+    if any(channel.size == groups for channel in channels) or _whole(tracer, channels, groups):
         freeze_all(tracer, rows)
-        return [np.repeat(channel, each) for channel in channels]
+        return [np.repeat(channel.reshape(groups, -1)[:, 0], each) for channel in channels]
     for channel in channels:
         positions = channel.reshape(groups, -1)
         tracer.unite(positions, positions[:1])
     return [np.tile(row, groups) for row in rows]
+
+
+def _whole(tracer: Labelling, channels: Labels, groups: int) -> bool:
+    """Whether the inputs of each group go together anyway, and not those of all groups."""
+    by_group = [channel.reshape(groups, -1) for channel in channels]
+    return any(map(tracer.together, by_group)) and not any(tracer.together(rows[None, :, 0]) for rows in by_group)
 
 
 def matmul(tracer: Labelling, call: Call) -> list[Labels]:

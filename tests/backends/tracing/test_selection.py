@@ -1,5 +1,6 @@
 """Operators between two convolutions, and what else carries channels: nothing but the output is locked."""
 
+import numpy as np
 import promises
 import pytest
 import random_networks
@@ -145,6 +146,36 @@ def test_transposed_convolutions_in_groups(groups, each):
     backend = promises.kept(network, torch.randn(2, 3, 6, 6), onnx=each == 2)
     expected = {1: {"0": 8, "2": 8 * each}, 2: {"0": 4, "2": 4 * each}, 8: {"0": 8}}[groups]
     assert list(promises.widths(backend).values()) == list(expected.values())
+
+
+class Gathered(nn.Module):
+    """Each channel is spread over four, which a convolution in groups gathers again, as wavelets are transformed back."""
+
+    def __init__(self, gather):
+        super().__init__()
+        self.first, self.spread, self.gather = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 32, 3, padding=1, groups=8), gather
+        self.last = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(x + self.gather(self.spread(x)))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_whole_groups_go_where_the_inputs_of_each_go_together(kind):
+    torch.manual_seed(0)
+    backend = promises.kept(Gathered(kind(32, 8, 3, padding=1, groups=8)), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 8}
+    smaller = apply(Gathered(kind(32, 8, 3, padding=1, groups=8)), backend.plan(np.array([5])))
+    assert (smaller.gather.in_channels, smaller.gather.out_channels, smaller.gather.groups) == (20, 5, 5)
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_groups_follow_where_the_weight_of_a_convolution_is_computed(change):
+    torch.manual_seed(0)
+    layer = change(nn.Conv1d(8, 8, 3, groups=8))
+    backend = promises.kept(nn.Sequential(nn.Conv1d(3, 8, 1), nn.ReLU(), layer, nn.Conv1d(8, 2, 1)), torch.randn(2, 3, 9))
+    assert promises.widths(backend) == {"0": 8}
 
 
 @pytest.mark.parametrize("dim", [0, 1])
