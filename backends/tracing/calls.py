@@ -73,15 +73,15 @@ def code(paths: Mapping[int, str], running: str) -> tuple[str, str]:
         running: the path of the innermost module whose forward pass runs.
 
     Returns:
-        The path of the innermost module of which any method runs, be it called by another module, and the source line outside
-        torch and the tracer.
+        The path of the innermost module of which any method runs, be it called by another module, or that a function has as
+        its first argument; and the source line outside torch and the tracer.
     """
     frame: FrameType | None = sys._getframe(3)
     found, module = "", None
     while frame is not None and not (found and module is not None):
         runs = frame.f_code
         found = found or _outside(runs.co_filename, frame.f_lineno)
-        if module is None and runs.co_argcount and runs.co_varnames[0] == "self":
-            module = paths.get(id(frame.f_locals.get("self")))
+        if module is None and runs.co_argcount:
+            module = paths.get(id(frame.f_locals.get(runs.co_varnames[0])))
         frame = frame.f_back
     return running if module is None else module, found or "torch"

@@ -127,6 +127,43 @@ def test_the_size_is_looked_for_in_the_module_whose_method_runs():
     assert not promises.locked(backend)
 
 
+class Stepping(nn.Module):
+    """A cell that is asked for its first state, in which the word for the cell is not `self`."""
+
+    def __init__(this, width):
+        super().__init__()
+        this.width, this.layer = width, nn.Linear(5 + width, width)
+
+    def begin(this, batch):
+        return torch.zeros(batch, this.width)
+
+    def forward(this, x, state):
+        return torch.tanh(this.layer(torch.cat([x, state], 1)))
+
+
+def stepping_begin(cell, batch):
+    return torch.zeros(batch, cell.width)
+
+
+class Stepped(nn.Module):
+    def __init__(self, begin):
+        super().__init__()
+        self.begin, self.cell, self.last = begin, Stepping(12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        state = self.begin(self.cell, len(x))
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.last(state)
+
+
+@pytest.mark.parametrize("begin", [Stepping.begin, stepping_begin])
+def test_the_size_is_looked_for_whatever_the_module_is_called(begin):
+    torch.manual_seed(0)
+    backend = promises.kept(Stepped(begin), torch.randn(2, 3, 5))
+    assert promises.widths(backend) == {"cell.layer": 12}
+
+
 class Cascade(nn.Module):
     """Heads in a loop, each with layers of its own, of which one attribute holds the sizes (EfficientViT of Microsoft)."""
 
