@@ -193,11 +193,12 @@ def by_name(
 
 
 def _are_inputs(batch: Any, network: nn.Module | None) -> bool:
-    """Whether the network needs as many arguments as a batch has values, and the last of them is no label by its name."""
+    """Whether the network needs as many arguments in order as a batch has values, and the last is no label by its name."""
     if not is_batch(batch):
         return False
     inputs, last = parts(batch)
-    needed = [name for name, one in (arguments_of(network) or {}).items() if one.default is one.empty]
+    arguments = (arguments_of(network) or {}).values()
+    needed = [one.name for one in arguments if one.default is one.empty and one.kind is not one.KEYWORD_ONLY]
     if not isinstance(last, Tensor) or len(needed) != len(inputs) + 1:
         return False
     is_class = last.ndim == 1 and not last.is_floating_point()

@@ -254,6 +254,17 @@ def test_a_network_of_two_inputs_is_pruned_without_labels(tmp_path):
     assert found.summary.task == "agreement"
 
 
+class Keyword(Net):
+    def forward(self, a, *, scale):
+        return self.body(a) * scale
+
+
+def test_a_label_is_not_taken_for_what_is_passed_by_its_name_alone(tmp_path):
+    made = [(torch.zeros(3), i % 2) for i in range(30)]
+    with pytest.raises(FreePruneError, match=r"the items hold 1 input .* a label.* needs \(a, scale\)"):
+        freeprune.prune(Keyword(), (made, made), target={"macs": 0.6}, out=tmp_path / "r")
+
+
 def test_fewer_inputs_than_the_network_needs_are_a_sentence(tmp_path):
     made = [(torch.zeros(3), i % 2) for i in range(30)]
     with pytest.raises(FreePruneError, match=r"the items hold 1 input .* a label.* needs \(a, b, c\)"):
