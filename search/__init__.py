@@ -6,7 +6,7 @@ from .knapsack import Knapsack
 from .optuna_samplers import CMAES, GP, NSGAII, QMC, TPE
 from .random_search import RandomSearch
 from .space import Space
-from .warm_starts import WARM_STARTS, warm_started
+from .warm_starts import WARM_STARTS, check_warm_starts, warm_started
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "random": RandomSearch,
@@ -20,4 +20,4 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "knapsack": Knapsack,
 }
 
-__all__ = ["STRATEGIES", "WARM_STARTS", "Space", "Strategy", "warm_started"]
+__all__ = ["STRATEGIES", "WARM_STARTS", "Space", "Strategy", "check_warm_starts", "warm_started"]

@@ -251,6 +251,17 @@ class WarmStarted:
             self._inner.tell(rates, scores)
 
 
+def check_warm_starts(names: Sequence[str]) -> None:
+    """Check the names of warm starts.
+
+    Raises:
+        FreePruneError: there is no such warm start.
+    """
+    for name in names:
+        if name not in WARM_STARTS:
+            raise FreePruneError(f"there is no warm start {name!r}; {nearest(name, sorted(WARM_STARTS))}")
+
+
 def warm_started(
     strategy: Callable[[Space, int, int], Strategy],
     space: Space,
@@ -270,9 +281,7 @@ def warm_started(
     Raises:
         FreePruneError: there is no such warm start, or they take more trials than there are.
     """
-    for name in names:
-        if name not in WARM_STARTS:
-            raise FreePruneError(f"there is no warm start {name!r}; {nearest(name, sorted(WARM_STARTS))}")
+    check_warm_starts(names)
     chosen = list(dict.fromkeys(name for name in names if name != KNAPSACK or strategy is not Knapsack))
     if not chosen:
         return strategy(space, seed, trials)

@@ -27,7 +27,7 @@ from ...errors import FreePruneError
 from ...metrics import METRICS, Metric, Reference, reference
 from ...registry import find
 from ...search import STRATEGIES, Space, Strategy
-from ...search.warm_starts import WarmStarted, warm_started
+from ...search.warm_starts import WarmStarted, check_warm_starts, warm_started
 from ..asked.declaration import HERE, Hardware
 from ..asked.layout import layout_of
 from ..asked.recipe import Recipe
@@ -229,6 +229,7 @@ def _checked(settings: Settings) -> tuple[type[Backend], Metric]:
     backend, metric = find_backend(settings.granularity), metric_of(settings.metric)
     find(STRATEGIES, settings.strategy, "strategy")
     find(CRITERIA, settings.criterion, "criterion")
+    check_warm_starts(settings.warm_starts or ())
     _check_file(settings, find_runtime(settings.runtime))
     check_options(settings.granularity, backend.options, settings.layout)
     return backend, metric

@@ -391,6 +391,7 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
         ({"granularity": "channel", "strategy": "evolutoin"}, "there is no strategy 'evolutoin'; did you mean 'evolution'"),
         ({"metric": "freprune"}, "there is no metric 'freprune'; did you mean 'freeprune'"),
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
+        ({"warm_starts": ("deep",), "weights": "missing.safetensors"}, "there is no warm start 'deep'"),
         ({"model": "digits:cn"}, "did you mean 'digits:cnn'"),
         ({"trials": -1}, "`trials` is -1; give 0 or more"),
         ({"round_to": 0}, "`round_to=0` is no number"),
