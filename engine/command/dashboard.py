@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
 from ...disk import DAMAGE
-from ...errors import FreePruneError
+from ...errors import FreePruneError, brief
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial
 
@@ -25,14 +25,19 @@ def show(folder: str | Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     """Serve the trials of a folder until interrupted; the folder is read once and left as it is.
 
     Raises:
-        FreePruneError: the folder holds no trials, or optuna-dashboard is not installed.
+        FreePruneError: the folder holds no trials, optuna-dashboard is not installed, or nothing can be served there.
     """
     storage = studies(Path(folder))
     try:
         from optuna_dashboard import run_server
     except ImportError:
         raise FreePruneError(MISSING) from None
-    run_server(storage, host=host, port=port)
+    try:
+        run_server(storage, host=host, port=port)
+    except (OSError, OverflowError) as error:  # another program serves there, say
+        raise FreePruneError(
+            f"nothing can be served at {host}, port {port} ({brief(error)}); give another `port` or `host`"
+        ) from error
 
 
 def studies(folder: Path) -> BaseStorage:

@@ -1,4 +1,5 @@
 import json
+import socket
 import sys
 from wsgiref.util import setup_testing_defaults
 
@@ -47,6 +48,18 @@ def test_the_dashboard_is_served(tmp_path):
     body = b"".join(application(environment, lambda status, *_: seen.append(status)))
     assert seen == ["200 OK"]
     assert json.loads(body)["study_summaries"][0]["study_name"] == "trials"
+
+
+@pytest.mark.parametrize("port", [99999, -1, None])
+def test_a_port_where_nothing_can_be_served_is_a_sentence(port, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    recorded(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1] if port is None else port
+        with pytest.raises(FreePruneError, match=rf"^nothing can be served at 127.0.0.1, port {port} \(.*\); give another"):
+            dashboard.show(tmp_path, port=port)
 
 
 def test_what_cannot_be_shown_is_a_sentence(tmp_path, monkeypatch):
