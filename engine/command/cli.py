@@ -242,12 +242,13 @@ def apply(model: str, **given: Any) -> None:
     With --recover the weights that stay do the work of those that went, as far as they can; no labels are read.
     """
     from ..apply import applied
+    from ..asked.settings import SETTINGS
     from ..inputs.data import OPTIONS
     from ..inputs.dense import GivenModel
     from ..store.tables import of_recovery
 
     data = None if given["recover"] is None else options.data_of({**given, "data": given["recover"]})
-    for name, option in OPTIONS.items():
+    for name, option in {**OPTIONS, **{name: SETTINGS[name] for name in ("calibration_images", "seed")}}.items():
         if data is None and given[name] != option.default:
             raise FreePruneError(f"`{name}` was given without --recover, which it belongs to; leave it out, or give both")
     asked = options.passed_on(given)

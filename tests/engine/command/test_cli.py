@@ -301,7 +301,16 @@ def test_a_plan_is_applied_again_byte_for_byte(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [("--mean", "0.5"), ("--std", "0.5"), ("--image-size", "8"), ("--bad-images", "skip")], ids=lambda given: given[0]
+    "given",
+    [
+        ("--mean", "0.5"),
+        ("--std", "0.5"),
+        ("--image-size", "8"),
+        ("--bad-images", "skip"),
+        ("--calibration-images", "8"),
+        ("--seed", "1"),
+    ],
+    ids=lambda given: given[0],
 )
 def test_options_of_data_without_data_are_refused(given, tmp_path):
     status, _, told = call("apply", "digits:cnn", "--weights", "w.pt", "--plan", "plan.json", "--out", tmp_path / "out", *given)
