@@ -128,4 +128,4 @@ def _recovered(
 def read_plan(path: str | Path) -> Plan:
     """The plan in a file `plan.json` or its folder."""
     path = Path(path)
-    return Plan.load(path.parent if path.name == files.PLAN else path)
+    return Plan.load(path.parent, path.name) if path.name == files.PLAN or path.is_file() else Plan.load(path)

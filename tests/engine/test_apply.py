@@ -1,6 +1,7 @@
 """A plan applied again, in Python."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def test_the_same_network_from_a_plan_its_file_and_its_folder(run):
         assert all(torch.equal(tensor, one.state_dict()[name]) for one in made)
     assert not made[0].training
     assert sum(p.numel() for p in made[0].parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+def test_a_plan_may_have_another_name_and_another_file_is_none(run, tmp_path):
+    dense, result = run
+    named = shutil.copy(result.folder / "plan.json", tmp_path / "best.json")
+    assert freeprune.apply(dense, named)[0].weight.shape == result.network[0].weight.shape
+    weights = result.folder / "model.safetensors"
+    with pytest.raises(freeprune.FreePruneError, match=rf"^{weights} cannot be read as a plan"):
+        freeprune.apply(dense, weights)
 
 
 def test_weights_and_a_folder_from_which_it_is_loaded_again(run, tmp_path):
