@@ -64,8 +64,16 @@ def measured_latency(
     wanted, measured, settings = wanted_for(job), Measurements(path), job.settings
     measured.begin(Setting(job.runtime.name, job.runtime.version, settings.latency_batch, settings.latency_threads))
     time_network = time_network or NetworkTimer(job)
+    (target,) = (target for target in job.settings.target if target.cost == LATENCY)
+    if not target.relative:  # so many milliseconds may be far too many, which one network tells before all layers are timed
+        _check_below(target, network_times(wanted.fitted[0], 1, measured, time_network).dense)
     measure(wanted, measured, time_layer or layer_timer(job), time_network, progress)
     return Latency(job, wanted, measured, time_network, progress)
+
+
+def _check_below(target: Target, dense: float) -> None:
+    if target.resolve(dense) > dense:
+        raise OutOfReach(f"target {target} is more than the dense network takes ({dense:.3g} ms); lower it")
 
 
 class Latency:
@@ -109,8 +117,7 @@ class Latency:
                 f"target {self.target} ({self.limit:.3g} ms) cannot be met: the smallest network allowed is predicted to take "
                 f"{least:.3g} ms, and the dense one takes {dense:.3g} ms; raise the `target`{way_out}"
             )
-        if self.limit > dense:
-            raise OutOfReach(f"target {self.target} is more than the dense network takes ({dense:.3g} ms); lower it")
+        _check_below(self.target, dense)
 
     def _times(self, kept: NDArray[np.int64]) -> tuple[float, float]:
         return network_times(kept, ROUNDS, self._measured, self._time_network)[:2]

@@ -242,8 +242,10 @@ def test_what_cannot_be_met_leaves_nothing_behind(clock, tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes").touch()  # of the user's own
+    timed = clock.layers
     with pytest.raises(FreePruneError, match="target latency=9000ms is more than the dense network takes"):
         prune(tmp_path / "out", "latency=9000ms")
+    assert clock.layers == timed  # none again: the dense network is timed first
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
 
 
