@@ -129,8 +129,8 @@ def resolve(
         timed: whether a target on latency, which is measured later, is allowed.
 
     Raises:
-        FreePruneError: the granularity does not change that cost, the dense network has none of it, or the target is above the
-            dense network's or hardly above nothing.
+        FreePruneError: the granularity does not change that cost, no target asks for the zeros that it sets, the dense network
+            has none of the cost, or the target is above the dense network's or hardly above nothing.
     """
     result = {}
     for target in targets:
@@ -155,6 +155,11 @@ def resolve(
                 f"{dense[target.cost]:g}; write a share as '{target.cost}=60%' or 0.6"
             )
         result[target.cost] = amount
+    if not result and backend.shrinks and "params" not in dense:
+        raise FreePruneError(
+            f"a `target` on latency alone sets no weight to zero at granularity {backend.name}, since zeros that stay in place "
+            f"save no time; limit {' or '.join(sorted(dense))} as well, or use `granularity='channel'`"
+        )
     return result
 
 

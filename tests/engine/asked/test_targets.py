@@ -115,6 +115,13 @@ def test_latency_is_neither_counted_nor_made_whole():
         resolve(targets, {"macs": 10.0}, find_backend("nm"), timed=True)
 
 
+def test_latency_alone_sets_no_weights_to_zero():
+    targets, counted = parse_targets(["latency=70%"]), {"macs": 10.0, "nonzero": 5.0}
+    assert resolve(targets, {**counted, "params": 8.0}, find_backend("channel"), timed=True) == {}
+    with pytest.raises(FreePruneError, match=r"latency alone sets no weight to zero at granularity channel\+nm.*macs or nonz"):
+        resolve(targets, counted, find_backend("channel+nm"), timed=True)
+
+
 def test_what_binds_is_what_one_more_unit_would_exceed():
     def costs(kept):
         return {"macs": kept.sum(axis=1) * 1.0, "params": kept.max(axis=1) * 1.0}
