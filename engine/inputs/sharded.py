@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
     names = names if len(parts) > 1 else [path.name]
     try:
         for name, part in zip(names, parts, strict=True):
+            temporary = _temporary(path, name)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as of any new file here; those of safetensors are for their owner alone
             if len(parts) == 1:
-                safetensors.torch.save_model(network, str(_temporary(path, name)))
+                safetensors.torch.save_model(network, str(temporary))
             else:
                 whole = {key: tensors[key].detach().contiguous() for key in part}
-                safetensors.torch.save_file(whole, _temporary(path, name), {"format": "pt"})
+                safetensors.torch.save_file(whole, temporary, {"format": "pt"})
+            temporary.chmod(mode)
         for name in names:
             _flush(_temporary(path, name))
         before = all_weights(path)
@@ -62,7 +67,8 @@ def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
         raise FreePruneError(f"{path} cannot be written ({cause(error)}); make room, or give another place") from None
     finally:
         for name in names:
-            _temporary(path, name).unlink(missing_ok=True)
+            with suppress(OSError):  # of a place where nothing can be: the sentence above says it
+                _temporary(path, name).unlink()
 
 
 def _index(tensors: dict[str, Tensor], names: list[str], parts: list[list[str]]) -> bytes:

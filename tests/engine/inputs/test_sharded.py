@@ -49,6 +49,21 @@ def test_more_weights_are_in_several_with_an_index(tmp_path):
     assert same(load_weights(network(1), index_of(tmp_path / "model.safetensors")), network())
 
 
+@pytest.mark.parametrize("shard", [10**9, 1])
+def test_whoever_reads_other_files_reads_weights(shard, tmp_path):
+    (tmp_path / "other").touch()
+    save_weights(nn.Linear(4, 4), tmp_path / "w.safetensors", shard)
+    written = list(tmp_path.glob("w*.safetensors"))
+    assert written
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "other").stat().st_mode}
+
+
+def test_a_place_where_nothing_can_be_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FreePruneError, match=r"w\.safetensors cannot be written \(NotADirectoryError"):
+        save_weights(nn.Linear(4, 4), tmp_path / "file" / "w.safetensors")
+
+
 def test_one_form_replaces_the_other(tmp_path):
     path = tmp_path / "model.safetensors"
     (tmp_path / "model-of-mine.safetensors").touch()
