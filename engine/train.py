@@ -125,6 +125,10 @@ def train(
 def _check(recipe: Any, seed: int, out: str | Path | None) -> None:
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
+    if out is not None:
+        if Path(out).is_dir():
+            raise FreePruneError(f"`out` is {str(out)!r}, which is a folder; give a file that ends in {SUFFIX}")
+        files.check_writable(Path(out).parent)
     SETTINGS["seed"].check(seed)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")

@@ -67,7 +67,7 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise FreePruneError(f"{folder} is a file, where a folder for the run was expected; give another `out`")
-    _check_writable(folder)
+    check_writable(folder)
     holds_run = (folder / CONFIG).exists()
     if resume and not holds_run:
         raise FreePruneError(f"{folder} holds no run to resume; leave out `resume=True` to start one")
@@ -77,7 +77,7 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made, or written into, as far as that is known without trying."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():

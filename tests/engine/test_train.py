@@ -45,3 +45,11 @@ def test_no_epochs_measure_what_is_there():
 def test_errors_are_a_sentence(changes, sentence):
     with pytest.raises(freeprune.FreePruneError, match=sentence):
         freeprune.train("digits:cnn", "digits", **{"recipe": SHORT, **changes})
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, sentence in (("file/w.safetensors", "cannot be made .* is a file"), ("folder.safetensors", "is a folder")):
+        with pytest.raises(freeprune.FreePruneError, match=sentence):
+            freeprune.train("digits:cnn", "nothing is read before", recipe=SHORT, out=tmp_path / out)
