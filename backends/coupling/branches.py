@@ -64,13 +64,14 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
     Args:
         network: left as it is.
         inputs: example inputs.
-        weights: the parameters of convolutions and matrix products; a branch has at least one.
+        weights: the parameters of convolutions and matrix products; a branch has at least one, and leaves at least one.
     """
     twin = light(network).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     example = tuple(x[:EXAMPLES].to(device) for x in inputs)
+    known = frozenset(weights)
     try:
-        found = _found(twin, example, frozenset(weights))
+        found = [branch for branch in _found(twin, example, known) if not known <= branch.parameters]
     except Exception:  # one without a backward pass, say, has no branch that is known
         return ()
     trains = _trains(twin, example)

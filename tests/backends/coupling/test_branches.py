@@ -361,3 +361,19 @@ class Dilated(nn.Module):
 
 def test_one_side_of_a_sum_stays():
     assert [branch.name for branch in found(Dilated())] == ["two branch", "block.body branch"]
+
+
+class Sharpened(nn.Module):
+    """What a network adds to the image that it is given, as of super-resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body, self.tail = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 8), (8, 8), (8, 3)))
+
+    def forward(self, x):
+        h = self.head(x)
+        return x + self.tail(h + F.relu(self.body(h)))
+
+
+def test_a_network_that_is_one_branch_as_a_whole_stays():
+    assert [branch.name for branch in found(Sharpened())] == ["body branch"]
