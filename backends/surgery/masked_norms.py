@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ..tracing.arithmetic import as_long, reduced
+from ..tracing.arithmetic import reduced
+from ..tracing.convolutions import as_long
 from ..tracing.labels import Labels, Layer, alike, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels

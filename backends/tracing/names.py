@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ...copies import plain_tensors
 from ...lending import storage_of
-from .arithmetic import kernel_positions
+from .convolutions import kernel_positions
 
 
 class Names:

@@ -19,7 +19,6 @@ from .arithmetic import (
     along_one_dim,
     attention,
     batched_matmul,
-    convolution,
     distances,
     elementwise,
     extreme,
@@ -33,6 +32,7 @@ from .arithmetic import (
     unpool,
     vector_product,
 )
+from .convolutions import convolution
 from .labelling import Labelling
 from .meta import name_of
 from .movement import (
