@@ -15,13 +15,16 @@ from ...errors import FreePruneError
 from .files import data_of
 from .runtime import Arrays, Opened, Runtime, root_cause, turns
 
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = ("CUDAExecutionProvider", {"use_tf32": "0"})  # whose rounding would look like a wrong export
+
 
 class OnnxRuntime(Runtime):
     """ONNX Runtime on a CPU: runs operators one after another, in the caller's thread and its helper threads."""
 
     name = "ONNX Runtime"
     place = "ONNX Runtime on this CPU"
-    providers: tuple[Any, ...] = ("CPUExecutionProvider",)
+    providers: tuple[Any, ...] = (CPU_PROVIDER,)
     # It stores channels in blocks of 8 or 16, and does not if the inputs of a layer are no multiple of 4.
     step = 8
     alignment = 4
@@ -55,7 +58,6 @@ class OnnxRuntimeGpu(OnnxRuntime):
         providers: of ONNX Runtime, first the one for the GPU, then the CPU's for what that leaves.
     """
 
-    step = 8
     alignment = 1  # not measured
 
     def __init__(self, name: str, place: str, providers: tuple[Any, ...]) -> None:
@@ -147,9 +149,6 @@ def _name_of(provider: Any) -> str:
     """The name of a provider, given with its options or without."""
     return str(provider[0] if isinstance(provider, tuple) else provider)
 
-
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = ("CUDAExecutionProvider", {"use_tf32": "0"})  # whose rounding would look like a wrong export
 
 ONNX_RUNTIME = OnnxRuntime()
 CUDA = OnnxRuntimeGpu("ONNX Runtime with CUDA", "ONNX Runtime with CUDA on this GPU", (CUDA_PROVIDER, CPU_PROVIDER))

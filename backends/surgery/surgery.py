@@ -78,7 +78,7 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     check_structure(network, plan)
     network = light(network)
     parameters = dict(network.named_parameters())
-    made = {name: zeros for name, parameter in parameters.items() if (zeros := _zeros(name, parameter, plan)) is not None}
+    made = {name: zeros for name in parameters if (zeros := _zeros(name, plan)) is not None}
     if is_large(network):
         Lent({id(parameters[name]): zeros for name, zeros in made.items()}).install(given_back(network))
     else:
@@ -90,7 +90,7 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
     return network
 
 
-def _zeros(name: str, parameter: Tensor, plan: Plan) -> Callable[[Tensor], Tensor] | None:
+def _zeros(name: str, plan: Plan) -> Callable[[Tensor], Tensor] | None:
     """What sets the values of a parameter to zero, in place, where the plan removes something; None where it does not."""
     if plan.is_gone(name):
         return torch.Tensor.zero_

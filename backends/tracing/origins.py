@@ -109,11 +109,6 @@ class Origins:
         """Whether one of these tensors depends on the network's input."""
         return any(self._known.get(tensor) is True for tensor in tensors)
 
-    def computed(self, tensor: Tensor) -> bool:
-        """Whether a tensor is computed from parameters alone, and its entries are not theirs."""
-        origin = self._known.get(tensor)
-        return isinstance(origin, Origin) and origin.places is None
-
     def moves(self, call: Call) -> bool:
         """Whether an operator takes numbers, other than places in a table, that come from the network's input."""
         return any(t.is_floating_point() and self._known.get(t) is True for t in call.tensors)

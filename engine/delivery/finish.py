@@ -222,13 +222,13 @@ class _Delivered:
 
 def _delivered(tuned: nn.Module, plan: Plan, job: Job, folder: Path) -> _Delivered:
     """The fine-tuned network compacted, in the types of the given one, its configuration following."""
-    final, second, compaction = _compacted(tuned, plan, job, folder)
+    final, second, compaction = _compacted(tuned, job, folder)
     network = in_types_of_given(final, job, *(one for one in (plan, second) if one is not None))
     check_still_finite(final, network)
     return _Delivered(network, second, compaction, _configured(job, network))
 
 
-def _compacted(final: nn.Module, plan: Plan, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
+def _compacted(final: nn.Module, job: Job, folder: Path) -> tuple[nn.Module, Plan | None, Compaction]:
     """The network without channels that pruning made useless, the plan of their removal if there are any, and a report.
 
     Granularities whose layout compaction would break are skipped. Widths stay as fast as they were, unless steps of one channel

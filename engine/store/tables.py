@@ -54,7 +54,7 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         f"{NONE if difference is None else f'{difference:.1e}'}"
     )
     if summary.foreseen is not None:
-        notes.append(of_foreseen(summary, summary.foreseen))
+        notes.append(of_foreseen(summary.foreseen))
     if summary.recovery is not None and not summary.recovery.kept:
         notes.append(of_recovery(summary.recovery))
     if summary.told is not None:
@@ -81,7 +81,7 @@ def of_memory(found: Memory) -> str:
     return f"at most {found.resident / 1e9:.2f} GB of memory{gpu}; the dense weights are {found.weights / 1e9:.2g} GB"
 
 
-def of_foreseen(summary: Summary, found: Foreseen) -> str:
+def of_foreseen(found: Foreseen) -> str:
     """What a target on latency would have given, in a sentence."""
     ways = ", ".join(f"{number(one.score)} with latency={one.share:.0%}" for one in found.shares)
     return (

@@ -136,9 +136,6 @@ class OwnTask(Task):
             )
         return value
 
-    def doubt(self, output: Any, labels: Any) -> str | None:
-        return None
-
     def first_look(self, output: Any, labels: Any) -> tuple[int, int, str] | None:
         """Nothing: the measure is only promised to work in eval mode, on test images."""
         return None
