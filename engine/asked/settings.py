@@ -10,13 +10,13 @@ from ...errors import FreePruneError, nearest
 from ...metrics import Metric
 from ...options import Kind, Option, declared
 from ...registry import plugins
-from .declaration import Hardware, Placement
+from .commands import SETTINGS as SETTINGS
+from .declaration import Hardware, Placement, Source
 from .declaration import Settings as Settings
 from .recipe import Recipe
 from .targets import Target, parse_targets
 
-SETTINGS = declared(Settings)
-
+NO_SETTINGS = frozenset({*declared(Source), *declared(Placement), *declared(Hardware)})  # that calls take among their options
 FEWEST_TRIALS = 10  # with fewer there are no warm starts by default
 BATCH = Settings.proposals  # small enough to learn often, large enough to project efficiently
 WITHOUT_END = 10**9  # trials of a search that only the time limit ends
@@ -108,7 +108,7 @@ class Options(SearchOptions, total=False):
 
 
 def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, **more: Any) -> Settings:
-    """The settings of a run from the arguments given; arguments that are no settings belong to the granularity.
+    """The settings of a run from the arguments given. What no declaration knows belongs to the granularity.
 
     Raises:
         FreePruneError: no granularity has such an option, or a target is malformed.
@@ -117,7 +117,7 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     given = {name: _several(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
     for name, value in given.items():
         SETTINGS[name].check(value)
-    layout = {name: value for name, value in asked.items() if name not in SETTINGS}
+    layout = {name: value for name, value in asked.items() if name not in SETTINGS and name not in NO_SETTINGS}
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
@@ -142,17 +142,17 @@ def listed(given: Any) -> tuple[Any, ...]:
 
 
 def placed(workers: int | None, options: PlaceOptions) -> Placement:
-    """Where work is done; `ray` and `ray_gpus` are taken out of the options."""
-    return Placement(workers, options.pop("ray", None), options.pop("ray_gpus", 0.0))
+    """Where work is done, from the number of workers and the options of a call."""
+    return Placement(workers, options.get("ray"), options.get("ray_gpus", 0.0))
 
 
 def hardware_of(options: HardwareOptions) -> Hardware:
-    """What networks run on; its options are taken out of the others."""
+    """What networks run on, from the options of a call."""
     return Hardware(
-        options.pop("device", Hardware.device),
-        options.pop("devices", Hardware.devices),
-        options.pop("nodes", Hardware.nodes),
-        options.pop("loaders", Hardware.loaders),
+        options.get("device", Hardware.device),
+        options.get("devices", Hardware.devices),
+        options.get("nodes", Hardware.nodes),
+        options.get("loaders", Hardware.loaders),
     )
 
 

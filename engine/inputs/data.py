@@ -80,9 +80,9 @@ class Asked:
 
 
 def asked_data(data: Any, options: DataOptions) -> Any:
-    """The data with the options that go with them, which are taken out of the others."""
-    mean, std = _several(options.pop("mean", None)), _several(options.pop("std", None))
-    asked = Asked(data, mean, std, options.pop("image_size", None), options.pop("bad_images", SKIPPING.default))
+    """The data with those options of a call that go with them."""
+    mean, std = _several(options.get("mean")), _several(options.get("std"))
+    asked = Asked(data, mean, std, options.get("image_size"), options.get("bad_images", SKIPPING.default))
     return data if all(getattr(asked, name) == option.default for name, option in OPTIONS.items()) else asked
 
 

@@ -23,7 +23,7 @@ from ...backends.tracing.reasons import Reasons
 from ...backends.tracing.record import IN, OUT, Leaf, Weight
 from ...backends.tracing.weights import layer_of
 from ...common import Inputs
-from ...options import declared
+from ..asked.commands import SETTINGS
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
@@ -171,7 +171,7 @@ def inspect(
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.
     """
     backend_class = find_backend(granularity)
-    check_options(granularity, {"max_rate": declared(Settings)["max_rate"], **backend_class.options}, options)
+    check_options(granularity, {"max_rate": SETTINGS["max_rate"], **backend_class.options}, options)
     if graph is not None:
         check_path(Path(graph))
     given = GivenModel(model, weights, weights_key)

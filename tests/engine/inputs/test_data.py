@@ -829,7 +829,7 @@ def test_unknown_spec(spec, sentence):
 )
 def test_options_are_checked_whatever_the_data_are(source, options, sentence):
     with raises(f"^{sentence}$"):
-        load_data(asked_data(source, dict(options)))
+        load_data(asked_data(source, options))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter])
