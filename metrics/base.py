@@ -230,23 +230,23 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
     Raises:
         MetricError: the batch has no labels.
     """
-    leaves, loss = leaves_and_loss(candidate, batch)
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    parameters, loss = parameters_and_loss(candidate, batch)
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(leaf) if g is None else g.to_dense() if leaf.dim() < 2 else g.to_dense() * (leaf != 0)
-        for (name, leaf), g in zip(leaves.items(), found, strict=True)
+        name: torch.zeros_like(p) if g is None else g.to_dense() if p.dim() < 2 else g.to_dense() * (p != 0)
+        for (name, p), g in zip(parameters.items(), found, strict=True)
     }
 
 
-def leaves_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+def parameters_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """The candidate's parameters with gradients enabled, and the mean loss under batch statistics."""
     labels, skeleton = labels_of(batch), candidate.skeleton
     tensors = candidate.without_statistics
     names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
-    leaves = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
+    parameters = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
     with torch.enable_grad(), skeleton.batch_statistics():
-        given = candidate.run({**tensors, **leaves}, *batch.inputs)
-        return leaves, batch.reading.loss_of(given, labels)
+        given = candidate.run({**tensors, **parameters}, *batch.inputs)
+        return parameters, batch.reading.loss_of(given, labels)
 
 
 class _Layers(TorchDispatchMode):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..common import Batch, Candidate
-from .base import Reference, leaves_and_loss, needs_labels
+from .base import Reference, needs_labels, parameters_and_loss
 
 LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split())
 
@@ -28,7 +28,7 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     inputs = tuple(x.detach().requires_grad_(x.is_floating_point()) for x in batch.inputs)
     with torch.enable_grad(), _Outputs() as layers:
         # With gradients of the weights, since tokens have none.
-        loss = leaves_and_loss(candidate, replace(batch, inputs=inputs))[1] * len(inputs[0])
+        loss = parameters_and_loss(candidate, replace(batch, inputs=inputs))[1] * len(inputs[0])
         outputs = [x for x in layers.outputs if x.requires_grad]
         found = torch.autograd.grad(loss, outputs, allow_unused=True)
     total = 0.0

@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..common import Batch, Candidate
-from .base import Reference, labels_of, leaves_and_loss, needs_labels, weights
+from .base import Reference, labels_of, needs_labels, parameters_and_loss, weights
 
 IMAGES = 128  # the source uses ten of each class
 
@@ -24,8 +24,8 @@ def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     labels_of(batch)
     few = batch.first(IMAGES)
     with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-        leaves, loss = leaves_and_loss(candidate, few)
-    used = {name: leaves[name] for name in weights(candidate)}
+        parameters, loss = parameters_and_loss(candidate, few)
+    used = {name: parameters[name] for name in weights(candidate)}
     with torch.enable_grad():
         found = torch.autograd.grad(loss, list(used.values()), create_graph=True, allow_unused=True)
         # A masked weight is not trained: neither its gradient nor its value counts.

@@ -151,9 +151,9 @@ def _found(network: nn.Module, inputs: Inputs, weights: frozenset[str]) -> list[
     for node in _reached(ends):
         if node.name() == "AddBackward0" and len(node.next_functions) == 2:
             sides = [_branch(node, side, ends, calls, names, weights) for side in (0, 1)]
-            able = [branch for branch in sides if branch is not None]
-            if able:
-                made.append(max(able, key=lambda branch: len(branch.parameters & weights)))
+            ending = [branch for branch in sides if branch is not None]
+            if ending:
+                made.append(max(ending, key=lambda branch: len(branch.parameters & weights)))
     order = {name: place for place, name in enumerate(names.values())}
     made.sort(key=lambda branch: min(order[name] for name in branch.parameters))
     return _named(made, weights)
@@ -168,7 +168,7 @@ def _branch(
         return None  # a constant beside the branch may be of any shape
     if _shape(first, slot) != _shape(other, other_slot) and _shape(other, other_slot) != _shape(node, 0):
         return None
-    around = _reached(ends, without=(node, side))
+    around = _reached(ends, except_by=(node, side))
     nodes = {each for each in _reached([first]) if each not in around}
     parameters = frozenset(
         names[id(each.variable)] for each in nodes if hasattr(each, "variable") and id(each.variable) in names
@@ -187,7 +187,7 @@ def _shape(node: Node, slot: int) -> tuple[int, ...] | None:
     return tuple(metadata[slot].shape) if slot < len(metadata) else None
 
 
-def _reached(ends: Sequence[Node], without: tuple[Node, int] | None = None) -> dict[Node, None]:
+def _reached(ends: Sequence[Node], except_by: tuple[Node, int] | None = None) -> dict[Node, None]:
     """All nodes that these depend on, themselves included, except by one operand of one node."""
     seen: dict[Node, None] = {}
     waiting = list(ends)
@@ -197,7 +197,7 @@ def _reached(ends: Sequence[Node], without: tuple[Node, int] | None = None) -> d
             continue
         seen[node] = None
         for side, (before, _) in enumerate(node.next_functions):
-            if before is not None and before not in seen and (node, side) != without:
+            if before is not None and before not in seen and (node, side) != except_by:
                 waiting.append(before)
     return seen
 

@@ -133,16 +133,16 @@ class _Steps:
 def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progress: Progress) -> _Steps:
     found, plan = outcome.found, outcome.plan
     took: dict[str, float] = {"trace": job.trace_seconds, "search": found.seconds}
-    compact, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
+    smaller, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     with _timed("recover", took):
         progress("recover", 0, 1, "")
-        plain, compact, recovery = made_good(job, compact, plan)
+        plain, smaller, recovery = made_good(job, smaller, plan)
         progress("recover", 1, 1, "")
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
-    tallies.append(None if compact is plain else _tally(compact, job, progress, "recovered"))
+    tallies.append(None if smaller is plain else _tally(smaller, job, progress, "recovered"))
     del plain  # its memory
     with _timed("finetune", took):
-        tuned = finetuned(compact, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
+        tuned = finetuned(smaller, plan, job, job.settings.seed, progress, Saving(folder / files.TRAINING))
     delivered = _delivered(tuned, plan, job, folder)
     final = job.working(delivered.network)
     tallies.append(None if job.finetune is None else _tally(final, job, progress, "fine-tuned"))

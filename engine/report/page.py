@@ -189,7 +189,7 @@ def _shapes(folder: Path) -> list[tuple[str, list[int], list[int]]]:
     for path in files_of(weights_at(folder / files.WEIGHTS) or folder / files.WEIGHTS):
         with safe_open(path, "numpy") as tensors:
             after |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no mapping
-    return [(name, shape, after[name]) for name, shape in before.items() if name in after and after[name] != shape]
+    return [(name, was, after[name]) for name, was in before.items() if name in after and after[name] != was]
 
 
 def _progress(trials: Sequence[Trial], config: Mapping[str, Any], summary: Summary | None) -> Chart | None:
@@ -261,9 +261,9 @@ def _comparison(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _begun(name: str, trials: Sequence[Trial]) -> Run:
     """An unfinished search in the form of a finished one, without its best network."""
     strategy, _, seed = name.rpartition("-")
-    steps = curve(trials)
-    best = steps[-1][2] if steps else -math.inf
-    return Run(strategy, int(seed), len(trials), best, (), {}, trials[-1].elapsed, trials[-1].overhead, steps, None)
+    found = curve(trials)
+    best = found[-1][2] if found else -math.inf
+    return Run(strategy, int(seed), len(trials), best, (), {}, trials[-1].elapsed, trials[-1].overhead, found, None)
 
 
 def _curves(runs: Sequence[Run], config: Mapping[str, Any], uniform: float | None, timed: bool) -> Chart | None:
@@ -332,8 +332,8 @@ def _front(trials: Sequence[Trial], config: Mapping[str, Any], found: Sweep | No
     return chart(description, series, Axis(f"{called}, % of the dense network"), Axis("score", cut=cut))
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def _study(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,7 +367,7 @@ def _scatter(name: str, study: Study, accuracies: Sequence[float]) -> Chart | No
     scored = zip((one.scores[name] for one in study.candidates), accuracies, strict=True)
     there = [(score, accuracy) for score, accuracy in scored if score is not None]
     titles = [f"score {score:.4g}, {study.measure} {with_unit(accuracy, study.unit)}" for score, accuracy in there]
-    points = [(score, factor(study.unit) * accuracy) for score, accuracy in there]
-    series = [Series("", *_columns(points), style="front", titles=titles)]
+    dots = [(score, factor(study.unit) * accuracy) for score, accuracy in there]
+    series = [Series("", *_columns(dots), style="front", titles=titles)]
     described = f"{study.measure.capitalize()} against the score of {name}"
     return chart(described, series, Axis("score, untrained"), Axis(heading(study.measure, study.unit, study.larger)))
