@@ -6,6 +6,7 @@ and proved by running the network without them beside the network with their par
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ EXAMPLES = 2  # images in the passes that prove branches
 # the part of an output that comes from one branch may be small.
 ZEROED_DIFFERENCE = 1e-4
 
+NAME = re.compile(r"(.+) branch(#\d+)?")  # of a branch: the module that holds it, and a number where that holds several
+
 Node = Any  # of autograd's graph
 
 
@@ -36,7 +39,7 @@ class Branch:
     """A residual branch.
 
     Attributes:
-        name: of the module that holds it, and ` branch`.
+        name: as `NAME`; its group has it too.
         modules: the largest modules that lie in it as a whole, each with the number of its results (see `Gone`).
         parameters: all that only the branch reads.
     """
@@ -76,6 +79,12 @@ def branches(network: nn.Module, inputs: Inputs, weights: Iterable[str]) -> tupl
         return ()
     trains = _trains(twin, example)
     return able(found, lambda some: _proved(twin, example, some, trains))
+
+
+def holder_of(group: str) -> str | None:
+    """The module that holds a residual branch, by the name of its group; None of the name of another group."""
+    found = NAME.fullmatch(group)
+    return None if found is None else found[1]
 
 
 def able(found: Sequence[Branch], proved: Callable[[Sequence[Branch]], bool]) -> tuple[Branch, ...]:

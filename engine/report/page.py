@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from safetensors import SafetensorError, safe_open
 
 from ...backends import find_backend
+from ...backends.coupling.branches import holder_of
 from ...disk import DAMAGE, write_atomically
 from ...errors import FreePruneError
 from ...metrics import METRICS
@@ -31,7 +32,7 @@ from ..store.summary import Summary
 from ..store.tables import factor, heading, in_direction, interval, number, of_memory, of_recovery, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
 from .plots import best_so_far
-from .shape import BRANCH, Layer, branches_of, layers_of, shape
+from .shape import Layer, branches_of, layers_of, shape
 from .steps import accuracy_and_latency, steps
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -167,7 +168,7 @@ def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None, layers: Seq
     known = {one.name: (one.before, 0 if one.gone else one.after) for one in layers}
     rows: list[dict[str, Any]] = []
     for (name, units), k in zip(config["groups"], left, strict=True):
-        if not name.endswith(BRANCH):
+        if holder_of(name) is None:
             before, after = known.get(name, (units, k))
             rows.append({"name": name, "units": before, "kept": after})
     masked = [row for row in rows if backend.is_masked(str(row["name"]))]

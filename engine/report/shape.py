@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ...backends.coupling.branches import holder_of
 from ..store.summary import GroupLeft
 
 WIDTH = 880.0  # units of the view box, which is stretched to the page
 LANE = 100.0  # height of the widest layer
 GAP = 0.18  # of a bar's place that stays empty
-BRANCH = " branch"  # how the names of residual branches end
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Layer:
 
 def layers_of(groups: Sequence[GroupLeft]) -> list[Layer]:
     """The groups of channels in the order of the network; none where the file does not say how many channels there are."""
-    _, gone = branches_of([(group.name, group.units) for group in groups], [group.kept for group in groups])
+    could, did = branches_of([(group.name, group.units) for group in groups], [group.kept for group in groups])
+    gone = [name for name in did if did.count(name) == could.count(name)]  # all that this module holds
     return [
         Layer(one.name, one.width, one.left, one.shared, not one.shared and _within(one.name, gone))
         for one in groups
@@ -48,15 +49,15 @@ def layers_of(groups: Sequence[GroupLeft]) -> list[Layer]:
 
 
 def branches_of(groups: Iterable[tuple[str, int]], kept: Sequence[int] | None) -> tuple[list[str], list[str]]:
-    """The residual branches that could go, and those that did.
+    """The residual branches that could go, and those that did, by the modules that hold them.
 
     Args:
         groups: names and units.
         kept: units of each; None if nothing was removed yet.
     """
-    names = [name for name, _ in groups]
-    left = [1] * len(names) if kept is None else kept
-    found = [(name.removesuffix(BRANCH), k) for name, k in zip(names, left, strict=True) if name.endswith(BRANCH)]
+    holders = [holder_of(name) for name, _ in groups]
+    left = [1] * len(holders) if kept is None else kept
+    found = [(name, k) for name, k in zip(holders, left, strict=True) if name is not None]
     return [name for name, _ in found], [name for name, k in found if not k]
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from freeprune.backends import BACKENDS, Plan, apply, find_backend, importance
-from freeprune.backends.coupling.branches import branches
+from freeprune.backends.coupling.branches import branches, holder_of
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.surgery.gone import without
@@ -117,6 +117,11 @@ def test_the_branches_of_each_kind_of_network():
     assert list(names) == [f"blocks.{i}.{part} branch".replace(". ", " ") for i in (0, 1) for part in ("attention", "")]
     assert [branch.name for branch in found(PreActivation())] == ["network branch", "three branch"]
     assert found(networks.build("vgg")) == () == found(networks.build("densenet"))
+
+
+def test_names_say_which_module_holds_a_branch():
+    assert [holder_of(branch.name) for branch in found(networks.build("resnet_b"))] == ["3.body", "4.body"]
+    assert (holder_of("3.body branch#2"), holder_of("3.body"), holder_of("3.body:weight")) == ("3.body", None, None)
 
 
 def test_a_branch_in_a_branch_goes_with_it_and_alone():

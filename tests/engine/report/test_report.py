@@ -186,7 +186,8 @@ def test_the_shape_has_streams_above_and_branches_below(run):
     made = [
         {"name": n, "units": 4, "kept": 3, "width": w, "left": k, **({"shared": True} if s else {})} for n, w, k, s in groups
     ]
-    made += [{"name": "a branch", "units": 1, "kept": 1}, {"name": "b branch", "units": 1, "kept": 0}]
+    kept = {"a branch": 1, "a branch#2": 0, "b branch": 0}
+    made += [{"name": name, "units": 1, "kept": k} for name, k in kept.items()]
     change(run / "summary.json", groups=made)
     change(run / "config.json", groups=[[one["name"], one["units"]] for one in made])
     text = render(run)
@@ -199,8 +200,9 @@ def test_the_shape_has_streams_above_and_branches_below(run):
     assert float(bars[0][3]) > 2 * float(bars[2][3])  # as long as it runs
     assert "<title>b.conv1: gone, with its branch</title>" in drawn
     page = " ".join(Page(text).text.split())
-    assert "Gone as a whole: b." in page
-    assert "Residual branches1 of 2" in page.replace(" 1 of 2", "1 of 2")
+    assert "Gone as a whole: a, b." in page
+    assert "Residual branches1 of 3" in page.replace(" 1 of 3", "1 of 3")
+    assert "branch#2" not in page
     assert "a.conv14 of 16" in page
     assert "b.conv10 of 8" in page
 
