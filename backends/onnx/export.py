@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...common import given_names
+from ...common import Inputs, given_names
 from ...copies import is_large, light
 from ...errors import FreePruneError
 from ...reading import children, leaves
@@ -54,7 +54,7 @@ class Exported:
 
 def export_onnx(
     network: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Inputs,
     path: str | os.PathLike[str],
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
@@ -82,33 +82,19 @@ def export_onnx(
         shapes = [tuple(x.shape) for x in inputs]
         raise FreePruneError(f"the example inputs have shapes {shapes}; give tensors that share their first dimension")
     check_opset(opset)
-    size = 4 * sum(t.numel() for t in (*network.parameters(), *network.buffers()))
-    apart = size > LARGEST_FILE
+    apart = 4 * sum(t.numel() for t in (*network.parameters(), *network.buffers())) > LARGEST_FILE
     with ExitStack() as scratch:
         beside = None
         if apart or is_large(network):
             folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
-            beside = Place(Path(folder) / path.name, apart)
-        network, inputs = light(network).cpu().eval(), tuple(x.detach().cpu() for x in inputs)
-        written = _in_its_best_form(network, inputs, opset, runtime, beside)
+            beside = _Place(Path(folder) / path.name, apart)
+        exporter = _Exporter(tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
+        written = exporter.best(light(network).cpu().eval())
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
 
 
-def _in_its_best_form(
-    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
-) -> _Written:
-    """The model of a network, without the branches that are gone where that can be exported."""
-    written = None
-    if (zeros := with_zeros(network)) is not None:
-        with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
-            written = _written(zeros, inputs, opset, runtime, beside)
-    if written is None or not written.dynamic_batch:
-        written = _written(network, inputs, opset, runtime, beside)
-    return written
-
-
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """The file to write to at first, and whether its weights stay in a second one."""
 
     path: Path
@@ -124,36 +110,129 @@ class _Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _written(
-    network: nn.Module, inputs: tuple[Tensor, ...], opset: int | None, runtime: Runtime, beside: Place | None
-) -> _Written:
-    """The model of a network, a copy that may be changed: for any batch and length where that can be had.
+@dataclass(frozen=True)
+class _Exporter:
+    """Makes models of networks, each a copy that may be changed.
 
-    Raises:
-        FreePruneError: it cannot be exported, or the export differs from it.
+    Attributes:
+        inputs: example inputs, on the CPU.
+        opset: the version of ONNX's operators; None for the exporter's own choice.
+        runtime: runs the models, to compare them with the networks.
+        beside: where weights are written one after another; None for a network that is not large.
     """
-    names = _named_outputs(network, inputs)
-    axes = [{0: "batch"} for _ in inputs]
-    lengths, notes = sequences(network, inputs), list[str]()
-    model = None
-    if lengths is not None:
+
+    inputs: Inputs
+    opset: int | None
+    runtime: Runtime
+    beside: _Place | None
+
+    def best(self, network: nn.Module) -> _Written:
+        """The model of a network, without the branches that are gone where that can be exported."""
+        written = None
+        if (zeros := with_zeros(network)) is not None:
+            with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
+                written = self._written(zeros)
+        if written is None or not written.dynamic_batch:
+            written = self._written(network)
+        return written
+
+    def _written(self, network: nn.Module) -> _Written:
+        """The model of a network: for any batch and length where that can be had.
+
+        Raises:
+            FreePruneError: it cannot be exported, or the export differs from it.
+        """
+        names = _named_outputs(network, self.inputs)
+        lengths, notes = sequences(network, self.inputs), list[str]()
+        model = None
+        if lengths is not None:
+            try:
+                model = self._any_batch(network, names, lengths.axes)
+                self._check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), follows=True)
+            except Exception as error:
+                model = None
+                notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {root_cause(error)}")
+        dynamic_length, dynamic = model is not None, True
         try:
-            model = _any_batch(network, inputs, names, opset, runtime, lengths.axes, beside)
-            _check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), runtime, follows=True)
+            model = model or self._any_batch(network, names, [{0: "batch"} for _ in self.inputs])
         except Exception as error:
-            model = None
-            notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {root_cause(error)}")
-    dynamic_length, dynamic = model is not None, True
-    try:
-        model = model or _any_batch(network, inputs, names, opset, runtime, axes, beside)
-    except Exception as error:
-        dynamic, notes = False, [f"the ONNX file takes batches of {len(inputs[0])} only: {root_cause(error)}"]
+            dynamic, notes = False, [f"the ONNX file takes batches of {len(self.inputs[0])} only: {root_cause(error)}"]
+            try:
+                model = self._traced(network, names, None)
+                self._check(model, network, self.inputs, follows=False)
+            except Exception as fatal:
+                raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
+        return _Written(model, dynamic, dynamic_length, tuple(notes))
+
+    def _any_batch(self, network: nn.Module, names: list[str] | None, axes: list[Axes]) -> Model:
+        """The model of a network, compared with it on batches of several sizes."""
+        model = self._traced(network, names, axes)
+        for batch in CHECKED_BATCHES:
+            self._check(model, network, first_rows(self.inputs, batch), follows=True)
+        return model
+
+    def _traced(self, network: nn.Module, names: list[str] | None, axes: list[Axes] | None) -> Model:
+        """The model of a network, checked by ONNX, without source paths and stack traces.
+
+        Args:
+            names: of the outputs; None for the exporter's own.
+            axes: those of any size; None for inputs of fixed sizes.
+        """
+
+        def exported() -> Any:
+            return torch.onnx.export(
+                network if self.beside is None else hollow(network),
+                self.inputs,
+                dynamo=True,
+                verbose=False,
+                optimize=self.beside is None,
+                opset_version=self.opset,
+                input_names=given_names(network),
+                output_names=names,
+                dynamic_shapes=None if axes is None else tuple(axes),
+            )
+
+        def finish(proto: Any) -> None:
+            strip(proto)
+            if axes is None:
+                fix_sizes(proto, self.inputs)
+
+        with quiet():
+            try:
+                program = exported()
+            except Exception:
+                if not _attention_written_out(network):
+                    raise
+                program = exported()
+            model: Model
+            if self.beside is None:
+                proto = program.model_proto
+                finish(proto)
+                model = Whole(proto)
+            else:
+                model = Beside(program, network, *self.beside, finish)
+        if self.opset not in (None, model.opset):  # the exporter keeps its own version where the conversion fails
+            raise FreePruneError(
+                f"its operators cannot be turned into those of opset {self.opset}; leave out `opset`, or give {model.opset}"
+            )
+        return model
+
+    def _check(self, model: Model, network: nn.Module, inputs: Inputs, *, follows: bool) -> None:
+        """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
+        batch = len(inputs[0])
+        with torch.no_grad():
+            expected = leaves(network(*inputs))
         try:
-            model = _traced(network, inputs, names, opset, None, beside)
-            _check(model, network, inputs, runtime, follows=False)
-        except Exception as fatal:
-            raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
-    return _Written(model, dynamic, dynamic_length, tuple(notes))
+            opened = model.open(self.runtime)
+        except Exception as error:
+            raise FreePruneError(f"{self.runtime.name} cannot run it: {root_cause(error)}") from error
+        given = run_rows(opened, as_arrays(inputs))
+        shapes = [tuple(x.shape) for x in given]
+        if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number has no rows
+            raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
+        difference = relative_difference(expected, given)
+        if difference > MAX_DIFFERENCE:
+            raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")
 
 
 @dataclass(frozen=True)
@@ -167,11 +246,11 @@ class Sequences:
     """
 
     axes: list[Axes]
-    shorter: tuple[Tensor, ...]
+    shorter: Inputs
     longest: int
 
 
-def sequences(network: nn.Module, inputs: tuple[Tensor, ...]) -> Sequences | None:
+def sequences(network: nn.Module, inputs: Inputs) -> Sequences | None:
     """The sequences among the inputs, whole numbers `(N, T)`; None if there are none, or the network rejects shorter ones.
 
     Those of one length share an axis.
@@ -210,7 +289,7 @@ def check_opset(opset: int | None) -> None:
         )
 
 
-def _named_outputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str] | None:
+def _named_outputs(network: nn.Module, inputs: Inputs) -> list[str] | None:
     """The names of the outputs of a network that returns a dictionary or a dataclass; None for others.
 
     Files hold tensors alone, so that the network, a copy, is made to return those: caches, for one, are left out.
@@ -236,73 +315,7 @@ def _names(name: str, given: Any) -> list[str]:
     return [inner for key, part in children(given) or () for inner in _names(f"{name}.{key}", part)]
 
 
-def _any_batch(
-    network: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names: list[str] | None,
-    opset: int | None,
-    runtime: Runtime,
-    axes: list[Axes],
-    beside: Place | None,
-) -> Model:
-    """The model of a network, compared with it on batches of several sizes."""
-    model = _traced(network, inputs, names, opset, axes, beside)
-    for batch in CHECKED_BATCHES:
-        _check(model, network, first_rows(inputs, batch), runtime, follows=True)
-    return model
-
-
-def _traced(
-    network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None, opset: int | None, axes: list[Axes] | None,
-    beside: Place | None,
-) -> Model:  # fmt: skip
-    """The checked model of a network, without source paths and stack traces.
-
-    Args:
-        axes: those of any size.
-        beside: where weights are written one after another; None for a network that is not large.
-    """
-
-    def exported() -> Any:
-        return torch.onnx.export(
-            network if beside is None else hollow(network),
-            inputs,
-            dynamo=True,
-            verbose=False,
-            optimize=beside is None,
-            opset_version=opset,
-            input_names=given_names(network),
-            output_names=names,
-            dynamic_shapes=None if axes is None else tuple(axes),
-        )
-
-    def finish(proto: Any) -> None:
-        strip(proto)
-        if axes is None:
-            _fix_sizes(proto, inputs)
-
-    with quiet():
-        try:
-            program = exported()
-        except Exception:
-            if not _attention_written_out(network):
-                raise
-            program = exported()
-        model: Model
-        if beside is None:
-            proto = program.model_proto
-            finish(proto)
-            model = Whole(proto)
-        else:
-            model = Beside(program, network, *beside, finish)
-    if opset not in (None, model.opset):  # the exporter keeps its own version where the conversion fails
-        raise FreePruneError(
-            f"its operators cannot be turned into those of opset {opset}; leave out `opset`, or give {model.opset}"
-        )
-    return model
-
-
-def _fix_sizes(model: Any, inputs: tuple[Tensor, ...]) -> None:
+def fix_sizes(model: Any, inputs: Inputs) -> None:
     """State the sizes of the inputs, which the exporter may name as if they were free."""
     for given, x in zip(model.graph.input, inputs, strict=True):
         for dim, size in zip(given.type.tensor_type.shape.dim, x.shape, strict=True):
@@ -329,21 +342,3 @@ def strip(message: Any) -> None:
         elif field.type == field.TYPE_MESSAGE:
             for part in [value] if hasattr(value, "ListFields") else value:
                 strip(part)
-
-
-def _check(model: Model, network: nn.Module, inputs: tuple[Tensor, ...], runtime: Runtime, *, follows: bool) -> None:
-    """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
-    batch = len(inputs[0])
-    with torch.no_grad():
-        expected = leaves(network(*inputs))
-    try:
-        opened = model.open(runtime)
-    except Exception as error:
-        raise FreePruneError(f"{runtime.name} cannot run it: {root_cause(error)}") from error
-    given = run_rows(opened, as_arrays(inputs))
-    shapes = [tuple(x.shape) for x in given]
-    if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number, such as a loss, is by no row
-        raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
-    difference = relative_difference(expected, given)
-    if difference > MAX_DIFFERENCE:
-        raise FreePruneError(f"for a batch of {batch} the export differs from the network by {difference:.1e}")

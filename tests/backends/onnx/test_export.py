@@ -13,7 +13,7 @@ from torch import nn
 
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
-from freeprune.backends.onnx.export import _fix_sizes, export_onnx
+from freeprune.backends.onnx.export import export_onnx, fix_sizes
 from freeprune.backends.surgery.gone import Gone
 from freeprune.errors import FreePruneError
 from freeprune.reading import leaves
@@ -325,7 +325,7 @@ def test_a_file_for_one_batch_size_says_so_in_its_inputs():
     """So that more rows are run in parts. The exporter may leave a name there, as if any size would do."""
     given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["s34", 4, 6])
     model = onnx.helper.make_model(onnx.helper.make_graph([], "one", [given], []))
-    _fix_sizes(model, (torch.zeros(8, 4, 6),))
+    fix_sizes(model, (torch.zeros(8, 4, 6),))
     assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [8, 4, 6]
 
 

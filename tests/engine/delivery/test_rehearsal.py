@@ -12,7 +12,6 @@ from toys import network
 
 import freeprune
 from freeprune import FreePruneError, Recipe
-from freeprune.backends.onnx import export
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.command.cli import main
@@ -136,13 +135,13 @@ def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_dense_network_is_exported_once_and_nothing_else_changes(tmp_path, monkeypatch):
-    exported, real = [], export._traced
+    exported, real = [], torch.onnx.export
 
-    def traced(net, *given):
+    def noted(net, *given, **more):
         exported.append(net)
-        return real(net, *given)
+        return real(net, *given, **more)
 
-    monkeypatch.setattr(export, "_traced", traced)
+    monkeypatch.setattr(torch.onnx, "export", noted)
     summaries = []
     for rehearsed in (True, False):
         exported.clear()
@@ -175,7 +174,7 @@ def test_the_other_entries_rehearse_what_they_do(name, tmp_path):
 
 
 def test_entries_without_a_file_do_not_export(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_traced", None)
+    monkeypatch.setattr(torch.onnx, "export", None)
     dense = Changed(not_exportable)
     freeprune.compare(
         dense, data(), target={"macs": 0.6}, strategies=["random"], seeds=1, trials=2, calibration_images=20, finetune=TRAINED,
