@@ -29,7 +29,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Here:
+class Here:
     """This process as the only worker."""
 
     def __init__(self, function: Callable[[Any], Any], threads: int | None) -> None:
@@ -53,7 +53,7 @@ def _serve(function: Callable[[Any], Any], ours: Connection, theirs: Connection)
             ours.send(attempt(function, ours.recv()))
 
 
-class _Processes:
+class Processes:
     """Forked processes, started as they are needed and replaced when they die. The function is inherited, not pickled."""
 
     def __init__(self, function: Callable[[Any], Any], count: int) -> None:

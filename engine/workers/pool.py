@@ -9,7 +9,7 @@ import torch
 
 from ...errors import FreePruneError
 from .base import Item, Placement, Pool, Result
-from .local import _Here, _Processes
+from .local import Here, Processes
 
 
 def check(placement: Placement) -> None:
@@ -48,9 +48,9 @@ def pool(function: Callable[[Item], Result], placement: Placement) -> Iterator[P
         with cluster.actors(function, placement) as actors:
             yield actors
     elif placement.workers is None or placement.workers == 1:
-        yield _Here(function, placement.workers)
+        yield Here(function, placement.workers)
     else:
-        processes = _Processes(function, placement.workers)
+        processes = Processes(function, placement.workers)
         try:
             yield processes
         finally:
