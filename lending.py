@@ -138,8 +138,8 @@ def is_lent(network: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), Lent) for hook in network._forward_pre_hooks.values())
 
 
-def given_back(network: nn.Module) -> nn.Module:
-    """Takes the hooks of `Lent` away, in place; the network itself."""
+def given_back(network: Network) -> Network:
+    """The network itself, without the hooks of `Lent`."""
     for name in ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(network, name)
         for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Lent)]:
@@ -153,6 +153,4 @@ def widened(network: Network) -> Network:
     if not is_lent(network):
         return network
     wide = {id(p): nn.Parameter(p.detach().float(), p.requires_grad) for p in network.parameters() if p.dtype in HALVES}
-    twin = copied(network, wide)
-    given_back(twin)
-    return twin
+    return given_back(copied(network, wide))

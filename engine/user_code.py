@@ -87,12 +87,13 @@ def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def check_takes(what: str, function: Any, taken: str) -> None:
+def check_takes(what: str, function: Any, taken: str, meaning: str = "") -> None:
     """Refuse a function of the user's that cannot be called with these arguments, before anything long begins.
 
     Args:
         what: the function, as a sentence about it begins.
         taken: the names of the arguments, joined by commas.
+        meaning: what they are, as the sentence goes on.
     """
     try:
         signature = inspect.signature(function)
@@ -101,7 +102,7 @@ def check_takes(what: str, function: Any, taken: str) -> None:
         return
     except TypeError:
         told = f"takes {inspect.signature(function)}" if callable(function) else f"is a {type(function).__name__}"
-        raise FreePruneError(f"{what} {told}; give a function of ({taken})") from None
+        raise FreePruneError(f"{what} {told}; give a function of ({taken}){meaning}") from None
 
 
 def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch) -> float:

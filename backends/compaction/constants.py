@@ -24,7 +24,7 @@ from ..coupling.certificate import Replay
 from ..surgery.surgery import shared_tensors
 from ..tracing.arithmetic import elementwise
 from ..tracing.labels import Labels, Layer, along, reshaped, support
-from ..tracing.operator import Call, UnknownOperator
+from ..tracing.operator import Call, UnknownOperator, base_name
 from ..tracing.passes import plain_kernels
 from ..tracing.record import Trace
 from ..tracing.rules import rule_for
@@ -185,7 +185,7 @@ ValueRule = Callable[[_Values, Call], list[Value]]
 
 def _value_rule(call: Call) -> ValueRule | None:
     """The rule of an operator for known values; None if there is none."""
-    base = call.name[:-1] if call.name.endswith("_") else call.name
+    base = base_name(call.name)
     if base in VALUE_RULES:
         return VALUE_RULES[base]
     try:

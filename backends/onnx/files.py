@@ -150,9 +150,7 @@ def hollow(network: nn.Module) -> nn.Module:
     """A copy in float32 whose larger weights take no memory; what it computes means nothing."""
     small = {id(p): nn.Parameter(p.detach().float(), False) for p in network.parameters() if p.dtype in HALVES}
     large = {id(p): nn.Parameter(torch.zeros(1).expand(p.shape), False) for p in network.parameters() if p.numel() > SMALLEST}
-    twin = copied(network, {**small, **large})
-    given_back(twin)
-    return twin
+    return given_back(copied(network, {**small, **large}))
 
 
 def _taken_out(model: Any, network: nn.Module) -> dict[str, Tensor]:

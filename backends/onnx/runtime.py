@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs
-from ...errors import FreePruneError
+from ...errors import CODES, FreePruneError
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -203,5 +202,5 @@ def root_cause(error: BaseException) -> str:
     """The first line of the error that an error came of in the end, without terminal colours."""
     while error.__cause__ is not None and not isinstance(error, FreePruneError):
         error = error.__cause__
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    lines = CODES.sub("", str(error)).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from ...disk import write_atomically
-from ...errors import FreePruneError, FreePruneWarning
+from ...errors import FreePruneError
 from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.tables import factor, heading
+from ..user_code import warn
 
 Given = ParamSpec("Given")
 
@@ -27,7 +27,7 @@ def draw(picture: Callable[Given, object], *given: Given.args, **more: Given.kwa
     try:
         picture(*given, **more)
     except FreePruneError as error:
-        warnings.warn(str(error), FreePruneWarning, stacklevel=3)
+        warn(str(error))
 
 
 def _figure(width: float, height: float) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor
 from ...errors import FreePruneError, nearest
 from ...reading import children, leaves, rows
 from ..shown import PERCENT
-from ..user_code import called, telling
+from ..user_code import called, check_takes, telling
 from .agreement import Agreement
 from .base import Case, Task, described
 
@@ -187,23 +186,11 @@ def _instance(given: type, name: str) -> Any:
 
 
 def _check_signature(part: str, function: Any, taken: str) -> None:
-    if function is None:
-        return
     if isinstance(function, type):
         raise FreePruneError(f"the task's {part} is the class {function.__name__}; give an object of it, {function.__name__}()")
-    if not callable(function):
-        raise FreePruneError(f"the task's {part} is {described(function)}; give a function of ({taken})")
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some built-in callables do not tell theirs
-        return
-    try:
-        signature.bind(*taken.split(", "))
-    except TypeError:
-        raise FreePruneError(
-            f"the task's {part} takes {signature}; give a function of ({taken}): what the network returned"
-            f"{' and the labels of the batch' if 'labels' in taken else ''}"
-        ) from None
+    if function is not None:
+        labels = " and the labels of the batch" if "labels" in taken else ""
+        check_takes(f"the task's {part}", function, taken, f": what the network returned{labels}")
 
 
 def _on_cpu(given: Any) -> Any:
