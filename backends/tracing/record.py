@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -121,14 +122,7 @@ class Trace:
 
     def copy(self) -> Trace:
         """A copy, which can be united and frozen further."""
-        left, right, roots = list(self._left), list(self._right), self._roots.copy()
-        return replace(
-            self, further=list(self.further), leaves=list(self.leaves), ops=list(self.ops),
-            products=list(self.products), frozen=list(self.frozen),
-            boxes=list(self.boxes), tensors=dict(self.tensors), weak=list(self.weak), choices=list(self.choices),
-            scaled=set(self.scaled),
-            _left=left, _right=right, _roots=roots,
-        )  # fmt: skip
+        return replace(self, **{one.name: copy(getattr(self, one.name)) for one in fields(self)})
 
     def new_nodes(self, count: int) -> Layer:
         ids = np.arange(self.nodes, self.nodes + count, dtype=np.int64)
