@@ -25,7 +25,7 @@ from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel, minimum_units
 from ..coupling.branches import Branch, able, branches, removed
 from ..coupling.certificate import Mismatch, replay
-from ..coupling.classes import ClassGroup, Coupling
+from ..coupling.classes import ClassGroup
 from ..coupling.repair import couple
 from ..coupling.trials import trial
 from ..criteria import Importance
@@ -58,6 +58,11 @@ class Channel:
         repair: whether size attributes of modules are changed to fit; if not, the channels concerned stay.
         span: what `auto` finds is a multiple of it.
 
+    Attributes:
+        coupling: the coupled classes, with their trace.
+        branches: the residual branches that may go.
+        sizes: of tensors and products, as functions of the kept channels.
+
     Raises:
         FreePruneError: no channel of the network can be removed, or the network rejects the inputs.
     """
@@ -89,30 +94,30 @@ class Channel:
         self._traced, self._inputs, dense = trace_example(network, inputs)
         weights = {name for product in dense.products if (w := product.weight) is not None for name in (w.name, *w.others)}
         found = branches(network, inputs, weights) if depth else ()
-        self._coupling, self._repairs = couple(self._traced, self._inputs, dense, repair=repair)
+        self.coupling, self._repairs = couple(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
         self.branches = able(found, self._narrow_without)
         self.options["min_width"].check(min_width)
-        steps = unit_widths(self._coupling.groups, dict(self._traced.named_parameters()), round_to, span)
+        steps = unit_widths(self.coupling.groups, dict(self._traced.named_parameters()), round_to, span)
         self._steps = np.array([*steps, *(1 for _ in self.branches)], np.int64)
-        self._widths = np.array([*np.diff(self._coupling.offsets), *(1 for _ in self.branches)], np.int64)
+        self._widths = np.array([*np.diff(self.coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
         self._order = self._ordered(importance)
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
             whole = any(1 < group.units == minimum_units(group.units, max_rate) for group in self.groups)
             given = {"round_to": round_to, "min_width": min_width}
-            raise FreePruneError(nothing_to_prune(self._coupling.trace, self._widths, given, max_rate if whole else None))
+            raise FreePruneError(nothing_to_prune(self.coupling.trace, self._widths, given, max_rate if whole else None))
         least = np.maximum([group.minimum for group in self.groups], 1)
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
             self.groups = self._sized(max_rate, max(min_width, 2))
-        self.sizes = Sizes(self._traced, self._inputs, self._coupling, self.branches)
+        self.sizes = Sizes(self._traced, self._inputs, self.coupling, self.branches)
 
     @property
     def split(self) -> int:
         """The number of groups of channels, which come before those of branches."""
-        return len(self._coupling.groups)
+        return len(self.coupling.groups)
 
     @classmethod
     def is_masked(cls, group: str) -> bool:
@@ -127,7 +132,7 @@ class Channel:
         return self
 
     def _sized(self, max_rate: float, min_width: int) -> tuple[Group, ...]:
-        groups = zip(self._coupling.groups, self._steps, strict=False)
+        groups = zip(self.coupling.groups, self._steps, strict=False)
         channels = [_group(group, int(step), max_rate, min_width) for group, step in groups]
         tied = (tuple(sorted(branch.parameters)) for branch in self.branches)
         return (*channels, *(Group(b.name, 1, 0, names) for b, names in zip(self.branches, tied, strict=True)))
@@ -143,7 +148,7 @@ class Channel:
     def _narrow_without(self, some: Sequence[Branch]) -> bool:
         """Whether these branches may go where channels go as well."""
         try:
-            self._certify(trial(self._coupling), removed(some))
+            self._certify(trial(self.coupling), removed(some))
         except (Mismatch, FreePruneError):
             return False
         return True
@@ -160,14 +165,14 @@ class Channel:
         Raises:
             Mismatch: they differ.
         """
-        sizes, indices = self._sizes_set(classes, gone), self._coupling.kept_indices(classes)
+        sizes, indices = self._sizes_set(classes, gone), self.coupling.kept_indices(classes)
         if not gone:
-            network, known = self._traced, self._coupling.trace
-            nodes = self._coupling.kept_nodes(classes)
+            network, known = self._traced, self.coupling.trace
+            nodes = self.coupling.kept_nodes(classes)
         else:
             network = without(self._traced, gone)
             known = trace(network, self._inputs)
-            known.scaled |= self._coupling.trace.scaled
+            known.scaled |= self.coupling.trace.scaled
             nodes = known.kept_nodes(indices)
         owners = shared_tensors(network)
         with slimmed(network, owners, {name: dims for name, dims in indices.items() if name in owners}, sizes):
@@ -175,7 +180,7 @@ class Channel:
 
     def _sizes_set(self, classes: NDArray[np.bool_], gone: Mapping[str, int]) -> list[Attribute]:
         """The sizes to set in the modules that are there."""
-        indices, nodes = self._coupling.kept_indices(classes), self._coupling.kept_nodes(classes)
+        indices, nodes = self.coupling.kept_indices(classes), self.coupling.kept_nodes(classes)
         sizes = attributes(self._traced, self._owners, indices, nodes, self._repairs)
         return [size for size in sizes if not inside(size.module, gone)]
 
@@ -185,8 +190,7 @@ class Channel:
 
     def _totals(self, importance: Importance) -> list[NDArray[np.float64]]:
         """For each group the importance of its classes: summed over all slices removed with a class, or given as a whole."""
-        coupling = self._coupling
-        total = np.zeros(coupling.classes + 1)
+        coupling, total = self.coupling, np.zeros(self.coupling.classes + 1)
         for name, dim, position in coupling.slices:
             if name in importance.elements:
                 np.add.at(total, position, importance.along(name, dim))
@@ -199,17 +203,12 @@ class Channel:
 
     def _ordered(self, importance: Importance) -> list[NDArray[np.int64]]:
         """For each group the positions of its classes, most important first."""
-        groups = zip(self._coupling.offsets, self._totals(importance), strict=False)
+        groups = zip(self.coupling.offsets, self._totals(importance), strict=False)
         return [start + np.argsort(-total, kind="stable") for start, total in groups]
-
-    @property
-    def coupling(self) -> Coupling:
-        """The coupled classes, with their trace."""
-        return self._coupling
 
     def locked(self) -> dict[str, str]:
         """Why weights of layers keep outputs, by name; those that make the network's output are left out."""
-        dense = self._coupling.trace
+        dense = self.coupling.trace
         reasons, made = Reasons(dense), {p.weight.name for p in dense.products if p.weight is not None}
         stuck = (x for x in dense.leaves if x.name in made and x.dim == 0 and not dense.roots[x.start : x.start + x.size].all())
         return {leaf.name: why for leaf in stuck if (why := reasons.of(leaf)) != OUTPUT}
@@ -238,15 +237,15 @@ class Channel:
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
         """The width of a channel group on these dimensions that `span` does not divide; None if there is none."""
-        parts = [g.roots.size for g in self._coupling.groups if any((name, dim) in g.members for dim in dims)]
+        parts = [g.roots.size for g in self.coupling.groups if any((name, dim) in g.members for dim in dims)]
         return next((size for size in parts if size % span), None)
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
         """The indices that stay, for each tensor dimension that shrinks, also of tensors whose branch is gone."""
-        return self._coupling.kept_indices(self._kept_classes(kept))
+        return self.coupling.kept_indices(self._kept_classes(kept))
 
     def _kept_classes(self, kept: Counts) -> NDArray[np.bool_]:
-        classes = np.zeros(self._coupling.classes, bool)
+        classes = np.zeros(self.coupling.classes, bool)
         for order, channels in zip(self._order, kept * self._steps, strict=False):
             classes[order[:channels]] = True
         return classes
@@ -284,7 +283,7 @@ class Channel:
         try:
             sizes, scales = self._certify(self._kept_classes(kept), self._gone(kept))
         except Mismatch as error:
-            where = f"at {self._coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
+            where = f"at {self.coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
             raise FreePruneError(
                 f"the pruned network is not what was planned: {where}{error}; keep more of each layer with a lower `max_rate`"
             ) from error
@@ -303,7 +302,7 @@ class Channel:
     def streams(self) -> list[bool]:
         """Which groups of channels are written by several layers and read by several, as those of a residual stream."""
         many = {name for name, parameter in self._traced.named_parameters() if parameter.dim() > 1}
-        ends = [Counter(dim for name, dim in group.members if name in many) for group in self._coupling.groups]
+        ends = [Counter(dim for name, dim in group.members if name in many) for group in self.coupling.groups]
         return [found[0] > 1 and found[1] > 1 for found in ends]
 
     def profile(self, importance: Importance) -> Profile:
@@ -314,7 +313,7 @@ class Channel:
         """
         shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
         densities = []
-        for group in self._coupling.groups:
+        for group in self.coupling.groups:
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
         units = zip(self._totals(importance), self._steps, strict=False)
