@@ -7,6 +7,7 @@ the ranks are stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -28,6 +29,24 @@ from ..tracing.weights import Layout, layer_of, weights_of
 
 Scores = NDArray[np.float64]
 Ranks = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The units of all layers in the dense network, `(L,)` each.
+
+    Attributes:
+        count: how many there are.
+        weights: of all of them together.
+        size, last: the weights of the first and of the last unit.
+        of_size: how many units have the size of the first.
+    """
+
+    count: NDArray[np.int64]
+    weights: NDArray[np.int64]
+    size: NDArray[np.int64]
+    last: NDArray[np.int64]
+    of_size: NDArray[np.int64]
 
 
 class Masked:
@@ -151,28 +170,27 @@ class Masked:
         """The kept units `(..., L)` of layers with `entries` weights left, if `kept` units stay of the dense layers."""
         if not self.scales:
             return kept
-        return np.maximum(kept * entries // self._sizes["weights"], 1)
+        return np.maximum(kept * entries // self._units.weights, 1)
 
     def weights_left(self, kept: Any, entries: Any) -> Any:
         """The number of weights in `units_left`. Units have at most two sizes; those of the other size rank last."""
-        sizes = self._sizes
+        dense = self._units
         if not self.scales:
-            return kept * entries // sizes["units"]
+            return kept * entries // dense.count
         units = self.units_left(kept, entries)
-        first = sizes["first"] * entries // sizes["weights"]
-        return sizes["size"] * np.minimum(units, first) + sizes["last"] * np.maximum(units - first, 0)
+        first = dense.of_size * entries // dense.weights
+        return dense.size * np.minimum(units, first) + dense.last * np.maximum(units - first, 0)
 
     @cached_property
-    def _sizes(self) -> dict[str, NDArray[np.int64]]:
-        """For each layer `(L,)`: its units, its weights, the size of the first and last unit, the units of the first's size."""
+    def _units(self) -> _Units:
         units = [np.diff(kept) for kept in self._kept_weights]
-        return {
-            "units": np.array([sizes.size for sizes in units]),
-            "weights": np.array([sizes.sum() for sizes in units]),
-            "size": np.array([sizes[0] for sizes in units]),
-            "last": np.array([sizes[-1] for sizes in units]),
-            "first": np.array([(sizes == sizes[0]).sum() for sizes in units]),
-        }
+        return _Units(
+            count=np.array([sizes.size for sizes in units]),
+            weights=np.array([sizes.sum() for sizes in units]),
+            size=np.array([sizes[0] for sizes in units]),
+            last=np.array([sizes[-1] for sizes in units]),
+            of_size=np.array([(sizes == sizes[0]).sum() for sizes in units]),
+        )
 
     def _masks(self, kept: Counts) -> dict[str, Tensor]:
         """The mask of each weight that loses elements; True stays."""
