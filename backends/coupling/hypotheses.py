@@ -14,6 +14,7 @@ from torch import nn
 from ..surgery.trial import Key, Repair
 from ..tracing.labels import Layer
 from .code import compared, integers, is_read, names_around
+from .trials import Meeting
 
 COUNTS = re.compile(r"heads?$|groups$|num_")  # names of numbers rather than of widths; they are tried first
 FACTORS = (1, 2, 3, 4)  # how many times another an attribute may be
@@ -82,9 +83,9 @@ def explains_scale(becomes: float, accepted: Sequence[Sequence[Repair]], kept: N
     return any(change != 1 and math.isclose(becomes, change**power) for change in changes for power in (-1, -0.5, 0.5, 1))
 
 
-def meetings(network: nn.Module, repairs: Sequence[Repair]) -> list[tuple[Layer, int]]:
+def meetings(network: nn.Module, repairs: Sequence[Repair]) -> list[Meeting]:
     """Sizes that may become equal to one that does not change, where code compares the two: nodes, and how many to keep."""
-    found: dict[tuple[bytes, int], tuple[Layer, int]] = {}
+    found: dict[tuple[bytes, int], Meeting] = {}
     places = {repair.place for repair in repairs}
     for repair in repairs:
         module = network.get_submodule(repair.module)

@@ -30,7 +30,7 @@ from .classes import Coupling
 from .code import integers
 from .hypotheses import explains_scale, hypotheses, meetings, outwards
 from .ties import Ties
-from .trials import FURTHER, TRIAL_RATES, trial
+from .trials import FURTHER, TRIAL_RATES, Schedule
 
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
@@ -83,38 +83,25 @@ def settle(
             trace.freeze(nodes, why)
     fixes = _Fixes(network, trace, MAX_HYPOTHESES if repair else 0, rescale)
     coupling, owners = Coupling(trace, network), shared_tensors(network)
-    trials = FURTHER if any(_steps_over_few(op) for op in trace.ops) else len(TRIAL_RATES)
-    untested = list(range(trials))
-    equal: tuple[Layer, int] | None = None  # a size that equals another one in the next trial, and what it becomes
-    met = 0  # how many of these were tried
+    schedule = Schedule(FURTHER if any(_steps_over_few(op) for op in trace.ops) else len(TRIAL_RATES))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     slices = any(op.name in ("slice", "select") and _coordinates(op.outputs) < _coordinates(op.inputs) for op in trace.ops)
     for turn in range(MAX_ROUNDS):
         if turn == MAX_EXPLAINED:
             fixes.stop_explaining()
-        number = untested[0] if equal is None else 0
-        classes = trial(coupling, number)
-        if equal is not None:
-            classes = coupling.with_count(classes, *equal)
-        kept = coupling.kept_nodes(classes)
-        indices = coupling.kept_indices(classes)
+        classes = schedule.classes(coupling)
+        kept, indices = coupling.kept_nodes(classes), coupling.kept_indices(classes)
         try:
             with slimmed(network, owners, indices, attributes(network, owners, indices, kept, fixes.repairs)):
                 replay(network, inputs, trace, kept)
         except Mismatch as error:
             fixes.fix(error, kept)
             coupling = Coupling(trace, network)
-            untested, equal, met = [number, *(other for other in range(trials) if other != number)], None, 0
+            schedule.failed()
         else:
-            if equal is None:
-                untested.pop(0)
-            else:
-                met += 1
-            needed = trials if fixes.repairs or slices else 2 if splits else 1
-            if trials - len(untested) >= needed:
-                equal = next(iter(meetings(network, fixes.repairs)[met:]), None)
-                if equal is None:
-                    return coupling, fixes.repairs
+            needed = schedule.count if fixes.repairs or slices else 2 if splits else 1
+            if schedule.passed(needed, lambda: meetings(network, fixes.repairs)):
+                return coupling, fixes.repairs
     raise FreePruneError(
         f"no pruning of this network runs as predicted (after {MAX_ROUNDS} attempts to follow the sizes in its code); "
         "use `granularity=weight`"
