@@ -1,2 +1,4 @@
-"""The functions that users call, from model to result. Imports `search`, `metrics` and `backends`, which import neither each
-other nor `engine`."""
+"""The functions that users call, from model to result.
+
+Imports `search`, `metrics` and `backends`, which import neither each other nor `engine`.
+"""

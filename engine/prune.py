@@ -76,8 +76,8 @@ def prune(
         target: upper bounds on the cost of the result, as `{"macs": 0.5}` or `["macs=50%", "params=300k", "latency=70%"]`: a
             fraction of the dense network's cost, or an absolute number (milliseconds for latency).
         out: the folder for everything the run writes.
-        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`;
-            or channels and one of the others, as in `channel+nm`.
+        granularity: what is removed as one unit: `channel`, `weight`, `nm`, `block`, `kernel` or `pattern`; or channels and one
+            of the others, as in `channel+nm`.
         strategy: how rate vectors are searched: `evolution`, `random`, `tpe` and more (`freeprune list strategies`).
         metric: how they are scored (`freeprune list metrics`); or your own function, or `path/to/file.py:callable`, from
             (candidate, dense, batch) to a number, larger being better; see `docs/search.md`.
@@ -94,10 +94,10 @@ def prune(
         force: replace the run in `out`.
         progress: bars in a terminal and in a notebook by default; True for bars anywhere, False for none, or a function that
             is called with the progress.
-        options: all other options in the table of `docs/options.md`: the `task`, by name or one of your own (by default it is
-            told by labels and outputs, see `docs/tasks.md`), the criterion, layers to leave out, options of a
-            granularity such as `nm="2:4"`, of data given as a text such as `image_size`, warm starts, compaction, where the
-            latency is measured, and so on.
+        options: all others in the table of `docs/options.md`: the `task`, by name or one of your own (by default labels and
+            outputs tell it, see `docs/tasks.md`), the criterion, layers to leave out, options of a granularity such as
+            `nm="2:4"`, options of data given as a text such as `image_size`, warm starts, compaction, where the latency is
+            measured, and so on.
 
     Raises:
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def score(
         raise FreePruneError(
             f"the network cannot be run on these calibration images ({first_line(error)}); give images that it takes"
         ) from None
-    return float("-inf") if found != found else found
+    return -math.inf if math.isnan(found) else found
 
 
 def score_of_plan(

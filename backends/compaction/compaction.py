@@ -106,9 +106,6 @@ def compact(network: nn.Module, inputs: Inputs, *, block: int = 1) -> Compacted:
     return Compacted(smaller, plan)
 
 
-# Which classes are removed
-
-
 def _certified(
     traced: nn.Module, example: Inputs, coupling: Coupling, repairs: Sequence[Repair], flow: Flow, block: int
 ) -> NDArray[np.bool_]:

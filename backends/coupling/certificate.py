@@ -36,7 +36,7 @@ CONDITIONS = {
     *("logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
 }
 
-GROUPS = 8  # where a convolution has their number, its last argument: one that does not fit its operands it refuses itself
+GROUPS = 8  # the place of `groups`, the last argument of a convolution; torch refuses a number that does not fit the operands
 
 
 class Mismatch(Exception):

@@ -14,7 +14,8 @@ from ...copies import is_large
 from ..tracing.passes import undisturbed
 from .sums import Key
 
-PART, FEW = 32, 2  # rows of inputs in one pass, which keeps all that its gradients need; of a large network
+PART = 32  # images in one pass, which keeps in memory all that its gradients need
+FEW = 2  # the same of a large network
 
 
 def counted(network: nn.Module, inputs: Inputs) -> dict[Key, Tensor]:

@@ -1,9 +1,8 @@
 """Norms of a masked network with statistics over the kept coordinates only, and computed weights without the removed ones.
 
 Zeros that stand for removed channels would count in the mean and the variance of layer norm, group norm and weight
-standardisation, and in the width that attention's default scale is computed from; and what is computed from a zero, such as
-softplus of it, need not be zero. Which coordinates they are is known
-by the labels that every tensor carries (`tracing/`).
+standardisation, and in the width that attention's default scale is computed from. And what is computed from a zero, such as
+its softplus, need not be zero. The labels of every tensor (`tracing/`) tell which coordinates were removed.
 """
 
 from __future__ import annotations

@@ -164,8 +164,8 @@ def inspect(
         weights: a file of weights, or `pretrained`, needed if the forward pass depends on them.
         weights_key: as for `prune`.
         graph: an `.svg` file to draw the coupling into.
-        options: `max_rate`, and the options of the granularity: `round_to`, `min_width`,
-            `depth` (on unless it is False), `repair`, `nm`, `block`.
+        options: `max_rate`, and those of the granularity: `round_to`, `min_width`, `depth` (on unless it is False), `repair`,
+            `nm`, `block`.
 
     Raises:
         FreePruneError: an unknown name, an option that does not apply, inputs that the network rejects, or nothing to prune.

@@ -19,9 +19,9 @@ IGNORED = 255  # the label of positions that do not count, where the network has
 class Segmentation(Task):
     """A class for every position: labels are integers `(N, H, W)`, outputs logits `(N, classes, H, W)`.
 
-    One or three dimensions of positions are taken as well, labels `(N, 1, H, W)` or a mask for each class `(N, classes, H, W)`,
-    and one logit `(N, 1, H, W)` with labels 0
-    and 1. Positions whose label is negative do not count, nor those with the label 255 if there is no such class.
+    Positions may also have one or three dimensions. Labels `(N, 1, H, W)` and a mask for each class `(N, classes, H, W)` are
+    taken as well, and with labels 0 and 1 a single logit `(N, 1, H, W)`. Positions with a negative label do not count, nor
+    those with the label 255 if there is no such class.
     """
 
     label = "an integer for every position of an image"

@@ -29,16 +29,15 @@ def fabric_of(hardware: Hardware = HERE, precision: str | None = "32-true", worl
     """
     from lightning_fabric import Fabric  # imported here, since it is slow and only training needs it
 
-    asked: Any = precision
-
     device = device_of(hardware.device)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs the precision for every network
     accelerator = "auto" if hardware.device == AUTO else device.type  # on a Mac, the former also trains on its GPU
+    chosen: Any = precision or precision_on(device)
     if world > 1:
-        return _together(Fabric, accelerator, asked or precision_on(device), world)
+        return _together(Fabric, accelerator, chosen, world)
     devices = 1 if device.index is None else [device.index]
     try:
-        return Fabric(accelerator=accelerator, devices=devices, precision=asked or precision_on(device))
+        return Fabric(accelerator=accelerator, devices=devices, precision=chosen)
     except (RuntimeError, ValueError) as error:  # of a kind of device that it does not know
         raise FreePruneError(
             f"Lightning Fabric cannot train on {device} ({first_line(error)}); give another `device`, or train with a function "

@@ -110,9 +110,8 @@ def together(function: Function, given: Any, told: Told, hardware: Hardware) -> 
     """
     world = world_of(hardware)
     kind = device_of(hardware.device).type
-    context: Any = multiprocessing.get_context(
-        "fork" if kind == "cpu" else "spawn"
-    )  # a process that uses a GPU cannot be forked
+    # A process that uses a GPU cannot be forked.
+    context: Any = multiprocessing.get_context("fork" if kind == "cpu" else "spawn")
     if kind == "cpu":
         import torch._dynamo  # which every process would need a few seconds to import
     port, helpers = _free_port(), {}
