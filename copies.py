@@ -27,8 +27,7 @@ NOTHING: Mapping[int, Tensor] = {}
 def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network:
     """A deep copy of a network, faster than `copy.deepcopy`. Shared tensors stay shared.
 
-    Hooks and other functions that modules hold, and that know modules or containers of the network from where they were
-    defined, know those of the copy.
+    Hooks and other closures that modules hold refer to modules and containers of the copy where they refer to the network's.
 
     Tensors that are not leaves are detached; `deepcopy` refuses them. The weights of `torch.nn.utils.weight_norm` and
     `torch.nn.utils.prune` are such tensors.
@@ -48,7 +47,7 @@ def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network
 
 
 def is_large(network: nn.Module) -> bool:
-    """Whether memory is saved where it can be, at the cost of time. Smaller networks are copied, and lie as they always did."""
+    """Whether saving memory is worth time. Smaller networks are copied whole."""
     return 4 * sum(parameter.numel() for parameter in network.parameters()) > LARGE
 
 
@@ -73,7 +72,7 @@ def emptied(network: Network) -> Network:
 def live(network: Network) -> Network:
     """Make recurrent layers look their parameters up in every pass, so that they see those that stand in for them.
 
-    Torch's own keep a list of them that only `setattr` renews. Returns the network itself, which is changed.
+    Torch's own layers keep a list, which only `setattr` renews. Returns the network itself, which is changed.
     """
     for module in network.modules():
         if isinstance(module, nn.RNNBase):
@@ -95,10 +94,10 @@ def _live(kind: Any) -> Any:
 
 
 def renewed(network: Network) -> Network:
-    """Make modules drop what they keep for eval mode, such as a table of biases, which has the sizes that they had then.
+    """Make modules drop what they have cached in eval mode, such as a table of biases, whose sizes may be out of date.
 
-    They do so when training mode is set, by a `train` of their own. Returns the network itself, which is changed, in the modes
-    that it was in.
+    Modules with a `train` method of their own do so when training mode is set. Returns the network itself, which is changed, in
+    the modes that it was in.
     """
     own = [module for module in network.modules() if type(module).train is not nn.Module.train]
     modes = [(module, module.training) for module in network.modules()] if own else []
@@ -173,10 +172,10 @@ def _twin(network: Network, memo: Memo) -> Network:
 
 
 def _rebound(function: Any, memo: Memo) -> Any:
-    """A function with what it knows from where it was defined replaced by copies; itself if nothing of that was copied."""
+    """A closure that refers to copies of what it referred to; itself if nothing of that was copied."""
     if id(function) in memo:
         return memo[id(function)]
-    memo[id(function)] = function  # it may know itself
+    memo[id(function)] = function  # it may refer to itself
     before = [cell.cell_contents if _is_full(cell) else None for cell in function.__closure__]
     after = [_rebound(x, memo) if type(x) is types.FunctionType and x.__closure__ else memo.get(id(x), x) for x in before]
     if any(one is not other for one, other in zip(before, after, strict=True)):

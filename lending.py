@@ -1,4 +1,4 @@
-"""Networks in half precision, or with other weights, for a pass: weights that are made while an operator reads them."""
+"""Forward passes in float32 of networks in half precision, or with changed weights; each is made while an operator reads it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Network = TypeVar("Network", bound=nn.Module)
 Made = Callable[[Tensor], Tensor]
 
 HALVES = (torch.bfloat16, torch.float16)
-# What asks for no values. Other methods of tensors may be asked of a weight too, and get one that was made.
+# Methods of tensors that read no values. All others get a weight as it was made.
 SIZES = frozenset({Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.element_size, Tensor.is_floating_point})
 DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 NOTHING: Mapping[int, Made] = {}
-_MADE: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # by storage the tensors that are made at present, and what of
+_MADE: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # by storage: what was made and is alive, and of which weight
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor, which its views share, from that of all others that are alive."""
+    """A number for the memory of a tensor: its views have the same, and no other tensor that is alive."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -45,11 +45,11 @@ def storage_read(tensor: Tensor) -> int:
 
 
 class Making(TorchFunctionMode):
-    """Gives operators float32 in place of bfloat16 and float16, and what is made of some weights in place of those.
+    """Has operators read float32 in place of bfloat16 and float16, and some weights in changed form.
 
-    Only what one operator reads is there at a time, and those who watch operators know it by its `origin`. A number is the same
-    in float32, so that results are those of a network in float32. For a backward pass weights are kept as they were given, and
-    made once more.
+    What is made of a weight lives while one operator reads it; whoever watches operators learns from `origin` which weight that
+    was. Half precision becomes float32 without loss, so results are those of a network in float32. For a backward pass weights
+    are kept as they were given, and made once more.
 
     Args:
         made: by the `id` of a parameter, what to make of its float32 values.
@@ -108,7 +108,7 @@ class Making(TorchFunctionMode):
 
 
 class Lent:
-    """A pair of hooks under which a network runs as if its weights were in float32, or were what is made of them.
+    """A pair of hooks that let a network run as if its weights were in float32, or in changed form.
 
     Args:
         made: as for `Making`.

@@ -22,12 +22,12 @@ from .counted import among, counted
 from .products import Call, Site, Watched, finite, run, sample
 from .solve import least_squares
 
-# All of it cheaper than for the winner, since the search waits for it.
+# The search waits for this, so all of it is cheaper than for the winner.
 LARGEST = 600  # columns that are solved for together
 WIDEST = 4096  # columns of a layer; with more it keeps its plain weights
-SAMPLES = 16  # rows of inputs for each column, where that is
-EFFORT = 2.0  # times the multiplications of the layer itself, but at least
-FEWEST = 4  # rows for each column
+SAMPLES = 16  # rows of inputs for each column, at most
+EFFORT = 2.0  # multiplications for the moments, at most, relative to those of the layer itself
+FEWEST = 4  # rows of inputs for each column, at least, whatever the effort
 KEPT_BYTES = 2**29  # of solved weights that are remembered
 STEPS = 3  # of conjugate gradients under a mask
 AFFORDABLE = 0.2  # of the multiplications of all layers, for the steps of all masks together
