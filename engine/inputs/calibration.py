@@ -95,7 +95,7 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     write_atomically(path, save(tensors, {"sha256": digest_of(tensors)}))
 
 
-def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool = False) -> Batch:
+def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool) -> Batch:
     """A batch that was kept.
 
     Args:

@@ -1,5 +1,7 @@
 """Tensors put away in a file come back as they were."""
 
+import tempfile
+
 import pytest
 import torch
 
@@ -19,7 +21,6 @@ def test_tensors_come_back(keep):
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch):
-    shelf = Shelf()
-    shelf._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-    with shelf._file, pytest.raises(FreePruneError, match="set TMPDIR to another folder, or use `recovery=False`"):
-        shelf(torch.ones(2**16))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    with pytest.raises(FreePruneError, match="set TMPDIR to another folder, or use `recovery=False`"):
+        Shelf()(torch.ones(2**16))

@@ -13,7 +13,6 @@ import freeprune
 from freeprune import FreePruneError
 from freeprune.common import Batch
 from freeprune.engine.delivery import export as export_module
-from freeprune.engine.inputs import calibration as module
 from freeprune.engine.inputs.batches import split
 from freeprune.engine.inputs.calibration import calibration, draw, keep
 from freeprune.engine.inputs.data import load_data
@@ -187,7 +186,9 @@ def test_images_of_other_data_are_a_sentence(tmp_path):
             calibration(images, data, count, 0, tmp_path)
 
 
-def test_a_batch_without_labels_is_kept_without(tmp_path):
+def test_labels_that_were_not_kept_are_those_of_the_data(tmp_path):
     data = of(DRAWS["torch"])
     keep(Batch((torch.ones(20, 1, 8, 8),)), data, tmp_path)
-    assert module._read(tmp_path / "calibration.safetensors", (torch.zeros(1, 1, 8, 8),), torch.tensor([0]), 20).labels is None
+    found = calibration(data.train, data, 20, 0, tmp_path)
+    assert torch.equal(found.inputs[0], torch.ones(20, 1, 8, 8))
+    assert torch.equal(found.labels, draw(data.train, data, 20, 0).labels)
