@@ -73,7 +73,7 @@ def prune(model: str, **given: Any) -> None:
     MODEL is cifar:resnet20|32|44|56|110, digits:cnn, torchvision:NAME, timm:NAME, hf:NAME, package.module:callable or
     path/to/file.py:callable. Exit status 3 means that a target on latency was missed.
     """
-    from ..inputs.models import resolve
+    from ..inputs.named import load_object
     from ..prune import prune
 
     options.set_threads(given["threads"])
@@ -83,7 +83,7 @@ def prune(model: str, **given: Any) -> None:
     else:
         trained = f"--finetune {given['finetune']} trains instead of the built-in training"
         options.refuse_training(given, (), f"{trained}; leave one of them out")
-        finetune = resolve(given["finetune"])
+        finetune = load_object(given["finetune"])
     result = prune(model, data, **{**options.passed_on(given), "finetune": finetune})
     if given["weights"] is None and not given["json"]:
         click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")

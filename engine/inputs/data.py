@@ -24,7 +24,7 @@ from .batches import Data, parted, stack
 from .dictionaries import AllInputs, ByName, by_name
 from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
-from .models import call
+from .named import call
 from .shards import shards
 from .sources import TESTS, Pictures, image_folder
 

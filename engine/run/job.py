@@ -43,7 +43,7 @@ from ..inputs.devices import device_of
 from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest, on_device
-from ..inputs.models import resolve as resolve_callable
+from ..inputs.named import load_object
 from ..store.continuation import FIRST, Earlier
 from ..tasks import Task
 from ..tasks.choice import Choice
@@ -278,7 +278,7 @@ def metric_of(given: str | Metric) -> Metric:
     """A metric by name, or the user's own: a function, or `path/to/file.py:callable`."""
     if isinstance(given, str) and ":" not in given:
         return find(METRICS, given, "metric")
-    found = cast(Metric, resolve_callable(given, list(METRICS))) if isinstance(given, str) else given
+    found = cast(Metric, load_object(given, list(METRICS))) if isinstance(given, str) else given
     check_takes(f"the metric {metric_name(given)!r}", found, "candidate, dense, batch")
     return found
 

@@ -17,7 +17,7 @@ from ...reading import leaves, main_output, rows
 from ..asked.recipe import Recipe
 from ..inputs.batches import Data
 from ..inputs.dictionaries import arguments_of
-from ..inputs.models import resolve as resolve_callable
+from ..inputs.named import load_object
 from ..inputs.tokens import check_embeddings
 from ..randomness import seeded
 from ..tasks import TASKS, Case, Task, own_task
@@ -71,7 +71,7 @@ def _chosen(asked: Any, case: Case) -> Choice:
             "`task=path/to/file.py:object`, or give the task itself again"
         )
     if ":" in asked:
-        return chosen(own_task(resolve_callable(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
+        return chosen(own_task(load_object(asked, list(TASKS), kind="object"), repr(asked)), case, asked)
     return chosen(asked, case)
 
 
