@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -110,8 +111,11 @@ def _thinned(one: Series) -> Series:
     if len(one.x) <= MOST:
         return one
     chosen = np.unique(np.linspace(0, len(one.x) - 1, MOST).astype(int))
-    titles = [one.titles[i] for i in chosen] if one.titles else ()
-    return Series(one.name, [one.x[i] for i in chosen], [one.y[i] for i in chosen], one.shape, one.style, titles)
+
+    def some(values: Sequence[Any]) -> Sequence[Any]:
+        return [values[i] for i in chosen] if len(values) else ()
+
+    return replace(one, x=some(one.x), y=some(one.y), titles=some(one.titles), y2=some(one.y2))
 
 
 def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Scale:

@@ -31,7 +31,6 @@ from ..store.studies import Comparison, Run, Study, Sweep
 from ..store.summary import Summary
 from ..store.tables import factor, heading, in_direction, interval, number, of_memory, of_recovery, points, regret_in
 from .charts import Axis, Chart, Series, chart, lower_edge
-from .plots import best_so_far
 from .shape import Layer, branches_of, layers_of, shape
 from .steps import accuracy_and_latency, steps
 
@@ -276,7 +275,7 @@ def _curves(runs: Sequence[Run], config: Mapping[str, Any], uniform: float | Non
     grid = np.linspace(0, end, GRID) if timed else np.unique(np.linspace(1, end, GRID).round())
     areas, lines = [], []
     for place, name in enumerate(config["strategies"]):
-        own = [best_so_far(run, grid, timed) for run in runs if run.strategy == name]
+        own = [run.best_so_far(grid, timed=timed) for run in runs if run.strategy == name]
         known = np.isfinite(own).all(axis=0) if own else np.zeros(0, bool)
         if known.any():
             scores, x = np.array(own)[:, known], grid[known].tolist()

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...disk import write_atomically
 from ...errors import FreePruneError
-from ..store.studies import Comparison, Run, Study, Sweep
+from ..store.studies import Comparison, Study, Sweep
 from ..store.tables import factor, heading
 from ..user_code import warn
 
@@ -111,7 +111,7 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     figure = _figure(7, 4.2)
     axis = figure.subplots()
     for name in comparison.strategies:
-        lines = np.array([best_so_far(run, grid, timed) for run in comparison.runs if run.strategy == name])
+        lines = np.array([run.best_so_far(grid, timed=timed) for run in comparison.runs if run.strategy == name])
         known = np.isfinite(lines).all(axis=0)
         (line,) = axis.plot(grid[known], lines[:, known].mean(axis=0), label=name)
         axis.fill_between(
@@ -123,13 +123,6 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     axis.set_ylabel(f"best {config['metric']} score so far")
     axis.legend(frameon=False)
     return _save(figure, folder, "comparison")
-
-
-def best_so_far(run: Run, grid: Any, timed: bool) -> Any:
-    """The best score so far of a run at each point of the grid; NaN before the first."""
-    places, scores = np.array([step[1 if timed else 0] for step in run.curve]), np.array([step[2] for step in run.curve])
-    at = np.searchsorted(places, grid, side="right") - 1
-    return np.where(at >= 0, scores[np.maximum(at, 0)], np.nan)
 
 
 def save_sweep(sweep: Sweep, trials: Sequence[tuple[float, float]], folder: Path) -> list[Path]:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...options import declared
 from ..asked import declaration
 from ..shown import Showable, Shown
@@ -61,6 +64,12 @@ class Run(Document):
     def reaches(self, score: float) -> int | None:
         """The first trial with at least this score; None if there is none."""
         return next((int(trial) for trial, _, best in self.curve if best >= score), None)
+
+    def best_so_far(self, places: NDArray[Any], *, timed: bool) -> NDArray[np.float64]:
+        """The best score `(P,)` after these numbers of trials `(P,)`, or of seconds if `timed`; NaN before the first."""
+        reached, scores = np.array([step[1 if timed else 0] for step in self.curve]), np.array([step[2] for step in self.curve])
+        last = np.searchsorted(reached, places, side="right") - 1
+        return np.where(last >= 0, scores[np.maximum(last, 0)], np.nan)
 
 
 @dataclass(frozen=True)

@@ -347,6 +347,7 @@ def test_a_chart_holds_no_more_points_than_an_eye_tells_apart():
     drawn = chart("many", [Series("", many, many, titles=list(map(str, many)))], Axis("x"), Axis("y"))
     assert drawn.svg.count("<circle") == MOST
     assert f"<title>{many[-1]}</title>" in drawn.svg
+    assert "area" in chart("filled", [Series("", many, many, "line", y2=many + 1)], Axis("x"), Axis("y")).svg
     assert chart("none", [Series("", [], [])], Axis("x"), Axis("y")) is None
 
 
