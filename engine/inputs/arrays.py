@@ -65,9 +65,9 @@ def digits(mean: Sequence[float] | None, std: Sequence[float] | None) -> Data:
         raise FreePruneError(
             f"'digits' needs scikit-learn, which cannot be imported ({cause(error)}); pip install 'freeprune[digits]'"
         ) from error
-    digits = load_digits()
-    images = (digits.images[:, None] / 16).astype(np.float32)  # pixels 0 to 16
-    labels = digits.target.astype(np.int64)
+    held = load_digits()
+    images = (held.images[:, None] / 16).astype(np.float32)  # pixels 0 to 16
+    labels = held.target.astype(np.int64)
     train, test = parted(len(labels))
     mean, std = normalisation(1, (0.5,), (0.5,), mean, std)
     arrays = {"x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test]}

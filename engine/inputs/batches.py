@@ -23,8 +23,6 @@ from .encoded import Files
 from .image_files import Crop
 
 WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
-
-
 IN_CACHE = 2**18  # pixels that are normalised at once
 VALIDATION = 0.1  # of the training images
 

@@ -30,8 +30,6 @@ from .sources import TESTS, Pictures, image_folder
 
 OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
-
-
 ARRAYS = (Tensor, np.ndarray)
 TRAININGS = ("train", "training")  # names of the part for training in a dictionary
 HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes

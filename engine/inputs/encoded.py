@@ -135,12 +135,11 @@ class Files:
 
 
 def _room(shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-    """Memory for a batch; in a loading process such as the main process sees too, so that nothing is copied on the way."""
+    """Memory for a batch; in a loading process it is shared with the main process, so that nothing is copied on the way."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=kind)
-    storage = torch.UntypedStorage._new_shared(  # type: ignore[no-untyped-call]
-        math.prod(shape) * kind.itemsize
-    )  # as torch's `default_collate` does
+    size = math.prod(shape) * kind.itemsize
+    storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]  # as torch's `default_collate` does
     return torch.empty(0, dtype=kind).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 

@@ -19,8 +19,6 @@ from .encoded import Encoded, first_shape, joined, read_images
 from .image_files import NOTHING_STATED, Form, Preparation, images_alone, list_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 TESTS = ("test", "val", "valid", "validation")  # names of the folder or part for the test; of several the first
 
 

@@ -18,12 +18,8 @@ USUAL = {
     "state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params", "state", "module",
     "_orig_mod",
 }  # fmt: skip
-WRAPPERS = (
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "module",
-)  # that may stand within a name, where a part of the network was wrapped
+# Parts of a name that come from wrapping a part of the network. "module" is last, since it may be a part of the network itself.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 AVERAGES = {"ema", "swa", "averaged", "shadow"}  # in the name of weights averaged over training
 OTHERS = re.compile(r"optim|grad|moment|exp_avg")  # in the name of tensors by the names of weights that are none
 COUNTED = "num_batches_tracked"  # of batch norms, read in training alone
