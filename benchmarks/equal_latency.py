@@ -38,6 +38,7 @@ from torch.utils.data import Subset, TensorDataset
 
 import freeprune
 from freeprune.backends import Plan, apply
+from freeprune.backends.coupling.branches import holder_of
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.onnx.runtime import first_rows
@@ -194,23 +195,21 @@ def planned(job: Job, kept: np.ndarray) -> Pruned:
 def all_widths(bench: Bench, name: str, seed: int, *, round_to: int, inner: bool = False) -> Line:
     """Equal rates; `inner` leaves the streams that shortcuts run along as they are, as those who halve widths by hand do."""
     job = bench.job(name, seed, round_to)
-    groups = job.backend.groups
-    units = np.array([group.units for group in groups])
-    fixed = np.array([g.name.endswith("branch") or (inner and not g.name.endswith(".conv1")) for g in groups])
-    minimum = np.where(fixed, units, 1)
+    units = job.space.units
+    outside = np.array([inner and not group.name.endswith(".conv1") for group in job.backend.groups])
+    minimum = np.where(job.space.switches | outside, units, 1)
     return lambda t: planned(job, spread(units, minimum, t))
 
 
 def blocks(bench: Bench, name: str, seed: int, *, shuffled: bool) -> Line:
     """Whole branches, from the end or in a random order; the inner width of the last one shrinks for what is left."""
     job = bench.job(name, seed)
-    groups = job.backend.groups
-    units = np.array([group.units for group in groups])
-    branches = [i for i, group in enumerate(groups) if group.name.endswith("branch")][::-1]
+    groups, units = job.backend.groups, job.space.units
+    branches = np.flatnonzero(job.space.switches)[::-1].tolist()
     if shuffled:
         branches = np.random.default_rng([seed, 3]).permutation(branches).tolist()
     first = {g.name.rsplit(".", 1)[0]: j for j, g in enumerate(groups) if g.name.endswith(".conv1")}
-    inner = {i: first[groups[i].name.split()[0]] for i in branches}
+    inner = {i: first[holder_of(groups[i].name)] for i in branches}
 
     def line(t: float) -> Pruned:
         kept, gone = units.copy(), min(int(t * len(branches)), len(branches) - 1)
@@ -232,7 +231,7 @@ def torch_pruning(bench: Bench, name: str, seed: int, *, round_to: int, **kind: 
     example = job.batch.inputs[0][:2]
     padded = any(isinstance(m, PadShortcut) for m in dense.modules())
     whole = [n for n, _ in dense.named_modules() if padded and (n == "conv1" or n.endswith(".conv2"))]
-    groups = job.backend.groups
+    groups = list(zip(job.backend.groups, job.space.switches, strict=True))
 
     def line(t: float) -> Pruned:
         network = bench.network(name)
@@ -243,7 +242,7 @@ def torch_pruning(bench: Bench, name: str, seed: int, *, round_to: int, **kind: 
                 network, example, peer.importance.GroupMagnitudeImportance(p=2), pruning_ratio=t * (1 - 1e-3),
                 ignored_layers=ignored, round_to=round_to, **kind,
             ).step()  # fmt: skip
-        kept = [1 if g.name.endswith("branch") else min(network.get_submodule(g.name).out_channels, g.units) for g in groups]
+        kept = [1 if switch else min(network.get_submodule(g.name).out_channels, g.units) for g, switch in groups]
         return replace(planned(job, np.array(kept)), network=network.eval())
 
     return line
