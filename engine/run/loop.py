@@ -76,10 +76,10 @@ def search(
         FreePruneError: the ledger holds other proposals than this strategy makes, or no network could be scored.
     """
     clock = _Clock(ledger)
+    scored = _Scored(score_all, clock)
     uniform = space.even() if even else space.uniform()
-    uniform_score = next(clock.waiting(score_all([uniform])))[1][0]
+    ((uniform_score, _),) = scored.each(uniform[None])
     best_kept, best = uniform, uniform_score
-    known = {uniform.tobytes(): uniform_score}
     done = 0
     limit = math.inf if time_limit is None else time_limit
     while done < trials and (done < len(ledger.trials) or clock.seconds < limit):
@@ -89,9 +89,9 @@ def search(
         kept = space.round(proposals) if probing else space.project(proposals)
         costs = space.costs(kept)
         recorded = _recorded(ledger, done, proposals, kept)
-        known |= {trial.kept.tobytes(): trial.score for trial in recorded}
+        scored.remember(recorded)
         scores = [trial.score for trial in recorded]
-        for i, score, seconds in _in_order(kept, len(recorded), known, score_all, clock):
+        for i, (score, seconds) in enumerate(scored.each(kept[len(recorded) :]), start=len(recorded)):
             here = {name: float(values[i]) for name, values in costs.items()}
             ledger.add(Trial(proposals[i], kept[i], score, here, seconds, not probing, clock.seconds, clock.overhead))
             scores.append(score)
@@ -153,16 +153,24 @@ class _Clock:
             yield position, (score if math.isfinite(score) else -math.inf, seconds)
 
 
-def _in_order(
-    kept: Kept, start: int, known: dict[bytes, float], score_all: ScoreAll, clock: _Clock
-) -> Iterator[tuple[int, float, float]]:
-    """Yields position, score and seconds of the rows from `start` on, in order; each distinct network is scored once."""
-    rows = {row.tobytes(): row for row in kept[start:] if row.tobytes() not in known}
-    results = clock.waiting(score_all(list(rows.values())) if rows else iter(()))
-    keys, took = list(rows), dict.fromkeys(rows, 0.0)
-    for i in range(start, len(kept)):
-        key = kept[i].tobytes()
-        while key not in known:
-            position, (score, seconds) = next(results)
-            known[keys[position]], took[keys[position]] = score, seconds
-        yield i, known[key], took.pop(key, 0.0)
+class _Scored:
+    """The scores of networks; each distinct network is scored once."""
+
+    def __init__(self, score_all: ScoreAll, clock: _Clock) -> None:
+        self._score_all, self._clock = score_all, clock
+        self._known: dict[bytes, float] = {}  # by kept units
+
+    def remember(self, trials: Sequence[Trial]) -> None:
+        """Take over the scores of earlier trials."""
+        self._known |= {trial.kept.tobytes(): trial.score for trial in trials}
+
+    def each(self, kept: Kept) -> Iterator[tuple[float, float]]:
+        """Yields score and seconds of each row, in order; 0 seconds where the score was known."""
+        rows = {row.tobytes(): row for row in kept if row.tobytes() not in self._known}
+        results = self._clock.waiting(self._score_all(list(rows.values())) if rows else iter(()))
+        keys, took = list(rows), dict.fromkeys(rows, 0.0)
+        for key in (row.tobytes() for row in kept):
+            while key not in self._known:
+                position, (score, seconds) = next(results)
+                self._known[keys[position]], took[keys[position]] = score, seconds
+            yield self._known[key], took.pop(key, 0.0)
