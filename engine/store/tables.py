@@ -30,24 +30,34 @@ def interval(found: Interval | None, digits: int = 2, factor: float = 1.0) -> st
 
 def of_run(summary: Summary, granularity: str) -> Shown:
     """A run: what the network costs and how accurate it is, before and after."""
+    title = f"{granularity} pruning, {summary.trials} trials"
+    if summary.exported is not None and not summary.exported.latency_ms.faster:
+        title += ": not faster than the dense network"
+    return Shown(title, ("", "dense", "pruned", "remains"), _rows(summary), _notes(summary))
+
+
+def _rows(summary: Summary) -> list[tuple[str, str, str, str]]:
     rows = [
         (label(name), amount(cost.dense), amount(cost.pruned), _remains(cost.pruned, cost.dense, cost.target))
         for name, cost in summary.cost.items()
         if cost is not None
     ]
-    score = summary.score
-    eight = None if summary.exported is None else summary.exported.int8
     if summary.exported is not None:
         rows += _file_rows(summary.exported)
     unit = summary.unit
     rows += _measured_rows(in_direction(f"test {summary.measure}", summary.larger), summary.accuracy, unit)
-    if eight is not None:
-        rows.append(("  int8", with_unit(eight.accuracy.dense, unit), with_unit(eight.accuracy.pruned, unit), ""))
+    if summary.exported is not None and summary.exported.int8 is not None:
+        accuracy = summary.exported.int8.accuracy
+        rows.append(("  int8", with_unit(accuracy.dense, unit), with_unit(accuracy.pruned, unit), ""))
     if summary.divergence is not None:
         rows += _measured_rows("KL divergence from it, nats", summary.divergence, "")
+    return rows
+
+
+def _notes(summary: Summary) -> list[str]:
     notes = [] if summary.exported is None else [summary.exported.verdict]
     notes.append("; ".join(_target(target, summary.latency) for target in summary.targets.values()))
-    difference = summary.agreement.compact_vs_onnx
+    score, difference = summary.score, summary.agreement.compact_vs_onnx
     notes.append(
         f"score {number(score.best)} (equal rates {number(score.uniform)}); "
         f"masked against compact {summary.agreement.masked_vs_compact:.1e}, compact against ONNX "
@@ -68,11 +78,7 @@ def of_run(summary: Summary, granularity: str) -> Shown:
         notes.append(of_memory(summary.memory))
     if params.after < params.before:
         notes.append(f"compaction took {params.before - params.after:,} further parameters that no longer mattered")
-    notes += [f"warning: {warning}" for warning in summary.warnings]
-    title = f"{granularity} pruning, {summary.trials} trials"
-    if summary.exported is not None and not summary.exported.latency_ms.faster:
-        title += ": not faster than the dense network"
-    return Shown(title, ("", "dense", "pruned", "remains"), rows, notes)
+    return notes + [f"warning: {warning}" for warning in summary.warnings]
 
 
 def of_memory(found: Memory) -> str:
