@@ -68,7 +68,7 @@ def recover(
     Each layer in turn is fitted to the dense network's outputs of that layer, on the inputs that it gets in the pruned network,
     the layers before it made good already. A layer at the end of a branch is fitted to what the sum should be instead, less
     what the pruned network's stream already holds there: so the branches that stay do the work of those that went, and errors
-    of the stream do not add up. Batch norms use the statistics of the images meanwhile.
+    of the stream do not add up. While layers are fitted, batch norms use the statistics of the images.
 
     Args:
         dense: the network that was given.
@@ -95,7 +95,7 @@ def recover(
     skeleton = Skeleton(pruned)
     made = {name: made for name, (_, made) in maps.items()}
     fit = _Fit(dense, plan, skeleton.parameters, wanted, watched.normalised, names, made, ridge)
-    # A layer that runs often is fitted after the first pass, and the others follow it in a second.
+    # A layer that runs often is fitted after the first pass; in a second one the others are fitted again, to follow it.
     again = any(count > 1 for name, count in watched.calls.items() if name in names)
     while True:
         run(skeleton, Watched(skeleton.parameters, fit, LARGEST, summed=fit.summed), inputs)
