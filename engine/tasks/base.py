@@ -106,6 +106,11 @@ class Task(Reading, ABC):
     def loss(self, output: Any, labels: Any) -> Tensor:
         """What training makes small, a scalar; both are on one device."""
 
+    @property
+    def smooths(self) -> bool:
+        """Whether labels can be smoothed: whether this task has `smoothed`."""
+        return type(self).smoothed is not Task.smoothed
+
     def smoothed(self, output: Any, labels: Any, share: float) -> Tensor:
         """The loss with a share of each label spread over all classes, a scalar; of a task that has classes."""
         raise NotImplementedError

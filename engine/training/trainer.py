@@ -68,7 +68,7 @@ class Training:
             raise FreePruneError(f"the distillation weight is {self.recipe.distill} but there is no teacher; give one or use 0")
         if not self.task.labelled and self.teacher is None:
             raise FreePruneError("there is no teacher for data without labels; give the dense network")
-        if self.recipe.label_smoothing and type(self.task).smoothed is Task.smoothed:
+        if self.recipe.label_smoothing and not self.task.smooths:
             raise FreePruneError(
                 f"`label_smoothing={self.recipe.label_smoothing:g}` is for the labels of a classification, and the task is "
                 "another; leave it out"
