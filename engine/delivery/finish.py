@@ -51,7 +51,7 @@ from ..store.summary import (
     Seconds,
     Summary,
 )
-from ..tasks.choice import AUTO
+from ..tasks import CLASSIFICATION
 from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.measuring import measure_of, tallied_for
@@ -188,7 +188,7 @@ def _summary(job: Job, outcome: Outcome, steps: _Steps) -> Summary:
         unit=judge.unit,
         larger=judge.larger,
         task=job.choice.name,
-        told=job.choice.told if job.settings.task == AUTO and job.choice.name != "classification" else None,
+        told=None if job.task is CLASSIFICATION else job.choice.told,  # the usual task goes without saying
         config=steps.delivered.config,
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
