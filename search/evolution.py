@@ -36,15 +36,19 @@ class Evolution:
     """Steady-state evolution with a model of the score: tournaments, blend crossover, sparse mutations that calm down (DEAP).
 
     The population is DEAP's hall of fame, the best points so far. A child blends the winners of a few tournaments gene by gene.
-    Many versions of it are made, each with a few genes mutated, coarsely at first and finely later. Proposed is the one that a
-    model of the scores so far likes best (see `Surrogate`), of those that were not scored before. Since a common shift of all
-    genes changes nothing (see `Strategy`), genes are shifted so that the smallest and the largest lie equally far from the
-    bounds. Points without a finite score never enter the population. Foreign points do, and replace as many of the first,
-    random ones. If several are given, the spread between them limits the first mutation step: good points show where to
-    search. A child's switches (see `Space`) are set as most parents have them, and in each version about one is flipped.
+    Many versions of it are made, each with a few genes mutated, coarsely at first and finely later. Of those that were not
+    scored before, the one with the best prospects is proposed: the score that a model of the scores so far predicts (see
+    `Surrogate`), plus some standard deviations of that. How many is drawn for each child: some go where little is known.
+
+    Since a common shift of all genes changes nothing (see `Strategy`), genes are shifted so that the smallest and the largest
+    lie equally far from the bounds. Points without a finite score never enter the population. Foreign points do, and replace as
+    many of the first, random ones. If several are given, the spread between them limits the first mutation step: good points
+    show where to search. A child's switches (see `Space`) are set as most parents have them, and in each version about one is
+    flipped.
 
     The constants were chosen with `benchmarks/strategy_constants.py`: smooth objectives under a MACs budget, 30 and 57
-    groups whose sensitivities span two orders of magnitude, 100 and 300 trials in batches of 10.
+    groups whose sensitivities span two orders of magnitude, 100 and 300 trials in batches of 10. `CURIOSITY` was chosen on
+    ResNet-56 at half of its latency (`benchmarks/reference_search.py`).
 
     Attributes:
         log: a record after each `tell`: the number of scores so far, and best, mean and standard deviation of the population.
@@ -58,6 +62,7 @@ class Evolution:
     VERSIONS = 20  # of a child, in each of the rounds
     ROUNDS = 3  # of mutation and choice by the model; the next mutates what the last has chosen
     GENES = 4.0  # mutated in a version, on average
+    CURIOSITY = 0.5  # standard deviations that count for a child, on average; they are drawn from an exponential distribution
     STEP = 0.2  # standard deviation of the first mutations
     FINEST = 0.05  # lower bound of the first step: foreign points may be nearly the same
     HALVINGS = 2.0  # of the step, in the course of a search
@@ -157,20 +162,22 @@ class Evolution:
         model = Surrogate(np.array(self._points), np.array(self._scores))
         step = max(self._first_step() * 0.5 ** (self.HALVINGS * self._told / self._trials), self.SMALLEST_STEP)
         children = self._centred(np.array([self._blended(population) for _ in range(n)]))
+        curiosity = self._generator.exponential(self.CURIOSITY, n)
         for number in range(self.ROUNDS):
             versions = self._centred(self._mutated(np.repeat(children, self.VERSIONS, axis=0), step, self.GENES))
             if number:
                 versions[:: self.VERSIONS] = children
-            children = self._liked(versions.reshape(n, self.VERSIONS, -1), model)
+            children = self._liked(versions.reshape(n, self.VERSIONS, -1), model, curiosity)
         return children
 
-    def _liked(self, versions: Genes, model: Surrogate) -> Genes:
-        """Of each child's versions `(n, V, L)` the one with the best prediction; no network twice, and none that was tried."""
+    def _liked(self, versions: Genes, model: Surrogate, curiosity: NDArray[np.float64]) -> Genes:
+        """Of each child's versions `(n, V, L)` the one with the best prospects; no network twice, and none that was tried."""
         kept = self._space.project(versions.reshape(-1, self._space.size))
-        predicted = model(self._space.proposal(kept)).reshape(versions.shape[:2])
+        predicted, deviations = (values.reshape(versions.shape[:2]) for values in model(self._space.proposal(kept)))
+        prospects = predicted + curiosity[:, None] * deviations
         tried, liked = set(self._tried), []
         for number, own in enumerate(kept.reshape(versions.shape)):
-            best_first = np.argsort(-predicted[number], kind="stable")
+            best_first = np.argsort(-prospects[number], kind="stable")
             chosen = next((i for i in best_first if own[i].tobytes() not in tried), best_first[0])
             tried.add(own[chosen].tobytes())
             liked.append(versions[number, chosen])

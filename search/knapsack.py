@@ -111,10 +111,10 @@ class Sensitivity:
         excluded: NDArray[np.bool_] = ~known[level] & (here > 0)
         return excluded
 
-    def after(self, scores: Values) -> tuple[Values, Values]:
-        """No further probes, and the proposal `(1, L)` with the least sum of losses, for the scores `(K,)` of all probes."""
+    def shown(self, scores: Values) -> Values:
+        """The proposal `(1, L)` with the least sum of losses, for the scores `(K,)` of all probes."""
         self.learn(scores)
-        return np.zeros((0, self._space.size)), self.solve()[None]
+        return self.solve()[None]
 
     def solve(self, coefficients: Values | None = None) -> Values:
         """The proposal `(L,)` with the least sum of losses.

@@ -1,4 +1,4 @@
-"""A model of the scores so far, which says what of many networks is worth a trial."""
+"""A model of the scores so far. It says which of many networks are likely to be good, and of which little is known."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ class Surrogate:
 
     The kernel of two networks a and b, as proposals of the unit cube less a centre, is
     `s a.b + s a².b² + PAIRS (1 + s a.b)²`: losses of single groups, which nearly add up, and a little of every product of two.
-    The scale s and the ridge are those with the largest marginal likelihood. Scores that are far below the others count as the
-    worst tenth does, since a model of good networks need not know how bad the bad ones are.
+    The scale s and the ridge are those with the largest marginal likelihood, and deviations are those of the Gaussian process
+    with this kernel (Rasmussen and Williams 2006, equations 2.25, 2.26 and 5.8). Scores that are far below the others count as
+    the worst tenth does, since a model of good networks need not know how bad the bad ones are.
 
     Args:
         points: `(P, L)` proposals (see `Space.proposal`), P at least 1.
@@ -43,13 +44,25 @@ class Surrogate:
                 signal = float((turned**2 / (values + ridge)).mean()) + 1e-300  # the likeliest variance, in closed form
                 likelihood = -len(known) * np.log(signal) - float(np.log(values + ridge).sum())
                 if likelihood > likeliest:
-                    likeliest, self._scale = likelihood, scale
+                    likeliest, self._scale, self._signal = likelihood, scale, signal
                     self._weights = vectors @ (turned / (values + ridge))
+                    self._known = vectors / np.sqrt(values + ridge)
 
-    def __call__(self, points: Values) -> Values:
-        """Predicted scores `(P,)` of proposals `(P, L)`, up to a constant."""
-        predicted: Values = self._kernel(points - self._centre, self._scale) @ self._weights
-        return predicted
+    def __call__(self, points: Values) -> tuple[Values, Values]:
+        """Predicted scores `(P,)` of proposals `(P, L)`, and how far off they may be, as standard deviations `(P,)`.
+
+        Both are in one unit, the spread of the known scores, and the scores are up to a constant.
+        """
+        points = points - self._centre
+        kernel = self._kernel(points, self._scale)
+        variance = self._alone(points) - np.square(kernel @ self._known).sum(axis=1)
+        return kernel @ self._weights, np.sqrt(self._signal * np.maximum(variance, 0))
+
+    def _alone(self, points: Values) -> Values:
+        """The kernel `(P,)` of each point with itself."""
+        product = self._scale * (points**2).sum(axis=1)
+        alone: Values = product + self._scale * (points**4).sum(axis=1) + self.PAIRS * (1 + product) ** 2
+        return alone
 
     def _kernel(self, points: Values, scale: float) -> Values:
         products = scale * points @ self._points.T

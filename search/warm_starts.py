@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,15 +128,14 @@ WARM_STARTS = (*POINTS, KNAPSACK, DEPTH)
 class Depth:
     """Networks without the branches that matter least, where there are switches (see `Space`).
 
-    Each switch is probed alone, off in the dense network; of those that matter least some go off, and the others are probed
-    again beside them, in a few rounds. In the order so found, so many are off that the budget is met without narrowing
-    anything, or three quarters, half or a quarter of them; the rest is narrowed at equal rates, or only in groups that are not
-    shared.
+    Each switch is probed alone, off in the dense network. In the order of their scores so many are off that the budget is met
+    without narrowing anything, or three quarters, half or a quarter of them; the rest is narrowed at equal rates, or only in
+    groups that are not shared. Probing the others again beside those that are off costs trials and brings the search no
+    further: the best sets of branches are not those that removing the least important one after the other finds.
 
     Args:
         space: the networks to choose from.
         shared: `(L,)`: which groups are shared, as in `Profile`.
-        trials: the rounds take at most `SHARE` of them; there is one at least.
 
     Attributes:
         probes: `(K, L)` proposals, to be rounded (`Space.round`) and not projected.
@@ -144,54 +143,36 @@ class Depth:
     """
 
     LADDER = (1, 3 / 4, 1 / 2, 1 / 4)
-    ROUNDS = 3
-    SHARE = 1 / 3
 
-    def __init__(self, space: Space, shared: NDArray[np.bool_], trials: int) -> None:
+    def __init__(self, space: Space, shared: NDArray[np.bool_]) -> None:
         self._space, self._shared = space, shared
-        self._rest = np.flatnonzero(space.switches & (space.units > space.minimum))
-        self._off = np.zeros(0, np.int64)
-        self._rounds = min(self.ROUNDS, max(1, int(self.SHARE * trials) // max(len(self._rest), 1)))
-        self._round = 0
-        self.probes = self._next_probes()
-        self.trials = self._rounds * len(self._rest) + 2 * len(self.LADDER)
+        self._able = np.flatnonzero(space.switches & (space.units > space.minimum))
+        self.probes = np.zeros((len(self._able), space.size))
+        self.probes[np.arange(len(self._able)), self._able] = 1
+        self.trials = len(self._able) + 2 * len(self.LADDER)
 
-    def _next_probes(self) -> NDArray[np.float64]:
-        probes = np.zeros((len(self._rest), self._space.size))
-        probes[:, self._off] = 1
-        probes[np.arange(len(self._rest)), self._rest] = 1
-        return probes
-
-    def after(self, scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Further probes, or else the proposals `(P, L)`, for the scores `(K,)` of the last probes."""
-        best_first = self._rest[np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")]
-        order = np.concatenate([self._off, best_first])
+    def shown(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The proposals `(P, L)` for the scores `(K,)` of the probes."""
+        order = self._able[np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")]
         off = [np.isin(np.arange(self._space.size), order[:count]) for count in range(len(order) + 1)]
         fits = self._space.fits(np.where(off, 0, self._space.units))
         enough = int(np.argmax(fits)) if fits.any() else len(order)
-        self._round += 1
-        certain = -(-enough * self._round // self._rounds)
-        if self._round < self._rounds and certain < enough:
-            self._off, self._rest = order[:certain], order[certain:]
-            return self._next_probes(), np.zeros((0, self._space.size))
         counts = dict.fromkeys(int(-(-enough * part // 1)) for part in self.LADDER)
         inner = np.where(self._space.switches | self._shared, 0.0, 1.0)
         shapes = (np.zeros_like(inner), inner)
-        points = np.array([np.where(off[count], 1.0, widths) for count in counts for widths in shapes])
-        return np.zeros((0, self._space.size)), points
+        return np.array([np.where(off[count], 1.0, widths) for count in counts for widths in shapes])
 
 
 class WarmStarted:
     """A strategy that is told the scores of given networks before it is first asked.
 
     It proposes the fixed points first, then the probes of the knapsack and of the depth, each followed by what they show, then
-    what the inner strategy asks. All of these are trials. All but the probes are told to the inner strategy; it may `observe`
-    those.
+    what the strategy asks. All of these are trials. All but the probes are told to the strategy; it may `observe` those.
 
     Args:
-        strategy: makes the inner strategy.
+        strategy: makes the strategy.
         points: `(P, L)`, the fixed points.
-        learners: each has `probes`, and makes further points of their scores.
+        learners: each has `probes`, and what their scores have `shown` is proposed.
     """
 
     PROBES = 1 / 4  # largest share of the trials, unless one level per group takes more
@@ -202,53 +183,53 @@ class WarmStarted:
     ) -> None:  # fmt: skip
         left = trials - len(points) - sum(each.trials for each in learners)
         self._space = space
-        self._inner = strategy(space, seed, max(left, 1))
-        self._points = points
-        self._learners = list(learners)
-        self._probes = np.zeros((0, space.size))
-        self._scores: list[float] | None = None  # of the probes of the first learner, once they are asked
-        self._stage = "points"
+        self._strategy = strategy(space, seed, max(left, 1))
+        self._parts = self._before(points, learners)
+        self._left = np.zeros((0, space.size))  # of the part that is being asked
+        self._probes = False  # whether that part is probes
+        self._scores: list[float] = []  # of the probes
+        self._started = False  # whether the strategy itself is being asked
+
+    def _before(
+        self, points: NDArray[np.float64], learners: Sequence[Sensitivity | Depth]
+    ) -> Iterator[tuple[NDArray[np.float64], bool]]:
+        """What is proposed before the strategy is asked, in parts, each with whether it is probes."""
+        yield points, False
+        for learner in learners:
+            self._scores = []
+            yield learner.probes, True
+            yield learner.shown(np.array(self._scores)), False
 
     @property
     def probing(self) -> bool:
         """Whether the last proposals are to be rounded instead of projected."""
-        return self._stage == "probes" or (self._stage == "inner" and bool(getattr(self._inner, "probing", False)))
+        return self._probes or (self._started and bool(getattr(self._strategy, "probing", False)))
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """The log of the inner strategy."""
-        found: list[dict[str, Any]] = getattr(self._inner, "log", [])
+        """The log of the strategy."""
+        found: list[dict[str, Any]] = getattr(self._strategy, "log", [])
         return found
 
     def ask(self, n: int) -> NDArray[np.float64]:
-        while len(self._points) or len(self._probes) or self._learners:
-            if len(self._points):
-                self._stage = "points"
-                rates, self._points = self._points[:n], self._points[n:]
-                return rates.copy()
-            if len(self._probes):
-                self._stage = "probes"
-                rates, self._probes = self._probes[:n], self._probes[n:]
-                return rates.copy()
-            if self._scores is None:
-                self._scores, self._probes = [], self._learners[0].probes
+        while not (self._started or len(self._left)):
+            part = next(self._parts, None)
+            if part is None:
+                self._started, self._probes = True, False
             else:
-                self._probes, self._points = self._learners[0].after(np.array(self._scores))
-                self._scores = []
-                if not len(self._probes):
-                    self._learners.pop(0)
-                    self._scores = None
-        self._stage = "inner"
-        return self._inner.ask(n)
+                self._left, self._probes = part
+        if self._started:
+            return self._strategy.ask(n)
+        rates, self._left = self._left[:n], self._left[n:]
+        return rates.copy()
 
     def tell(self, rates: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
-        if self._stage == "probes":
-            assert self._scores is not None
-            self._scores += scores.tolist()
-            if hasattr(self._inner, "observe"):
-                self._inner.observe(self._space.round(rates), scores)
-        else:
-            self._inner.tell(rates, scores)
+        if not self._probes:
+            self._strategy.tell(rates, scores)
+            return
+        self._scores += scores.tolist()
+        if hasattr(self._strategy, "observe"):
+            self._strategy.observe(self._space.round(rates), scores)
 
 
 def check_warm_starts(names: Sequence[str]) -> None:
@@ -262,18 +243,11 @@ def check_warm_starts(names: Sequence[str]) -> None:
             raise FreePruneError(f"there is no warm start {name!r}; {nearest(name, sorted(WARM_STARTS))}")
 
 
-def warm_started(
-    strategy: Callable[[Space, int, int], Strategy],
-    space: Space,
-    names: Sequence[str],
-    profile: Profile,
-    seed: int,
-    trials: int,
-) -> Strategy:
+def warm_started(strategy: Make, space: Space, names: Sequence[str], profile: Profile, seed: int, trials: int) -> Strategy:
     """A strategy that starts with the named warm starts.
 
     Args:
-        strategy: makes the inner strategy, as an entry of `STRATEGIES`; it gets the remaining trials.
+        strategy: makes the strategy, as an entry of `STRATEGIES`; it gets the remaining trials.
         names: of `WARM_STARTS`; none of them for the strategy alone. For the strategy `knapsack`, which has its own probes,
             the warm start of that name is left out.
         profile: of the network's groups.
@@ -291,7 +265,7 @@ def warm_started(
     learners: list[Sensitivity | Depth] = []
     if KNAPSACK in chosen:
         learners.append(Sensitivity(space, trials - len(points), WarmStarted.PROBES))
-    depth = Depth(space, profile.shared, trials)
+    depth = Depth(space, profile.shared)
     if DEPTH in chosen and 0 < len(depth.probes) <= WarmStarted.PROBES * trials:  # of fewer trials they would take too many
         learners.append(depth)
     return WarmStarted(strategy, points, learners, space, seed, trials)

@@ -168,13 +168,13 @@ def _without_branches(
 ) -> dict[float, Sequence[NDArray[np.float64]]]:  # fmt: skip
     """For each share proposals without the branches that matter least; none where probing these would take too long."""
     shared = channel.profile(job.importance).shared
-    depths = {share: Depth(space, shared, 0) for share, space in spaces.items()}  # of a single round
+    depths = {share: Depth(space, shared) for share, space in spaces.items()}
     took = [trial.seconds for trial in trials if trial.seconds > 0]
     if not depths or not took or len(channel.branches) * statistics.median(took) > (end - time.perf_counter()) / 2:
         return dict.fromkeys(spaces, ())
     (share, first), *_ = depths.items()
     probed = np.array([score(kept) for kept in spaces[share].round(first.probes)])
-    return {share: list(depth.after(probed)[1]) for share, depth in depths.items()}
+    return {share: list(depth.shown(probed)) for share, depth in depths.items()}
 
 
 def _best(scores: Mapping[bytes, float], channel: Channel, model: LatencyModel) -> tuple[LatencyShare, ...]:

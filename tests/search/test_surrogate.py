@@ -18,7 +18,8 @@ def loss(points):
 def test_it_predicts_networks_that_it_has_not_seen():
     seen, others = RNG.random((80, 4)), RNG.random((200, 4))
     model = Surrogate(seen, -loss(seen))
-    assert np.corrcoef(model(others), -loss(others))[0, 1] > 0.98
+    predicted, _ = model(others)
+    assert np.corrcoef(predicted, -loss(others))[0, 1] > 0.98
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
@@ -32,4 +33,16 @@ def test_scores_that_are_not_finite_count_as_the_worst(bad):
 
 def test_without_any_score_all_networks_are_alike():
     points = RNG.random((5, 3))
-    assert np.ptp(Surrogate(points, np.full(5, np.nan))(points)) == 0
+    assert np.ptp(Surrogate(points, np.full(5, np.nan))(points)[0]) == 0
+
+
+def test_deviations_are_those_of_the_gaussian_process():
+    seen, asked = RNG.random((40, 4)), RNG.random((10, 4))
+    model = Surrogate(seen, -loss(seen))
+    _, deviations = model(asked)
+    inverse = model._known @ model._known.T  # of the kernel with its ridge
+    kernel = model._kernel(asked - model._centre, model._scale)
+    for row, point, deviation in zip(kernel, asked - model._centre, deviations, strict=True):
+        product = model._scale * point @ point
+        alone = product + model._scale * (point**2) @ (point**2) + model.PAIRS * (1 + product) ** 2
+        assert deviation == pytest.approx(np.sqrt(model._signal * (alone - row @ inverse @ row)))

@@ -91,24 +91,13 @@ SHARED = np.array([True, False, False, True, True, True])
 
 
 def test_depth_by_hand():
-    depth = Depth(space_of(26), SHARED, 12)  # a third of the trials holds one round
+    depth = Depth(space_of(26), SHARED)
     assert depth.probes.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
-    more, points = depth.after(np.array([-2.0, np.nan, -0.5]))
+    points = depth.shown(np.array([-2.0, np.nan, -0.5]))
     # Without the third and the first block the dense widths fit (24). Of two blocks three quarters are two, a half is one.
     assert points.tolist() == [
         [0, 0, 0, 1, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 1],
     ]  # fmt: skip
-    assert len(more) == 0
-
-
-def test_depth_probes_again_beside_what_is_off():
-    depth = Depth(space_of(26), SHARED, 18)  # two rounds
-    more, points = depth.after(np.array([-2.0, -3.0, -0.5]))
-    assert more.tolist() == [[0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 1, 1]]
-    assert len(points) == 0
-    more, points = depth.after(np.array([-9.0, -1.0]))  # without the third block the first matters more than the second
-    assert len(more) == 0
-    assert points[0].tolist() == [0, 0, 0, 0, 1, 1]
 
 
 PROFILE = Profile(
@@ -134,7 +123,7 @@ def test_every_strategy_searches_with_switches(name):
     trials = 30 if name == "gp" else 60  # which takes long
     trace = run(warm_started(STRATEGIES[name], space, names, PROFILE, 0, trials), space, trials)
     assert trace == run(warm_started(STRATEGIES[name], space, names, PROFILE, 0, trials), space, trials)
-    assert [probing for probing, _ in trace[:10]] == [False] * 5 + [True] * 5
+    assert [probing for probing, _ in trace[:9]] == [False] * 5 + [True] * 3 + [False]
     assert all(kept[3:] == [1, 1, 1] for _, kept in trace[:5])
     best = max((score(np.array([kept]))[0], kept) for probing, kept in trace if not probing)
     assert best[1][3:] == [1, 1, 0]
