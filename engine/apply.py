@@ -21,6 +21,7 @@ from .inputs.dense import GivenModel, on_cpu
 from .inputs.dictionaries import working
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
+from .modes import usual_modes
 from .run.recovery import joined, not_fitted, recovered
 from .run.task import task_of
 from .store import run_folder as files
@@ -29,6 +30,7 @@ from .tasks import AGREEMENT
 from .user_code import warn
 
 
+@usual_modes()
 def apply(
     model: nn.Module | str,
     plan: Plan | str | Path,

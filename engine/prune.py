@@ -22,6 +22,7 @@ from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
 from .latency.target import Latency, OutOfReach, measured_latency
+from .modes import usual_modes
 from .opening import Opening, opened
 from .progress import Progress, Shown
 from .report.page import read_finished
@@ -41,6 +42,7 @@ from .workers.pool import pool
 MakeStrategy = Callable[[Job], Strategy]
 
 
+@usual_modes()
 def prune(
     model: nn.Module | str,
     data: Any,

@@ -19,6 +19,7 @@ from .inputs.data import asked_data, load_data
 from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
 from .inputs.sharded import save_weights
+from .modes import usual_modes
 from .progress import Shown, reported
 from .run.task import task_of, trained_by
 from .store import run_folder as files
@@ -53,6 +54,7 @@ class Trained:
     task: Task = CLASSIFICATION
 
 
+@usual_modes()
 def train(
     model: nn.Module | str,
     data: Any,

@@ -24,6 +24,7 @@ from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
 from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..inputs.weights import load_weights
+from ..modes import usual_modes
 from ..user_code import UserError
 from .documents import Document
 from .lock import leave, occupy
@@ -289,6 +290,7 @@ def studies_beside(folder: Path) -> dict[str, Study]:
     return found
 
 
+@usual_modes()
 def load(folder: str | Path, network: nn.Module) -> nn.Module:
     """The pruned, fine-tuned network of a finished run.
 

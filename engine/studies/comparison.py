@@ -23,6 +23,7 @@ from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
 from ..inputs.dense import GivenModel
+from ..modes import usual_modes
 from ..opening import Opening, opened
 from ..progress import Shown
 from ..report import plots
@@ -44,6 +45,7 @@ CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1
 
 
+@usual_modes()
 def compare(
     model: nn.Module | str,
     data: Any,

@@ -23,6 +23,7 @@ from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import AS_OBJECT, Asked, asked_data
 from ..inputs.dense import GivenModel
+from ..modes import usual_modes
 from ..opening import Opening, opened
 from ..progress import Progress, Shown
 from ..prune import finished_run
@@ -45,6 +46,7 @@ HANDED_ON = 5  # best trials of a budget that the search at the next one starts 
 PICKED = 20  # trials near a target that are projected onto it
 
 
+@usual_modes()
 def sweep(
     model: nn.Module | str,
     data: Any,
@@ -186,6 +188,7 @@ def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
     return front
 
 
+@usual_modes()
 def pick(
     folder: str | Path,
     *,

@@ -138,6 +138,20 @@ def test_n_of_m_layouts_are_not_compacted(tmp_path):
     assert "N:M" in result.summary["compaction"]["note"]
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["grad", "inference", "cast"],
+)
+def test_modes_of_the_callers_code_do_not_reach_a_run(mode, tmp_path):
+    given = network()
+    with mode():
+        result = prune(tmp_path / "out", trials=0, model=given)
+        assert torch.is_grad_enabled() == (mode is not torch.no_grad and mode is not torch.inference_mode)
+        freeprune.inspect(given, pair())
+    assert result.summary.accuracy.final is not None
+
+
 def test_the_callers_network_is_untouched(tmp_path):
     dense = network().train()
     before = {name: t.clone() for name, t in dense.state_dict().items()}
