@@ -122,12 +122,13 @@ def load_data(
         FreePruneError: the data are missing, malformed or unreadable, or an option does not apply to them.
     """
     asked = source if isinstance(source, Asked) else Asked(source)
-    source = asked.source
+    source = os.fspath(asked.source) if isinstance(asked.source, os.PathLike) else asked.source
     kind, _, place = source.partition(":") if isinstance(source, str) else ("", "", "")
+    place = os.path.expanduser(place)  # which a shell leaves as it is after a colon
     if kind in PICTURES:
         return PICTURES[kind](place, asked.pictures(stated), network)
     _check_pictures(asked)
-    if kind == "npz" or source == "digits":
+    if kind == "npz" or (kind == "digits" and not place):
         found = npz(Path(place), asked.mean, asked.std, network) if kind == "npz" else digits(asked.mean, asked.std)
         return replace(found, classes=_given((found.train, found.test), network).classes)
     if isinstance(source, str):
@@ -180,7 +181,7 @@ def _given(source: object, network: nn.Module | None) -> Data:
         if not isinstance(source.collate, ByName):
             return source
         return replace(source, collate=by_name(source.train, source.collate.collate, network))
-    if isinstance(source, Tensor | Dataset | DataLoader):
+    if isinstance(source, Tensor | np.ndarray | Dataset | DataLoader):
         return _single(_read("training", source, network))
     if isinstance(source, Mapping):  # as `datasets` keeps its parts
         parts = [next((source[name] for name in names if name in source), None) for names in (TRAININGS, TESTS)]
@@ -238,7 +239,12 @@ class _Read:
 def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
     """A data set of the user's; the first item is read, to see that it will do."""
     if _is_columns(given):
+        lengths = [len(column) for column in given]
+        if len(set(lengths)) > 1:
+            raise FreePruneError(f"the arrays of the {name} data have {lengths} rows; expected one label for each input")
         given = TensorDataset(*map(_column, given))
+    elif isinstance(given, np.ndarray) and given.ndim:
+        given = _column(given)
     dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
     if isinstance(given, DataLoader):
         dataset = given.dataset
@@ -264,16 +270,28 @@ def _column(given: Any) -> Tensor:
         FreePruneError: it holds no numbers.
     """
     try:
+        if isinstance(given, np.ndarray):  # in the byte order and the direction that tensors have
+            given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))
         return torch.as_tensor(given)
     except (TypeError, ValueError) as error:
         raise FreePruneError(f"an array of the data is {described(given)} ({cause(error)}); expected numbers") from error
 
 
 def _is_columns(given: object) -> bool:
-    """Whether this is inputs and labels side by side, rather than items: arrays of one length and different shapes."""
-    if not isinstance(given, tuple | list) or not given or not all(isinstance(x, ARRAYS) and x.ndim for x in given):
+    """Whether this is inputs and labels side by side, rather than items: arrays of one length and different shapes.
+
+    Some of them may be lists of labels.
+    """
+    if not isinstance(given, tuple | list) or not any(isinstance(x, ARRAYS) for x in given):
         return False
-    return len({len(x) for x in given}) == 1 and len({x.shape for x in given}) > 1
+    shapes = [x.shape if isinstance(x, ARRAYS) else (len(x),) if _is_row(x) else () for x in given]
+    even = isinstance(given, tuple) or len({shape[:1] for shape in shapes}) == 1  # items in a list may differ in size
+    return all(shapes) and even and len(set(shapes)) > 1
+
+
+def _is_row(given: object) -> bool:
+    """Whether this is a list of single things, as labels may be."""
+    return isinstance(given, tuple | list) and len(given) > 0 and np.ndim(given[0]) == 0
 
 
 def _single(read: _Read) -> Data:

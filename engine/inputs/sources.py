@@ -84,7 +84,7 @@ def data_of_pictures(
     found = read_images(encoded, form, asked.skip)
     kept = int(np.searchsorted(found.numbers, count))
     parts = [(found.numbers[:kept], 0, kept), (found.numbers[kept:] - count, kept, len(found.numbers))]
-    if not all(len(numbers) for numbers, _, _ in parts):
+    if any(held and not len(numbers) for held, (numbers, _, _) in zip((count, len(encoded) - count), parts, strict=True)):
         raise FreePruneError(f"no image for {'training' if kept == 0 else 'the test'} can be read in {source}; give others")
     train, test = (
         Images(found.part(start, stop), None if y is None else y[torch.from_numpy(numbers)], mean, std)

@@ -56,6 +56,13 @@ def raises(sentence):
 # --- image folders ----------------------------------------------------------------------------------------------------
 
 
+def test_the_home_folder_may_stand_after_the_kind(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_data("imagefolder:~/images").source == f"imagefolder:{folder}"
+    npz(folder.parent)
+    assert len(load_data("npz:~/data.npz").train) == 12
+
+
 def test_image_folder_by_hand(folder):
     data = load_data(f"imagefolder:{folder}")
     assert (len(data.train), len(data.test), data.classes) == (6, 2, ("ant", "bee"))
@@ -369,6 +376,12 @@ def test_images_in_no_folders_have_no_labels(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     images = next(iter(DataLoader(data.train, batch_size=10)))
     assert torch.equal(images, torch.stack(list(data.train)))
+
+
+def test_too_few_images_for_a_test_are_not_called_unreadable(tmp_path):
+    flat(tmp_path, 3)
+    with raises("there are 3 training images; expected at least 10"):
+        split(load_data(f"imagefolder:{tmp_path}"), 0)
 
 
 @pytest.mark.parametrize("test", ["test", "val", "valid", "validation", None])
@@ -972,6 +985,25 @@ def test_columns_and_parts_by_name_are_data():
         load_data((x, x, x))
 
 
+def test_arrays_are_taken_in_any_byte_order_and_direction():
+    x = np.arange(60, dtype=np.float32).reshape(15, 2, 2)
+    for given in (x.astype(">f4"), x[::-1], x[:, :, ::-1]):
+        data = load_data(((given, np.arange(15)), (given, np.arange(15))))
+        np.testing.assert_array_equal(data.train.tensors[0], given)
+        assert torch.equal(load_data(given).train.dataset.tensors[0], data.train.tensors[0])
+
+
+def test_labels_beside_an_array_may_be_a_list():
+    x = np.zeros((12, 3, 2, 2), np.float32)
+    for labels in ([0, 1] * 6, tuple(np.arange(12)), [torch.tensor(1)] * 12):
+        data = load_data(((x, labels), (x, labels)))
+        assert (len(data.train), data.labelled, len(data.train.tensors[1])) == (12, True, 12)
+    with raises("an array of the data is a list of 12 .*; expected numbers"):
+        load_data(((x, ["cat"] * 12), (x, ["cat"] * 12)))
+    with raises("the arrays of the training data have .12, 11. rows; expected one label for each input"):
+        load_data(((x, [0] * 11), (x, [0] * 12)))
+
+
 def test_loaders_whose_batches_are_made_by_one_line_of_code_are_one_pair():
     items = [(torch.zeros(3, 5, 5), 1)] * 20
 
@@ -984,8 +1016,9 @@ def test_loaders_whose_batches_are_made_by_one_line_of_code_are_one_pair():
 
 
 def test_a_path_without_its_kind_is_told(folder, tmp_path):
-    with raises(f"are a folder; give `imagefolder:{folder}`"):
-        load_data(str(folder))
+    for given in (str(folder), folder):
+        with raises(f"are a folder; give `imagefolder:{folder}`"):
+            load_data(given)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").touch()
     with raises(f"are a folder; give `hf:{tmp_path}/saved`"):
