@@ -38,6 +38,14 @@ class Keywords:
         return (inputs, options) if options or not inputs else ((), dict(zip(self.names, inputs, strict=True)))
 
 
+def attribute(module: Any, name: str) -> Any:
+    """An attribute that a module of some library has; None where it has none, whatever a `__getattr__` of its own raises."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
+        return None
+
+
 def given_names(network: nn.Module) -> list[str] | None:
     """The arguments that `Keywords` gives a network's inputs to; None if it has them in order."""
     found = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, Keywords)]

@@ -38,4 +38,4 @@ def relative_difference(a: Any, b: Any) -> float:
 
 def _as_outputs(outputs: Any) -> list[NDArray[np.float64]]:
     many = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return [np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]
+    return [np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...common import Inputs, given_names
+from ...common import Inputs, attribute, given_names
 from ...copies import is_large, light
 from ...errors import FreePruneError
 from ...reading import children, leaves
@@ -89,9 +90,27 @@ def export_onnx(
             folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
             beside = _Place(Path(folder) / path.name, apart)
         exporter = _Exporter(tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
-        written = exporter.best(light(network).cpu().eval())
+        network = light(network).cpu().eval()
+        _say_arguments(network)
+        written = exporter.best(network)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
+
+
+def _say_arguments(network: nn.Module) -> None:
+    """Make a network, a copy, that takes arguments by name alone say that it takes them in order, as its hook lets it.
+
+    The exporter matches inputs and arguments by what `forward` says, before any hook.
+    """
+    names, kind = given_names(network), type(network)
+    if names is None or "forward" in vars(network):
+        return
+    try:
+        signature(network.forward).bind(*names)
+    except TypeError:
+        forward: Any = lambda *inputs, **options: kind.forward(network, *inputs, **options)  # noqa: E731
+        forward.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+        network.forward = forward
 
 
 class _Place(NamedTuple):
@@ -148,7 +167,7 @@ class _Exporter:
         if lengths is not None:
             try:
                 model = self._any_batch(network, names, lengths.axes)
-                self._check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]), follows=True)
+                self._check(model, network, first_rows(lengths.shorter, CHECKED_BATCHES[-1]))
             except Exception as error:
                 model = None
                 notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {root_cause(error)}")
@@ -159,7 +178,7 @@ class _Exporter:
             dynamic, notes = False, [f"the ONNX file takes batches of {len(self.inputs[0])} only: {root_cause(error)}"]
             try:
                 model = self._traced(network, names, None)
-                self._check(model, network, self.inputs, follows=False)
+                self._check(model, network, self.inputs)
             except Exception as fatal:
                 raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
         return _Written(model, dynamic, dynamic_length, tuple(notes))
@@ -168,7 +187,7 @@ class _Exporter:
         """The model of a network, compared with it on batches of several sizes."""
         model = self._traced(network, names, axes)
         for batch in CHECKED_BATCHES:
-            self._check(model, network, first_rows(self.inputs, batch), follows=True)
+            self._check(model, network, first_rows(self.inputs, batch))
         return model
 
     def _traced(self, network: nn.Module, names: list[str] | None, axes: list[Axes] | None) -> Model:
@@ -217,8 +236,8 @@ class _Exporter:
             )
         return model
 
-    def _check(self, model: Model, network: nn.Module, inputs: Inputs, *, follows: bool) -> None:
-        """Raise if the model's outputs differ from the network's or, with `follows`, in number of rows from the inputs."""
+    def _check(self, model: Model, network: nn.Module, inputs: Inputs) -> None:
+        """Raise if the model's outputs differ from the network's, in shapes or in values."""
         batch = len(inputs[0])
         with torch.no_grad():
             expected = leaves(network(*inputs))
@@ -228,7 +247,7 @@ class _Exporter:
             raise FreePruneError(f"{self.runtime.name} cannot run it: {root_cause(error)}") from error
         given = run_rows(opened, as_arrays(inputs))
         shapes = [tuple(x.shape) for x in given]
-        if follows and any(shape[:1] not in ((), (batch,)) for shape in shapes):  # a single number has no rows
+        if shapes != [tuple(x.shape) for x in expected]:  # which may have the rows elsewhere, as states of a recurrent layer
             raise FreePruneError(f"for a batch of {batch} its outputs have shapes {shapes}")
         difference = relative_difference(expected, given)
         if difference > MAX_DIFFERENCE:
@@ -327,8 +346,8 @@ def _attention_written_out(network: nn.Module) -> bool:
 
     The exporter cannot follow the fused operator everywhere, as in T5.
     """
-    switch: Any = getattr(network, "set_attn_implementation", None)
-    if switch is None or getattr(getattr(network, "config", None), "_attn_implementation", "eager") == "eager":
+    switch: Any = attribute(network, "set_attn_implementation")
+    if switch is None or getattr(attribute(network, "config"), "_attn_implementation", "eager") == "eager":
         return False
     switch("eager")
     return True

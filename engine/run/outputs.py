@@ -21,4 +21,4 @@ def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
             output = network(*inputs)
     finally:
         network.train(training)
-    return tuple(t.cpu().numpy() for t in leaves(output))
+    return tuple((t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in leaves(output))  # NumPy has none

@@ -15,6 +15,7 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx, fix_sizes
 from freeprune.backends.surgery.gone import Gone
+from freeprune.common import Keywords
 from freeprune.errors import FreePruneError
 from freeprune.reading import leaves
 
@@ -195,12 +196,19 @@ def test_a_fixed_batch_size_is_exported_so_with_a_warning(images, tmp_path, chan
     assert ONNX_RUNTIME.latency_ms({"it": exported.path}, (many,), threads=1, repeats=3)["it"] > 0
 
 
-def test_outputs_that_do_not_follow_the_batch_count_as_a_fixed_batch(images, tmp_path):
+@pytest.mark.parametrize("change", [lambda logits: (logits, logits.T), lambda logits: (logits, logits.sum(0))])
+def test_outputs_need_not_have_the_batch_first(images, tmp_path, change):
+    network = Changed(change)
+    exported = export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert relative_difference(network.eval()(images[:3]), ONNX_RUNTIME.outputs(exported.path, (images[:3],))) < 1e-5
+
+
+def test_outputs_that_are_not_by_row_are_not_had_from_several_batches(images, tmp_path):
     torch.manual_seed(0)
-    network = Changed(lambda logits: logits.sum(0))
+    network = Changed(lambda logits: logits.view(8, -1).sum(0))
     exported = export_onnx(network, (images,), tmp_path / "model.onnx", {})
     assert not exported.dynamic_batch
-    assert exported.warnings == ("the ONNX file takes batches of 8 only: for a batch of 1 its outputs have shapes [(5,)]",)
     assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(exported.path, (images,))[0]) < 1e-5
     with pytest.raises(FreePruneError, match="batches of 8 only, not of 3, and its outputs are not by row"):
         ONNX_RUNTIME.outputs(exported.path, (images[:3],))
@@ -342,3 +350,27 @@ def test_a_single_number_beside_the_outputs_does_not_fix_the_batch(tmp_path):
     exported = export_onnx(Balanced().eval(), (torch.randn(8, 4),), tmp_path / "model.onnx", {})
     assert exported.dynamic_batch
     assert exported.warnings == ()
+
+
+class ByName(Two):
+    """Arguments by name alone."""
+
+    def forward(self, *, left, right):
+        return super().forward(left, right)
+
+
+class AnyName(Two):
+    """Arguments of any name."""
+
+    def forward(self, **given):
+        return super().forward(given["left"], given["right"])
+
+
+@pytest.mark.parametrize("kind", [ByName, AnyName])
+def test_arguments_by_name_alone_are_inputs_in_order(tmp_path, kind):
+    network, inputs = kind().eval(), (torch.randn(4, 4), torch.randn(4, 6))
+    network.register_forward_pre_hook(Keywords(("left", "right")), with_kwargs=True)
+    exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert [given.name for given in onnx.load(exported.path).graph.input] == ["left", "right"]
+    assert relative_difference(network(*inputs), ONNX_RUNTIME.outputs(exported.path, inputs)) < 1e-5
