@@ -239,7 +239,7 @@ def structure_of(network: nn.Module, more: Iterable[str] = ()) -> dict[str, tupl
     held = dict(network.named_buffers())
     for path, module in network.named_modules():
         held |= {f"{path}.{key}".lstrip("."): tensor for key, tensor in plain_tensors(module).items()}
-    saved = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    saved = {name: tuple(value.shape) for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     return saved | {name: tuple(held[name].shape) for name in more if name in held and name not in saved}
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
+from ...common import attribute
 from ...copies import copied, held_tensors, is_large
 from ...errors import FreePruneError, brief
 from ...lending import HALVES, Lent, is_lent
@@ -65,8 +66,9 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
     if any(_is_wrapped(module) for module in network.modules()):
         network = _plain_twin(network)
     _check_tensors(network, trained)
-    twin_of(network)
-    return network
+    spread = {id(t): _of_its_own(t) for t in (*network.parameters(), *network.buffers()) if _is_spread(t)}
+    twin = twin_of(network, spread)
+    return twin if spread else network
 
 
 def in_float32(network: nn.Module, device: torch.device | None = None) -> nn.Module:
@@ -102,6 +104,18 @@ def _is_odd(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype != torch.float32
 
 
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether entries of a tensor are one place in memory, as `expand` makes them, so that nothing can be written into it."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _of_its_own(tensor: Tensor) -> Tensor:
+    whole = tensor.detach().contiguous()
+    return _parameter(whole, tensor) if isinstance(tensor, nn.Parameter) else whole
+
+
 def _can_lend(network: nn.Module) -> bool:
     """Whether a network's weights are left in half precision, and read in float32 one by one: those of a large one are."""
     types = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
@@ -110,7 +124,7 @@ def _can_lend(network: nn.Module) -> bool:
 
 def _moved(tensor: Tensor, device: torch.device | None, widened: bool) -> Tensor:
     moved = tensor.detach().to(device or tensor.device, torch.float32 if widened else tensor.dtype)
-    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    return _parameter(moved, tensor) if isinstance(tensor, nn.Parameter) else moved
 
 
 # What is refused
@@ -135,7 +149,7 @@ def _check_kinds(network: nn.Module) -> None:
             )
         if _is_quantised(module, kinds):
             raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
-        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        attention = getattr(attribute(module, "config"), "_attn_implementation", None)
         if isinstance(attention, str) and any(part in attention for part in HIDDEN):
             raise FreePruneError(
                 f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads "
@@ -175,8 +189,8 @@ def _is_narrow(held: Any) -> bool:
 
 def _is_adapter(module: nn.Module, kind: str) -> bool:
     """Whether a module is an adapter such as LoRA: a network that can merge adapters, or a layer of one."""
-    merges = callable(getattr(module, "merge_and_unload", None))
-    return merges or kind.startswith("peft.") or all(callable(getattr(module, name, None)) for name in ("merge", "unmerge"))
+    merges = callable(attribute(module, "merge_and_unload"))
+    return merges or kind.startswith("peft.") or all(callable(attribute(module, name)) for name in ("merge", "unmerge"))
 
 
 def _check_tensors(network: nn.Module, trained: bool) -> None:
@@ -184,9 +198,15 @@ def _check_tensors(network: nn.Module, trained: bool) -> None:
     if len(devices) > 1:
         raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
     parameters: dict[str, Any] = dict(network.named_parameters())
-    for name, parameter in parameters.items():
-        if is_lazy(parameter):
+    for name, tensor in {**parameters, **dict(network.named_buffers())}.items():
+        if is_lazy(tensor):
             raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
+        if tensor.is_inference():
+            raise FreePruneError(
+                f"{name!r} was made within torch.inference_mode(), so that it can be neither trained nor changed; build the "
+                "network outside of it"
+            )
+    for name, parameter in parameters.items():
         if is_traceable_wrapper_subclass(parameter):
             raise FreePruneError(
                 f"parameter {name!r} is a {type(parameter).__name__}, which is quantised or spread over devices; give a "
@@ -319,7 +339,8 @@ def twin_of(network: nn.Module, instead: Mapping[int, Tensor] | None = None) -> 
     """A copy that shares all tensors except those replaced by `instead`; checks that eval mode can be set."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     try:
-        copied(network, shared).eval()
+        if copied(network, shared).eval() is None:
+            raise TypeError(f"{type(network).__name__}.train or eval returns nothing, where `return self` belongs at its end")
         return copied(network, {**shared, **(instead or {})})
     except Exception as error:  # of whatever the modules hold
         reason = brief((str(error).strip().splitlines() or [type(error).__name__])[0])

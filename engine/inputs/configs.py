@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...backends.difference import relative_difference
-from ...common import Inputs
+from ...common import Inputs, attribute
 from ...reading import leaves
 from .dictionaries import working
 
@@ -41,7 +41,7 @@ class Followed:
 
 def has_config(network: nn.Module) -> bool:
     """Whether the class of a network builds it from a configuration and saves both together."""
-    return hasattr(getattr(network, "config", None), "to_dict") and callable(getattr(network, "save_pretrained", None))
+    return hasattr(attribute(network, "config"), "to_dict") and callable(attribute(network, "save_pretrained"))
 
 
 def followed(dense: nn.Module, pruned: nn.Module, inputs: Inputs, collate: object) -> Followed:

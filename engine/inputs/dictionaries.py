@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
-from ...common import Keywords
+from ...common import Keywords, attribute
 from ...errors import FreePruneError
 from ..tasks.base import described
 from ..tasks.language import IGNORED
@@ -253,7 +253,7 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
 
 def _shift(network: nn.Module | None) -> Shift | None:
     """How a network that writes sequences makes what its decoder reads of the labels; None where it does not say."""
-    config = getattr(network, "config", None)
+    config = attribute(network, "config")
     start, pad = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
     return Shift(start, pad or 0) if isinstance(start, int) and (pad is None or isinstance(pad, int)) else None
 

@@ -45,11 +45,8 @@ def save_weights(network: nn.Module, path: Path, shard: int = SHARD) -> None:
             temporary = _temporary(path, name)
             temporary.touch()
             mode = temporary.stat().st_mode  # as of any new file here; those of safetensors are for their owner alone
-            if len(parts) == 1:
-                safetensors.torch.save_model(network, str(temporary))
-            else:
-                whole = {key: tensors[key].detach().contiguous() for key in part}
-                safetensors.torch.save_file(whole, temporary, {"format": "pt"})
+            whole = {key: tensors[key].detach().contiguous() for key in part}
+            safetensors.torch.save_file(whole, temporary, {"format": "pt"})
             temporary.chmod(mode)
         for name in names:
             _flush(_temporary(path, name))

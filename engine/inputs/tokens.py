@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...common import Inputs
+from ...common import Inputs, attribute
 from ...copies import light
 from ...errors import FreePruneError
 
@@ -20,7 +20,7 @@ LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")  # 
 def vocabulary(network: nn.Module | None) -> int:
     """How many tokens a network knows: by its configuration, else by its smallest embedding; 2 if there is none."""
     modules = [] if network is None else list(network.modules())
-    stated = [getattr(getattr(module, "config", None), "vocab_size", None) for module in modules]
+    stated = [getattr(attribute(module, "config"), "vocab_size", None) for module in modules]
     known = [size for size in stated if isinstance(size, int)]
     tables = [module.num_embeddings for module in modules if isinstance(module, nn.Embedding)]
     return min(known or tables or [2])
@@ -113,7 +113,7 @@ def _limits(network: nn.Module) -> list[int]:
     """The longest sequences that the configurations of a network and its parts state."""
     found = []
     for module in network.modules():
-        config = getattr(module, "config", None)
+        config = attribute(module, "config")
         with suppress(Exception):  # of an object that is called so and is something else
             found += [getattr(config, name) for name in LENGTHS if isinstance(getattr(config, name, None), int)]
     return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FreePruneError, brief, nearest
+from .adoption import tensors as tensors_of
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
 
 # What training scripts call the weights in a checkpoint, and what wrappers put before the name of every tensor.
@@ -83,7 +84,7 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
             f"`weights` is a {type(path).__name__}; give the path of a file, or load the weights into the network and leave it "
             "out"
         )
-    expected = network.state_dict(keep_vars=True)
+    expected = tensors_of(network)
     checkpoint = read_checkpoint(Path(path))
     tensors = checkpoint.tensors if key is None else _under(checkpoint, key)
     if not tensors:

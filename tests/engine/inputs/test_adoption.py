@@ -286,6 +286,21 @@ def spoil(net):
         net[3].weight[0, 0] = math.nan
 
 
+class NoEnd(nn.Linear):
+    """A `train` of its own that forgets what torch's gives back."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return network()
+
+
 REFUSED = {
     "no network": (lambda: {"a": 1}, "the model is a dict; give a torch.nn.Module"),
     "scripted": (lambda: torch.jit.script(network()), "'the network' is scripted"),
@@ -302,6 +317,9 @@ REFUSED = {
     "lock": (lambda: changed(lambda net: setattr(net, "lock", threading.Lock())), "cannot be copied .*lock"),
     "meta": (lambda: network().to("meta"), "'0.weight' has no values"),
     "not finite": (lambda: changed(spoil), "'3.weight' holds values that are not finite"),
+    "train without an end": (NoEnd, r"NoEnd.train or eval returns nothing, where `return self` belongs"),
+    "inference mode": (made_in_inference_mode, r"'0.weight' was made within torch.inference_mode\(\)"),
+    "lazy norm": (lambda: nn.Sequential(nn.LazyBatchNorm1d(affine=False)), "'0.running_mean' has no size yet"),
     "lazy": (lambda: nn.DataParallel(nn.Sequential(nn.LazyLinear(3))), "'0.weight' has no size yet"),
 }  # fmt: skip
 
@@ -313,3 +331,70 @@ def test_what_cannot_be_pruned_is_one_sentence(name):
     with pytest.raises(FreePruneError, match=sentence) as found:
         bare(make())
     assert "\n" not in str(found.value)
+
+
+class Strict(nn.Module):
+    """Looks names up in a dictionary of its own, which raises another error than Python expects."""
+
+    def __init__(self):
+        super().__init__()
+        self.options = {"scale": 2.0}
+        self.inner = network()
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return vars(self)["options"][name]
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def test_a_module_may_look_up_names_in_its_own_way():
+    taken = adopted(Strict()).eval()
+    assert torch.equal(taken(IMAGES), 2 * outputs(network()))
+
+
+class Spread(nn.Module):
+    """A buffer of one number that looks like twelve."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("scale", torch.ones(1).expand(3))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def test_expanded_tensors_can_be_written_into():
+    given = Spread()
+    taken = bare(given)
+    assert given.scale.stride() == (0,)
+    taken.load_state_dict(given.state_dict())
+    assert torch.equal(outputs(taken), outputs(given))
+
+
+class Stateful(nn.Module):
+    """Saves something beside its tensors that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def get_extra_state(self):
+        return {"words": ["a", "b"]}
+
+    def set_extra_state(self, state):
+        raise AssertionError("it was not saved")
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_extra_state_that_is_no_tensor_is_left_to_the_network(tmp_path):
+    data = TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 3)
+    fast = {"target": {"macs": 0.6}, "trials": 0, "finetune": None, "rehearsal": False, "calibration_images": 20}
+    result = freeprune.prune(Stateful(), (data, data), out=tmp_path / "run", **fast)
+    assert torch.equal(outputs(freeprune.load(tmp_path / "run", Stateful())), outputs(result.network))
