@@ -29,8 +29,9 @@ BACKENDS = [
     "onnx",
 ]
 ENGINE = [
-    "progress", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers", "inspection",
-    "training", "latency", "report", "delivery", "opening", "apply", "score", "train", "prune", "studies", "command",
+    "progress", "modes", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers",
+    "inspection", "training", "latency", "report", "delivery", "opening", "apply", "score", "train", "prune", "studies",
+    "command",
 ]  # fmt: skip
 
 
