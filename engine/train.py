@@ -66,6 +66,7 @@ def train(
     task: Any = Settings.task,
     seed: int = 0,
     resume: bool = False,
+    force: bool = False,
     progress: Shown = None,
     **options: Unpack[TrainOptions],
 ) -> Trained:
@@ -83,6 +84,7 @@ def train(
         task: what the network is for, as for `prune`.
         seed: of all random draws.
         resume: go on with a training that was interrupted, from the checkpoint beside `out`.
+        force: replace the file `out`.
         progress: as for `prune`.
         options: `device`, `devices`, `nodes` and `loaders`, and `mean`, `std`, `image_size` and `bad_images` of a spec, as for
             `prune`.
@@ -90,7 +92,7 @@ def train(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    _check(recipe, seed, out)
+    _check(recipe, seed, out, replaced=resume or force)
     machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)
     saving = _saving(out, resume)
@@ -124,13 +126,15 @@ def train(
     return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)
 
 
-def _check(recipe: Any, seed: int, out: str | Path | None) -> None:
+def _check(recipe: Any, seed: int, out: str | Path | None, *, replaced: bool) -> None:
     if out is not None and Path(out).suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     if out is not None:
         if Path(out).is_dir():
             raise FreePruneError(f"`out` is {str(out)!r}, which is a folder; give a file that ends in {SUFFIX}")
         files.check_writable(Path(out).parent)
+        if is_first() and Path(out).exists() and not replaced:
+            raise FreePruneError(f"{out} exists already; give another `out`, or replace it with `force=True`")
     SETTINGS["seed"].check(seed)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")

@@ -61,7 +61,17 @@ def main() -> None:
     dense, run = options.out / "dense.safetensors", options.out / "run"
     pixels = [f"--{what}={','.join([f'{value:.3f}'] * 3)}" for what, value in (("mean", MEAN), ("std", STD))]
     data = ["--data", options.data, "--image-size", str(options.size), *pixels, "--batch-size", "64"]
-    train = ["freeprune", "train", f"{__file__}:with_imagenet_weights", *data, "--epochs", options.epochs, "--out", str(dense)]
+    train = [
+        "freeprune",
+        "train",
+        f"{__file__}:with_imagenet_weights",
+        *data,
+        "--epochs",
+        options.epochs,
+        "--out",
+        str(dense),
+        "--force",
+    ]
     prune = [
         "freeprune", "prune", f"{__file__}:network", *data, "--weights", str(dense), "--target", options.target,
         "--trials", options.trials, "--finetune-epochs", options.epochs, "--quantize", "int8", "--out", str(run), "--force",

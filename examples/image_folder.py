@@ -41,7 +41,20 @@ def main() -> None:
     out = parser.parse_args().out
     write_images(out / "images")
     network, data, weights = f"{__file__}:small", f"imagefolder:{out / 'images'}", str(out / "dense.safetensors")
-    train = ["freeprune", "train", network, "--data", data, "--epochs", "10", "--learning-rate", "0.05", "--out", weights]
+    train = [
+        "freeprune",
+        "train",
+        network,
+        "--data",
+        data,
+        "--epochs",
+        "10",
+        "--learning-rate",
+        "0.05",
+        "--out",
+        weights,
+        "--force",
+    ]
     prune = [
         "freeprune", "prune", network, "--data", data, "--weights", weights, "--target", "macs=40%", "--trials", "100",
         "--finetune-epochs", "5", "--out", str(out / "run"), "--force",

@@ -104,7 +104,7 @@ COMMANDS: dict[str, Command] = {
         *DATA, *HARDWARE, *TRAINING, RECIPE["epochs"].but(
             default=10.0, implied=False, flag="--epochs", help="Passes over the training images."
         ),
-        FOLDER["out"].but(help="The .safetensors file to write."), RESUMED,
+        FOLDER["out"].but(help="The .safetensors file to write."), RESUMED, FOLDER["force"].but(help="Replace the file --out."),
     )),
     "inspect": Command((
         declare(

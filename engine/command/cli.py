@@ -78,6 +78,7 @@ def prune(model: str, **given: Any) -> None:
 
     options.set_threads(given["threads"])
     data = options.data_of(given)
+    options.note_no_search(given)
     if given["finetune"] is None:
         finetune: Any = options.recipe_of(given)
     else:
@@ -85,8 +86,7 @@ def prune(model: str, **given: Any) -> None:
         options.refuse_training(given, (), f"{trained}; leave one of them out")
         finetune = load_object(given["finetune"])
     result = prune(model, data, **{**options.passed_on(given), "finetune": finetune})
-    if given["weights"] is None and not given["json"]:
-        click.echo(f"note: no --weights were given, so {model} was pruned as its code makes it")
+    options.note_no_weights(model, "pruned", given)
     _report(result, given["json"])
 
 
@@ -107,6 +107,7 @@ def compare(model: str, **given: Any) -> None:
         options.refuse_training(given, (), "compare trains only with --finetune-epochs or --finetune-images; add one of them")
     finetune = options.recipe_of(given) if tuned else None
     found = compare(model, data, **{**options.passed_on(given), "finetune": finetune})
+    options.note_no_weights(model, "pruned", given)
     print_result(found, found.to_json(), given["json"], f"everything is in {given['out']}")
 
 
@@ -119,6 +120,7 @@ def sweep(model: str, **given: Any) -> None:
     options.set_threads(given["threads"])
     data = options.data_of(given)
     found = sweep(model, data, **options.passed_on(given))
+    options.note_no_weights(model, "pruned", given)
     finish = f"finish one with freeprune pick {given['out']} --target {found.budgets[0].target} --out DIR"
     print_result(found, found.to_json(), given["json"], finish)
 
@@ -171,6 +173,7 @@ def correlate(model: str, **given: Any) -> None:
     options.set_threads(given["threads"])
     data = options.data_of(given)
     study = correlate(model, data, **{**options.passed_on(given), "finetune": options.recipe_of(given)})
+    options.note_no_weights(model, "pruned", given)
     print_result(study, study.to_json(), given["json"], f"everything is in {given['out']}")
 
 
@@ -189,6 +192,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
         click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
     else:
         click.echo(f"{metric} {found:.6g}, on {images} images; larger is better")
+        options.note_no_weights(model, "scored", given)
 
 
 @main.command(cls=options.Declared)

@@ -22,6 +22,7 @@ DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 INTERRUPTED = 130  # exit status
 HARDWARE = tuple(declared(Hardware))
+OF_SEARCH = ("strategy", "time_limit", "warm_starts", "proposals", "workers", "ray")  # options that serve a search alone
 RECORD = "config.json"  # exists once a run has begun
 
 
@@ -166,6 +167,28 @@ def data_of(given: Mapping[str, Any]) -> Any:
     from ..inputs.data import Asked
 
     return Asked(*(given[name] for name in ("data", "mean", "std", "image_size", "bad_images")))
+
+
+def note(sentence: str, given: Mapping[str, Any]) -> None:
+    """A line on stdout, unless that is for JSON."""
+    if not given["json"]:
+        click.echo(f"note: {sentence}")
+
+
+def note_no_weights(model: str, done: str, given: Mapping[str, Any]) -> None:
+    """Say what is easily forgotten: that a network is as its code makes it."""
+    if given["weights"] is None:
+        note(f"no --weights were given, so {model} was {done} as its code makes it", given)
+
+
+def note_no_search(given: Mapping[str, Any]) -> None:
+    """Name the options of a search that were given to a run without one."""
+    if given["trials"] and not given["even"]:
+        return
+    source = click.get_current_context().get_parameter_source
+    vain = [f"--{name.replace('_', '-')}" for name in OF_SEARCH if source(name) is click.core.ParameterSource.COMMANDLINE]
+    if vain:
+        note(f"nothing is searched, so {', '.join(vain)} {'have' if len(vain) > 1 else 'has'} no effect", given)
 
 
 def recipe_of(given: Mapping[str, Any]) -> Any:

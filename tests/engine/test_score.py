@@ -115,7 +115,9 @@ def test_the_command_scores_a_plan(tmp_path):
     asked = ["score", "digits:cnn", "--data", "digits", "--plan", tmp_path / "plan.json", "--calibration-images", 64]
     result = call(*asked, "--json")
     assert json.loads(result.stdout)["score"] == pytest.approx(summary["score"]["best"], rel=1e-4)
-    assert call(*asked).stdout.startswith("freeprune ")
+    shown = call(*asked).stdout
+    assert shown.startswith("freeprune ")
+    assert "no --weights were given, so digits:cnn was scored as its code makes it" in shown
     tuned = call(*asked, "--pruned", tmp_path / "model.safetensors", "--json")
     assert tuned.exit_code == 0, tuned.stderr
     refused = call(*asked, "--metric", "nothing")

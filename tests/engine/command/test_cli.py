@@ -68,6 +68,28 @@ def test_the_seed_decides_the_trained_weights(tmp_path):
     assert a == b != c
 
 
+def test_weights_that_are_there_are_replaced_only_if_that_is_asked_for(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_text("mine")
+    arguments = ["train", "digits:cnn", "--data", "digits", "--epochs", "0", "--out", path]
+    assert call(*arguments) == (
+        2,
+        "",
+        f"freeprune: error: {path} exists already; give another --out, or replace it with --force\n",
+    )
+    assert path.read_text() == "mine"
+    assert call(*arguments, "--force")[0] == 0
+    assert path.read_bytes() != b"mine"
+
+
+def test_options_of_a_search_that_is_not_made_are_named(weights, tmp_path):
+    run = ["prune", "digits:cnn", "--weights", weights, "--data", "digits", "--target", "macs=60%", "--finetune-epochs", "0"]
+    run += ["--calibration-images", "64", "--no-rehearsal", "--trials", "0", "--force", "--out", tmp_path / "out"]
+    assert "nothing is searched" not in call(*run)[1]
+    said = "note: nothing is searched, so --strategy, --proposals have no effect"
+    assert said in call(*run, "--proposals", "3", "--strategy", "evolution")[1]
+
+
 def test_a_run_prints_a_table_and_leaves_a_folder(weights, tmp_path):
     out = tmp_path / "out"
     status, output, errors = call("prune", "digits:cnn", "--weights", weights, "--data", "digits", *FAST, "--out", out)
