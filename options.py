@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from enum import Enum, auto
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from .errors import FreePruneError
@@ -166,8 +167,24 @@ def declared(holder: type[Any]) -> dict[str, Option]:
     return {made.name: made for made in (o.but(name=o.name or one.name) for one, o in found if o is not None)}
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy, as loops over its arrays give them, as Python's own, which files hold; anything else as it is."""
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
+def as_path(given: Any, name: str) -> Path:
+    """A path that was given for the argument of this name.
+
+    Raises:
+        FreePruneError: it is something else.
+    """
+    if not isinstance(given, str | PathLike):
+        raise FreePruneError(f"`{name}` is a {type(given).__name__}; give a path")
+    return Path(given)
+
+
 def check_all(given: Any) -> None:
-    """Check the value of every option in an instance of a dataclass.
+    """Check the value of every option in an instance of a dataclass, and make numbers of NumPy Python's own.
 
     Raises:
         FreePruneError: a value is of another type, or not allowed.
@@ -175,7 +192,9 @@ def check_all(given: Any) -> None:
     for one in fields(given):
         made = _option_of(one)
         if made is not None:
-            made.but(name=made.name or one.name).check(getattr(given, one.name))
+            value = plain(getattr(given, one.name))
+            made.but(name=made.name or one.name).check(value)
+            object.__setattr__(given, one.name, value)  # it may be frozen, and is being made
 
 
 def _option_of(one: Field[Any]) -> Option | None:

@@ -110,7 +110,7 @@ class Plan:
         path = folder / name
         try:
             document = parse_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FreePruneError(f"there is no {name} in {folder}; give the folder of a finished run") from None
         except (ValueError, OSError) as error:
             raise FreePruneError(f"{path} cannot be read as a plan ({brief(error)}); run the pruning again") from None

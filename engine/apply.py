@@ -11,6 +11,7 @@ from torch import nn
 from ..backends import Plan
 from ..backends import apply as pruned
 from ..errors import FreePruneError
+from ..options import as_path, plain
 from .asked.commands import SETTINGS
 from .asked.settings import Settings
 from .inputs.adoption import in_float32, with_values
@@ -21,7 +22,7 @@ from .inputs.dense import GivenModel, on_cpu
 from .inputs.dictionaries import working
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
-from .modes import usual_modes
+from .modes import in_usual_modes
 from .run.recovery import joined, not_fitted, recovered
 from .run.task import task_of
 from .store import run_folder as files
@@ -30,7 +31,7 @@ from .tasks import AGREEMENT
 from .user_code import warn
 
 
-@usual_modes()
+@in_usual_modes
 def apply(
     model: nn.Module | str,
     plan: Plan | str | Path,
@@ -93,10 +94,11 @@ def applied(
     force: bool,
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
+    calibration_images, seed = plain(calibration_images), plain(seed)
     for name, value in (("calibration_images", calibration_images), ("seed", seed)):
         SETTINGS[name].check(value)
     if out is not None:
-        files.check_folder(Path(out), resume=False, force=force)
+        files.check_folder(as_path(out, "out"), resume=False, force=force)
         if weights_at(Path(out) / files.WEIGHTS) and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
@@ -129,5 +131,5 @@ def _recovered(
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a file `plan.json` or its folder."""
-    path = Path(path)
+    path = as_path(path, "plan")
     return Plan.load(path.parent, path.name) if path.name == files.PLAN or path.is_file() else Plan.load(path)

@@ -22,7 +22,7 @@ from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
 from .latency.target import Latency, OutOfReach, measured_latency
-from .modes import usual_modes
+from .modes import in_usual_modes
 from .opening import Opening, opened
 from .progress import Progress, Shown
 from .report.page import read_finished
@@ -42,7 +42,7 @@ from .workers.pool import pool
 MakeStrategy = Callable[[Job], Strategy]
 
 
-@usual_modes()
+@in_usual_modes
 def prune(
     model: nn.Module | str,
     data: Any,
@@ -117,7 +117,7 @@ def prune(
             assist(replace(job, hardware=opening.hardware), Saving(opening.folder / files.TRAINING))
             sys.exit()
         job = opening.job(given, data, asked, finetune, timed=True, extends=True)
-        return finished_run(job, lambda job: strategy_of(job, strategy, seed), opening)
+        return finished_run(job, lambda job: strategy_of(job, strategy, asked.seed), opening)
 
 
 def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:

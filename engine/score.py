@@ -23,7 +23,7 @@ from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
 from .inputs.example import example_of
 from .inputs.weights import load_weights
-from .modes import usual_modes
+from .modes import in_usual_modes
 from .run.job import metric_of
 from .run.task import read_by, task_of
 from .user_code import scored
@@ -31,7 +31,7 @@ from .user_code import scored
 Calibration = Batch | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-@usual_modes()
+@in_usual_modes
 def score(
     network: nn.Module, dense: nn.Module, batch: Calibration, metric: str | Metric = "freeprune", plan: Plan | None = None
 ) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from ..errors import FreePruneError
+from ..options import as_path, plain
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
 from .asked.settings import Settings, TrainOptions, hardware_of
@@ -19,7 +20,7 @@ from .inputs.data import asked_data, load_data
 from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
 from .inputs.sharded import save_weights
-from .modes import usual_modes
+from .modes import in_usual_modes
 from .progress import Shown, reported
 from .run.task import task_of, trained_by
 from .store import run_folder as files
@@ -54,7 +55,7 @@ class Trained:
     task: Task = CLASSIFICATION
 
 
-@usual_modes()
+@in_usual_modes
 def train(
     model: nn.Module | str,
     data: Any,
@@ -92,6 +93,7 @@ def train(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
+    seed = plain(seed)
     _check(recipe, seed, out, replaced=resume or force)
     machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)
@@ -127,7 +129,7 @@ def train(
 
 
 def _check(recipe: Any, seed: int, out: str | Path | None, *, replaced: bool) -> None:
-    if out is not None and Path(out).suffix != SUFFIX:
+    if out is not None and as_path(out, "out").suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     if out is not None:
         if Path(out).is_dir():

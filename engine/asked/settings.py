@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from ...backends import BACKENDS, find_backend
 from ...errors import FreePruneError, nearest
 from ...metrics import Metric
-from ...options import Kind, Option, declared
+from ...options import Kind, Option, declared, plain
 from ...registry import plugins
 from .commands import SETTINGS as SETTINGS
 from .declaration import Hardware, Placement, Source
@@ -113,7 +113,7 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     Raises:
         FreePruneError: no granularity has such an option, or a target is malformed.
     """
-    asked: dict[str, Any] = {**options, **more}
+    asked: dict[str, Any] = {name: plain(value) for name, value in {**options, **more}.items()}
     given = {name: _several(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
     for name, value in given.items():
         SETTINGS[name].check(value)

@@ -31,7 +31,7 @@ from ..inputs.dense import GivenModel
 from ..inputs.dictionaries import working
 from ..inputs.example import example_of
 from ..inputs.tokens import check_embeddings
-from ..modes import usual_modes
+from ..modes import in_usual_modes
 from .drawing import check_path, draw, save
 from .tables import as_html, as_text
 
@@ -143,7 +143,7 @@ class Inspection:
         return {name: value for name, value in asdict(self).items() if name not in ("shrinks", "masking")}
 
 
-@usual_modes()
+@in_usual_modes
 def inspect(
     model: nn.Module | str,
     example: Any,

@@ -17,6 +17,7 @@ from ...backends.coupling.branches import holder_of
 from ...disk import DAMAGE, write_atomically
 from ...errors import FreePruneError
 from ...metrics import METRICS
+from ...options import as_path
 from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
@@ -53,7 +54,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         FreePruneError: the folder holds none of them, or a file in it is damaged.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     path = folder / files.REPORT
     write_atomically(path, render(folder).encode())
     return path

@@ -19,12 +19,13 @@ from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
 from ...disk import DAMAGE, parse_json, write_atomically
 from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
+from ...options import as_path
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
 from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..inputs.weights import load_weights
-from ..modes import usual_modes
+from ..modes import in_usual_modes
 from ..user_code import UserError
 from .documents import Document
 from .lock import leave, occupy
@@ -290,7 +291,7 @@ def studies_beside(folder: Path) -> dict[str, Study]:
     return found
 
 
-@usual_modes()
+@in_usual_modes
 def load(folder: str | Path, network: nn.Module) -> nn.Module:
     """The pruned, fine-tuned network of a finished run.
 
@@ -305,7 +306,7 @@ def load(folder: str | Path, network: nn.Module) -> nn.Module:
     Raises:
         FreePruneError: a file is missing or damaged, or the network is not the one that was pruned.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     smaller = apply(bare(network, trained=False), Plan.load(folder))
     if (folder / COMPACTION).exists():
         smaller = apply(smaller, Plan.load(folder, COMPACTION))

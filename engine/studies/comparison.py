@@ -14,7 +14,7 @@ from ...backends import apply
 from ...disk import DAMAGE
 from ...errors import FreePruneError
 from ...metrics.statistics import mean_interval, paired_p
-from ...options import check_all
+from ...options import check_all, plain
 from ...registry import find
 from ...search import STRATEGIES
 from ..asked.declaration import Comparison as Options
@@ -23,7 +23,7 @@ from ..asked.settings import WITHOUT_END, hardware_of, listed, placed, settings
 from ..asked.settings import Options as SearchedOptions
 from ..inputs.data import asked_data
 from ..inputs.dense import GivenModel
-from ..modes import usual_modes
+from ..modes import in_usual_modes
 from ..opening import Opening, opened
 from ..progress import Shown
 from ..report import plots
@@ -45,7 +45,7 @@ CONTROL = "random"  # the strategy that the others are compared with
 FORMAT = 1
 
 
-@usual_modes()
+@in_usual_modes
 def compare(
     model: nn.Module | str,
     data: Any,
@@ -84,7 +84,7 @@ def compare(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
-    names = listed(strategies)
+    names, trials, seeds = listed(strategies), plain(trials), plain(seeds)
     _check(names, trials, seeds)
     data = asked_data(data, options)
     with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:

@@ -34,7 +34,7 @@ from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
 from ..inputs.data import asked_data
 from ..inputs.dense import GivenModel
-from ..modes import usual_modes
+from ..modes import in_usual_modes
 from ..opening import Opening, opened
 from ..progress import Shown
 from ..report import plots
@@ -63,7 +63,7 @@ COUNTS, SLACK = ("params", "macs"), 0.01  # these metrics count as constant if t
 CONTROL = "logdensity"  # the metric that partial correlations hold constant
 
 
-@usual_modes()
+@in_usual_modes
 def correlate(
     model: nn.Module | str,
     data: Any,

@@ -14,6 +14,7 @@ from torch import nn
 from ...backends import find_backend
 from ...backends.base import dense_units
 from ...errors import FreePruneError
+from ...options import as_path, plain
 from ..asked.commands import BUDGETS
 from ..asked.declaration import Budgets, Settings
 from ..asked.layout import completed
@@ -23,7 +24,7 @@ from ..asked.targets import Target, parse_budget, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import AS_OBJECT, Asked, asked_data
 from ..inputs.dense import GivenModel
-from ..modes import usual_modes
+from ..modes import in_usual_modes
 from ..opening import Opening, opened
 from ..progress import Progress, Shown
 from ..prune import finished_run
@@ -46,7 +47,7 @@ HANDED_ON = 5  # best trials of a budget that the search at the next one starts 
 PICKED = 20  # trials near a target that are projected onto it
 
 
-@usual_modes()
+@in_usual_modes
 def sweep(
     model: nn.Module | str,
     data: Any,
@@ -84,6 +85,7 @@ def sweep(
     Raises:
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
+    trials = plain(trials)
     BUDGETS["trials"].check(trials)
     rungs = _rungs(cost, budgets)
     fixed = parse_targets(target) if target else ()
@@ -188,7 +190,7 @@ def _front(trials: Sequence[Trial], cost: str) -> list[Trial]:
     return front
 
 
-@usual_modes()
+@in_usual_modes
 def pick(
     folder: str | Path,
     *,
@@ -232,7 +234,7 @@ def pick(
     if by_torchrun():
         raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
     with opened(out, Placement(), machine, resume, force, progress) as opening:
-        folder = Path(folder)
+        folder = as_path(folder, "folder")
         config = _asked_of(folder)
         for name, value in (("quantize", quantize), ("opset", opset)):
             SETTINGS[name].check(value)

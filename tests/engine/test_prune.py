@@ -526,8 +526,9 @@ def test_networks_that_cannot_be_pruned_are_sentences(make, message, tmp_path):
 def test_load_refuses_what_is_not_the_run(finished, tmp_path):
     with pytest.raises(freeprune.FreePruneError, match="another network"):
         freeprune.load(finished.folder, NETWORKS["digits:cnn"]())
-    with pytest.raises(freeprune.FreePruneError, match=r"no plan\.json"):
-        freeprune.load(tmp_path, network())
+    for other in (tmp_path, finished.folder / "plan.json"):
+        with pytest.raises(freeprune.FreePruneError, match=r"no plan\.json"):
+            freeprune.load(other, network())
     for file in finished.folder.glob("*[ks].*s*"):
         if file.name != "model.safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -537,6 +538,23 @@ def test_load_refuses_what_is_not_the_run(finished, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(freeprune.FreePruneError, match="does not hold the pruned network's weights"):
         freeprune.load(tmp_path, network())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: prune(None),
+        lambda: freeprune.load(network(), "runs/mine"),
+        lambda: freeprune.apply(network(), {"kept": {}}),
+        lambda: freeprune.train(network(), pair(), out=3),
+        lambda: freeprune.report(None),
+    ],
+)
+def test_what_is_no_path_is_a_sentence(call):
+    with pytest.raises(
+        freeprune.FreePruneError, match=r"^`(out|folder|plan)` is a (NoneType|Sequential|dict|int); give a path$"
+    ):
+        call()
 
 
 def normed(layer):

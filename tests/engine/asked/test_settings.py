@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from freeprune.backends import BACKENDS
+from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.asked.settings import SETTINGS, settings
 from freeprune.errors import FreePruneError
 from freeprune.search import WARM_STARTS
@@ -35,6 +37,14 @@ def test_a_single_text_stands_for_a_list_of_one_and_none_for_nothing_given():
     asked = settings("macs=50%", {"only": "layer1.*", "warm_starts": "erk", "ignore": None}, trials=None)
     assert (asked.only, asked.warm_starts, asked.ignore, asked.trials) == (("layer1.*",), ("erk",), (), 300)
     assert [str(target) for target in asked.target] == ["macs=50%"]
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    made = settings({"macs": 0.5}, {"min_width": np.int64(2)}, trials=np.int64(3), max_rate=np.float32(0.5))
+    values = (made.trials, made.max_rate, made.layout["min_width"])
+    assert [type(value) for value in values] == [int, float, int]
+    recipe = Recipe(images=np.int64(8), learning_rate=np.float32(0.5))
+    assert [type(value) for value in (recipe.images, recipe.learning_rate)] == [int, float]
 
 
 def test_what_no_setting_takes_belongs_to_the_granularity():
