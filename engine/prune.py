@@ -153,7 +153,9 @@ def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
     """Rehearse what is left to do, and open the folder."""
     folder, rehearsed = opening.folder, Rehearsed()
     more = opening.resume and goes_on(files.read_config(folder), job.config)
-    if more or not opening.has_finished(files.SUMMARY):
+    finished = opening.has_finished(files.SUMMARY)
+    cut = finished and not files.holds_network(folder)
+    if more or cut or not finished:
         strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
         _tell_dense(job, opening.progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=opening.progress)
@@ -162,6 +164,8 @@ def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
         reopened(folder)
         files.write_json(folder / files.CONFIG, job.config)
     files.open_folder(folder, job.config, opening.resume, opening.force, keep=True)
+    if cut:
+        reopened(folder)
     keep(job.batch, job.data, folder)
     return rehearsed
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...copies import copied
 from ...errors import FreePruneError, brief, nearest
 from .adoption import tensors as tensors_of
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
@@ -67,7 +68,7 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
     the network. Averaged (EMA) weights are taken only if they are asked for.
 
     A name that the file lacks is tolerated when it is a batch norm's `num_batches_tracked`, or tied to a tensor that the
-    file has.
+    file has; and so is whatever the network's own `load_state_dict` makes fit.
 
     Args:
         network: changed only if everything fits.
@@ -92,7 +93,10 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
     fits = list(_fits(tensors, expected))
     fitting = [fit for fit in fits if not fit.troubles]
     if not fitting:
-        raise _misfit(checkpoint, min(fits, key=_distance), len(expected))
+        closest = min(fits, key=_distance)
+        if not _is_taken(closest, network):
+            raise _misfit(checkpoint, closest, len(expected))
+        fitting = [closest]
     chosen = _chosen(fitting, checkpoint, averages=key is not None)
     for name, tensor in chosen.given.items():
         _check_values(name, tensor, checkpoint.path)
@@ -197,6 +201,17 @@ def _is_whole(tensor: Tensor) -> bool:
 def _distance(fit: Fit) -> tuple[int, int]:
     """How far tensors are from fitting: what is not there weighs most."""
     return len(fit.missing), len(fit.unexpected) + len(fit.reshaped) + len(fit.retyped)
+
+
+def _is_taken(fit: Fit, network: nn.Module) -> bool:
+    """Whether the network itself makes tensors fit as it loads them, as weight norm does with those of earlier versions."""
+    if fit.retyped:  # which torch would convert, whatever is lost
+        return False
+    try:
+        copied(network).load_state_dict(fit.given)
+    except Exception:  # of whatever its own code does
+        return False
+    return True
 
 
 def _chosen(fitting: list[Fit], checkpoint: Checkpoint, *, averages: bool) -> Fit:

@@ -30,7 +30,7 @@ def record(
     del asked["target"], asked["layout"]
     return {
         "freeprune": version("freeprune"),
-        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "model": model if isinstance(model, str) else f"{type(network).__module__}:{type(network).__qualname__}",
         "weights": None if weights is None else str(weights),
         "weights_key": given.weights_key,
         PARAMETERS: digest_of(dict(network.named_parameters())),

@@ -79,6 +79,11 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         )
 
 
+def holds_network(folder: Path) -> bool:
+    """Whether a finished run still holds what its network is built from."""
+    return (folder / PLAN).exists() and weights_at(folder / WEIGHTS) is not None
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be made, or written into, as far as that is known without trying."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -295,6 +295,18 @@ def test_training_needs_labels():
         freeprune.train(network(), alone())
 
 
+@pytest.mark.parametrize("gone", ["model.safetensors", "plan.json"])
+def test_what_a_finished_run_has_lost_is_made_again(gone, tmp_path):
+    first = prune(tmp_path / "out", finetune=None)
+    (tmp_path / "out" / gone).unlink()
+    with pytest.raises(freeprune.FreePruneError, match="was started with seed = 0, not 1"):
+        prune(tmp_path / "out", finetune=None, seed=1, resume=True)
+    assert (tmp_path / "out" / "summary.json").exists()
+    again = prune(tmp_path / "out", finetune=None, resume=True, model=nn.DataParallel(network()))
+    assert (tmp_path / "out" / gone).exists()
+    assert again.summary.accuracy == first.summary.accuracy
+
+
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "search", None)
     again = prune(finished.folder, finished.plan.granularity, resume=True)

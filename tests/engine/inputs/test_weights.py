@@ -105,6 +105,16 @@ def test_tied_weights_may_be_missing(tmp_path, kept):
     assert (network.second.weight == 2).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_the_network_itself_makes_fit_is_loaded(tmp_path, prefix):
+    before = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    torch.save({prefix + name: tensor for name, tensor in before.state_dict().items()}, tmp_path / "w.pt")
+    now = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    x = torch.ones(2, 3)
+    assert torch.equal(load_weights(now, tmp_path / "w.pt")(x), before(x))
+
+
 def test_equal_but_untied_weights_may_not_be_missing(tmp_path):
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
