@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from ...errors import FreePruneError, cause, nearest
+from ...errors import FreePruneError, brief, cause, nearest
 from ...options import declared
 from ..asked.declaration import Source
 from ..asked.settings import DataOptions
@@ -185,7 +185,12 @@ def _given(source: object, network: nn.Module | None) -> Data:
         return _single(_read("training", source, network))
     if isinstance(source, Mapping):  # as `datasets` keeps its parts
         parts = [next((source[name] for name in names if name in source), None) for names in (TRAININGS, TESTS)]
-        source = source if any(part is None for part in parts) else parts
+        if any(part is None for part in parts):
+            raise FreePruneError(
+                f"the data are a dictionary of {brief(', '.join(map(str, source)))}; expected the parts {TRAININGS[0]} and "
+                f"{', '.join(TESTS[:-1])} or {TESTS[-1]}"
+            )
+        source = parts
     if not isinstance(source, tuple | list) or len(source) != 2:
         raise FreePruneError(
             f"the data are {described(source)}; expected a pair (training, test) of datasets or DataLoaders, or one of "

@@ -981,6 +981,8 @@ def test_columns_and_parts_by_name_are_data():
     assert (len(data.train), len(data.test)) == (20, 4)
     with raises("an array of the data is a ndarray"):
         load_data(((x, y.astype(str)), (x, y)))
+    with raises("the data are a dictionary of train, dev; expected the parts train and test, val, valid or validation"):
+        load_data({"train": (x, y), "dev": (x, y)})
     with raises("the data are a tuple of 3; expected a pair"):
         load_data((x, x, x))
 
