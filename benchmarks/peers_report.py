@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import mean
@@ -59,14 +60,23 @@ def budget_of(cell: Cell) -> tuple[Any, ...]:
     return cell.table, cell.network, cell.granularity, cell.cost, cell.share
 
 
+def accuracies(runs: Runs) -> list[float]:
+    """In percent."""
+    return [100 * run["accuracy"] for run in runs]
+
+
 def estimate(runs: Runs) -> Estimate:
     """Of the accuracy, in percent."""
-    return mean_interval([100 * run["accuracy"] for run in runs])
+    return mean_interval(accuracies(runs))
 
 
-def told(found: Estimate) -> str:
-    if math.isnan(found.low):
+def told(values: Sequence[float]) -> str:
+    """The mean, and its interval; of two values these themselves, since their interval would say nothing."""
+    found = mean_interval(values)
+    if len(values) < 2:
         return f"{found.value:.2f}"
+    if len(values) == 2:
+        return f"{found.value:.2f} ({min(values):.1f}, {max(values):.1f})"
     return f"{found.value:.2f} ({found.low:.1f} to {found.high:.1f})"
 
 
@@ -102,11 +112,11 @@ def side_by_side(found: dict[str, Runs], asked: float, cost: str, dense: Runs | 
         runs = found[method]
         name = f"**{method}**" if method == OURS else method
         rows.append([
-            name, str(len(runs)), told(estimate(runs)), percent(runs, "recovered"), percent(runs, "plain"), share(runs, asked),
-            f"{mean(r['evaluated'] for r in runs):.0f}", seconds(runs, "processor_seconds"), latency(runs),
+            name, str(len(runs)), told(accuracies(runs)), percent(runs, "recovered"), percent(runs, "plain"),
+            share(runs, asked), f"{mean(r['evaluated'] for r in runs):.0f}", seconds(runs, "processor_seconds"), latency(runs),
         ])  # fmt: skip
     if dense is not None:
-        rows.append([f"{DENSE}, on labels", str(len(dense)), told(estimate(dense)), "", "", "100%", "", "", latency(dense)])
+        rows.append([f"{DENSE}, on labels", str(len(dense)), told(accuracies(dense)), "", "", "100%", "", "", latency(dense)])
     head = ["method", "seeds", "trained, %", "recovered, %", "plain, %", cost, "networks run", "search, CPU s", "latency, ms"]
     return table(head, rows)
 
@@ -135,7 +145,7 @@ def search_costs(found: dict[str, Runs]) -> str:
         runs = found[method]
         own = mean(run["processor_seconds"] for run in runs)
         rows.append([
-            method, str(len(runs)), told(estimate(runs)), f"{mean(r['evaluated'] for r in runs):.0f}", f"{own:.0f}",
+            method, str(len(runs)), told(accuracies(runs)), f"{mean(r['evaluated'] for r in runs):.0f}", f"{own:.0f}",
             seconds(runs, "seconds"), f"{own / ours:.1f}",
         ])  # fmt: skip
     head = ["method", "seeds", "accuracy, %", "networks run", "CPU s", "on the wall, s", "times FreePrune"]
@@ -204,13 +214,13 @@ def at_equal_latency() -> str:
         runs = {method: r for (*cell, method), r in found.items() if cell == [network, share]}
         rows = [
             [
-                f"**{method}**" if method == OURS else method, str(len(r.accuracy)), told(mean_interval(r.accuracy)),
+                f"**{method}**" if method == OURS else method, str(len(r.accuracy)), told(r.accuracy),
                 f"{mean(r.labels):.1f}" if r.labels else "", f"{mean(r.recovered):.1f}", f"{mean(r.latency):.3f}",
             ]
             for method, r in sorted(runs.items(), key=lambda item: -mean(item[1].accuracy))
         ]  # fmt: skip
         head = ["method", "seeds", "accuracy, %", "on labels alone, %", "before training, %", "latency / dense"]
-        dense = f"Dense, on labels: {told(mean_interval(first_screen.dense_accuracy(network)))}."
+        dense = f"Dense, on labels: {told(first_screen.dense_accuracy(network))}."
         parts.append(f"### {NAMES[network]}, {share:.0%} of the latency\n\n{table(head, rows)}\n\n{dense}")
     return "\n\n".join(parts)
 
@@ -249,7 +259,7 @@ def long_training() -> str:
         runs = next(iter(found.values()))[0]
         rows = [
             [
-                f"**{method}**" if method == OURS else method, str(len(found[method])), told(estimate(found[method])),
+                f"**{method}**" if method == OURS else method, str(len(found[method])), told(accuracies(found[method])),
                 percent(found[method], "recovered"),
             ]
             for method in ordered(found)
@@ -269,7 +279,7 @@ def without_training() -> str:
         rows = [
             [
                 f"**{method}**" if method == OURS else method, str(len(runs := found[method])),
-                told(mean_interval([100 * run["recovered"] for run in runs])), percent(runs, "plain"), share(runs, asked),
+                told([100 * run["recovered"] for run in runs]), percent(runs, "plain"), share(runs, asked),
             ]
             for method in best
         ]  # fmt: skip
@@ -289,13 +299,13 @@ def language() -> str:
     dense = found.pop(DENSE)
     rows = [
         [
-            f"**{OURS}**" if method == "searched" else method, str(len(runs := found[method])), told(estimate(runs)),
+            f"**{OURS}**" if method == "searched" else method, str(len(runs := found[method])), told(accuracies(runs)),
             percent(runs, "before training"), percent(runs, "macs") + "%",
             f"{mean(run['latency'] for run in runs):.2f}" if all("latency" in run for run in runs) else "",
         ]
         for method in ordered(found)
     ]  # fmt: skip
-    rows.append([DENSE, str(len(dense)), told(estimate(dense)), percent(dense, "before training"), "100%", "1"])
+    rows.append([DENSE, str(len(dense)), told(accuracies(dense)), percent(dense, "before training"), "100%", "1"])
     return table(["method", "seeds", "trained, %", "before training, %", "MACs", "latency / dense"], rows)
 
 
@@ -360,7 +370,8 @@ PAGE = """# Side by side
 What users would pick instead, on CIFAR-10 (JPEG). Every network of a table comes from the same dense weights, is pruned to
 the same cost with the L2 norm as criterion, gets the same [recovery](recovery.md) from the same images without labels, and is
 fine-tuned on the same images with the same seed by the same recipe. Accuracy is that of the 10,000 test images, which no
-method sees. This page is written by `benchmarks/peers_report.py`; [how to measure it again](../benchmarks/README.md).
+method sees: the mean over seeds, with its 95% interval by Student's t; of two seeds both values stand in its place. This page
+is written by `benchmarks/peers_report.py`; [how to measure it again](../benchmarks/README.md).
 
 ## (e) The same measured latency
 
@@ -445,9 +456,9 @@ recipe.
 
 {missing}{conditions}
 
-Mean over seeds, with the 95% interval of Student's t where there is more than one. † more than 1% off the budget. *Networks
-run*: how many pruned networks a method ran to find its own. Search seconds: from the dense network to the plan, one thread.
-Latency: ONNX Runtime, batch {batch}, in brackets as a share of the dense network's, measured in turn with it.
+† more than 1% off the budget. *Networks run*: how many pruned networks a method ran to find its own. Search seconds: from the
+dense network to the plan, one thread. Latency: ONNX Runtime, batch {batch}, in brackets as a share of the dense network's,
+measured in turn with it.
 
 ![Accuracy of every method by budget and by seconds of search](results.svg)
 
