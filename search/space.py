@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,8 +13,7 @@ from ..errors import FreePruneError
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
-# Halvings of the interval of the shift, whose length is 2 for rates and at most 64 for logarithms: to less than one unit.
-BISECTIONS = 50
+EXACT = 1e-4  # of a unit of the largest group: what the shift of a projection may be off by
 SHOWN = 3  # layers named in an error
 AHEAD = 32  # groups that are asked at once whether one more unit fits
 TOGETHER = 128  # networks whose costs are counted together: with many groups more do not fit into a processor's cache
@@ -77,6 +77,8 @@ class Space:
         # Beyond it switches go, too; of equal ones the last first.
         self._beyond = 0.0 if not self.switches.any() else 0.5 + TIE * self.size
         self._order = TIE * np.arange(self.size)
+        exact = min(EXACT / int(self.units.max()), TIE / 2 if self._beyond else 1.0)
+        self.halvings = math.ceil(math.log2((2 * self._furthest + self._beyond + exact) / exact))  # of a shift's interval
         self._check_targets()
 
     def changed(
@@ -115,7 +117,7 @@ class Space:
         wanted = self._removals(proposals)
         enough = np.full(len(wanted), self._furthest + self._beyond)  # this shift removes as much as is allowed
         little = np.full(len(wanted), -self._furthest)  # and this one nothing, but what is switched off
-        for _ in range(BISECTIONS):
+        for _ in range(self.halvings):
             middle = (enough + little) / 2
             fits = self.fits(self._floor(self._kept(wanted, middle)))
             enough = np.where(fits, middle, enough)

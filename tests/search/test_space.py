@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from freeprune.errors import FreePruneError
 from freeprune.search import space as module
-from freeprune.search.space import AHEAD, BISECTIONS, Space, amount
+from freeprune.search.space import AHEAD, Space, amount
 
 
 @dataclass
@@ -75,7 +75,7 @@ def slowly(space, proposal):
         return [max(math.floor(v), low) for v, low in zip(values, space.minimum, strict=True)]
 
     high, low = furthest, -furthest
-    for _ in range(BISECTIONS):
+    for _ in range(space.halvings):
         middle = (high + low) / 2
         high, low = (middle, low) if fits(space, rounded(real(middle))) else (high, middle)
     start = rounded(real(high))
@@ -184,7 +184,7 @@ def test_millions_of_units_take_few_steps_even_from_the_walls(cost):
     calls.clear()
     walls = (np.random.default_rng(0).random((20, size)) > [[0.15], [0.5]] * 10).astype(float)
     kept = space.project(walls)
-    assert len(calls) < BISECTIONS + 4 * size
+    assert len(calls) < space.halvings + 4 * size
     assert ((kept * price).sum(1) == space.targets["nonzero"]).all()
 
 
