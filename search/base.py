@@ -19,7 +19,8 @@ class Strategy(Protocol):
 
     Optional properties: `probing`, read after each `ask`, is True if the last proposals are to be rounded to whole units
     (`Space.round`) instead of projected into the budget; such trials count, but cannot win. `log` is a list of plain records
-    of the search. Optional method: `observe(kept, scores)`, called with the probes `(P, L)` of warm starts, in whole units.
+    of the search. Optional method: `observe(kept, scores)`, called with networks `(P, L)` that it did not propose, in whole
+    units: the probes of warm starts, and under a corrected limit on latency the trials before.
 
     The first line of a strategy's docstring is what `freeprune list strategies` prints.
     """

@@ -170,7 +170,10 @@ class Latency:
         candidate, limit = found, self.limit
         measured = [(self._over(found.kept), candidate, limit)]
         low, high = 0.0, math.inf  # limits whose network was fast enough, and whose network was not
-        while not USED <= (ratio := measured[-1][0]) <= 1 and len(measured) <= (most := LOOSENED if low else CORRECTIONS):
+        while True:
+            ratio, most = measured[-1][0], LOOSENED if low else CORRECTIONS
+            if USED <= ratio <= 1 or len(measured) > most:
+                break
             low, high = (max(low, limit), high) if ratio <= 1 else (low, min(high, limit))
             before, limit = limit, min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
             if low and not low < limit < high:  # the prediction is off by another ratio for this network
