@@ -111,8 +111,12 @@ def renewed(network: Network) -> Network:
 
 
 def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The floating tensors that are attributes of a module without being parameters or buffers, by their names."""
-    return {k: v for k, v in vars(module).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    """The floating tensors that are attributes of a module without being parameters or buffers, by their names.
+
+    Those whose name the class has as well are left out: as buffers they would be hidden by it.
+    """
+    held = {k: v for k, v in vars(module).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return {k: v for k, v in held.items() if not hasattr(type(module), k)}
 
 
 def with_buffers(network: Network) -> Network:

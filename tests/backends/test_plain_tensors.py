@@ -62,3 +62,28 @@ def test_as_buffers_they_are_not_saved_and_read_as_before(network):
     assert torch.equal(network(x), before)
     assert dict(network.named_buffers()).keys() == {"positions"}
     assert set(network.state_dict()) == saved
+
+
+class Anchored(nn.Module):
+    """Anchors are made for each size of image, in place of empty ones of the class (YOLO)."""
+
+    anchors = torch.empty(0)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.last(self.first(x).relu()).flatten(2)
+        if self.anchors.shape[-1] != x.shape[-1]:
+            self.anchors = torch.arange(x.shape[-1], device=x.device).to(x.dtype)
+        return x + self.anchors
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_one_that_stands_for_one_of_the_class_is_kept(called):
+    torch.manual_seed(0)
+    network, x = Anchored().eval(), torch.randn(2, 3, 6, 6)
+    if called:
+        network(x)
+    assert promises.widths(promises.kept(network, x, onnx=True)) == {"first": 8}
