@@ -58,13 +58,15 @@ def transpose(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def unsqueeze(tracer: Labelling, call: Call) -> list[Labels]:
-    d = int(call["dim"])
-    d = d if d >= 0 else d + call.first.dim() + 1
-    return [[np.expand_dims(layer, d) for layer in tracer.labels(call.first)]]
+    return [[np.expand_dims(layer, int(call["dim"])) for layer in tracer.labels(call.first)]]
 
 
 def squeeze(tracer: Labelling, call: Call) -> list[Labels]:
     x, given = call.first, call["dim"]
+    if call.name.endswith("_"):  # the operand has its new shape by now
+        if not isinstance(given, int):
+            raise UnknownOperator(call.name)
+        return [[layer if layer.ndim == x.dim() else layer.squeeze(given) for layer in tracer.labels(x)]]
     dims = range(x.dim()) if given is None else [given] if isinstance(given, int) else given
     gone = tuple(d % x.dim() for d in dims if x.shape[d] == 1)
     return [[layer.squeeze(gone) for layer in tracer.labels(x)]]

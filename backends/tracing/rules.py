@@ -225,6 +225,8 @@ WHY: dict[Rule, str] = {
 PLACES: dict[Rule, Callable[[Labelling, Call], tuple[int, ...]]] = {
     take_slice: cut_at, select: selected_at, roll: rolled_by, pad: padded_by,
 }  # fmt: skip
+# Rules that read nothing of their operand's shape that the operator changes where it works in place.
+OWN_SHAPE = {"detach", "as_strided", "transpose", "t", "unsqueeze", "squeeze"}
 NO_RULE = "there is no rule for this operator"
 
 ELEMENTWISE, ATTENTION = Kind(elementwise, COMMUTES), Kind(attention, NONE)
@@ -239,8 +241,8 @@ def is_attention(name: str) -> bool:
 def kind_of(func: Any) -> Kind | None:
     """The kind of an operator; None if it has no rule."""
     base = base_name(name_of(func))
-    if torch.Tag.inplace_view in func.tags and base not in {"detach", "as_strided", "transpose", "t"}:
-        return None  # changes the number of dimensions of its operand in place, where the rule would look at the old ones
+    if torch.Tag.inplace_view in func.tags and base not in OWN_SHAPE:
+        return None  # changes the shape of its operand in place, where the rule would look at the old one
     kind = KINDS.get(base)
     if kind is None and torch.Tag.pointwise in func.tags:
         kind = ELEMENTWISE

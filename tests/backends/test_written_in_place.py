@@ -73,7 +73,10 @@ def test_a_tensor_with_new_dimensions_is_not_labelled_by_its_old_ones():
         return found, any(name in why for _, why in traced.frozen)
 
     assert labels("transpose_", lambda y: y.transpose_(1, 2)) == ([(1, 1, 4, 1)], False)
-    assert labels("unsqueeze_", lambda y: y.unsqueeze_(1).flatten(0, 1)) == ([], True)
+    assert labels("unsqueeze_", lambda y: y.unsqueeze_(-1).flatten(3)) == ([(1, 4, 1, 1, 1)], False)
+    assert labels("squeeze_", lambda y: y[:, None].squeeze_(-4)) == ([(1, 4, 1, 1)], False)
+    assert labels("squeeze_", lambda y: y.squeeze_(1)) == ([(1, 4, 1, 1)], False)
+    assert labels("squeeze_", lambda y: y.squeeze_()) == ([], True)  # which dimensions went is not known
 
 
 def test_a_result_that_is_written_to_a_given_tensor_is_not_one_of_its_operands():
