@@ -44,10 +44,15 @@ def decision(func: Any, args: Any, out: Any) -> list[Any]:
     return [out]
 
 
+def reads_condition(func: Any, args: Any) -> bool:
+    """Whether code reads a truth value, as for an `if`."""
+    return bool(name_of(func) == "_local_scalar_dense" and args[0].dtype == torch.bool)
+
+
 def assumed(func: Any, args: Any, holds: bool) -> Any:
     """The operands as if every condition on the input held, for all rows; or as if those failed that code reads."""
     name = name_of(func)
-    if name == "_local_scalar_dense" and args[0].dtype == torch.bool:
+    if reads_condition(func, args):
         return (torch.full_like(args[0], holds),)
     if holds and name == "nonzero":
         return (torch.ones_like(args[0]), *args[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,10 +21,11 @@ from ...reading import leaves
 from .caches import forget_results
 from .meta import on_meta
 from .reasons import known
-from .record import FAILS, HOLDS, OUTPUT, TRAINING, Trace
+from .record import ENDS, FAILS, HOLDS, OUTPUT, TRAINING, Op, Trace
 from .tracer import Known, Tracer
 
 LONGER = 8  # times as many decisions as in the first pass may be taken in one of another kind, or it has no end
+MOST_ENDS = 16  # conditions of which each may end a pass
 PASSES = 3  # that a trace takes at most, if what was preferred stays anyway
 
 
@@ -112,9 +113,10 @@ def trace(network: nn.Module, inputs: Inputs, stays: Known | None = None) -> Tra
     """Trace the couplings of a network in eval mode. The network and the inputs are left as they are.
 
     Further passes are traced as well. Where the input decides what runs, as it chooses among experts, one takes all that it may
-    choose, and one what runs where conditions fail. If parameters, or channels that a layer makes, do not lead to the output,
-    another takes the branches of training mode, so that auxiliary heads shrink with their inputs. Where such a pass fails, as
-    without labels, what it alone uses stays.
+    choose, and one what runs where conditions fail; where a condition ends the pass, as at an exit of several, another ends at
+    each of them. If parameters, or channels that a layer makes, do not lead to the output, another takes the branches of
+    training mode, so that auxiliary heads shrink with their inputs. Where such a pass fails, as without labels, what it alone
+    uses stays.
 
     Args:
         network: on the meta device, so that nothing is computed, or on another if its forward pass needs values.
@@ -145,9 +147,14 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
             with tracer:
                 output.append(network(*inputs))
             decided = [value for op in tracer.trace.ops for value in op.decided]
+            runs = [_conditions(tracer.trace.ops)]
             for kind, other in ((HOLDS, False), (FAILS, True)):
                 if any(value is other for value in decided) or (decided and tracer.unused(leaves(output))[0]):
-                    output += _further_pass(network, inputs, tracer, kind)
+                    start = len(tracer.trace.ops)
+                    output += _further_pass(network, inputs, tracer, kind, [not other])
+                    runs.append(_conditions(tracer.trace.ops[start:]))
+            for conditions in _ends(runs):
+                output += _further_pass(network, inputs, tracer, ENDS, conditions)
             unseen, dropped = tracer.unused(leaves(output))
             if unseen or dropped.size:
                 output += (trained := _further_pass(network, inputs, tracer, TRAINING))
@@ -167,12 +174,34 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
     return tracer.trace
 
 
-def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str) -> list[Any]:
-    """What the network gives in a further pass, which is traced too; nothing where it fails."""
+def _conditions(ops: Sequence[Op]) -> list[bool]:
+    """The truth values on which code decided between these operators."""
+    return [value for op in ops for value in op.decided if isinstance(value, bool)]
+
+
+def _ends(runs: Sequence[Sequence[bool]]) -> Iterator[list[bool]]:
+    """What to take conditions for in passes that go on to a condition and end there, as at an exit of several.
+
+    Args:
+        runs: the conditions of the passes so far; if one is longer where all are alike, the opposite ends it.
+    """
+    longest = {value: max((len(run) for run in runs if run and set(run) == {value}), default=0) for value in (True, False)}
+    goes_on = longest[True] > longest[False]
+    if all(longest.values()):
+        for count in range(min(longest.values()), min(max(longest.values()), MOST_ENDS)):
+            yield [goes_on] * count + [not goes_on]
+
+
+def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str, conditions: Sequence[bool] = ()) -> list[Any]:
+    """What the network gives in a further pass, which is traced too; nothing where it fails.
+
+    Args:
+        conditions: what conditions on the input are taken for, in their order, the last for all further ones.
+    """
     go_back = tracer.bookmark()
     tracer.most_assumed = LONGER * sum(bool(op.decided) for op in tracer.trace.ops)
     tracer.trace.further.append(kind)
-    tracer.assumed = {HOLDS: True, FAILS: False}.get(kind)
+    tracer.assumed = conditions
     try:
         with undisturbed(network), further(network, kind), tracer:
             return [network(*inputs)]
@@ -180,7 +209,7 @@ def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str)
         go_back()
         return []
     finally:
-        tracer.assumed = None
+        tracer.assumed = ()
 
 
 def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:

@@ -15,8 +15,9 @@ from .labels import Labels, Layer, Shape, collapse, support
 
 OUTPUT = "the network's output"  # the reason why its channels stay
 
-# Kinds of further passes of a trace: as if each condition on the input held, as if none did, and in training mode.
-HOLDS, FAILS, TRAINING = "holds", "fails", "training"
+# Kinds of further passes of a trace: as if each condition on the input held, as if none did, as if one were the first to end a
+# pass that the others let go on, and in training mode.
+HOLDS, FAILS, ENDS, TRAINING = "holds", "fails", "ends", "training"
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,18 @@ class Trace:
         return ~gone[roots]
 
     def settle_boxes(self) -> None:
-        """If a layer can still shrink along several dimensions, tie all but the last, so that what is left is a box."""
+        """If a layer can still shrink along several dimensions, tie all but one, so that what is left is a box.
+
+        That one is the longest, where most channels can go one by one; of several the last.
+        """
         while True:
             layers = [layer for box in self.boxes if len(support(layer := collapse(self.roots[box]))) > 1]
             if not layers:
                 return
             for layer in layers:
                 first = layer
-                for d in support(layer)[:-1]:
+                *others, _ = sorted(support(layer), key=lambda d: layer.shape[d])
+                for d in others:
                     first = np.take(first, [0], axis=d)
                 self.unite(layer, first)
 

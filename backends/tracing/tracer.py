@@ -31,7 +31,7 @@ from .arithmetic import multihead_attention
 from .caches import forget_results
 from .calls import Held, code, plain_arguments, results
 from .constants import Constants, Seen
-from .decisions import assumed, decides, decision, fits_any_mask
+from .decisions import assumed, decides, decision, fits_any_mask, reads_condition
 from .flow import Flow
 from .labels import Labels, Layer, along, on_dim, support
 from .meta import name_of, run
@@ -69,7 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules: list[str] = []
         self._fresh: list[Layer] = []
         self._made_here: list[Layer] = []  # the nodes that operators made
-        self.assumed: bool | None = None  # what the conditions on the input are taken for
+        self.assumed: Sequence[bool] = ()  # what the conditions on the input are taken for, the last for all further ones
         self.most_assumed = 0  # conditions more than which are a loop without an end
         self._wide = False  # whether the last of these are several in the dense network
         self._where: Op | str = ""
@@ -436,12 +436,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _decided(self, func: Any, args: Any, decided: bool) -> Any:
         """The operands of an operator; what the network's input decides as it is assumed."""
-        if self.assumed is None or not decided:
+        if not self.assumed or not decided:
             return args
         self.most_assumed -= 1
         if self.most_assumed < 0:
             raise UnknownOperator(name_of(func))
-        return assumed(func, args, self.assumed)
+        holds, *others = self.assumed
+        if others and reads_condition(func, args):
+            self.assumed = others
+        return assumed(func, args, holds)
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""

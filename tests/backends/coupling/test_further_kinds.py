@@ -1,12 +1,13 @@
 """Further kinds of networks of which a part was locked, each in a few lines: norms, caches, shares and weights of products."""
 
+import numpy as np
 import promises
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from freeprune.backends import apply
+from freeprune.backends import apply, find_backend, importance
 from freeprune.errors import FreePruneError
 
 
@@ -353,3 +354,77 @@ def test_features_that_are_multiplied_with_each_other_shrink_alike():
     backend = promises.kept(Interactions(), torch.randn(2, 5), torch.randint(9, (2, 3)))
     assert promises.widths(backend) == {"numbers": 8, "first": 12}
     assert not promises.locked(backend)
+
+
+class Selected(nn.Module):
+    """Kernels of several sizes, weighed for each channel; all are put together in place (SKNet)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.squeeze = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1), nn.Linear(12, 6)
+        self.ways = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(2))
+        self.gates = nn.ModuleList(nn.Linear(6, 12) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)
+        x = torch.cat([way(x).unsqueeze_(1) for way in self.ways], 1)
+        squeezed = self.squeeze(F.adaptive_avg_pool2d(x.sum(1), 1).squeeze_(-1).squeeze_(-1))
+        gates = torch.cat([gate(squeezed).unsqueeze_(dim=1) for gate in self.gates], 1).softmax(1)
+        return self.last((x * gates[..., None, None]).sum(1))
+
+
+def test_dimensions_may_be_put_in_and_taken_out_in_place():
+    torch.manual_seed(0)
+    backend = promises.kept(Selected(), torch.randn(2, 3, 5, 5), onnx=True)
+    assert promises.widths(backend) == {"first": 12, "ways.0": 12, "squeeze": 6}
+    assert not promises.locked(backend)
+
+
+class Shuffled(nn.Module):
+    """Channels go two ways by turns (ShuffleNet V2 as its authors wrote it)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.way, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        b, c, h, w = x.shape
+        x = x.reshape(b * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, -1, c // 2, h, w)
+        return self.last(torch.cat([x[0], self.way(x[1])], 1))
+
+
+def test_neighbours_that_go_two_ways_go_in_pairs():
+    torch.manual_seed(0)
+    backend = promises.kept(Shuffled(), torch.randn(2, 3, 5, 5), onnx=True)
+    assert promises.widths(backend) == {"first": 8, "way": 8}
+
+
+class Exits(nn.Module):
+    """Ends at the first of several exits that is sure, each as wide as the last."""
+
+    def __init__(self, unsure, surely):
+        super().__init__()
+        self.unsure, self.surely = unsure, surely
+        self.stages = nn.ModuleList(nn.Linear(i, o) for i, o in ((6, 8), (8, 10), (10, 12), (12, 14)))
+        self.exits = nn.ModuleList(nn.Linear(o, 3) for o in (8, 10, 12, 14))
+
+    def forward(self, x):
+        for stage, leave in zip(self.stages, self.exits, strict=True):
+            x = stage(x).relu()
+            y = leave(x)
+            sure = y.softmax(-1).max()
+            if not sure < self.surely if self.unsure else sure >= self.surely:
+                break
+        return y
+
+
+@pytest.mark.parametrize("surely", [0.34, 0.9])
+@pytest.mark.parametrize("unsure", [False, True])
+def test_each_of_several_exits_stays_as_wide_as_it_is(unsure, surely):
+    torch.manual_seed(0)
+    backend = find_backend("channel")(network := Exits(unsure, surely), (torch.randn(2, 6),), importance("l2", network))
+    assert promises.widths(backend) == {"stages.0": 8, "stages.1": 10, "stages.2": 12, "stages.3": 14}
+    assert not promises.locked(backend)
+    smaller = apply(network, backend.plan(np.array([group.minimum for group in backend.groups])))
+    assert [leave.out_features for leave in smaller.exits] == [3] * 4
