@@ -195,7 +195,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layers = self._labels[tensor] = self.labels(given)
             return layers
         name = self._names.of(tensor)
-        if name is None or not tensor.is_floating_point() or tensor.dim() == 0:
+        if name is None or not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dim() == 0:
             return []
         if name not in self._names.parameters and tensor.dim() > 1 and ".parametrizations." in name:
             return []  # a part of how a weight is computed

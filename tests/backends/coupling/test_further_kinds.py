@@ -428,3 +428,27 @@ def test_each_of_several_exits_stays_as_wide_as_it_is(unsure, surely):
     assert not promises.locked(backend)
     smaller = apply(network, backend.plan(np.array([group.minimum for group in backend.groups])))
     assert [leave.out_features for leave in smaller.exits] == [3] * 4
+
+
+class Spectral(nn.Module):
+    """Low frequencies are multiplied with complex weights (Fourier neural operator)."""
+
+    def __init__(self, width=12, modes=3):
+        super().__init__()
+        self.width, self.modes = width, modes
+        self.first, self.beside, self.last = nn.Conv1d(2, width, 1), nn.Conv1d(width, width, 1), nn.Conv1d(width, 1, 1)
+        self.weight = nn.Parameter(torch.randn(width, width, modes, dtype=torch.cfloat) / 12)
+
+    def forward(self, x):
+        x = self.first(x)
+        spectrum = torch.fft.rfft(x)
+        made = torch.zeros(len(x), self.width, spectrum.shape[-1], dtype=torch.cfloat, device=x.device)
+        made[..., : self.modes] = torch.einsum("bix,iox->box", spectrum[..., : self.modes], self.weight)
+        return self.last(F.gelu(torch.fft.irfft(made, n=x.shape[-1]) + self.beside(x)))
+
+
+def test_complex_weights_shrink_with_what_they_read_and_make():
+    torch.manual_seed(0)
+    backend = promises.kept(Spectral(), torch.randn(2, 2, 16))
+    assert promises.widths(backend) == {"first": 12, "beside": 12}
+    assert not promises.locked(backend)
