@@ -126,7 +126,8 @@ def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
     """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last.
 
-    Where that stays anyway it is another: the last, or the first where heads lie among what is multiplied.
+    Of a single matrix it is the side with more channels, as where the same few graphs are summed up for each of them. Where that
+    stays anyway it is another: the last, or the first where heads lie among what is multiplied.
     """
     layers: list[Layer | None] = []
     for layer in tracer.labels(tensor):
@@ -135,11 +136,18 @@ def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
             layers.append(layer)
             continue
         one, other = (heads, dims[-1]) if heads in dims else (dims[-1], dims[0])
+        if dims == (1, 2) and tensor.dim() == 3:
+            one, other = sorted(dims, key=lambda d: (_channels(layer, d), d == one), reverse=True)
         if one != other and not tracer.prefers(_only(layer, one), _only(layer, other)):
             one = other
         with tracer.choosing(_only(layer, one)):
             layers.append(without(tracer, layer, set(dims) - {one}))
     return tracer.relabel(tensor, [layer for layer in layers if layer is not None])
+
+
+def _channels(layer: Layer, dim: int) -> int:
+    """How many different coordinates a layer has along a dimension."""
+    return int(np.unique(_only(layer, dim)).size)
 
 
 def _only(layer: Layer, *dims: int) -> Layer:

@@ -452,3 +452,29 @@ def test_complex_weights_shrink_with_what_they_read_and_make():
     backend = promises.kept(Spectral(), torch.randn(2, 2, 16))
     assert promises.widths(backend) == {"first": 12, "beside": 12}
     assert not promises.locked(backend)
+
+
+class Graphs(nn.Module):
+    """Channels of several graphs over the same joints, summed up (ST-GCN)."""
+
+    def __init__(self, order, joints=5):
+        super().__init__()
+        self.first, self.apart, self.last = nn.Linear(4, 10), nn.Linear(10, 3 * 8), nn.Linear(8, 2)
+        self.order = order
+        self.register_buffer("graphs", torch.rand(3, joints, joints))
+
+    def forward(self, x):
+        x = self.apart(self.first(x).relu()).unflatten(-1, (3, -1))
+        if self.order == "nkcv":
+            x = torch.einsum("nkcv,kvw->nwc", x.permute(0, 2, 3, 1), self.graphs)
+        else:
+            x = torch.einsum("nvkc,kvw->nwc", x, self.graphs + 1)
+        return self.last(x.relu())
+
+
+@pytest.mark.parametrize("order", ["nkcv", "nvkc"])
+def test_channels_go_rather_than_the_few_graphs_that_each_has(order):
+    torch.manual_seed(0)
+    backend = promises.kept(Graphs(order), torch.randn(2, 5, 4), onnx=True)
+    assert promises.widths(backend) == {"first": 10, "apart": 8}
+    assert not promises.locked(backend)
