@@ -126,8 +126,8 @@ def grouped_matmul(tracer: Labelling, call: Call) -> list[Labels]:
 def whole_heads(tracer: Labelling, tensor: Tensor, heads: int) -> Labels:
     """The labels of an attention operand, reduced to one dimension: the heads if they vary along them, else the last.
 
-    Of a single matrix it is the side with more channels, as where the same few graphs are summed up for each of them. Where that
-    stays anyway it is another: the last, or the first where heads lie among what is multiplied.
+    Of a single matrix it is the side with more channels, as where the same few graphs are summed up for each of them. Where
+    that stays anyway it is another: the last, or the first where heads lie among what is multiplied.
     """
     layers: list[Layer | None] = []
     for layer in tracer.labels(tensor):

@@ -25,7 +25,7 @@ from .record import ENDS, FAILS, HOLDS, OUTPUT, TRAINING, Op, Trace
 from .tracer import Known, Tracer
 
 LONGER = 8  # times as many decisions as in the first pass may be taken in one of another kind, or it has no end
-MOST_ENDS = 16  # conditions of which each may end a pass
+MOST_RUNS = 16  # passes that a trace takes at most to end at each condition that may end one
 PASSES = 3  # that a trace takes at most, if what was preferred stays anyway
 
 
@@ -153,8 +153,10 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
                     start = len(tracer.trace.ops)
                     output += _further_pass(network, inputs, tracer, kind, [not other])
                     runs.append(_conditions(tracer.trace.ops[start:]))
-            for conditions in _ends(runs):
-                output += _further_pass(network, inputs, tracer, ENDS, conditions)
+            while len(runs) < MOST_RUNS and (conditions := _other_end(runs)):
+                start = len(tracer.trace.ops)
+                output += (there := _further_pass(network, inputs, tracer, ENDS, conditions))
+                runs.append(_conditions(tracer.trace.ops[start:]) if there else conditions)
             unseen, dropped = tracer.unused(leaves(output))
             if unseen or dropped.size:
                 output += (trained := _further_pass(network, inputs, tracer, TRAINING))
@@ -179,17 +181,22 @@ def _conditions(ops: Sequence[Op]) -> list[bool]:
     return [value for op in ops for value in op.decided if isinstance(value, bool)]
 
 
-def _ends(runs: Sequence[Sequence[bool]]) -> Iterator[list[bool]]:
-    """What to take conditions for in passes that go on to a condition and end there, as at an exit of several.
+def _other_end(runs: Sequence[Sequence[bool]]) -> list[bool] | None:
+    """What to take conditions for in a pass that goes on to one of them and ends there, as at an exit of several.
 
     Args:
-        runs: the conditions of the passes so far; if one is longer where all are alike, the opposite ends it.
+        runs: the conditions of the passes so far, none of one that failed.
+
+    Returns:
+        The conditions, the last for all further ones; None where none of them ends a pass, or all that do are among the runs.
     """
-    longest = {value: max((len(run) for run in runs if run and set(run) == {value}), default=0) for value in (True, False)}
-    goes_on = longest[True] > longest[False]
-    if all(longest.values()):
-        for count in range(min(longest.values()), min(max(longest.values()), MOST_ENDS)):
-            yield [goes_on] * count + [not goes_on]
+    longest = max(runs, key=len)
+    if len(set(map(len, runs))) > 1:
+        for place, value in enumerate(longest):
+            conditions = [*longest[:place], not value, *longest[place + 1 :]]
+            if not any(run and run == conditions[: len(run)] for run in runs):
+                return conditions
+    return None
 
 
 def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str, conditions: Sequence[bool] = ()) -> list[Any]:

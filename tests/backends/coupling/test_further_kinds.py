@@ -403,13 +403,15 @@ def test_neighbours_that_go_two_ways_go_in_pairs():
 class Exits(nn.Module):
     """Ends at the first of several exits that is sure, each as wide as the last."""
 
-    def __init__(self, unsure, surely):
+    def __init__(self, unsure, surely, checks):
         super().__init__()
-        self.unsure, self.surely = unsure, surely
+        self.unsure, self.surely, self.checks = unsure, surely, checks
         self.stages = nn.ModuleList(nn.Linear(i, o) for i, o in ((6, 8), (8, 10), (10, 12), (12, 14)))
         self.exits = nn.ModuleList(nn.Linear(o, 3) for o in (8, 10, 12, 14))
 
     def forward(self, x):
+        if self.checks and x.isnan().any():
+            raise ValueError("not a number")
         for stage, leave in zip(self.stages, self.exits, strict=True):
             x = stage(x).relu()
             y = leave(x)
@@ -421,9 +423,10 @@ class Exits(nn.Module):
 
 @pytest.mark.parametrize("surely", [0.34, 0.9])
 @pytest.mark.parametrize("unsure", [False, True])
-def test_each_of_several_exits_stays_as_wide_as_it_is(unsure, surely):
+@pytest.mark.parametrize("checks", [False, True])
+def test_each_of_several_exits_stays_as_wide_as_it_is(checks, unsure, surely):
     torch.manual_seed(0)
-    backend = find_backend("channel")(network := Exits(unsure, surely), (torch.randn(2, 6),), importance("l2", network))
+    backend = find_backend("channel")(network := Exits(unsure, surely, checks), (torch.randn(2, 6),), importance("l2", network))
     assert promises.widths(backend) == {"stages.0": 8, "stages.1": 10, "stages.2": 12, "stages.3": 14}
     assert not promises.locked(backend)
     smaller = apply(network, backend.plan(np.array([group.minimum for group in backend.groups])))
