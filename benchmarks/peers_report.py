@@ -479,6 +479,10 @@ though the padding adds it to another, so that its streams were taken out here.
 
 ## (b) Channels, another architecture
 
+At 30% all methods end within a quarter of a point, which is less than FreePrune's own seeds differ; recovered alone it is level
+with the best. [Tried](score.md#why-it-is-made-like-this): smaller weights for both of the smaller parts of the score, which
+gain no more than searches differ from each other.
+
 {b}
 
 ## (c) Weights, blocks, kernels: allocations
