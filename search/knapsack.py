@@ -48,7 +48,7 @@ class Sensitivity:
         fewest = _probes(removable, 1)
         if trials < fewest + 1:
             raise FreePruneError(
-                f"the knapsack probes each of {fewest - 1} groups alone and needs {fewest + 1} trials, not {trials}; "
+                f"the knapsack probes each of {fewest - 1} groups alone and needs {fewest + 1} trials, and has {trials}; "
                 "raise `trials` or search without it"
             )
         levels = 1

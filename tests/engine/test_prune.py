@@ -614,7 +614,7 @@ def test_weights_that_are_computed_are_pruned_or_named(change, granularity, tmp_
     ("options", "message"),
     [
         ({"warm_starts": ("deep",)}, "there is no warm start 'deep'"),
-        ({"strategy": "knapsack", "trials": 2}, "needs . trials, not 2"),
+        ({"strategy": "knapsack", "trials": 2}, "needs . trials, and has 2"),
     ],
 )
 def test_what_the_strategy_refuses_leaves_nothing_behind(options, message, tmp_path):

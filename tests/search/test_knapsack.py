@@ -136,5 +136,5 @@ def test_too_few_trials_is_a_sentence():
     with pytest.raises(FreePruneError) as caught:
         STRATEGIES["knapsack"](space, 0, 5)
     assert str(caught.value) == (
-        "the knapsack probes each of 4 groups alone and needs 6 trials, not 5; raise `trials` or search without it"
+        "the knapsack probes each of 4 groups alone and needs 6 trials, and has 5; raise `trials` or search without it"
     )
