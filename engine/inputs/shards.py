@@ -147,8 +147,11 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                 elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
                     images[key] = member.name, member.offset_data, member.size
                 setattr(file, "members", [])  # which it would keep for looking up  # noqa: B010
-        if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
-            raise tarfile.ReadError("its end is missing")
+            if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
+                raise tarfile.ReadError("its end is missing")
+            file.fileobj.seek(file.offset)
+            if any(file.fileobj.read(BLOCK)):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError("the header of a member is damaged")
     except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
         raise FreePruneError(
             f"the shard {path!r} cannot be read ({cause(error)}), perhaps since it was truncated; fetch it again"

@@ -100,6 +100,17 @@ def test_a_truncated_shard_is_a_sentence(shards, left):
         load(f"wds:{shards}/train-{{000..002}}.tar")
 
 
+def test_a_damaged_header_is_not_the_end_of_a_shard(shards):
+    path = shards / "train-001.tar"
+    with tarfile.open(path) as file:
+        second = file.getmembers()[1].offset
+    content = bytearray(path.read_bytes())
+    content[second] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FreePruneError, match="the header of a member is damaged"):
+        load(f"wds:{shards}/train-{{000..002}}.tar")
+
+
 def test_more_shards_than_files_may_be_open(tmp_path):
     for number in range(40):
         shard(tmp_path / f"{number:02d}.tar", range(2 * number, 2 * number + 2))
