@@ -15,7 +15,7 @@ from .batches import in_float32, stack
 from .data import load_data
 from .dictionaries import arguments_of, named, stacked
 from .image_files import NOTHING_STATED, Preparation
-from .tokens import random_values
+from .tokens import random_values, with_tokens
 
 SHAPE = re.compile(r"(?:([A-Za-z_]\w*):)?([1-9][0-9]*(?:x[1-9][0-9]*)*)")
 SHORT = {"ids": "input_ids", "mask": "attention_mask"}  # for these arguments, where none has the short name
@@ -101,7 +101,10 @@ def _random(shapes: Sequence[str], network: nn.Module | None) -> Example:
                 values.append(torch.randn(1, *sizes, generator=generator))
         except (RuntimeError, TypeError):  # torch's ways to say that a tensor is too large, or a size beyond 64 bits
             raise FreePruneError(f"`example={shape!r}` does not fit into memory; give a smaller shape") from None
-    if not names or in_order or not arguments:
+    by_name = names if arguments and not in_order else []
+    if network is not None:
+        values = with_tokens(network, values, by_name, generator)
+    if not by_name:
         return Example(tuple(values))
     return _by_name(dict(zip(names, values, strict=True)), network)
 

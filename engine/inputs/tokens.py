@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ...copies import light
 from ...errors import FreePruneError
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")  # how configurations name the longest sequence
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def vocabulary(network: nn.Module | None) -> int:
@@ -39,6 +42,47 @@ def random_values(name: str, shape: tuple[int, ...], network: nn.Module | None, 
     return torch.randn(shape, generator=generator)
 
 
+def with_tokens(network: nn.Module, values: Sequence[Tensor], names: Sequence[str], generator: torch.Generator) -> list[Tensor]:
+    """Random inputs, those as tokens that an embedding looks up, whatever their arguments are called.
+
+    Args:
+        network: left as it is. Whatever it raises is for others to tell.
+        values: its inputs, with a batch dimension; whole numbers stay.
+        names: of their arguments; empty where they are given in order.
+    """
+    values = list(values)
+    if not _reads_tokens(network):
+        return values
+    twin = light(network).cpu().eval()
+
+    def look(_: str, rows: int, indices: Tensor) -> None:
+        for i, x in enumerate(values):
+            if x.is_floating_point() and _same_entries(x, indices):
+                values[i] = torch.randint(rows, x.shape, generator=generator)
+                raise _Replaced
+
+    replaced = True
+    while replaced:  # each pass ends at the first input that is no token yet
+        replaced = False
+        with torch.no_grad(), _Embeddings(twin, look):
+            try:
+                twin(**dict(zip(names, values, strict=True))) if names else twin(*values)
+            except _Replaced:
+                replaced = True
+            except Exception:
+                pass
+    return values
+
+
+class _Replaced(Exception):
+    """An input has become tokens."""
+
+
+def _same_entries(x: Tensor, indices: Tensor) -> bool:
+    """Whether indices are an input, in any shape or order, perhaps cast to whole numbers."""
+    return x.numel() == indices.numel() and torch.equal(x.to(indices.dtype).flatten().sort()[0], indices.flatten().sort()[0])
+
+
 def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
     """Check that every embedding is given whole numbers that it has rows for, in one pass with these inputs.
 
@@ -48,12 +92,12 @@ def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
     Raises:
         FreePruneError: tokens that are fractions or not in the vocabulary, or a sequence that is longer than the positions.
     """
-    if not any(isinstance(module, nn.Embedding) for module in network.modules()):
+    if not _reads_tokens(network):
         return
     twin = light(network).cpu().eval()
     given = tuple(x[:1].cpu() for x in inputs)
     failed = False
-    with torch.no_grad(), _Embeddings(twin, given):
+    with torch.no_grad(), _Embeddings(twin, partial(_check_indices, inputs=given)):
         try:
             twin(*given)
         except FreePruneError:
@@ -66,19 +110,23 @@ def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
             raise _too_long(x.shape[1], f"the {longest} positions that its configuration states", longest)
 
 
-class _Embeddings(TorchFunctionMode):
-    """Checks the indices that every embedding is given."""
+def _reads_tokens(network: nn.Module) -> bool:
+    return any(isinstance(module, TABLES) for module in network.modules())
 
-    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+
+class _Embeddings(TorchFunctionMode):
+    """Shows the name and the rows of every embedding that is read, with the indices that it is given."""
+
+    def __init__(self, network: nn.Module, show: Callable[[str, int, Tensor], None]) -> None:
         super().__init__()
-        self._names = {id(module.weight): name for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
-        self._inputs = inputs
+        self._names = {id(module.weight): name for name, module in network.named_modules() if isinstance(module, TABLES)}
+        self._show = show
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.embedding, F.embedding) and len(args) > 1:
+        if func in (torch.embedding, F.embedding, F.embedding_bag) and len(args) > 1:
             weight, indices = args[:2] if func is torch.embedding else args[1::-1]
             if isinstance(indices, Tensor) and indices.numel():
-                _check_indices(self._names.get(id(weight), "in the forward pass"), len(weight), indices, self._inputs)
+                self._show(self._names.get(id(weight), "in the forward pass"), len(weight), indices)
         return func(*args, **(kwargs or {}))
 
 

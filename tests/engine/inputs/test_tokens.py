@@ -30,6 +30,7 @@ class Reader(nn.Module):
     [
         "ids:1x8",
         "ids:8",
+        "8",
         ("ids:1x8", "mask:1x8"),
         ("attention_mask:1x8", "input_ids:1x8"),
         torch.zeros(1, 8, dtype=torch.long),
@@ -51,10 +52,50 @@ def test_random_values_suit_their_names():
     assert ids.max() < 8  # the smallest embedding that a network has, where its configuration does not tell
 
 
+class Shop(nn.Module):
+    """What a customer, whose number comes as a float, makes of a basket and its prices."""
+
+    def __init__(self):
+        super().__init__()
+        self.customer, self.goods = nn.Embedding(7, 16), nn.EmbeddingBag(30, 16, mode="mean")
+        self.body = nn.Sequential(nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    def forward(self, who, basket, prices):
+        return self.body(torch.cat([self.customer(who.long()).flatten(1), self.goods(basket), prices], 1))
+
+
+class Writer(nn.Module):
+    """Reads with the sequence first."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters, self.body, self.last = nn.Embedding(30, 16), nn.GRU(16, 32), nn.Linear(32, 30)
+
+    def forward(self, x):
+        return self.last(self.body(self.letters(x.t()))[0][-1])
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "tokens"),
+    [
+        (Shop(), ("1", "4", "4"), [7, 30, None]),
+        (Shop(), ("basket:5x4", "prices:5x4", "who:5x1"), [7, 30, None]),
+        (Writer(), "20", [30]),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4)), "3x4", [None]),
+    ],
+)
+def test_what_an_embedding_looks_up_is_tokens_whatever_it_is_called(network, example, tokens):
+    inputs, _ = example_of(example, network=network)
+    for x, rows in zip(inputs, tokens, strict=True):
+        assert x.is_floating_point() == (rows is None)
+        assert rows is None or (int(x.min()) >= 0 and int(x.max()) < rows)
+    assert freeprune.inspect(network, example).groups
+
+
 @pytest.mark.parametrize(
     ("example", "sentence"),
     [
-        ("8", "embedding 'token' looks up whole numbers, and was given float32; give tokens as integers"),
+        (torch.zeros(1, 8), "embedding 'token' looks up whole numbers, and was given float32; give tokens as integers"),
         ("ids:1x9", "sequence of 9 tokens is longer than what the embedding 'position' holds, .* of at most 8"),
         (torch.full((1, 4), 50), "embedding 'token' has 50 rows, and was asked for number 50; give tokens from 0 to 49"),
         (torch.full((1, 4), -1), "asked for number -1"),
