@@ -187,15 +187,19 @@ def _check_latency(target: Target, backend: Backend, timed: bool) -> None:
 def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
     """The costs that adding one more unit to some group would raise above their target.
 
+    Where no group but branches can grow, those that putting back any one branch would raise above it.
+
     Args:
         space: with the targets.
         kept: `(L,)` kept units of a network in it.
     """
-    more = kept + np.eye(space.size, dtype=np.int64)[kept < space.units]
+    room = kept < space.units
+    widths = room & ~space.switches
+    more = kept + np.eye(space.size, dtype=np.int64)[widths if widths.any() else room]
     if not len(more):
         return frozenset()
-    costs = space.costs(more)
-    return frozenset(name for name, target in space.targets.items() if (costs[name] > target).any())
+    costs, limits = space.costs(more), np.any if widths.any() else np.all
+    return frozenset(name for name, target in space.targets.items() if limits(costs[name] > target))
 
 
 LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights", LATENCY: "predicted latency, ms"}

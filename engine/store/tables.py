@@ -163,7 +163,7 @@ def _target(target: MetTarget, latency: TimedTarget | None) -> str:
     if latency is not None and target.asked.startswith(LATENCY):
         text += f" ({latency.measured_ms:.3g} ms measured, at most {latency.target_ms:.3g}"
         text += f", tightened {latency.tightened} times)" if latency.tightened else ")"
-    return f"{text}, binds" if target.binds else text
+    return f"{text}, which limits the size" if target.binds else text
 
 
 def of_comparison(comparison: Comparison) -> Shown:

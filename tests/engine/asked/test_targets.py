@@ -130,3 +130,14 @@ def test_what_binds_is_what_one_more_unit_would_exceed():
     assert binding(space, np.array([3, 3])) == {"macs", "params"}
     assert binding(space, np.array([3, 2])) == {"params"}
     assert binding(Space(np.array([4, 4]), np.array([1, 1]), costs, {}), np.array([4, 4])) == frozenset()
+
+
+def test_branches_limit_the_size_where_none_fits_again():
+    def costs(kept):
+        return {"macs": kept @ np.array([1.0, 2.0, 5.0])}
+
+    space = Space(np.array([4, 1, 1]), np.array([1, 0, 0]), costs, {"macs": 7.0})
+    assert binding(space, np.array([4, 0, 0])) == frozenset()  # the first one would fit
+    assert binding(space, np.array([4, 1, 0])) == {"macs"}
+    assert binding(space, np.array([2, 0, 1])) == {"macs"}
+    assert binding(space, np.array([1, 0, 1])) == frozenset()  # the width would grow
