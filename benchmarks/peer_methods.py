@@ -69,7 +69,7 @@ class Problem:
 
     @property
     def steps(self) -> dict[str, int]:
-        """Single channels, since these tables are about counted costs; `freeprune-8` takes eight."""
+        """Single channels, since these tables are about counted costs."""
         return {"round_to": 1} if self.granularity == "channel" else {}
 
     def some(self, count: int) -> int:
@@ -349,7 +349,6 @@ def quiet():
 METHODS: dict[str, Callable[[Problem], Answer]] = {
     "dense": dense,
     "freeprune": searched,
-    "freeprune-8": partial(searched, round_to=8),
     "uniform": partial(allocated, choose=lambda problem, job: job.space.uniform()),
     "random": partial(allocated, choose=drawn),
     "erk": partial(allocated, choose=partial(warm_start, "erk")),
@@ -366,7 +365,6 @@ METHODS: dict[str, Callable[[Problem], Answer]] = {
 # What the report says of each.
 DESCRIBED = {
     "freeprune": "`freeprune prune` with its defaults",
-    "freeprune-8": "the same with `--round-to 8`, for runtimes that are slow on ragged widths",
     "uniform": "the same rate in every group (`--trials 0`)",
     "random": "one random allocation for each seed",
     "erk": "Erdős-Rényi-kernel densities",

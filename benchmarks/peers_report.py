@@ -160,7 +160,7 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     methods = [
         m
         for m in DESCRIBED
-        if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m not in (DENSE, "freeprune-8")
+        if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE
     ]
     colours = {m: plt.get_cmap("tab20")(2 * i % 20 + i // 10) for i, m in enumerate(methods)}
     labels: dict[tuple[float, int], tuple[float, list[str]]] = {}  # methods that found the same networks as fast share one
@@ -328,7 +328,7 @@ def peer_versions(run: dict[str, Any]) -> dict[str, str]:
 
 
 def missing(folder: Path, seeds: int) -> str:
-    wanted = [cell.name(seed) for seed in range(seeds) for cell in cells()]
+    wanted = [cell.name(seed) for cell in cells() for seed in range(min(seeds, cell.seeds))]
     there = sum((folder / f"{name}.json").exists() for name in wanted)
     return (
         "" if there == len(wanted) else f"**{there} of {len(wanted)} cells are measured; tables below hold what is there.**\n\n"
@@ -471,7 +471,8 @@ In the plot: means, and on the left the lowest and the highest seed.
 
 In ResNets for CIFAR, whose shortcuts pad channels, Torch-Pruning and FastNAS prune the widths inside the blocks and leave the
 residual streams whole. FastNAS does so by itself; Torch-Pruning would tie channel 0 of one stage to channel 0 of the next,
-though the padding adds it to another, so that its streams were taken out here.
+though the padding adds it to another, so that its streams were taken out here. A search of `eagleeye` or `fastnas` takes about
+18 processor minutes, so that these have one budget and one seed.
 
 ## (a) Channels, residual networks
 
