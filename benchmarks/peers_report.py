@@ -157,11 +157,7 @@ def plot(results: dict[tuple[Any, ...], dict[str, Runs]], folder: Path) -> None:
     """Accuracy by budget, and by seconds of search at the budget that all tables have."""
     left, right = "resnet20", ("a", "resnet20", "channel", "macs", 0.45)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    methods = [
-        m
-        for m in DESCRIBED
-        if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE
-    ]
+    methods = [m for m in DESCRIBED if any(m in f for b, f in results.items() if b[:2] == ("a", left)) and m != DENSE]
     colours = {m: plt.get_cmap("tab20")(2 * i % 20 + i // 10) for i, m in enumerate(methods)}
     labels: dict[tuple[float, int], tuple[float, list[str]]] = {}  # methods that found the same networks as fast share one
     for method in methods:
