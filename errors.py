@@ -57,3 +57,11 @@ def out_of_memory(error: BaseException, way_out: str) -> FreePruneError:
 def first_line(text: object) -> str:
     """The first line of a text, such as that of an error, without codes for a terminal; "" where there is none."""
     return CODES.sub("", str(text)).strip().partition("\n")[0].strip()
+
+
+def amount(value: float) -> str:
+    """Format a cost: 17.9M, 126.0M, 42."""
+    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.1f}{suffix}"
+    return f"{value:g}"

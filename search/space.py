@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FreePruneError
+from .reachable import check_reachable
 
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 EXACT = 1e-4  # of a unit of the largest group: what the shift of a projection may be off by
-SHOWN = 3  # layers named in an error
 AHEAD = 32  # groups that are asked at once whether one more unit fits
 TOGETHER = 128  # networks whose costs are counted together: with many groups more do not fit into a processor's cache
 TIE = 1e-6  # between the coordinates of switches that are equal
@@ -79,7 +79,7 @@ class Space:
         self._order = TIE * np.arange(self.size)
         exact = min(EXACT / int(self.units.max()), TIE / 2 if self._beyond else 1.0)
         self.halvings = math.ceil(math.log2((2 * self._furthest + self._beyond + exact) / exact))  # of a shift's interval
-        self._check_targets()
+        check_reachable(self)
 
     def changed(
         self,
@@ -265,50 +265,3 @@ class Space:
         refused[rows[row], groups[row, place]] = ~fits[row, place]
         turns: NDArray[np.int64] = np.where(fits.any(axis=1), fits.argmax(axis=1), groups.shape[1])
         return turns
-
-    def _check_targets(self) -> None:
-        smallest, dense = self.costs(self.minimum[None]), self.costs(self.units[None])
-        for name, target in self.targets.items():
-            if name not in dense:
-                raise FreePruneError(
-                    f"there is no cost {name!r} to set a target for at this granularity; known: {', '.join(sorted(dense))}"
-                )
-            least, most = float(smallest[name][0]), float(dense[name][0])
-            if least > target:
-                raise FreePruneError(
-                    f"target {name}={amount(target)} ({target / most:.1%} of dense) cannot be met: the smallest network "
-                    f"allowed has {least / most:.1%} of the dense {name} ({amount(least)} of {amount(most)}); "
-                    f"{self._way_out(name, target)}{self._fixed_layers()}"
-                )
-
-    def _way_out(self, name: str, target: float) -> str:
-        """What to do about a target that the smallest network allowed exceeds: it depends on what keeps that one large."""
-        single = np.minimum(self.minimum, 1)
-        whole = (self.minimum == self.units) & (self.units > 1)
-
-        def exceeds(kept: NDArray[np.int64]) -> bool:
-            return float(self.costs(kept[None])[name][0]) > target
-
-        if exceeds(single):
-            locked = "; freeprune inspect shows which layers are locked, and why" if self.fixed else ""
-            return f"it is too large even with every group at its smallest, so raise the `target`{locked}"
-        if exceeds(np.where(whole, self.minimum, single)):
-            return (
-                f"raise the `target`, or let more shrink: {whole.sum()} of {self.size} groups stay whole by `only`, `ignore` "
-                "or `min_width`"
-            )
-        return "raise the `target` or `max_rate`"
-
-    def _fixed_layers(self) -> str:
-        if not self.fixed:
-            return ""
-        more = f" and {len(self.fixed) - SHOWN} more" if len(self.fixed) > SHOWN else ""
-        return f"; locked are {', '.join(self.fixed[:SHOWN])}{more}"
-
-
-def amount(value: float) -> str:
-    """Format a cost: 17.9M, 126.0M, 42."""
-    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.1f}{suffix}"
-    return f"{value:g}"

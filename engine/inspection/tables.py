@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ...search.space import amount
+from ...errors import amount
 from ..asked.targets import label
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from ...backends import find_backend
 from ...backends.coupling.branches import holder_of
 from ...disk import DAMAGE, write_atomically
-from ...errors import FreePruneError
+from ...errors import FreePruneError, amount
 from ...metrics import METRICS
 from ...options import as_path
-from ...search.space import amount
 from ..asked.command_line import command_line
 from ..asked.settings import WITHOUT_END
 from ..asked.targets import LATENCY, label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from ...search.space import amount
+from ...errors import amount
 from ..asked.targets import LATENCY, label
 from ..shown import NONE, PERCENT, Shown, with_unit
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from freeprune.errors import FreePruneError
 from freeprune.search import space as module
-from freeprune.search.space import AHEAD, Space, amount
+from freeprune.search.space import AHEAD, Space
 
 
 @dataclass
@@ -250,37 +250,6 @@ def test_inputs_are_left_alone_and_copied():
     assert np.array_equal(space.project(proposals), before)
 
 
-def test_an_unreachable_target_is_a_sentence():
-    units, minimum = np.array([1000, 1000]), np.array([378, 378])
-    costs = Chain(np.array([126]), np.array([1, 1]))
-    with pytest.raises(FreePruneError) as caught:
-        Space(units, minimum, costs, {"params": 2000, "macs": 12.6e6})
-    assert str(caught.value) == (
-        "target macs=12.6M (10.0% of dense) cannot be met: the smallest network allowed has 14.3% of the dense macs "
-        "(18.0M of 126.0M); raise the `target` or `max_rate`"
-    )
-
-
-@pytest.mark.parametrize(
-    ("minimum", "limit", "fixed", "advice"),
-    [
-        ([5, 1], 5.0, [], "raise the `target` or `max_rate`"),
-        ([10, 1], 5.0, [], "let more shrink: 1 of 2 groups stay whole by `only`, `ignore` or `min_width`"),
-        ([5, 1], 1.0, [], "it is too large even with every group at its smallest, so raise the `target`"),
-        ([10, 1], 1.0, ["'a' (b)"], "`target`; freeprune inspect shows which layers are locked, and why; locked are 'a' (b)"),
-    ],
-)
-def test_the_advice_fits_what_keeps_the_network_large(minimum, limit, fixed, advice):
-    with pytest.raises(FreePruneError, match=r"cannot be met: the smallest network allowed has") as caught:
-        Space(np.array([10, 10]), np.array(minimum), total, {"nonzero": limit}, fixed=fixed)
-    assert str(caught.value).endswith(advice)
-
-
-def test_an_unknown_cost_is_a_sentence():
-    with pytest.raises(FreePruneError, match=r"no cost 'latency' .*; known: macs, params$"):
-        hand([1], [1, 1], {"latency": 3})
-
-
 def test_nothing_to_search_is_a_sentence():
     with pytest.raises(FreePruneError, match="no group of units"):
         Space(np.zeros(0, np.int64), np.zeros(0, np.int64), total, {"nonzero": 1})
@@ -296,8 +265,3 @@ def test_bounds_that_do_not_fit_together_are_refused(units, minimum):
 def test_proposals_outside_the_cube_are_refused(proposals):
     with pytest.raises(ValueError, match="proposals must"):
         Space(np.array([4, 4]), np.array([1, 1]), total, {"nonzero": 8}).project(np.array(proposals))
-
-
-@pytest.mark.parametrize(("value", "text"), [(17.94e6, "17.9M"), (1.26e9, "1.3G"), (5120, "5.1k"), (42, "42")])
-def test_amounts_are_written_as_people_do(value, text):
-    assert amount(value) == text
