@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FreePruneError
+from .filling import Filling
 from .reachable import check_reachable
 
 # Kept units (P, L) -> each cost by name (P,); non-decreasing in every entry, each row computed by itself.
 CostModel = Callable[[NDArray[np.int64]], dict[str, NDArray[np.float64]]]
 
 EXACT = 1e-4  # of a unit of the largest group: what the shift of a projection may be off by
-AHEAD = 32  # groups that are asked at once whether one more unit fits
 TOGETHER = 128  # networks whose costs are counted together: with many groups more do not fit into a processor's cache
 TIE = 1e-6  # between the coordinates of switches that are equal
 
@@ -123,7 +123,7 @@ class Space:
             enough = np.where(fits, middle, enough)
             little = np.where(fits, little, middle)
         kept = self._kept(wanted, enough)
-        return self._fill(self._floor(kept), kept)
+        return Filling(self._floor(kept), kept, self.units, self.switches, self.fits).filled()
 
     @property
     def widths(self) -> Space:
@@ -219,49 +219,3 @@ class Space:
             for name, target in self.targets.items():
                 fits[at : at + TOGETHER] &= costs[name] <= target
         return fits
-
-    def _fill(self, kept: NDArray[np.int64], real: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Give units back to feasible rows, largest remainder first, until none fits.
-
-        Giving a unit lowers its group's remainder by one, so all groups take turns, in the same order in every round. Since
-        costs are monotone, a group that was refused once can be left out for good, and if the state after many turns fits, so
-        does every state before it: turns are taken in strides, with the same result as one at a time. For the same reason a
-        group that would be refused now is refused at its turn, so where one is, those after it are asked at once.
-        """
-        kept = kept.copy()
-        order = np.argsort(np.minimum(kept - real, 0), axis=1, kind="stable")
-        place = np.argsort(order, axis=1)  # the turns of a group are place, place + L, place + 2L ...
-        refused = np.broadcast_to(self.switches, kept.shape).copy()
-        turn = np.zeros(len(kept), dtype=np.int64)
-        stride = np.ones(len(kept), dtype=np.int64)
-        while True:
-            rows = np.flatnonzero((~refused & (kept < self.units)).any(axis=1))
-            if rows.size == 0:
-                return kept
-            past = -(turn[rows, None] - place[rows]) // self.size
-            ahead = -(turn[rows, None] + stride[rows, None] - place[rows]) // self.size
-            given = np.where(refused[rows], 0, past - ahead)
-            trial = np.minimum(kept[rows] + given, self.units)
-            fits = self.fits(trial)
-            taken, failed = rows[fits], rows[~fits]
-            kept[taken] = trial[fits]
-            turn[taken] += stride[taken]
-            stride[taken] *= 2
-            single = failed[stride[failed] == 1]
-            turn[single] += self._refuse(single, kept, refused, order, turn)
-            stride[failed] = np.maximum(stride[failed] // 4, 1)
-
-    def _refuse(
-        self, rows: NDArray[np.int64], kept: NDArray[np.int64], refused: NDArray[np.bool_], order: NDArray[np.int64],
-        turn: NDArray[np.int64],
-    ) -> NDArray[np.int64]:  # fmt: skip
-        """Leave out those of the next groups whose turn it is that no unit fits of, and say how many turns that is, `(R,)`."""
-        groups = order[rows[:, None], (turn[rows, None] + np.arange(min(AHEAD, self.size))) % self.size]
-        row, place = np.nonzero(~refused[rows[:, None], groups] & (kept[rows[:, None], groups] < self.units[groups]))
-        one_more = kept[rows[row]]
-        one_more[np.arange(len(row)), groups[row, place]] += 1
-        fits = np.zeros(groups.shape, np.bool_)
-        fits[row, place] = self.fits(one_more)
-        refused[rows[row], groups[row, place]] = ~fits[row, place]
-        turns: NDArray[np.int64] = np.where(fits.any(axis=1), fits.argmax(axis=1), groups.shape[1])
-        return turns

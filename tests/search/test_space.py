@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freeprune.errors import FreePruneError
-from freeprune.search import space as module
-from freeprune.search.space import AHEAD, Space
+from freeprune.search import filling
+from freeprune.search.filling import AHEAD
+from freeprune.search.space import Space
 
 
 @dataclass
@@ -108,7 +109,7 @@ def test_every_projection_is_within_bounds_and_budget_and_maximal(case):
 @given(cases(), st.sampled_from([1, 2, AHEAD]))
 def test_strides_give_what_single_units_give(case, ahead):
     space, proposals = case
-    with patch.object(module, "AHEAD", ahead):
+    with patch.object(filling, "AHEAD", ahead):
         found = space.project(proposals)
     assert found.tolist() == [slowly(space, proposal) for proposal in proposals]
 
