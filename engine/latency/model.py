@@ -51,8 +51,10 @@ class LatencyModel:
         self._products = np.array([math.prod(layer.kernel) * layer.positions / wanted.batch for layer in layers])
         self._scale = np.zeros(3)
         self.errors: list[float]
-        ((table_ms, entries, others, macs),) = self._parts(dense_units(channel.groups)[None])
-        for part, (value, least) in enumerate(((table_ms, 0.0), (entries, 0.0), (others, 1e-6 * macs))):
+        whole = dense_units(channel.groups)[None]
+        macs = channel.costs(whole)["macs"]
+        ((table_ms, entries, others),) = self._parts(whole, macs)
+        for part, (value, least) in enumerate(((table_ms, 0.0), (entries, 0.0), (others, 1e-6 * float(macs[0])))):
             self._scale[part] = 1 / value if value > least else 0.0
         if dense is not None:
             self.dense, self.coefficients, self.errors = dense, _alone(table_ms, dense), []
@@ -69,19 +71,18 @@ class LatencyModel:
         """`(P,)` milliseconds, from the ratio to the dense network timed in turn, so that temporary slowdowns cancel."""
         return np.array([self.dense * one.pruned / one.dense for one in networks])
 
-    def _parts(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P, 4)`: sum of the tables in milliseconds, entries of outputs, multiplications outside the layers, and all."""
+    def _parts(self, kept: NDArray[np.int64], macs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`(P, 3)`: sum of the tables in milliseconds, entries of outputs, and multiplications outside the layers."""
         rows, columns = self._sides(kept)
         table_ms = (self._layers_ms(rows, columns) * (rows > 0)).sum(axis=1)
         entries = np.where(self._transposed, columns * self._groups_of, rows) @ self._outputs
-        macs = (rows * columns) @ self._products
-        all_macs = self._channel.costs(kept)["macs"]
-        return np.stack([table_ms, entries, all_macs - macs, all_macs], axis=1)
+        return np.stack([table_ms, entries, macs - (rows * columns) @ self._products], axis=1)
 
-    def _features(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _features(self, kept: NDArray[np.int64], macs: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """`(P, 4)`: the parts relative to the dense network's, 0 where that is 0, and ones."""
-        parts = self._parts(np.atleast_2d(kept)[:, : self._groups])[:, :3] * self._scale
-        return np.column_stack([parts, np.ones(len(parts))])
+        channels = np.atleast_2d(kept)[:, : self._groups]
+        macs = self._channel.costs(channels)["macs"] if macs is None else macs
+        return np.column_stack([self._parts(channels, macs) * self._scale, np.ones(len(channels))])
 
     def _fit(self, kept: NDArray[np.int64], ms: NDArray[np.float64], drawn_to: NDArray[np.float64]) -> NDArray[np.float64]:
         """The coefficients with the least relative squared error on these networks, `(P, L)` and `(P,)` milliseconds.
@@ -93,9 +94,13 @@ class LatencyModel:
         coefficients: NDArray[np.float64] = nnls(rows, np.concatenate([np.ones(len(ms)), DRAWN * drawn_to / self.dense]))[0]
         return coefficients
 
-    def __call__(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """`(P,)` milliseconds for `(P, L)` kept units; non-decreasing in every unit."""
-        result: NDArray[np.float64] = self._features(kept) @ self.coefficients
+    def __call__(self, kept: NDArray[np.int64], macs: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """`(P,)` milliseconds for `(P, L)` kept units; non-decreasing in every unit.
+
+        Args:
+            macs: `(P,)`, the multiplications of these channels where they are counted already.
+        """
+        result: NDArray[np.float64] = self._features(kept, macs) @ self.coefficients
         return result
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from toys import milliseconds, wide_network
 
 import freeprune
+from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.onnx.onnx_runtime import OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.asked.targets import parse_targets
@@ -85,6 +86,17 @@ def test_an_additive_law_is_predicted_exactly(clock, tmp_path):
     latency = result.summary["latency"]
     assert latency["table"]["median_error"] < 1e-6
     assert latency["predicted_ms"] == pytest.approx(clock.ms(kept_units(result)))
+
+
+def test_a_prediction_counts_the_costs_of_networks_once(clock, tmp_path, monkeypatch):
+    made, counted, count, measured = [], [], Channel.costs, run_module.measured_latency
+    monkeypatch.setattr(run_module, "measured_latency", lambda *given: made.append(measured(*given)) or made[-1])
+    prune(tmp_path / "out")
+    monkeypatch.setattr(Channel, "costs", lambda self, kept: counted.append(kept) or count(self, kept))
+    (latency,), kept = made, np.array([UNITS, (8, 3)])
+    found = latency.costs(kept)
+    assert len(counted) == 1
+    assert np.array_equal(found["latency"], latency.model(kept))
 
 
 def test_a_target_that_is_met_at_once(clock, tmp_path):
