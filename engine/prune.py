@@ -143,7 +143,7 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
         found = _searched(job, strategy(job), workers.each, ledger, progress)
         if latency is not None:
             found, timed = latency.hold(found, ledger.trials, workers.each)
-            job = replace(job, space=latency.space(timed["limit_ms"]))
+            job = replace(job, space=latency.space(timed.limit_ms))
     plan = job.backend.plan(found.kept)
     plan.save(folder)
     return finish(job, Outcome(found, ledger.trials, plan, timed), rehearsed, folder, progress)

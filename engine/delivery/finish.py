@@ -96,7 +96,7 @@ class Outcome:
     found: Found
     trials: Sequence[Trial]
     plan: Plan
-    timed: dict[str, Any] | None
+    timed: TimedTarget | None
 
 
 def finish(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progress: Progress) -> Result:
@@ -289,16 +289,16 @@ def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     }
 
 
-def _timed_target(timed: dict[str, Any], job: Job, onnx: Onnx | NoOnnx, same: bool) -> TimedTarget:
+def _timed_target(timed: TimedTarget, job: Job, onnx: Onnx | NoOnnx, same: bool) -> TimedTarget:
     """The outcome of the target on latency, including the time of the delivered file.
 
     Args:
         same: whether it has the widths of the network that the search timed.
     """
-    if onnx.latency_ms is not None:
-        (target,) = (target for target in job.settings.target if target.cost == LATENCY)
-        timed = with_delivered(timed, target, onnx.latency_ms.to_json(), same=same)
-    return TimedTarget.from_json(timed)
+    if onnx.latency_ms is None:
+        return timed
+    (target,) = (target for target in job.settings.target if target.cost == LATENCY)
+    return with_delivered(timed, target, onnx.latency_ms, same=same)
 
 
 def _targets(job: Job, found: Found, latency: TimedTarget | None) -> dict[str, MetTarget]:

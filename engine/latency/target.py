@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from ..asked.targets import LATENCY, Target
 from ..progress import Progress
 from ..run.job import Job
 from ..run.loop import Found, ScoreAll
+from ..store.deployed import LatencyMs, LatencyTable, TimedTarget
 from ..store.ledger import Trial
 from .measurements import Measurements, Setting, Wanted
 from .measuring import measure, network_times, wanted_for
@@ -134,7 +134,7 @@ class Latency:
         before = self._job.space
         return before.changed(costs=self.costs, targets={**before.targets, LATENCY: limit})
 
-    def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, dict[str, Any]]:
+    def hold(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> tuple[Found, TimedTarget]:
         """Measure the result; while it is too slow or faster than asked, the search goes on for a little under another limit.
 
         Args:
@@ -143,30 +143,30 @@ class Latency:
             score_all: scores networks given by their kept units.
 
         Returns:
-            Of the measured networks that meet the target the one with the best score, or else the fastest; and a report on the
-            target.
+            Of the measured networks that meet the target the one with the best score, or else the fastest; and the outcome of
+            the target.
         """
         measured = self._until_met(found, trials, score_all)
         met = [one for one in measured if one[0] <= 1]
         over, best, best_limit = max(met, key=lambda one: one[1].score) if met else min(measured, key=lambda one: one[0])
         pruned, dense = self._times(best.kept)
-        return best, {
-            "target_ms": self.target.resolve(dense),
-            "limit_ms": best_limit,
-            "predicted_ms": float(self.model(best.kept)[0]),
-            "measured_ms": pruned,
-            "dense_ms": dense,
-            "met": over <= 1,
-            "tightened": sum(over > 1 for over, _, _ in measured[:-1]),
-            "batch": self._job.settings.latency_batch,
-            "threads": self._job.settings.latency_threads,
-            "table": {
-                "points": sum(table.ms.size for table in self.model.tables),
-                "seconds": self._seconds,
-                "checked": len(self.model.errors),
-                "median_error": statistics.median(self.model.errors),
-            },
-        }
+        return best, TimedTarget(
+            target_ms=self.target.resolve(dense),
+            limit_ms=best_limit,
+            predicted_ms=float(self.model(best.kept)[0]),
+            measured_ms=pruned,
+            dense_ms=dense,
+            met=over <= 1,
+            tightened=sum(over > 1 for over, _, _ in measured[:-1]),
+            batch=self._job.settings.latency_batch,
+            threads=self._job.settings.latency_threads,
+            table=LatencyTable(
+                points=sum(table.ms.size for table in self.model.tables),
+                seconds=self._seconds,
+                checked=len(self.model.errors),
+                median_error=statistics.median(self.model.errors),
+            ),
+        )
 
     def _until_met(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> list[tuple[float, Found, float]]:
         """The networks that were measured: latency relative to the target, the network, and the limit it was found under."""
@@ -201,20 +201,20 @@ class Latency:
         return pruned / self.target.resolve(dense)
 
 
-def with_delivered(report: dict[str, Any], target: Target, ms: Mapping[str, float], *, same: bool) -> dict[str, Any]:
-    """The report of `hold`, updated with the latency of the delivered ONNX file.
+def with_delivered(before: TimedTarget, target: Target, ms: LatencyMs, *, same: bool) -> TimedTarget:
+    """The outcome of `hold`, updated with the latency of the delivered ONNX file.
 
     Args:
         target: on latency.
-        ms: of the `pruned` and the `dense` file, timed in turn.
+        ms: of the file and the dense one.
         same: whether the file has the widths of the network that was timed before. Then of both times the lower one counts,
             else those of the file.
     """
-    pruned, dense = ms["pruned"], ms["dense"]
+    pruned, dense = ms.pruned, ms.dense
     if same:
-        pruned, dense = min(report["measured_ms"], pruned), min(report["dense_ms"], dense)
+        pruned, dense = min(before.measured_ms, pruned), min(before.dense_ms, dense)
     limit = target.resolve(dense)
-    return {**report, "target_ms": limit, "measured_ms": pruned, "dense_ms": dense, "met": pruned <= limit}
+    return replace(before, target_ms=limit, measured_ms=pruned, dense_ms=dense, met=pruned <= limit)
 
 
 def _scored(kept: NDArray[np.int64], before: Found, score_all: ScoreAll) -> Found:

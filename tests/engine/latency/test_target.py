@@ -1,5 +1,6 @@
 """Targets on latency, with a clock that follows a law instead of the time of day."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
 from freeprune.engine.latency.target import BEST, FURTHER, _searched_again, measured_latency, with_delivered
 from freeprune.engine.run.loop import Found
+from freeprune.engine.store.deployed import LatencyMs, LatencyTable, TimedTarget
 from freeprune.engine.store.ledger import Trial
 from freeprune.engine.store.summary import MetTarget
 from freeprune.errors import FreePruneError
@@ -182,11 +184,12 @@ def test_after_three_times_a_target_is_missed(clock, tmp_path):
 
 
 def test_the_file_that_the_run_leaves_is_measured_too():
-    report, target = {"measured_ms": 5.0, "dense_ms": 8.0, "met": True, "tightened": 1}, parse_targets(["latency=70%"])[0]
-    slower = with_delivered(report, target, {"pruned": 4.5, "dense": 6.0}, same=True)
-    assert slower == {"measured_ms": 4.5, "dense_ms": 6.0, "target_ms": pytest.approx(4.2), "met": False, "tightened": 1}
-    assert with_delivered(report, target, {"pruned": 9.0, "dense": 9.0}, same=True)["met"]
-    assert not with_delivered(report, target, {"pruned": 9.0, "dense": 9.0}, same=False)["met"]
+    target, table = parse_targets(["latency=70%"])[0], LatencyTable(9, 1.0, 3, 0.01)
+    before = TimedTarget(5.6, 5.5, 5.4, 5.0, 8.0, True, 1, 32, 1, table)
+    slower = with_delivered(before, target, LatencyMs(dense=6.0, pruned=4.5), same=True)
+    assert slower == replace(before, measured_ms=4.5, dense_ms=6.0, target_ms=pytest.approx(4.2), met=False)
+    assert with_delivered(before, target, LatencyMs(9.0, 9.0), same=True).met
+    assert not with_delivered(before, target, LatencyMs(9.0, 9.0), same=False).met
 
 
 def test_without_trials_equal_rates_are_tightened(clock, tmp_path):
