@@ -15,7 +15,7 @@ from ..metrics import Metric
 from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
-from .asked.targets import LATENCY
+from .asked.targets import on_latency
 from .delivery.finish import Outcome, Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .inputs.calibration import keep
@@ -172,7 +172,7 @@ def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
 
 def _latency(job: Job, opening: Opening) -> Latency | None:
     """The target on latency, measured; None if there is none. If it is out of reach the folder is left as it was before."""
-    if not any(target.cost == LATENCY for target in job.settings.target):
+    if on_latency(job.settings.target) is None:
         return None
     try:
         return measured_latency(job, opening.folder / files.LATENCY, opening.progress)

@@ -8,7 +8,7 @@ from typing import Any
 from ...backends import Backend
 from ...granularity_options import LAYOUTS
 from .settings import Settings
-from .targets import LATENCY
+from .targets import on_latency
 
 
 def layout_of(backend: type[Backend], settings: Settings) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def layout_of(backend: type[Backend], settings: Settings) -> dict[str, Any]:
     Unless something else was given, widths are those that runtimes are fast at, and branches may go if the target is a latency.
     """
     rate = {} if settings.max_rate is None else {"max_rate": settings.max_rate}
-    return {**rate, **completed(backend, settings.layout, depth=any(target.cost == LATENCY for target in settings.target))}
+    return {**rate, **completed(backend, settings.layout, depth=on_latency(settings.target) is not None)}
 
 
 def completed(backend: type[Backend], given: Mapping[str, Any], *, depth: bool) -> dict[str, Any]:

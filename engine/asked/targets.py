@@ -91,6 +91,11 @@ def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[T
     return tuple(found)
 
 
+def on_latency(targets: Iterable[Target]) -> Target | None:
+    """The target on latency; None without one."""
+    return next((target for target in targets if target.cost == LATENCY), None)
+
+
 def parse_budget(cost: str, budget: float | str) -> Target:
     """A target on a cost from its value alone: 0.5, "50%", "60M"."""
     if cost not in COSTS:

@@ -18,7 +18,7 @@ from torch import nn
 from ...backends import Plan, compact
 from ...backends.base import dense_units
 from ...errors import FreePruneError
-from ..asked.targets import LATENCY, binding
+from ..asked.targets import LATENCY, binding, on_latency
 from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config
 from ..inputs.sharded import save_weights
@@ -160,9 +160,7 @@ def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progres
 
 def _summary(job: Job, outcome: Outcome, steps: _Steps) -> Summary:
     found, judge = outcome.found, job.task.judge
-    latency = None
-    if outcome.timed is not None:
-        latency = _timed_target(outcome.timed, job, steps.onnx, same=steps.delivered.second is None)
+    latency = _timed_target(outcome.timed, job, steps.onnx, same=steps.delivered.second is None)
     divergences = _each(judge.divergence, steps.tallies)
     per_trial = found.seconds / found.trials if found.trials else None
     return Summary(
@@ -289,15 +287,15 @@ def _cost_table(job: Job, found: Found) -> dict[str, Cost | None]:
     }
 
 
-def _timed_target(timed: TimedTarget, job: Job, onnx: Onnx | NoOnnx, same: bool) -> TimedTarget:
-    """The outcome of the target on latency, including the time of the delivered file.
+def _timed_target(timed: TimedTarget | None, job: Job, onnx: Onnx | NoOnnx, same: bool) -> TimedTarget | None:
+    """The outcome of the target on latency, including the time of the delivered file; None without a target.
 
     Args:
         same: whether it has the widths of the network that the search timed.
     """
-    if onnx.latency_ms is None:
+    target = on_latency(job.settings.target)
+    if timed is None or target is None or onnx.latency_ms is None:
         return timed
-    (target,) = (target for target in job.settings.target if target.cost == LATENCY)
     return with_delivered(timed, target, onnx.latency_ms, same=same)
 
 

@@ -22,7 +22,7 @@ from ...errors import FreePruneError
 from ...reading import main_output
 from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
-from ..asked.targets import LATENCY
+from ..asked.targets import on_latency
 from ..inputs.batches import pieces
 from ..progress import Progress
 from ..randomness import seeded
@@ -186,7 +186,7 @@ def _exported(job: Job, images: Inputs) -> DenseExport:
         if not difference < MAX_DIFFERENCE:
             raise FreePruneError(f"the dense network's ONNX file computes something else (difference {difference:.1e})")
     except FreePruneError as error:
-        if any(target.cost == LATENCY for target in job.settings.target):
+        if on_latency(job.settings.target) is not None:
             raise FreePruneError(f"latency cannot be measured, so it cannot be limited: {error}") from error
         raise FreePruneError(f"{error}; `rehearsal=False` prunes the network all the same, without an ONNX file") from error
     return dense

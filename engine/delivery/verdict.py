@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...backends import Backend
 from ...backends.onnx import ONNX_RUNTIME, Runtime
 from ..asked.settings import Settings
-from ..asked.targets import LATENCY
+from ..asked.targets import on_latency
 from ..store.deployed import LatencyMs
 
 
@@ -30,7 +30,7 @@ def _advice(backend: Backend, asked: Settings, ms: LatencyMs) -> list[str]:
     faster = ms.faster
     advice = []
     if backend.shrinks and not faster:
-        if not any(target.cost == LATENCY for target in asked.target):
+        if on_latency(asked.target) is None:
             advice.append("use `target=latency=70%`, which limits the latency itself")
         else:
             advice.append("a lower target may change that")

@@ -24,7 +24,7 @@ from ...search import Space
 from ...search.warm_starts import Depth
 from ..asked.layout import layout_of
 from ..asked.selection import fewest_units
-from ..asked.targets import LATENCY, Target
+from ..asked.targets import LATENCY, Target, on_latency
 from ..progress import Progress
 from ..run.job import Job
 from ..run.loop import Found
@@ -70,7 +70,7 @@ def foreseen(
         time, or timing the layers takes more than `COST` of the seconds.
     """
     channel = job.backend.channel
-    if channel is None or job.backend.mask is not None or any(target.cost == LATENCY for target in job.settings.target):
+    if channel is None or job.backend.mask is not None or on_latency(job.settings.target) is not None:
         return None
     if not job.dense_costs()["macs"]:
         return None  # no layer to time
