@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,46 @@ class _TooLong(Exception):
     """What was to be done takes longer than is left."""
 
 
+class _Deadline:
+    """Counts down the seconds that this may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.perf_counter()
+
+    def check(self) -> None:
+        """Raises _TooLong if nothing is left."""
+        if self.left < 0:
+            raise _TooLong
+
+
+class _Scorer:
+    """Scores networks by their kept units, each once, until the deadline.
+
+    Args:
+        job: whose metric and images count.
+        channel: makes the networks.
+
+    Attributes:
+        known: the scores so far.
+    """
+
+    def __init__(self, job: Job, channel: Channel, deadline: _Deadline) -> None:
+        self.job, self.channel, self.deadline = job, channel, deadline
+        self.known: dict[bytes, float] = {}
+
+    def __call__(self, kept: Kept) -> float:
+        self.deadline.check()
+        if kept.tobytes() not in self.known:
+            candidate = self.channel.candidate(kept)
+            candidate = candidate if self.job.recovery is None else self.job.recovery(candidate)
+            self.known[kept.tobytes()] = scored(self.job.metric, candidate, self.job.dense, self.job.scored)
+        return self.known[kept.tobytes()]
+
+
 def foreseen(
     job: Job, found: Found, trials: Sequence[Trial], ms: LatencyMs, seconds: float, progress: Progress
 ) -> Foreseen | None:
@@ -74,14 +114,16 @@ def foreseen(
         return None
     if not job.dense_costs()["macs"]:
         return None  # no layer to time
-    end = time.perf_counter() + COST * seconds
+    deadline = _Deadline(COST * seconds)
     progress("latency", 0, 1, "what a target on it would give")
     try:
-        wanted, measured = _timed(job, channel, layer_timer(job), end)
-        channel = _deeper(job, end) or channel
+        wanted, measured = _timed(job, channel, layer_timer(job), deadline)
+        channel = _deeper(job, deadline) or channel
         model = LatencyModel(wanted, measured, channel, ms.dense)
         own = _padded(found.kept[None], channel)
-        scores = _scores(job, channel, model, trials, end) | {own.tobytes(): found.score}
+        score = _Scorer(job, channel, deadline)
+        _score_near(_spaces(job, channel, model), score, trials)
+        scores = score.known | {own.tobytes(): found.score}
     except (FreePruneError, _TooLong):
         return None
     finally:
@@ -90,29 +132,27 @@ def foreseen(
     return Foreseen(float(model(own)[0]), len(scores) - 1, best) if best else None
 
 
-def _timed(job: Job, channel: Channel, time_layer: TimeLayer, end: float) -> tuple[Wanted, Measurements]:
+def _timed(job: Job, channel: Channel, time_layer: TimeLayer, deadline: _Deadline) -> tuple[Wanted, Measurements]:
     """The layers of the network, and the times of each at few widths; no whole networks."""
     none = np.zeros((0, len(channel.groups)), np.int64)
     wanted, measured = wanted_layers(job, channel, fitted=none, checked=none, levels=LEVELS), Measurements()
     for layer, sizes in wanted.grids.items():
         times = dict[Point, float]()
         for point in sizes.points:
-            if time.perf_counter() > end:
-                raise _TooLong
+            deadline.check()
             times[point] = time_layer(layer, *point)
         measured.add_pass(layer, times, 0.0)
     return wanted, measured
 
 
-def _deeper(job: Job, end: float) -> Channel | None:
+def _deeper(job: Job, deadline: _Deadline) -> Channel | None:
     """The granularity as a run with a target on latency has it, with branches; None if it has none, or there is no time."""
     asked = replace(job.settings, target=(Target(LATENCY, SHARES[0], relative=True),))
     kind = find_backend(asked.granularity)
     layout = layout_of(kind, asked)
-    if layout == layout_of(kind, job.settings) or job.trace_seconds > (end - time.perf_counter()) / 4:
+    if layout == layout_of(kind, job.settings) or job.trace_seconds > deadline.left / 4:
         return None
-    network = job.fast
-    channel = kind(network, job.scored.inputs, job.importance, **layout).channel
+    channel = kind(job.fast, job.scored.inputs, job.importance, **layout).channel
     return channel if channel is not None and channel.branches else None
 
 
@@ -121,33 +161,21 @@ def _padded(rows: NDArray[Any], channel: Channel, value: float = 1) -> NDArray[A
     return np.pad(rows, ((0, 0), (0, len(channel.groups) - rows.shape[1])), constant_values=value)
 
 
-def _scores(job: Job, channel: Channel, model: LatencyModel, trials: Sequence[Trial], end: float) -> dict[bytes, float]:
-    """The scores of networks near the shares, by their kept units; as many as there is time for."""
-    scores: dict[bytes, float] = {}
-
-    def score(kept: Kept) -> float:
-        if time.perf_counter() > end:
-            raise _TooLong
-        if kept.tobytes() not in scores:
-            candidate = channel.candidate(kept)
-            candidate = candidate if job.recovery is None else job.recovery(candidate)
-            scores[kept.tobytes()] = scored(job.metric, candidate, job.dense, job.scored)
-        return scores[kept.tobytes()]
-
-    spaces = _spaces(job, channel, model)
+def _score_near(spaces: Mapping[float, Space], score: _Scorer, trials: Sequence[Trial]) -> None:
+    """Score networks near each share; as many as there is time for."""
     ranked = sorted((trial for trial in trials if trial.can_win), key=lambda trial: -trial.score)[:BEST]
-    equal = np.zeros((1, len(channel.groups)))
-    best = [_padded(trial.proposal[None], channel, 0)[0] for trial in ranked]
+    best = [_padded(trial.proposal[None], score.channel, 0)[0] for trial in ranked]
     try:
-        deep = _without_branches(job, channel, spaces, score, trials, end)
-        turns = [[*equal, *(p for pair in zip_longest(deep[share], best) for p in pair if p is not None)] for share in spaces]
+        deep = _without_branches(spaces, score, trials)
+        equal = np.zeros(len(score.channel.groups))
+        mixed = {share: chain.from_iterable(zip_longest(deep[share], best)) for share in spaces}
+        turns = [[equal, *(proposal for proposal in some if proposal is not None)] for some in mixed.values()]
         for proposals in zip_longest(*turns):  # each share in turn, in case there is no time for all
             for space, proposal in zip(spaces.values(), proposals, strict=True):
                 if proposal is not None:
                     score(space.project(proposal[None])[0])
     except _TooLong:
         pass
-    return scores
 
 
 def _spaces(job: Job, channel: Channel, model: LatencyModel) -> dict[float, Space]:
@@ -163,14 +191,13 @@ def _spaces(job: Job, channel: Channel, model: LatencyModel) -> dict[float, Spac
 
 
 def _without_branches(
-    job: Job, channel: Channel, spaces: Mapping[float, Space], score: Callable[[Kept], float], trials: Sequence[Trial],
-    end: float,
-) -> dict[float, Sequence[NDArray[np.float64]]]:  # fmt: skip
+    spaces: Mapping[float, Space], score: _Scorer, trials: Sequence[Trial]
+) -> dict[float, Sequence[NDArray[np.float64]]]:
     """For each share proposals without the branches that matter least; none where probing these would take too long."""
-    shared = channel.profile(job.importance).shared
+    shared = score.channel.profile(score.job.importance).shared
     depths = {share: Depth(space, shared) for share, space in spaces.items()}
     took = [trial.seconds for trial in trials if trial.seconds > 0]
-    if not depths or not took or len(channel.branches) * statistics.median(took) > (end - time.perf_counter()) / 2:
+    if not depths or not took or len(score.channel.branches) * statistics.median(took) > score.deadline.left / 2:
         return dict.fromkeys(spaces, ())
     (share, first), *_ = depths.items()
     probed = np.array([score(kept) for kept in spaces[share].round(first.probes)])
