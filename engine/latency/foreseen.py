@@ -30,7 +30,6 @@ from ..run.job import Job
 from ..run.loop import Found
 from ..store.deployed import Foreseen, LatencyMs, LatencyShare
 from ..store.ledger import Trial
-from ..user_code import scored
 from .measurements import Measurements, Wanted
 from .measuring import wanted_layers
 from .model import LatencyModel
@@ -78,14 +77,13 @@ class _Scorer:
 
     def __init__(self, job: Job, channel: Channel, deadline: _Deadline) -> None:
         self.job, self.channel, self.deadline = job, channel, deadline
+        self._score = job.scorer(channel)
         self.known: dict[bytes, float] = {}
 
     def __call__(self, kept: Kept) -> float:
         self.deadline.check()
         if kept.tobytes() not in self.known:
-            candidate = self.channel.candidate(kept)
-            candidate = candidate if self.job.recovery is None else self.job.recovery(candidate)
-            self.known[kept.tobytes()] = scored(self.job.metric, candidate, self.job.dense, self.job.scored)
+            self.known[kept.tobytes()], _ = self._score(kept)
         return self.known[kept.tobytes()]
 
 

@@ -131,12 +131,15 @@ class Job:
         limits = resolve(targets, self.dense_costs(), self.backend)
         return replace(self, space=self.space.changed(targets=limits), settings=replace(self.settings, target=targets))
 
-    def scorer(self) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
+    def scorer(self, backend: Backend | None = None) -> Callable[[NDArray[np.int64]], tuple[float, float]]:
         """A function from kept units `(L,)` to the score and the seconds it took.
 
         It holds only the parts of the job that scoring needs, since it is sent to workers; above all, not the data set.
+
+        Args:
+            backend: made of the same network, whose units these are; the job's own by default.
         """
-        candidate, metric, dense, batch = self.candidates(), self.metric, self.dense, self.scored
+        candidate, metric, dense, batch = self.candidates(backend), self.metric, self.dense, self.scored
         half, device = HALF.get(self.settings.score_precision), next(self.fast.parameters()).device.type
 
         def score(kept: NDArray[np.int64]) -> tuple[float, float]:
@@ -148,9 +151,9 @@ class Job:
 
         return score
 
-    def candidates(self) -> Callable[[NDArray[np.int64]], Candidate]:
+    def candidates(self, backend: Backend | None = None) -> Callable[[NDArray[np.int64]], Candidate]:
         """A function from kept units `(L,)` to the pruned network as it is scored: recovered where that is cheap."""
-        backend, recovery = self.backend, self.recovery
+        backend, recovery = backend or self.backend, self.recovery
         return backend.candidate if recovery is None else lambda kept: recovery(backend.candidate(kept))
 
     @cached_property

@@ -95,6 +95,17 @@ def test_with_a_target_on_latency_or_zeros_in_place_there_is_none(options, tmp_p
     assert "foreseen" not in render(result.folder)
 
 
+def test_networks_are_scored_in_the_precision_of_the_search(tmp_path):
+    mixed = []
+
+    def metric(candidate, dense, batch):
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        return float(sum(tensor.numel() for tensor in candidate.tensors.values()))
+
+    assert prune(tmp_path / "out", metric=metric, score_precision="bf16-mixed").summary.foreseen.networks > 0
+    assert all(mixed)
+
+
 def test_no_longer_than_a_part_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(foreseen, "COST", 0.0)
     assert prune(tmp_path / "none").summary.foreseen is None
