@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...disk import DAMAGE
 from ..store.records import Records
 from ..store.shapes import fits
 from .layers import Call, Layer
@@ -84,11 +83,7 @@ class Measurements:
         self.networks: dict[tuple[int, ...], Timed] = {}
         self._records = None if path is None else Records(path, "freeprune_latency", VERSION)
         if self._records is not None:
-            for number, entry in enumerate(self._records.entries, start=1):
-                try:
-                    self._take(entry)
-                except DAMAGE:
-                    raise self._records.damaged(number) from None
+            self._records.read(self._take)
 
     def passes(self, layer: Layer, points: list[Point]) -> list[Pass]:
         """The passes over a layer that hold all of these points."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...disk import DAMAGE
 from .records import Records
 from .shapes import fits
 
@@ -62,12 +61,7 @@ class Ledger:
     def __init__(self, path: Path, mend: bool = True) -> None:
         self.path = path
         self._records = Records(path, "freeprune_ledger", VERSION, mend)
-        self.trials: list[Trial] = []
-        for number, entry in enumerate(self._records.entries, start=1):
-            try:
-                self.trials.append(_parse(entry))
-            except DAMAGE:
-                raise self._records.damaged(number) from None
+        self.trials: list[Trial] = self._records.read(_parse)
 
     def add(self, trial: Trial) -> None:
         """Append a trial; on disk when this returns."""

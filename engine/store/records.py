@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...disk import DAMAGE, parse_json, unwritable, write_atomically
 from ...errors import FreePruneError
+
+Parsed = TypeVar("Parsed")
 
 
 class Records:
@@ -49,7 +51,7 @@ class Records:
                     raise TypeError(f"{type(entry).__name__} instead of a record")
                 known = number > 0 or entry[self.kind] == self.version
             except DAMAGE:
-                raise self.damaged(number) from None
+                raise self._damaged(number) from None
             if not known:
                 raise FreePruneError(
                     f"{self.path} was written by another version of freeprune; start the run again with `force=True`"
@@ -60,7 +62,21 @@ class Records:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
 
-    def damaged(self, number: int) -> FreePruneError:
+    def read(self, parse: Callable[[dict[str, Any]], Parsed]) -> list[Parsed]:
+        """What a function makes of each record, oldest first.
+
+        Raises:
+            FreePruneError: it cannot read one.
+        """
+        found = []
+        for number, entry in enumerate(self.entries, start=1):
+            try:
+                found.append(parse(entry))
+            except DAMAGE:
+                raise self._damaged(number) from None
+        return found
+
+    def _damaged(self, number: int) -> FreePruneError:
         """The error about a damaged line; the header is number 0."""
         return FreePruneError(
             f"line {number + 1} of {self.path} is damaged; remove it and what follows, or start the run again with `force=True`"

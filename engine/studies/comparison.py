@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from ...backends import apply
-from ...disk import DAMAGE
 from ...errors import FreePruneError
 from ...metrics.statistics import mean_interval, paired_p
 from ...options import check_all, plain
@@ -166,12 +165,7 @@ def _run(job: Job, name: str, seed: int, score_all: ScoreAll, opening: Opening, 
 def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
     """Test accuracy of each run's best network after fine-tuning; each is recorded at once."""
     records = Records(opening.folder / files.FINETUNED, "freeprune_finetuned")
-    done: dict[tuple[str, int], float] = {}
-    for number, entry in enumerate(records.entries, start=1):
-        try:
-            done[str(entry["strategy"]), int(entry["seed"])] = float(entry["accuracy"])
-        except DAMAGE:
-            raise records.damaged(number) from None
+    done = dict(records.read(lambda entry: ((str(entry["strategy"]), int(entry["seed"])), float(entry["accuracy"]))))
     left = [run for run in runs if (run.strategy, run.seed) not in done]
 
     def tuned(run: Run) -> float:

@@ -22,7 +22,6 @@ from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
 from ...common import Batch
 from ...common import Candidate as Pruned
-from ...disk import DAMAGE
 from ...errors import FreePruneError
 from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
@@ -237,17 +236,16 @@ def _tuned_before(records: Records, kept: Kept) -> dict[tuple[int, int], float]:
     Raises:
         FreePruneError: they are of other candidates.
     """
+
+    def parsed(entry: Mapping[str, Any]) -> tuple[int, int, float, Any]:
+        return int(entry["candidate"]), int(entry["seed"]), float(entry["accuracy"]), entry["kept"]
+
     done = {}
-    for number, entry in enumerate(records.entries, start=1):
-        try:
-            key = (int(entry["candidate"]), int(entry["seed"]))
-            done[key] = float(entry["accuracy"])
-            known = entry["kept"]
-        except DAMAGE:
-            raise records.damaged(number) from None
-        if key[0] < len(kept) and known != kept[key[0]].tolist():
+    for number, seed, accuracy, known in records.read(parsed):
+        done[number, seed] = accuracy
+        if number < len(kept) and known != kept[number].tolist():
             raise FreePruneError(
-                f"candidate {key[0]} in {records.path} is not the one that this study draws, so it comes from another version; "
+                f"candidate {number} in {records.path} is not the one that this study draws, so it comes from another version; "
                 "start the run again with `force=True`"
             )
     return done
@@ -265,12 +263,12 @@ class _Scored:
 def _scored(job: Job, kept: Kept, table: Mapping[str, Metric], records: Records, opening: Opening) -> dict[str, list[_Scored]]:
     """The scores of all candidates, by metric; those on disk are reused."""
     known: dict[tuple[str, int], _Scored] = {}
-    for number, entry in enumerate(records.entries, start=1):
-        try:
-            score = -math.inf if entry["score"] is None else float(entry["score"])
-            known[entry["metric"], int(entry["candidate"])] = _Scored(score, float(entry["ms"]), entry.get("error"))
-        except DAMAGE:
-            raise records.damaged(number) from None
+
+    def take(entry: Mapping[str, Any]) -> None:
+        score = -math.inf if entry["score"] is None else float(entry["score"])
+        known[entry["metric"], int(entry["candidate"])] = _Scored(score, float(entry["ms"]), entry.get("error"))
+
+    records.read(take)
     missing = {i: [name for name in table if (name, i) not in known] for i in range(len(kept))}
     left = [i for i, names in missing.items() if names]
 
