@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,25 @@ ROUNDS = 3  # rounds of timing a result, so that a busy moment of the machine do
 
 class OutOfReach(FreePruneError):
     """No network of the search space meets the target on latency, or the dense one meets it already."""
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A network that was found under a limit, and timed.
+
+    Attributes:
+        found: the network.
+        limit: of the predicted milliseconds.
+        ratio: of its latency to the target.
+    """
+
+    found: Found
+    limit: float
+    ratio: float
+
+    @property
+    def met(self) -> bool:
+        return self.ratio <= 1
 
 
 def measured_latency(
@@ -143,21 +162,21 @@ class Latency:
             score_all: scores networks given by their kept units.
 
         Returns:
-            Of the measured networks that meet the target the one with the best score, or else the fastest; and the outcome of
-            the target.
+            The best of the networks that were tried: of those that meet the target the one with the highest score, else the
+            fastest; and the outcome of the target.
         """
-        measured = self._until_met(found, trials, score_all)
-        met = [one for one in measured if one[0] <= 1]
-        over, best, best_limit = max(met, key=lambda one: one[1].score) if met else min(measured, key=lambda one: one[0])
-        pruned, dense = self._times(best.kept)
-        return best, TimedTarget(
+        tried = self._until_met(found, trials, score_all)
+        met = [one for one in tried if one.met]
+        best = max(met, key=lambda one: one.found.score) if met else min(tried, key=lambda one: one.ratio)
+        pruned, dense = self._times(best.found.kept)
+        return best.found, TimedTarget(
             target_ms=self.target.resolve(dense),
-            limit_ms=best_limit,
-            predicted_ms=float(self.model(best.kept)[0]),
+            limit_ms=best.limit,
+            predicted_ms=float(self.model(best.found.kept)[0]),
             measured_ms=pruned,
             dense_ms=dense,
-            met=over <= 1,
-            tightened=sum(over > 1 for over, _, _ in measured[:-1]),
+            met=best.met,
+            tightened=sum(not one.met for one in tried[:-1]),
             batch=self._job.settings.latency_batch,
             threads=self._job.settings.latency_threads,
             table=LatencyTable(
@@ -168,37 +187,37 @@ class Latency:
             ),
         )
 
-    def _until_met(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> list[tuple[float, Found, float]]:
-        """The networks that were measured: latency relative to the target, the network, and the limit it was found under."""
-        candidate, limit = found, self.limit
-        measured = [(self._over(found.kept), candidate, limit)]
+    def _until_met(self, found: Found, trials: Sequence[Trial], score_all: ScoreAll) -> list[_Tried]:
+        """The networks that were tried, in order, until one uses the target well or no other limit is worth trying."""
+        last = self._tried(self.limit, found)
+        tried = [last]
         low, high = 0.0, math.inf  # limits whose network was fast enough, and whose network was not
         while True:
-            ratio, most = measured[-1][0], LOOSENED if low else CORRECTIONS
-            if USED <= ratio <= 1 or len(measured) > most:
+            most = LOOSENED if low else CORRECTIONS
+            if USED <= last.ratio <= 1 or len(tried) > most:
                 break
-            low, high = (max(low, limit), high) if ratio <= 1 else (low, min(high, limit))
-            before, limit = limit, min(limit, float(self.model(candidate.kept)[0])) / ratio * MARGIN
+            low, high = (max(low, last.limit), high) if last.met else (low, min(high, last.limit))
+            limit = min(last.limit, float(self.model(last.found.kept)[0])) / last.ratio * MARGIN
             if low and not low < limit < high:  # the prediction is off by another ratio for this network
                 limit = math.sqrt(low * high)
-            if math.isclose(limit, before, rel_tol=SAME):  # it would find the same network again
+            if math.isclose(limit, last.limit, rel_tol=SAME):  # it would find the same network again
                 break
             try:
                 space = self.space(limit)
             except FreePruneError:  # even the smallest network is predicted to take longer
                 break
-            self._progress("latency", len(measured), most, f"{ratio:.1%} of the target, limit now {limit:.3g} ms")
+            self._progress("latency", len(tried), most, f"{last.ratio:.1%} of the target, limit now {limit:.3g} ms")
             if self._job.settings.even:
-                candidate = _scored(space.even(), candidate, score_all)
+                found = _scored(space.even(), last.found, score_all)
             else:
-                candidate = _searched_again(space, candidate, trials, score_all, self._job.settings.seed)
-            measured.append((self._over(candidate.kept), candidate, limit))
-        return measured
+                found = _searched_again(space, last.found, trials, score_all, self._job.settings.seed)
+            last = self._tried(limit, found)
+            tried.append(last)
+        return tried
 
-    def _over(self, kept: NDArray[np.int64]) -> float:
-        """The measured latency of a network, relative to the target."""
-        pruned, dense = self._times(kept)
-        return pruned / self.target.resolve(dense)
+    def _tried(self, limit: float, found: Found) -> _Tried:
+        pruned, dense = self._times(found.kept)
+        return _Tried(found, limit, pruned / self.target.resolve(dense))
 
 
 def with_delivered(before: TimedTarget, target: Target, ms: LatencyMs, *, same: bool) -> TimedTarget:
