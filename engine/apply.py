@@ -117,7 +117,7 @@ def applied(
 
 def _recovered(
     dense: nn.Module, smaller: nn.Module, plan: Plan, data: Data, count: int, seed: int
-) -> tuple[nn.Module, Recovery]:
+) -> tuple[nn.Module, Recovery | None]:
     """The pruned network with its weights made good on the first images that a run would be scored on."""
     training, _ = split(data, seed)
     batch = draw(training, data, count, seed, AGREEMENT)  # labels are not read
@@ -125,8 +125,8 @@ def _recovered(
     task_of("agreement", whole, batch)  # refuses images that the network does not take
     fitted = joined(batch, further(training, data, batch, seed, AGREEMENT))
     others = not_fitted(training, data, len(fitted.inputs[0]), seed, AGREEMENT) or batch
-    _, found, done = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
-    return found if part is smaller else with_values(smaller, found), done
+    made = recovered(whole, part, plan, batch, others, *on_device(whole, fitted), seed)
+    return made.network if part is smaller else with_values(smaller, made.network), made.outcome
 
 
 def read_plan(path: str | Path) -> Plan:

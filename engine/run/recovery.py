@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,19 +23,29 @@ HELD_OUT = 128  # images that decide whether recovery helped
 SMALLEST = 1e-10  # variance of a channel that says something
 
 
-def made_good(job: Job, pruned: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Module, Recovery | None]:
-    """The pruned network as surgery leaves it, and as fine-tuning should find it.
+class MadeGood(NamedTuple):
+    """A pruned network as surgery leaves it, and as fine-tuning should find it.
+
+    Attributes:
+        plain: with the weights that it has from the dense network, and `renewed` batch norms.
+        network: the one to go on with: that one, or with recovered weights, too.
+        outcome: of recovery; None where it was not asked for.
+    """
+
+    plain: nn.Module
+    network: nn.Module
+    outcome: Recovery | None
+
+
+def made_good(job: Job, pruned: nn.Module, plan: Plan) -> MadeGood:
+    """The pruned network made ready for fine-tuning, as the job asks for.
 
     Args:
         pruned: `apply(job.network, plan)`.
-
-    Returns:
-        The network with plain weights, the one to go on with, both with `renewed` batch norms, and what recovery did; None
-        where it was not asked for.
     """
     if not job.settings.recovery:
         plain = renewed(job.network, pruned, plan, job.batch)
-        return plain, plain, None
+        return MadeGood(plain, plain, None)
     images = joined(job.scored, None if job.fitted is job.scored else job.fitted)
     others = not_fitted(job.train, job.data, len(images.inputs[0]), job.settings.seed, job.task) or job.batch
     fast = job.fast
@@ -56,10 +66,8 @@ def not_fitted(images: Any, data: Data, fitted: int, seed: int, task: Task = CLA
 
 def recovered(
     dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch, others: Batch, fast: nn.Module, images: Batch, seed: int
-) -> tuple[nn.Module, nn.Module, Recovery]:
-    """The pruned network with plain weights, the better one of it and the one with recovered weights, and what recovery did.
-
-    Recovered weights are kept only if the outputs on other images agree better with the dense network's.
+) -> MadeGood:
+    """The pruned network with recovered weights, if its outputs on other images then agree better with the dense network's.
 
     Args:
         dense: on the CPU, in float32, as `pruned` is.
@@ -75,13 +83,13 @@ def recovered(
     try:
         found = recover(fast, light(pruned).to(device), plan, images.inputs, seed)
     except FreePruneError as error:
-        return plain, plain, Recovery(False, str(error), 0, (), None, None)
+        return MadeGood(plain, plain, Recovery(False, str(error), 0, (), None, None))
     better = renewed(dense, found.network.cpu(), plan, batch)
     before, after = (_agreement(dense, network, others) for network in (plain, better))
     helped = bool(found.layers) and after >= before
     note = None if helped else "no layer has inputs that are known" if not found.layers else "the plain weights agree better"
     done = Recovery(helped, note, len(found.layers), found.poor, before, after)
-    return plain, better if helped else plain, done
+    return MadeGood(plain, better if helped else plain, done)
 
 
 def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn.Module:

@@ -170,7 +170,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
 
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
-        network = finetuned(made_good(job, apply(job.network, plan), plan)[1], plan, job, run.seed)
+        network = finetuned(made_good(job, apply(job.network, plan), plan).network, plan, job, run.seed)
         return measured_for(job, network, job.data.test)
 
     if left:

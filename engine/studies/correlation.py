@@ -214,7 +214,7 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
-        _, network, _ = made_good(job, apply(job.network, plan), plan)
+        network = made_good(job, apply(job.network, plan), plan).network
         found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), job.validation)
         return found, time.perf_counter() - start
 
