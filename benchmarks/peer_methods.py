@@ -30,7 +30,7 @@ from freeprune.engine.inputs.batches import Data, split, stack
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.networks import PadShortcut
 from freeprune.engine.run.job import Job, prepare
-from freeprune.search.warm_starts import POINTS
+from freeprune.search.points import POINTS
 
 CRITERION = "l2"
 HALVINGS = 14  # of Torch-Pruning's ratio

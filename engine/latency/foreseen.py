@@ -21,7 +21,7 @@ from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from ...errors import FreePruneError
 from ...search import Space
-from ...search.warm_starts import Depth
+from ...search.depth import Depth
 from ..asked.layout import layout_of
 from ..asked.selection import fewest_units
 from ..asked.targets import LATENCY, Target, on_latency

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from freeprune.common import Profile
 from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space, warm_started
+from freeprune.search.depth import Depth
 from freeprune.search.evolution import Evolution
-from freeprune.search.warm_starts import Depth
 
 UNITS = np.array([10, 10, 10, 1, 1, 1])
 MINIMUM = np.array([1, 1, 1, 0, 0, 0])

@@ -6,7 +6,7 @@ import pytest
 from freeprune.common import Profile
 from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, WARM_STARTS, Space, warm_started
-from freeprune.search.warm_starts import POINTS, erk, global_threshold, inner, magnitude
+from freeprune.search.points import POINTS, erk, global_threshold, inner, magnitude
 
 ALONE = np.zeros(2, np.bool_)  # no group is shared
 FIXED = ("uniform", "inner", "erk", "global", "magnitude")
