@@ -16,8 +16,9 @@ from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
 from .asked.targets import on_latency
-from .delivery.finish import Outcome, Result, finish
+from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
+from .delivery.summary import Outcome
 from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
