@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..channels_last import run_for_gradients
 from ..common import Batch, Candidate, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
 from ..errors import FreePruneError
@@ -245,7 +246,7 @@ def parameters_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, T
     names = [n for n, t in skeleton.tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()]
     parameters = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in names}
     with torch.enable_grad(), skeleton.batch_statistics():
-        given = candidate.run({**tensors, **parameters}, *batch.inputs)
+        given = run_for_gradients(partial(candidate.run, {**tensors, **parameters}), batch.inputs)
         return parameters, batch.reading.loss_of(given, labels)
 
 

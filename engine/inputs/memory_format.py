@@ -8,24 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...channels_last import Overrun
 from ...common import Batch
 from ...copies import light
 from .devices import AUTO, device_of
 
 
-def takes_channels_last(network: nn.Module, images: Any) -> bool:
+def takes_channels_last(network: nn.Module, images: Any, *, trained: bool = False) -> bool:
     """Whether a forward pass in this memory format works; sets eval mode.
 
     The format is faster on a CPU, with the weights unchanged, but a network that calls `view` on feature maps raises.
+
+    Args:
+        trained: whether gradients by the weights will be taken, which must work as well.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
         return False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Overrun() as seen:
             network.eval()(images[:2].contiguous(memory_format=torch.channels_last))
     except Exception:  # whatever a network raises: one that runs in no format is for the caller to report
         return False
-    return True
+    return not (trained and seen.found)
 
 
 def on_device(network: nn.Module, batch: Batch, device: torch.device | None = None) -> tuple[nn.Module, Batch]:

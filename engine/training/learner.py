@@ -172,7 +172,7 @@ class Learner:
         images, labels = inputs_and_labels(batch, self._task)
         images = self._fabric.to_device(images)
         if self._channels_last is None:
-            self._channels_last = takes_channels_last(self._student, images)
+            self._channels_last = takes_channels_last(self._student, images, trained=True)
             self._student.train()
         if self._recipe.augment and not self._recipe.crop:
             images = shifted(images, drawn_shifts(self.batch_size, images, draws).of(self.part(self.batch_size)))

@@ -456,6 +456,15 @@ def test_a_network_that_views_feature_maps_trains_too(dataset):
     assert {stride for count, stride in formats if count > measuring.FEW} == {1}
 
 
+def test_narrow_strided_convolutions_of_one_pixel_are_not_trained_channels_last(dataset):
+    """Their gradients end the process there, on some processors (`channels_last.py`)."""
+    strides = []
+    network = Wrap(lambda inner, images: strides.append((torch.is_grad_enabled(), images.stride(1))) or inner(images))
+    network.network.norm = nn.Sequential(nn.Conv2d(8, 8, 1, 2), nn.BatchNorm2d(8))
+    train(network, dataset, SHORT, seed=0)
+    assert {stride for trained, stride in strides if trained} == {64}
+
+
 def test_tuples_of_inputs_and_a_collate_function_of_the_users_own(dataset):
     def collate(items):
         images = torch.stack([image for image, _ in items])
