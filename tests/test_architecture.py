@@ -11,7 +11,18 @@ import freeprune
 
 ROOT = Path(freeprune.__file__).parent
 FOLDERS = ("search", "metrics", "backends")
-SHARED = {"channels_last", "common", "copies", "disk", "errors", "granularity_options", "lending", "options", "reading", "registry"}
+SHARED = {
+    "channels_last",
+    "common",
+    "copies",
+    "disk",
+    "errors",
+    "granularity_options",
+    "lending",
+    "options",
+    "reading",
+    "registry",
+}
 # From the ground up: a room imports from itself and from those before it, and files beside the rooms stand among them.
 BACKENDS = [
     "difference",

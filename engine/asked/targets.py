@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
@@ -19,20 +19,36 @@ LATENCY = "latency"  # measured; the others are counted
 COSTS = ("macs", "params", "nonzero", LATENCY)
 FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 FORM = "write it as NAME=50%, NAME=60M or latency=5ms, with NAME one of " + ", ".join(COSTS)
-NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kKMG%]|ms)?")
+NUMBER = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)([kKMG%]|ms)?")
 
 
 @dataclass(frozen=True)
 class Target:
-    """An upper bound on a cost: a fraction of the dense network's, or an absolute amount (milliseconds for latency)."""
+    """An upper bound on a cost: a fraction of the dense network's, or an absolute amount (milliseconds for latency).
+
+    Attributes:
+        budget: whether it was given as one of the budgets of a sweep, without the name of its cost.
+    """
 
     cost: str
     value: float
     relative: bool
+    budget: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        unit = "ms" if self.cost == LATENCY else ""
-        return f"{self.cost}={self.value * 100:g}%" if self.relative else f"{self.cost}={self.value:g}{unit}"
+        return f"{self.cost}={self.amount}"
+
+    @property
+    def amount(self) -> str:
+        """What may remain, as a text that can be read again: 50%, 60M, 5ms."""
+        if self.relative:
+            return f"{self.value * 100:g}%"
+        return f"{self.value:g}ms" if self.cost == LATENCY else _amount(self.value)
+
+    @property
+    def named(self) -> str:
+        """The argument and its value, for sentences."""
+        return _named(self.amount if self.budget else str(self), self.budget)
 
     def resolve(self, dense: float) -> float:
         """The absolute bound: a whole number of multiplications, parameters or weights, or milliseconds of latency."""
@@ -41,12 +57,30 @@ class Target:
         return float(math.floor(self.value * dense + 1e-9)) if self.relative else float(math.floor(self.value))
 
 
+def _named(text: str, budget: bool) -> str:
+    return f"`{'budgets' if budget else 'target'}` {text!r}"
+
+
+def _amount(value: float) -> str:
+    """A number of multiplications, parameters or weights, with all its digits: 300000, 1.5M, 12345678."""
+    for unit in ("G", "M"):
+        text = f"{value / FACTORS[unit]:g}"
+        if value >= FACTORS[unit] and float(text) * FACTORS[unit] == value:
+            return f"{text}{unit}"
+    text = f"{value:g}"
+    return text if float(text) == value else f"{value:.17g}"
+
+
 def parse_target(text: str) -> Target:
     """The target that a text states, such as `macs=50%`, `params=0.5`, `macs=60M` or `latency=5ms`.
 
     Raises:
         FreePruneError: the text has another form, or the value is not above 0 and at most 100%.
     """
+    return _parsed(text, budget=False)
+
+
+def _parsed(text: str, *, budget: bool) -> Target:
     cost, equals, value = text.partition("=")
     number = NUMBER.fullmatch(value.strip())
     if not equals or number is None:
@@ -54,12 +88,13 @@ def parse_target(text: str) -> Target:
     amount, unit = float(number[1]), number[2] or ""
     if unit not in ("", "%") and (unit == "ms") != (cost.strip() == LATENCY):
         raise FreePruneError(f"`target` {text!r} has the wrong unit; {FORM}")
+    said = value.strip() if budget else text
     if unit == "ms":
-        return _target(cost.strip(), amount, False, text)
+        return _target(cost.strip(), amount, False, said, budget)
     if unit == "%":
-        return _target(cost.strip(), amount / 100, True, text)
+        return _target(cost.strip(), amount / 100, True, said, budget)
     absolute = amount * FACTORS[unit]
-    return _target(cost.strip(), absolute, absolute <= 1 and not unit, text)
+    return _target(cost.strip(), absolute, absolute <= 1 and not unit, said, budget)
 
 
 def parse_targets(targets: Iterable[str] | Mapping[str, float | str]) -> tuple[Target, ...]:
@@ -98,28 +133,32 @@ def on_latency(targets: Iterable[Target]) -> Target | None:
 
 def parse_budget(cost: str, budget: float | str) -> Target:
     """A target on a cost from its value alone: 0.5, "50%", "60M"."""
-    if cost not in COSTS:
-        raise FreePruneError(f"`cost` is {cost!r}, which is no cost; {nearest(cost, list(COSTS))}")
+    counted = [name for name in COSTS if name != LATENCY]
+    if cost not in counted:
+        why = "is measured, and budgets limit what is counted" if cost == LATENCY else "is no cost"
+        raise FreePruneError(f"`cost` is {cost!r}, which {why}; {nearest(cost, counted)}")
     if isinstance(budget, str) and NUMBER.fullmatch(budget.strip()) is None:
         raise FreePruneError(f"`budgets` has {budget!r}; write each as 50% or 60M, and what they limit as `cost`, here {cost}")
-    return parse_target(f"{cost}={budget}") if isinstance(budget, str) else _number(cost, budget)
+    return _parsed(f"{cost}={budget}", budget=True) if isinstance(budget, str) else _number(cost, budget, budget=True)
 
 
-def _number(cost: str, value: object) -> Target:
+def _number(cost: str, value: object, *, budget: bool = False) -> Target:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise FreePruneError(f"`target` {cost!r} is {value!r}; give a number, or a text such as '50%'")
+        given = f"`budgets` has {value!r}" if budget else f"`target` {cost!r} is {value!r}"
+        raise FreePruneError(f"{given}; give a number, or a text such as '50%'")
     amount = float(value)
-    return _target(cost, amount, amount <= 1, f"{cost}={amount:g}")
+    return _target(cost, amount, amount <= 1, f"{amount:g}" if budget else f"{cost}={amount:g}", budget)
 
 
-def _target(cost: str, value: float, relative: bool, text: str) -> Target:
+def _target(cost: str, value: float, relative: bool, text: str, budget: bool) -> Target:
+    named = _named(text, budget)
     if cost not in COSTS:
-        raise FreePruneError(f"`target` {text!r} limits an unknown cost; {nearest(cost, list(COSTS))}")
+        raise FreePruneError(f"{named} limits an unknown cost; {nearest(cost, list(COSTS))}")
     if not value > 0:
-        raise FreePruneError(f"`target` {text!r} leaves nothing; give more than 0%")
+        raise FreePruneError(f"{named} leaves nothing; give more than 0%")
     if (relative and value > 1) or not math.isfinite(value):
-        raise FreePruneError(f"`target` {text!r} is more than the dense network has; give at most 100%")
-    return Target(cost, value, relative)
+        raise FreePruneError(f"{named} is more than the dense network has; give at most 100%")
+    return Target(cost, value, relative, budget)
 
 
 SHARE = 1e-3  # below this part of the dense network a number up to 100 was meant as a percentage
@@ -145,19 +184,19 @@ def resolve(
             continue
         if target.cost not in dense:
             raise FreePruneError(
-                f"`target` {str(target)!r} means nothing at granularity {backend.name}, which sets weights to zero in place; "
+                f"{target.named} means nothing at granularity {backend.name}, which sets weights to zero in place; "
                 f"limit {' or '.join(sorted(dense))} instead, or use `granularity='channel'`"
             )
         _check_counted(target, target.cost, dense)
         amount = target.resolve(dense[target.cost])
         if amount > dense[target.cost]:
             raise FreePruneError(
-                f"`target` {str(target)!r} is more than the dense network has ({dense[target.cost]:g}); give at most 100%"
+                f"{target.named} is more than the dense network has ({_amount(dense[target.cost])}); give at most 100%"
             )
         if not target.relative and amount <= 100 and amount < SHARE * dense[target.cost]:
             raise FreePruneError(
-                f"`target` {str(target)!r} is a number of {label(target.cost)}, of which the dense network has "
-                f"{dense[target.cost]:g}; write a share as '{target.cost}=60%' or 0.6"
+                f"{target.named} is a number of {label(target.cost)}, of which the dense network has "
+                f"{_amount(dense[target.cost])}; write a share as {'60%' if target.budget else f'{target.cost}=60%'!r} or 0.6"
             )
         result[target.cost] = amount
     if not result and backend.shrinks and "params" not in dense:
@@ -171,7 +210,7 @@ def resolve(
 def _check_counted(target: Target, cost: str, dense: Mapping[str, float]) -> None:
     if not dense[cost]:
         raise FreePruneError(
-            f"`target` {str(target)!r} means nothing, since the network has no convolution, linear layer or other matrix "
+            f"{target.named} means nothing, since the network has no convolution, linear layer or other matrix "
             f"product; limit {' or '.join(sorted(name for name, amount in dense.items() if amount))} instead"
         )
 
@@ -179,12 +218,12 @@ def _check_counted(target: Target, cost: str, dense: Mapping[str, float]) -> Non
 def _check_latency(target: Target, backend: Backend, timed: bool) -> None:
     if not timed:
         raise FreePruneError(
-            f"`target` {str(target)!r} is for prune and pick alone, since studies compare networks of one counted cost; "
+            f"{target.named} is for prune and pick alone, since studies compare networks of one counted cost; "
             "limit macs, params or nonzero instead"
         )
     if not backend.shrinks:
         raise FreePruneError(
-            f"`target` {str(target)!r} cannot be met at granularity {backend.name}, since zeros that stay in place "
+            f"{target.named} cannot be met at granularity {backend.name}, since zeros that stay in place "
             "leave the ONNX file as slow as the dense one; use `granularity='channel'`"
         )
 

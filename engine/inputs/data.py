@@ -26,12 +26,11 @@ from .hugging_face import hugging_face
 from .image_files import NOTHING_STATED, Preparation
 from .named import call
 from .shards import shards
-from .sources import TESTS, Pictures, image_folder
+from .sources import TESTS, TRAININGS, Pictures, image_folder
 
 OWN = ["package.module:callable", "path/to/file.py:callable"]
 FORMS = ["digits", "imagefolder:DIR", "npz:FILE", "hf:NAME", "wds:SHARDS", *OWN]
 ARRAYS = (Tensor, np.ndarray)
-TRAININGS = ("train", "training")  # names of the part for training in a dictionary
 HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes
 # Specs of encoded images, and what reads them.
 PICTURES: dict[str, Callable[[str, Pictures, nn.Module | None], Data]] = {
@@ -97,8 +96,8 @@ def load_data(
 
     Args:
         source: one of
-            `imagefolder:DIR`, with `train/` and `test/` (or `val/`, `valid/`, `validation/`) and a folder per class in each;
-            without labels images alone in both, in `train/` or in DIR;
+            `imagefolder:DIR`, with `train/` (or `training/`) and `test/` (or `val/`, `valid/`, `validation/`), in any capitals,
+            and a folder per class in each; without labels images alone in both, in `train/` or in DIR;
             `npz:FILE`, with `x_train, y_train, x_test, y_test`: labels of any task, as in Python; images uint8 or uint16
             `(N, H, W, C)`, `(N, C, H, W)` or `(N, H, W)`, or what the network takes, floats `(N, ...)` or tokens; without
             labels `x_train`, and `x_test` or not;

@@ -19,7 +19,8 @@ from .encoded import Encoded, first_shape, joined, read_images
 from .image_files import NOTHING_STATED, Form, Preparation, images_alone, list_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TESTS = ("test", "val", "valid", "validation")  # names of the folder or part for the test; of several the first
+TRAININGS = ("train", "training")  # names of the folder or part for training; of several the first
+TESTS = ("test", "val", "valid", "validation")  # of those for the test
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,19 @@ def image_folder(place: str, asked: Pictures, network: nn.Module | None) -> Data
     folder = Path(place)
     if not folder.is_dir():
         raise FreePruneError(f"there is no image folder {str(folder)!r}; give an existing folder with train/ and test/")
-    train_folder = folder / "train"
-    test_folder = next((folder / name for name in TESTS if (folder / name).is_dir()), folder / "test")
+    train_folder, test_folder = _part(folder, TRAININGS), _part(folder, TESTS)
     files = _unlabelled(folder, train_folder, test_folder)
     labels: list[Tensor | None] = [None, None]
     classes: tuple[str, ...] = ()
     if files is None:
         files, labels, classes = _labelled(folder, train_folder, test_folder)
     return data_of_pictures(joined(files), len(files[0]), labels, classes, f"imagefolder:{folder}", asked, network)
+
+
+def _part(folder: Path, names: Sequence[str]) -> Path:
+    """The folder of a part, which may have any of these names in any capitals; the first one where there is none."""
+    inside = sorted((entry for entry in folder.iterdir() if entry.is_dir()), reverse=True)  # small letters first
+    return next((entry for name in names for entry in inside if entry.name.lower() == name), folder / names[0])
 
 
 def data_of_pictures(

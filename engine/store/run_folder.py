@@ -20,6 +20,7 @@ from ...backends.onnx.files import DATA
 from ...disk import DAMAGE, parse_json, write_atomically
 from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
 from ...options import as_path
+from ..asked.targets import parse_target
 from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
 from ..inputs.configs import set_config
@@ -211,8 +212,17 @@ def _remove_parts(folder: Path) -> None:
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
     known = {name: value for name, value in now.items() if name != PARAMETERS or name in before}
-    pairs = {name: (before.get(name, ADDED.get(name)), value) for name, value in known.items()}
+    pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
     return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked}
+
+
+def _as_now(name: str, was: Any) -> Any:
+    """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M."""
+    if name != "target" or not isinstance(was, list) or not all(isinstance(one, str) for one in was):
+        return was
+    with suppress(FreePruneError):
+        return [str(parse_target(one)) for one in was]
+    return was
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -20,6 +20,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things: `1 trial`, `2 trials`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def interval(found: Interval | None, digits: int = 2, factor: float = 1.0) -> str:
     """An estimate with its 95% interval, where it has one: `0.71 [0.55, 0.83]`."""
     if found is None or found.value is None:
@@ -30,7 +35,7 @@ def interval(found: Interval | None, digits: int = 2, factor: float = 1.0) -> st
 
 def of_run(summary: Summary, granularity: str) -> Shown:
     """A run: what the network costs and how accurate it is, before and after."""
-    title = f"{granularity} pruning, {summary.trials} trials"
+    title = f"{granularity} pruning, {counted(summary.trials, 'trial')}"
     if summary.exported is not None and not summary.exported.latency_ms.faster:
         title += ": not faster than the dense network"
     return Shown(title, ("", "dense", "pruned", "remains"), _rows(summary), _notes(summary))
@@ -91,7 +96,8 @@ def of_foreseen(found: Foreseen) -> str:
     """What a target on latency would have given, in a sentence."""
     ways = ", ".join(f"{number(one.score)} with latency={one.share:.0%}" for one in found.shares)
     return (
-        f"a target on latency instead would give a score of {ways} or better (predicted, {found.networks} networks scored, "
+        f"a target on latency instead would give a score of {ways} or better (predicted, "
+        f"{counted(found.networks, 'network')} scored, "
         "none trained or timed)"
     )
 
@@ -232,8 +238,8 @@ def of_sweep(sweep: Sweep) -> Shown:
         costs = (f"{amount(one.costs[name])} ({one.costs[name] / whole:.1%})" for name, whole in dense.costs.items())
         rows.append([one.target, *costs, number(one.score), number(one.uniform), f"{one.seconds:.1f}"])
     columns = ("budget", *map(label, dense.costs), "score", "equal rates", "seconds")
-    title = f"{config['granularity']} pruning, {config['trials']} trials a budget"
-    return Shown(title, columns, rows, [f"{len(sweep.front)} networks on the front"])
+    title = f"{config['granularity']} pruning, {counted(config['trials'], 'trial')} a budget"
+    return Shown(title, columns, rows, [f"{counted(len(sweep.front), 'network')} on the front"])
 
 
 def of_study(study: Study) -> Shown:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +21,7 @@ from ..asked.declaration import Budgets, Settings
 from ..asked.layout import completed
 from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, Options, hardware_of, listed, placed, recorded, settings
-from ..asked.targets import Target, parse_budget, parse_targets
+from ..asked.targets import Target, parse_budget, parse_target, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import AS_OBJECT, Asked, asked_data
 from ..inputs.dense import GivenModel
@@ -93,18 +94,31 @@ def sweep(
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
     data = asked_data(data, options)
     with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
-        asked = settings([*map(str, fixed), str(rungs[0])], options, strategy=strategy, trials=trials)
-        job = opening.job(GivenModel(model, weights, weights_key), data, asked, None)
+        asked = settings([str(rungs[0])], options, strategy=strategy, trials=trials)
+        asked = replace(asked, target=(*fixed, rungs[0]))
+        with _of_budgets(bool(fixed)):
+            job = opening.job(GivenModel(model, weights, weights_key), data, asked, None)
+            jobs = {rung: job.within((*fixed, rung)) for rung in rungs}
         config = {**job.config, "target": [str(one) for one in fixed], "cost": cost, "budgets": [str(rung) for rung in rungs]}
         opening.begin(job, config, None, finished=opening.has_finished(Sweep.FILE))
         swept = read_finished(opening.folder, Sweep)
         if swept is None:
-            swept = _swept(job, {rung: job.within((*fixed, rung)) for rung in rungs}, config, opening)
+            swept = _swept(job, jobs, config, opening)
             files.write_document(opening.folder, swept)
             write_report(opening.folder)
         cloud = [(trial.costs[cost], trial.score) for trial in trials_of(opening.folder)]
         plots.draw(plots.save_sweep, swept, cloud, opening.folder)
         return swept
+
+
+@contextmanager
+def _of_budgets(fixed: bool) -> Iterator[None]:
+    """Has sentences about what cannot be met say what to raise in a sweep: its budgets, or the targets beside them."""
+    try:
+        yield
+    except FreePruneError as error:
+        raised = "raise the `budgets` or the `target`" if fixed else "raise the `budgets`"
+        raise FreePruneError(str(error).replace("raise the `target`", raised)) from error
 
 
 def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], opening: Opening) -> Sweep:
@@ -281,7 +295,7 @@ def _data_of(config: Mapping[str, Any]) -> Asked:
 def _with_fixed(targets: Sequence[Target], config: Mapping[str, Any]) -> tuple[Target, ...]:
     """Targets together with those that held in the whole sweep, as far as they are on other costs."""
     names = {one.cost for one in targets}
-    return parse_targets([*map(str, targets), *(text for text in config["target"] if text.partition("=")[0] not in names)])
+    return (*targets, *(one for one in map(parse_target, config["target"]) if one.cost not in names))
 
 
 def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from no_pictures import pictures
 
 import freeprune
 from freeprune.engine.shown import Showable, Shown
+from freeprune.engine.store.tables import counted
 from freeprune.errors import FreePruneWarning
 
 ASKED = {"calibration_images": 32, "finetune": freeprune.Recipe(images=64)}
@@ -51,6 +52,10 @@ def made(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param) / "out"
     with pictures():
         return request.param, MAKE[request.param](out), out
+
+
+def test_one_is_not_several():
+    assert [counted(number, "trial") for number in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
 
 
 def test_a_result_prints_as_a_table_and_is_one_in_a_notebook(made):

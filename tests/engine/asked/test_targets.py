@@ -16,6 +16,7 @@ from freeprune.search import Space
         ("macs=60M", Target("macs", 60e6, False)),
         ("params=.5k", Target("params", 500.0, False)),
         ("params=123456", Target("params", 123456.0, False)),
+        ("macs=6e+07", Target("macs", 60e6, False)),
         ("latency=70%", Target("latency", 0.7, True)),
         ("latency=0.7", Target("latency", 0.7, True)),
         ("latency=5", Target("latency", 5.0, False)),
@@ -24,6 +25,19 @@ from freeprune.search import Space
 )
 def test_forms(text, expected):
     assert parse_target(text) == expected
+
+
+@pytest.mark.parametrize("text", ["macs=60M", "macs=1.2M", "macs=12345678", "params=900000", "nonzero=2.5G", "latency=5ms"])
+def test_an_amount_is_written_as_it_can_be_read_again(text):
+    assert str(parse_target(text)) == text
+
+
+def test_sentences_about_a_budget_name_budgets():
+    for budget, message in (("120%", "`budgets` '120%' is more"), (0, "`budgets` '0' leaves"), ("0%", "`budgets` '0%' leaves")):
+        with pytest.raises(FreePruneError, match=message):
+            parse_budget("macs", budget)
+    with pytest.raises(FreePruneError, match=r"`cost` is .latency., which is measured, .*; known: macs, params, nonzero"):
+        parse_budget("latency", 0.5)
 
 
 def test_a_mapping_is_taken_too():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
@@ -307,6 +308,23 @@ def without(folder, name):
     for path in sorted((folder / name).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (folder / name).rmdir()
+
+
+@pytest.mark.parametrize(("training", "test"), [("Train", "Test"), ("TRAIN", "Val"), ("training", "VALIDATION")])
+def test_parts_of_a_folder_have_their_names_in_any_capitals(folder, training, test):
+    expected = load_data(f"imagefolder:{folder}")
+    (folder / "train").rename(folder / training)
+    (folder / "test").rename(folder / test)
+    found = load_data(f"imagefolder:{folder}")
+    assert (len(found.train), len(found.test), found.classes) == (len(expected.train), len(expected.test), expected.classes)
+
+
+def test_of_several_folders_for_the_test_the_first_name_in_small_letters_is_taken(folder):
+    for name in ("Val", "Test"):
+        shutil.copytree(folder / "train", folder / name)
+    assert len(load_data(f"imagefolder:{folder}").test) != len(load_data(f"imagefolder:{folder}").train)
+    shutil.rmtree(folder / "test")
+    assert len(load_data(f"imagefolder:{folder}").test) == len(load_data(f"imagefolder:{folder}").train)
 
 
 def test_folder_without_parts(folder):

@@ -110,7 +110,11 @@ def test_fixed_targets_hold_everywhere(tmp_path):
         ({"budgets": [0.5, "macs=30%"]}, "`budgets` has 'macs=30%'; write each as 50% or 60M"),
         ({"cost": "flops"}, "`cost` is .*, which is no cost"),
         ({"target": ["macs=50%"]}, "cannot be a fixed `target` as well"),
-        ({"budgets": [0.5, 0.001]}, "cannot be met"),
+        ({"budgets": [0.5, 0.001]}, "cannot be met.*raise the `budgets`$"),
+        ({"budgets": [0.5, 0.001], "target": ["params=90%"]}, "raise the `budgets` or the `target`$"),
+        ({"budgets": [80, 60]}, "`budgets` '80' is a number of MACs.*; write a share as '60%' or 0.6"),
+        ({"budgets": [0.5, "120%"]}, "`budgets` '120%' is more than the dense network has"),
+        ({"cost": "latency"}, "`cost` is 'latency', which is measured, and budgets limit what is counted"),
         ({"trials": 0}, "`trials` is 0"),
     ],
 )
@@ -118,6 +122,18 @@ def test_what_cannot_be_swept_is_a_sentence_before_any_search(options, message, 
     with pytest.raises(FreePruneError, match=message):
         swept(tmp_path, **options)
     assert not list(tmp_path.glob("ledgers/*"))
+
+
+def test_budgets_and_targets_of_millions_are_swept_picked_and_resumed(tmp_path):
+    """Written as 1.2e+06 they could not be read again; runs of earlier versions have them so."""
+    sweeping = {"budgets": ["2M", "1.2M"], "target": ["params=80000"], "trials": 2}
+    assert [one.target for one in swept(tmp_path / "sweep", **sweeping).budgets] == ["macs=2M", "macs=1.2M"]
+    picking = {"target": {"macs": 1.5e6}, "out": tmp_path / "picked", "finetune": None}
+    found = pick(tmp_path / "sweep", **picking).summary
+    assert found.targets["macs"].asked == "macs=1.5M"
+    config = tmp_path / "picked" / "config.json"
+    config.write_text(config.read_text().replace("macs=1.5M", "macs=1.5e+06"))
+    assert pick(tmp_path / "sweep", **picking, resume=True).summary.score == found.score
 
 
 def test_a_latency_is_picked_from_a_sweep_without_branches(tmp_path):

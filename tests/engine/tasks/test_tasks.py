@@ -162,7 +162,9 @@ def test_classification_by_hand():
     assert CLASSIFICATION.loss(output, labels).item() == pytest.approx((right + wrong) / 2)
     assert CLASSIFICATION.first_look(output[:4], labels[:4]) == (3, 4, "of the calibration images right")
     assert CLASSIFICATION.doubt(output[:4], labels[:4]) is None
-    assert "0 of the 3 calibration images right, hardly more than by guessing" in CLASSIFICATION.doubt(output[3:], labels[3:])
+    doubt = CLASSIFICATION.doubt(output[3:], labels[3:])
+    assert "0 of the 3 calibration images right, hardly more than by guessing" in doubt
+    assert all(option in doubt for option in ("`weights`", "`image_size`", "`mean`", "`std`"))
     assert CLASSIFICATION.doubt(output[:, :, None], labels) is None
     assert CLASSIFICATION.first_look(output[:, :, None], labels) is None
 
