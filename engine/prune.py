@@ -16,9 +16,11 @@ from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
 from .asked.targets import on_latency
+from .delivery.export import exported_again
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .delivery.summary import Outcome
+from .delivery.winner import winner
 from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
@@ -134,20 +136,22 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
     if finished is not None:
         files.remove_checkpoint(folder)
         dismiss(job)
-        return Result(files.load(folder, job.given), Plan.load(folder), finished, folder)
+        network = files.load(folder, job.given)
+        exported_again(job, network, folder, finished)
+        return Result(network, Plan.load(folder), finished, folder)
     latency = _latency(job, opening)
     if latency is not None:
         job = replace(job, space=latency.space(latency.limit))
     files.settled(folder)
     ledger, timed = Ledger(folder / files.LEDGER), None
     with pool(job.scorer(), opening.placement) as workers:
-        found = _searched(job, strategy(job), workers.each, ledger, progress)
+        best = winner(job, _searched(job, strategy(job), workers.each, ledger, progress), ledger.trials)
         if latency is not None:
-            found, timed = latency.hold(found, ledger.trials, workers.each)
+            held, timed = latency.hold(best.found, ledger.trials, workers.each)
             job = replace(job, space=latency.space(timed.limit_ms))
-    plan = job.backend.plan(found.kept)
-    plan.save(folder)
-    return finish(job, Outcome(found, ledger.trials, plan, timed), rehearsed, folder, progress)
+            best = replace(best, found=held, plan=job.backend.plan(held.kept))
+    best.plan.save(folder)
+    return finish(job, Outcome(best.found, ledger.trials, best.plan, timed, best.refused), rehearsed, folder, progress)
 
 
 def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:

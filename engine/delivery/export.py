@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,16 +15,17 @@ from torch import nn
 
 from ...backends import Plan
 from ...backends.difference import relative_difference
-from ...backends.onnx.export import export_onnx
+from ...backends.onnx.export import Exported, export_onnx
 from ...backends.onnx.files import bytes_of, data_of
 from ...backends.onnx.runtime import Subject, first_rows
-from ...backends.onnx.sparse import compress_onnx
+from ...backends.onnx.sparse import Compressed, compress_onnx
 from ...errors import FreePruneError
 from ..progress import Progress
 from ..run.job import Job
 from ..run.outputs import outputs
 from ..store import run_folder as files
 from ..store.deployed import LatencyMs, NoOnnx, Onnx
+from ..store.summary import Summary
 from .int8 import compared, quantised
 from .rehearsal import DenseExport
 from .verdict import verdict
@@ -37,13 +39,13 @@ class Exporting:
         network: in float32.
         plan: what was pruned.
         second: the plan of compaction; None where nothing was compacted.
-        score: of the network before fine-tuning.
+        score: of the network before fine-tuning; None if not finite.
     """
 
     network: nn.Module
     plan: Plan
     second: Plan | None
-    score: float
+    score: float | None
 
     def metadata(self) -> dict[str, str]:
         left = _left(self.plan, self.second)
@@ -75,7 +77,43 @@ def exported_if_possible(
         return NoOnnx.because(str(error)), None
 
 
-def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Path, progress: Progress) -> tuple[Onnx, float]:
+def exported_again(job: Job, delivered: nn.Module, folder: Path, finished: Summary) -> None:
+    """Write the ONNX files of a finished run that have gone; what its summary says of them holds.
+
+    Args:
+        delivered: the network of the run.
+
+    Raises:
+        FreePruneError: the network cannot be exported here.
+    """
+    onnx = finished.exported
+    if onnx is None or all((folder / name).exists() for name in (files.ONNX, *([files.INT8] if onnx.int8 else []))):
+        return
+    second = Plan.load(folder, files.COMPACTION) if (folder / files.COMPACTION).exists() else None
+    given = Exporting(job.working(delivered), Plan.load(folder), second, finished.score.best)
+    _written(job, given, None, folder)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The files of the delivered network.
+
+    Attributes:
+        dense: the dense network's file.
+        file: the pruned network's.
+        eight: the int8 versions of both.
+        compressed: how zeros were taken out of the file; None where they were not.
+        notes: sentences for the summary.
+    """
+
+    dense: DenseExport
+    file: Exported
+    eight: Mapping[str, Path]
+    compressed: Compressed | None
+    notes: tuple[str, ...]
+
+
+def _written(job: Job, given: Exporting, dense: DenseExport | None, folder: Path) -> _Written:
     images = job.batch.inputs
     exported = export_onnx(given.network, images, folder / files.ONNX, given.metadata(), job.runtime.files, job.settings.opset)
     dense = dense or DenseExport(job)
@@ -85,6 +123,13 @@ def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Pat
         notes = (*notes, "the weights lie in a second file, so that zeros were not taken out of it")
     elif job.settings.compress:
         compressed = compress_onnx(exported.path, images, job.runtime.files)
+    return _Written(dense, exported, eight, compressed, notes)
+
+
+def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Path, progress: Progress) -> tuple[Onnx, float]:
+    images = job.batch.inputs
+    written = _written(job, given, dense, folder)
+    dense, exported, eight = written.dense, written.file, written.eight
     agreement = relative_difference(outputs(given.network, images), job.runtime.files.outputs(exported.path, images))
     timed = first_rows(images, job.settings.latency_batch)
     subjects: dict[str, Subject] = {"dense": dense.file.path, "pruned": exported.path, **eight}
@@ -98,11 +143,11 @@ def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Pat
         dense_bytes=dense.file.bytes,
         gzip_bytes=sizes[0],
         dense_gzip_bytes=sizes[1],
-        compressed=compressed,
+        compressed=written.compressed,
         dynamic_batch=exported.dynamic_batch,
         batch=None if exported.dynamic_batch else len(images[0]),
         dynamic_length=exported.dynamic_length,
-        warnings=(*exported.warnings, *notes),
+        warnings=(*exported.warnings, *written.notes),
         latency_ms=ms,
         latency_batch=job.settings.latency_batch,
         latency_threads=job.settings.latency_threads,

@@ -25,6 +25,7 @@ from ..shown import Showable, Shown
 from ..store import run_folder as files
 from ..store import tables
 from ..store.deployed import Onnx
+from ..store.documents import finite
 from ..store.summary import Agreement, Compaction, Configuration, Parameters, Summary
 from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
@@ -86,7 +87,7 @@ def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progres
     save_weights(delivered.network, folder / files.WEIGHTS)
     with _timed("export", took):
         progress("export", 0, 1, "")
-        exporting = Exporting(final, plan, delivered.second, found.score)
+        exporting = Exporting(final, plan, delivered.second, finite(found.score))
         onnx, compact_vs_onnx = exported_if_possible(job, exporting, rehearsed.dense, folder, progress)
         progress("export", 1, 1, "")
     instead = None

@@ -50,12 +50,14 @@ class Outcome:
         trials: all that were scored.
         plan: of the best network.
         timed: the outcome of the target on latency; None without one.
+        refused: why better networks were left out; None where there are none.
     """
 
     found: Found
     trials: Sequence[Trial]
     plan: Plan
     timed: TimedTarget | None
+    refused: str | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def summary_of(job: Job, outcome: Outcome, steps: Steps) -> Summary:
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
         foreseen=steps.foreseen,
+        refused=outcome.refused,
     )
 
 

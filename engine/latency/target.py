@@ -211,7 +211,10 @@ class Latency:
                 found = _scored(space.even(), last.found, score_all)
             else:
                 found = _searched_again(space, last.found, trials, score_all, self._job.settings.seed)
-            last = self._tried(limit, found)
+            try:
+                last = self._tried(limit, found)
+            except FreePruneError:  # its surgery is refused: the ones before it are not
+                break
             tried.append(last)
         return tried
 

@@ -244,6 +244,7 @@ class Summary(Document):
         memory: the most that was held; None, and not in the file, where the system does not say.
         foreseen: what a target on latency would have given; None, and not in the file, where there was one, no channels were
             removed, or it would have taken too long to find out.
+        refused: why networks of a better score were left out; None, and not in the file, where there were none.
     """
 
     FILE: ClassVar[str] = "summary.json"
@@ -275,6 +276,7 @@ class Summary(Document):
     config: Configuration | None = None
     memory: Memory | None = None
     foreseen: Foreseen | None = None
+    refused: str | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and any(target.asked.startswith(LATENCY) for target in self.targets.values()):
@@ -293,7 +295,7 @@ class Summary(Document):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the run, as sentences."""
-        found = [] if self.doubt is None else [self.doubt]
+        found = [one for one in (self.doubt, self.refused) if one is not None]
         if self.accuracy.harmed(self.larger):
             found.append(
                 "fine-tuning made the network worse than before; lower the learning rate, bound the gradient (`clip=1`), "

@@ -307,6 +307,17 @@ def test_what_a_finished_run_has_lost_is_made_again(gone, tmp_path):
     assert again.summary.accuracy == first.summary.accuracy
 
 
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_the_onnx_file_of_a_finished_run_is_written_again(granularity, tmp_path, monkeypatch):
+    asked = {"target": {"nonzero": 0.3}, "finetune": None}
+    first = prune(tmp_path / "out", granularity, **asked)
+    content = (tmp_path / "out" / "model.onnx").read_bytes()
+    (tmp_path / "out" / "model.onnx").unlink()
+    monkeypatch.setattr(run_module, "search", None)
+    assert prune(tmp_path / "out", granularity, **asked, resume=True).summary == first.summary
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == content
+
+
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "search", None)
     again = prune(finished.folder, finished.plan.granularity, resume=True)

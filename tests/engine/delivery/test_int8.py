@@ -94,6 +94,14 @@ def test_a_finished_run_is_not_made_again(tmp_path, monkeypatch):
         prune(tmp_path / "out", resume=True, quantize=None)
 
 
+def test_the_file_of_a_finished_run_is_written_again(tmp_path):
+    first = prune(tmp_path / "out")
+    content = (tmp_path / "out" / "model-int8.onnx").read_bytes()
+    (tmp_path / "out" / "model-int8.onnx").unlink()
+    assert prune(tmp_path / "out", resume=True).summary == first.summary
+    assert (tmp_path / "out" / "model-int8.onnx").read_bytes() == content
+
+
 def test_what_cannot_be_quantised_is_a_warning_and_the_float_file_is_there(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model-int8.onnx").write_bytes(b"of an attempt before")
