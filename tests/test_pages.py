@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -204,6 +205,60 @@ def test_detection(given):
     result = freeprune.prune(Heads(), (Grid(), Grid()), target={"macs": 0.6}, task=given["task"], finetune=recipe, out="grid")
     assert result.summary.measure == "found"
     assert 0 < result.summary.accuracy.finetuned <= 1
+
+
+def test_a_detector_of_torchvision(given, monkeypatch):
+    """On a detector in its manner: lists of images in, losses in training and boxes of any number in eval mode out."""
+
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transform = type("Transform", (), {"normalize": staticmethod(lambda images: images - 0.5)})()
+            self.backbone = Pyramid()
+            self.head = RawHeads()
+
+        def forward(self, images, targets=None):
+            found = [self.head(list(self.backbone(self.transform.normalize(image)[None]).values())) for image in images]
+            if self.training:
+                return {"loss": sum(one["cls_logits"].square().mean() for one in found)}
+            return [{"boxes": one["bbox_regression"][0][one["cls_logits"][0].amax(1) > 0]} for one in found]
+
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
+
+        def forward(self, x):
+            one = torch.relu(self.one(x))
+            return {"0": one, "1": torch.relu(self.two(one))}
+
+    class RawHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classes, self.boxes = nn.Conv2d(16, 3, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, features):
+            classes, boxes = ([head(x).flatten(2).mT for x in features] for head in (self.classes, self.boxes))
+            return {"cls_logits": torch.cat(classes, 1), "bbox_regression": torch.cat(boxes, 1)}
+
+    class Boxes(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, i):
+            return images(40)[i][0], {"boxes": torch.zeros(i % 3, 4)}
+
+    torchvision = types.ModuleType("torchvision.models.detection")
+    torchvision.retinanet_resnet50_fpn = lambda num_classes: Detector()
+    for name in ("torchvision", "torchvision.models", "torchvision.models.detection"):
+        monkeypatch.setitem(sys.modules, name, torchvision)
+    (code,) = section("docs/my-detector.md", "Detectors of torchvision")
+    given |= {"train_set": Boxes(), "test_set": Boxes()}
+    exec(code, given)
+    assert sum(widths(given["smaller"])) < sum(widths(given["detector"]))
+    with torch.no_grad():
+        boxes = given["smaller"].eval()([torch.rand(3, 16, 20), torch.rand(3, 24, 16)])
+    assert len(boxes) == 2
 
 
 def test_no_labels_and_scores(given):

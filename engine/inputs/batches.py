@@ -214,6 +214,12 @@ def stack(
             "are no labels"
         )
     inputs, labels = parts(batch)
+    if isinstance(batch, tuple | list) and isinstance(batch[0], tuple | list) and _is_apart(batch[0], len(indices)):
+        raise FreePruneError(
+            f"a batch of {described(dataset)} keeps its {len(indices)} items apart, as detectors take them; expected one "
+            "tensor of them: stack images of one size in the `collate_fn`, and give the part of the network that takes such a "
+            "tensor (docs/my-detector.md)"
+        )
     named = [("input", value) for value in inputs]
     tensors = labels is not None and task is not None and task.labelled and not task.free
     for name, value in [*named, ("label", labels)] if tensors else named:
@@ -229,6 +235,12 @@ def stack(
     if taken is None:
         raise FreePruneError(f"the labels of {described(dataset)} are {described(labels)} in a batch; expected {task.label}")
     return inputs, taken
+
+
+def _is_apart(given: Sequence[Any], count: int) -> bool:
+    """Whether these inputs are one tensor for each item, rather than tensors with a row for each."""
+    rows = [len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in given]
+    return len(given) == count and all(isinstance(x, Tensor) for x in given) and any(n != count for n in rows)
 
 
 def in_float32(inputs: Sequence[Any]) -> tuple[Any, ...]:

@@ -120,7 +120,8 @@ def _check_rows(task: Task, given: Any, network: nn.Module, inputs: Inputs) -> N
         if len(one) * fewer != len(other) * count:
             raise FreePruneError(
                 f"what is scored is {described(one)} for {count} images and {described(other)} for {fewer}; expected a row for "
-                "each image: let the network return such outputs first, or give a task whose `outputs` picks them"
+                "each image: let the network return such outputs first, such as the raw heads of a detector rather than its "
+                "boxes, or give a task whose `outputs` picks them"
             )
     differ = any(not torch.equal(row, x[0]) for x in inputs for row in x[1:count])
     if found and differ and task.free and all(torch.equal(x, x[:1].expand_as(x)) for x in found):

@@ -954,6 +954,20 @@ def test_stack_that_cannot_be():
         stack(own(), [0, 1], lambda items: (torch.zeros(3, 1), torch.zeros(2, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_that_a_batch_keeps_apart(count):
+    """As detectors of torchvision take them."""
+    items = [(torch.zeros(3, 8, 8 + i), {"boxes": torch.zeros(i, 4)}) for i in range(2)]
+    with raises(f"keeps its {count} items apart, as detectors take them; expected one tensor of them: stack images"):
+        stack(Plain(items), list(range(count)), lambda items: tuple(zip(*items, strict=True)), task=None)
+
+
+def test_two_inputs_of_two_items_are_not_apart():
+    pair = torch.zeros(2, 3), torch.ones(2, 4)
+    inputs, _ = stack(own(), [0, 1], lambda items: (pair, torch.zeros(2, dtype=torch.int64)))
+    assert [x.shape for x in inputs] == [(2, 3), (2, 4)]
+
+
 def test_stack_names_an_image_that_has_gone(folder):
     Image.fromarray(pixels(9, 20, 30)).save(folder / "test" / "bee" / "0.png")
     data = load_data(f"imagefolder:{folder}")
