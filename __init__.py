@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .engine.store.run_folder import load
     from .engine.studies.comparison import compare
     from .engine.studies.correlation import correlate
-    from .engine.studies.sweep import pick, sweep
+    from .engine.studies.pick import pick
+    from .engine.studies.sweep import sweep
     from .engine.tasks.own import OwnTask
     from .engine.train import train
     from .errors import FreePruneError, FreePruneWarning
@@ -40,7 +41,7 @@ _PLACES = {
     "correlate": "engine.studies.correlation",
     "inspect": "engine.inspection.groups",
     "load": "engine.store.run_folder",
-    "pick": "engine.studies.sweep",
+    "pick": "engine.studies.pick",
     "prune": "engine.prune",
     "report": "engine.report.page",
     "score": "engine.score",

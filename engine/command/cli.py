@@ -128,7 +128,7 @@ def sweep(model: str, **given: Any) -> None:
 @main.command(cls=options.Declared)
 def pick(sweep_folder: Path, **given: Any) -> None:
     """Finish a run at a point of SWEEP, the folder of a sweep: surgery, fine-tuning, export, checks."""
-    from ..studies.sweep import pick
+    from ..studies.pick import pick
 
     options.set_threads(given["threads"])
     result = pick(sweep_folder, finetune=options.recipe_of(given), **options.passed_on(given))

@@ -45,7 +45,7 @@ from freeprune.engine.store.shapes import ADDED, ASKED
 from freeprune.engine.store.studies import Comparison, Study, Sweep
 from freeprune.engine.store.summary import Summary
 from freeprune.engine.store.tables import of_run
-from freeprune.engine.studies import sweep
+from freeprune.engine.studies import pick
 from freeprune.engine.tasks import CLASSIFICATION
 from freeprune.engine.tasks.classification import MOST_CLASSES
 from freeprune.engine.training import checkpoint
@@ -285,7 +285,7 @@ def read_sweep(place):
 
     before, opening.prepare = opening.prepare, stop
     try:
-        sweep.pick(place, target={"macs": 0.6}, out=place / "picked", data=pair())
+        pick.pick(place, target={"macs": 0.6}, out=place / "picked", data=pair())
     except Prepared:
         pass
     finally:
@@ -295,7 +295,7 @@ def read_sweep(place):
 def read_trials(place):
     """As `pick` reads them."""
     space = SimpleNamespace(targets={"macs": 9000.0}, size=2)
-    sweep._next_to(sweep.trials_of(place), SimpleNamespace(space=space))
+    pick._next_to(pick.trials_of(place), SimpleNamespace(space=space))
 
 
 def read_report(place, kind, shown=lambda document: document.shown()):
