@@ -14,7 +14,7 @@ from ..errors import FreePruneError
 from ..options import as_path, plain
 from .asked.commands import SETTINGS
 from .asked.settings import Settings
-from .inputs.adoption import in_float32, with_values
+from .inputs.adoption import in_float32
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
 from .inputs.data import load_data
@@ -22,6 +22,7 @@ from .inputs.dense import GivenModel, on_cpu
 from .inputs.dictionaries import working
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
+from .inputs.values import with_values
 from .modes import in_usual_modes
 from .run.recovery import joined, not_fitted, recovered
 from .run.task import task_of

@@ -14,12 +14,13 @@ from ..options import as_path, plain
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
 from .asked.settings import Settings, TrainOptions, hardware_of
-from .inputs.adoption import in_float32, with_values
+from .inputs.adoption import in_float32
 from .inputs.calibration import draw
 from .inputs.data import asked_data, load_data
 from .inputs.dense import GivenModel
 from .inputs.dictionaries import working
 from .inputs.sharded import save_weights
+from .inputs.values import with_values
 from .modes import in_usual_modes
 from .progress import Shown, reported
 from .run.task import task_of, trained_by

@@ -13,9 +13,9 @@ from torch import nn
 
 from ...backends import Plan, compact
 from ...errors import FreePruneError
-from ..inputs.adoption import check_still_finite
 from ..inputs.configs import followed, has_config, set_config
 from ..inputs.sharded import save_weights
+from ..inputs.values import check_still_finite
 from ..latency.foreseen import foreseen
 from ..progress import Progress
 from ..report.page import write_report

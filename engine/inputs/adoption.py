@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map
 
-from ...common import attribute
 from ...copies import copied, held_tensors, is_large
 from ...errors import FreePruneError, brief
 from ...lending import HALVES, Lent, is_lent
+from .refusals import check_kinds, check_tensors, class_names
+from .values import parameter_of
 
 # By class, where a wrapper keeps the network; by name, since importing some of them takes a second.
 WRAPPERS = {
@@ -28,18 +27,6 @@ WRAPPERS = {
     "timm.utils.model_ema.ModelEmaV2": "module",
     "timm.utils.model_ema.ModelEmaV3": "module",
 }
-SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
-# Parts of the names of modules of Python, and the packages of which such a module holds no float networks.
-QUANTISED = frozenset({"quantized", "quantization", "qat", "torchao", "bitsandbytes"})
-QUANTISERS = ("torch", "torchao", "bitsandbytes")
-PREPARED = ("torch.ao.quantization.observer.ObserverBase", "torch.ao.quantization.fake_quantize.FakeQuantizeBase")
-FLOAT = frozenset({  # what marks a float network for quantisation, and changes nothing before
-    *(f"torch.ao.quantization.stubs.{name}" for name in ("QuantStub", "DeQuantStub", "QuantWrapper")),
-    *(f"torch.ao.nn.quantized.modules.functional_modules.{name}" for name in ("FloatFunctional", "FXFloatFunctional")),
-})  # fmt: skip
-
-BYTES = (torch.int8, torch.uint8)
-HIDDEN = ("flash", "flex", "paged")  # parts of the names of Hugging Face's attention whose operators cannot be followed
 
 
 def adopted(network: object) -> nn.Module:
@@ -61,11 +48,11 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
         raise FreePruneError(
             f"the model is a {type(network).__name__}; give a torch.nn.Module, or a text such as cifar:resnet20"
         )
-    _check_kinds(network)
+    check_kinds(network)
     network = _unwrapped(network)
     if any(_is_wrapped(module) for module in network.modules()):
         network = _plain_twin(network)
-    _check_tensors(network, trained)
+    check_tensors(network, trained)
     spread = {id(t): _of_its_own(t) for t in (*network.parameters(), *network.buffers()) if _is_spread(t)}
     twin = twin_of(network, spread)
     return twin if spread else network
@@ -113,7 +100,7 @@ def _is_spread(tensor: Tensor) -> bool:
 
 def _of_its_own(tensor: Tensor) -> Tensor:
     whole = tensor.detach().contiguous()
-    return _parameter(whole, tensor) if isinstance(tensor, nn.Parameter) else whole
+    return parameter_of(whole, tensor) if isinstance(tensor, nn.Parameter) else whole
 
 
 def _can_lend(network: nn.Module) -> bool:
@@ -124,164 +111,13 @@ def _can_lend(network: nn.Module) -> bool:
 
 def _moved(tensor: Tensor, device: torch.device | None, widened: bool) -> Tensor:
     moved = tensor.detach().to(device or tensor.device, torch.float32 if widened else tensor.dtype)
-    return _parameter(moved, tensor) if isinstance(tensor, nn.Parameter) else moved
-
-
-# What is refused
-
-
-def _check_kinds(network: nn.Module) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} is scripted, so it cannot be changed; give the network's own code"
-            )
-        kinds = list(_class_names(module))
-        if any(kind.startswith(SHARDED) for kind in kinds):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} is sharded over processes (FSDP); load its full state dict into the "
-                "network's own code, and give that"
-            )
-        if _is_prepared(kinds):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} ({type(module).__name__}) prepares the network for quantisation, by ranges "
-                "that hold for its present channels; prune the network before it is prepared"
-            )
-        if _is_quantised(module, kinds):
-            raise FreePruneError(f"module {name or 'the network'!r} is quantised; prune the network before it is quantised")
-        attention = getattr(attribute(module, "config"), "_attn_implementation", None)
-        if isinstance(attention, str) and any(part in attention for part in HIDDEN):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} computes attention by {attention!r}, which hides the operators that heads "
-                "are found by; load the network with attn_implementation='sdpa' or 'eager', or call "
-                "network.set_attn_implementation('sdpa')"
-            )
-        if _is_adapter(module, kinds[0]):
-            raise FreePruneError(
-                f"module {name or 'the network'!r} is an adapter ({type(module).__name__}) beside weights that it leaves as "
-                "they are; merge it first, as network.merge_and_unload() does, and give the merged network"
-            )
-
-
-def _is_prepared(kinds: Sequence[str]) -> bool:
-    """Whether a module of these classes observes ranges or rounds in training, for a quantisation that is still to come."""
-    return any(kind in PREPARED or (_is_of_quantiser(kind) and "qat" in kind.split(".")) for kind in kinds)
-
-
-def _is_quantised(module: nn.Module, kinds: Sequence[str]) -> bool:
-    """Whether a module is quantised: by its class; in a package such as torchvision's, which has float ones, by its tensors."""
-    if not FLOAT.isdisjoint(kinds):
-        return False
-    marked = [kind for kind in kinds if not QUANTISED.isdisjoint(kind.split("."))]
-    return any(map(_is_of_quantiser, marked)) or (bool(marked) and any(map(_is_narrow, vars(module).values())))
-
-
-def _is_of_quantiser(kind: str) -> bool:
-    return kind.partition(".")[0] in QUANTISERS
-
-
-def _is_narrow(held: Any) -> bool:
-    """Whether a module holds weights of 8 bits or fewer, or packed ones."""
-    some = held.values() if isinstance(held, dict) else [held]
-    weights = [one for one in some if isinstance(one, Tensor | torch.ScriptObject)]
-    return any(isinstance(one, torch.ScriptObject) or one.is_quantized or one.dtype in BYTES for one in weights)
-
-
-def _is_adapter(module: nn.Module, kind: str) -> bool:
-    """Whether a module is an adapter such as LoRA: a network that can merge adapters, or a layer of one."""
-    merges = callable(attribute(module, "merge_and_unload"))
-    return merges or kind.startswith("peft.") or all(callable(attribute(module, name)) for name in ("merge", "unmerge"))
-
-
-def _check_tensors(network: nn.Module, trained: bool) -> None:
-    devices = {str(parameter.device) for parameter in network.parameters()}
-    if len(devices) > 1:
-        raise FreePruneError(f"the network's parameters lie on {' and '.join(sorted(devices))}; move it to one device")
-    parameters: dict[str, Any] = dict(network.named_parameters())
-    for name, tensor in {**parameters, **dict(network.named_buffers())}.items():
-        if is_lazy(tensor):
-            raise FreePruneError(f"parameter {name!r} has no size yet; run the network once before it is pruned")
-        if tensor.is_inference():
-            raise FreePruneError(
-                f"{name!r} was made within torch.inference_mode(), so that it can be neither trained nor changed; build the "
-                "network outside of it"
-            )
-    for name, parameter in parameters.items():
-        if is_traceable_wrapper_subclass(parameter):
-            raise FreePruneError(
-                f"parameter {name!r} is a {type(parameter).__name__}, which is quantised or spread over devices; give a "
-                "network of plain tensors"
-            )
-        if parameter.is_meta:
-            raise FreePruneError(f"parameter {name!r} has no values, since it lies on the meta device; load the weights first")
-        if trained and not _is_finite(parameter).all():
-            raise FreePruneError(f"parameter {name!r} holds values that are not finite; give trained weights")
-
-
-def _is_finite(tensor: Tensor) -> Tensor:
-    return torch.isfinite(tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor)
-
-
-def tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters and the buffers that are saved, by name; of shared ones every name."""
-    return {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
-
-
-def with_values(network: nn.Module, other: nn.Module) -> nn.Module:
-    """A copy of a network with the values of another one of the same tensors, in its own types."""
-    twin, values = copied(network), tensors(other)
-    with torch.no_grad():
-        for name, tensor in tensors(twin).items():
-            tensor.copy_(values[name])
-    return twin.train(other.training)
-
-
-def with_tensors(network: nn.Module, other: nn.Module) -> nn.Module:
-    """As `with_values`, for a network with parameters on the meta device; the other one's are shared where they can be."""
-    values, own = tensors(other), tensors(network)
-    with torch.no_grad():
-        put = {id(t): _parameter(values[name].detach().to(t.dtype), t) for name, t in own.items() if t.is_meta}
-        twin = copied(network, put)
-        for name, tensor in tensors(twin).items():
-            if not own[name].is_meta:
-                tensor.copy_(values[name])
-    return twin.train(other.training)
-
-
-def _parameter(values: Tensor, like: Tensor) -> Tensor:
-    return nn.Parameter(values, like.requires_grad)
-
-
-def check_still_finite(before: nn.Module, after: nn.Module) -> None:
-    """Refuse a network in which training has made finite numbers infinite or NaN.
-
-    Raises:
-        FreePruneError: the first such tensor is named.
-    """
-    known = tensors(before)
-    for name, tensor in tensors(after).items():
-        old = known.get(name)
-        if old is None or old.shape != tensor.shape:
-            continue
-        if (_is_finite(old).to(tensor.device) & ~_is_finite(tensor)).any():
-            raise FreePruneError(
-                f"{name!r} holds values that are not finite after training, so the trained network was not kept; train with a "
-                "lower learning rate"
-            )
-
-
-# Wrappers
-
-
-def _class_names(module: nn.Module) -> Iterator[str]:
-    for kind in type(module).__mro__:
-        yield f"{kind.__module__}.{kind.__qualname__}"
+    return parameter_of(moved, tensor) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
     """The network inside its wrappers; itself if it has none."""
     while True:
-        place = next((WRAPPERS[kind] for kind in _class_names(network) if kind in WRAPPERS), None)
+        place = next((WRAPPERS[kind] for kind in class_names(network) if kind in WRAPPERS), None)
         if place is None:
             return network
         hooks: Mapping[int, Any] = {**vars(network).get("_forward_hooks", {}), **vars(network).get("_forward_pre_hooks", {})}
@@ -301,7 +137,7 @@ def _is_wrapped(module: nn.Module) -> bool:
     """Whether a module is wrapped, compiled, or has a forward pass that was put in place of its own."""
     forward = vars(module).get("forward")
     return (
-        any(kind in WRAPPERS for kind in _class_names(module))
+        any(kind in WRAPPERS for kind in class_names(module))
         or module._compiled_call_impl is not None
         or isinstance(forward, types.FunctionType)
     )

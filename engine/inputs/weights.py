@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...copies import copied
 from ...errors import FreePruneError, brief, nearest
-from .adoption import tensors as tensors_of
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
+from .values import tensors as tensors_of
 
 # What training scripts call the weights in a checkpoint, and what wrappers put before the name of every tensor.
 USUAL = {

@@ -16,7 +16,8 @@ from ...copies import copied, emptied, is_large, light
 from ...errors import FreePruneError
 from ...lending import widened
 from ..asked.recipe import Recipe
-from ..inputs.adoption import bare, check_still_finite, in_float32, tensors, with_tensors, with_values
+from ..inputs.adoption import bare, in_float32
+from ..inputs.values import check_still_finite, tensors, with_tensors, with_values
 from ..progress import Progress, silent
 from ..randomness import seeded
 from ..run.job import Job

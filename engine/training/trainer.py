@@ -16,8 +16,8 @@ from ...copies import copied
 from ...errors import FreePruneError, is_out_of_memory, out_of_memory
 from ..asked.declaration import HERE, Hardware
 from ..asked.recipe import Recipe
-from ..inputs.adoption import check_still_finite
 from ..inputs.crops import Cropped
+from ..inputs.values import check_still_finite
 from ..randomness import random_states, seeded, set_random_states
 from ..tasks import CLASSIFICATION, Task
 from .checkpoint import Checkpoint, Saving, hash_of_masks, hash_of_shapes, load, save
