@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from .engine.asked.recipe import Recipe
     from .engine.delivery.finish import Result
     from .engine.inspection.groups import inspect
+    from .engine.load import load
     from .engine.prune import prune
     from .engine.report.page import write_report as report
     from .engine.score import score
-    from .engine.store.run_folder import load
     from .engine.studies.comparison import compare
     from .engine.studies.correlation import correlate
     from .engine.studies.pick import pick
@@ -40,7 +40,7 @@ _PLACES = {
     "compare": "engine.studies.comparison",
     "correlate": "engine.studies.correlation",
     "inspect": "engine.inspection.groups",
-    "load": "engine.store.run_folder",
+    "load": "engine.load",
     "pick": "engine.studies.pick",
     "prune": "engine.prune",
     "report": "engine.report.page",

@@ -25,6 +25,7 @@ from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
 from .latency.target import Latency, OutOfReach, measured_latency
+from .load import load
 from .modes import in_usual_modes
 from .opening import Opening, opened
 from .progress import Progress, Shown
@@ -136,7 +137,7 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
     if finished is not None:
         files.remove_checkpoint(folder)
         dismiss(job)
-        network = files.load(folder, job.given)
+        network = load(folder, job.given)
         exported_again(job, network, folder, finished)
         return Result(network, Plan.load(folder), finished, folder)
     latency = _latency(job, opening)

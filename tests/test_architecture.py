@@ -41,7 +41,7 @@ BACKENDS = [
 ]
 ENGINE = [
     "progress", "modes", "randomness", "shown", "user_code", "tasks", "asked", "inputs", "store", "run", "workers",
-    "inspection", "training", "latency", "report", "delivery", "opening", "apply", "score", "train", "prune", "studies",
+    "inspection", "training", "latency", "report", "delivery", "opening", "apply", "load", "score", "train", "prune", "studies",
     "command",
 ]  # fmt: skip
 

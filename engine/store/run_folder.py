@@ -12,21 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
-
-from ...backends import Plan, apply
 from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
-from ...disk import DAMAGE, parse_json, write_atomically
+from ...disk import parse_json, write_atomically
 from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
-from ...options import as_path
 from ..asked.targets import parse_target
-from ..inputs.adoption import bare
 from ..inputs.calibration import CALIBRATION
-from ..inputs.configs import set_config
 from ..inputs.sharded import all_weights, remove_weights, weights_at
-from ..inputs.weights import load_weights
-from ..modes import in_usual_modes
 from ..user_code import UserError
 from .documents import Document
 from .lock import leave, occupy
@@ -304,41 +296,3 @@ def studies_beside(folder: Path) -> dict[str, Study]:
         with suppress(FreePruneError, ValueError):
             found[path.parent.name] = Study.from_json(read_json(path))
     return found
-
-
-@in_usual_modes
-def load(folder: str | Path, network: nn.Module) -> nn.Module:
-    """The pruned, fine-tuned network of a finished run.
-
-    Args:
-        folder: the run folder; `plan.json` and `model.safetensors`, or the files of its index, are read, and
-            `masks.safetensors` and `compaction.json` if they exist.
-        network: the dense network as its code makes it, with any weights, wrapped or not; not changed.
-
-    Returns:
-        A new network in eval mode, in the types of the given one, without wrappers.
-
-    Raises:
-        FreePruneError: a file is missing or damaged, or the network is not the one that was pruned.
-    """
-    folder = as_path(folder, "folder")
-    smaller = apply(bare(network, trained=False), Plan.load(folder))
-    if (folder / COMPACTION).exists():
-        smaller = apply(smaller, Plan.load(folder, COMPACTION))
-    path = weights_at(folder / WEIGHTS)
-    if path is None:
-        raise FreePruneError(f"{folder / WEIGHTS} is missing; finish the run with `resume=True`")
-    try:
-        load_weights(smaller, path)
-    except FreePruneError as error:
-        raise FreePruneError(f"{path} does not hold the pruned network's weights: {error}") from error
-    summary = read_document(folder, Summary)
-    if summary is not None and summary.config is not None:
-        try:
-            set_config(smaller, summary.config.sizes)
-        except DAMAGE as error:
-            raise FreePruneError(
-                f"{folder / SUMMARY} states sizes that the network's configuration does not have ({brief(error)}); give "
-                "the network that was pruned"
-            ) from None
-    return smaller.eval()
