@@ -22,7 +22,7 @@ from ..tracing.decisions import decides, follow, takes_indices, with_masks
 from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep_masks, support
 from ..tracing.meta import name_of
 from ..tracing.operator import Call
-from ..tracing.passes import further, plain_kernels, sentence
+from ..tracing.passes import check_of, further, plain_kernels, sentence
 from ..tracing.record import Op, Trace, scaling
 from ..tracing.rules import COMMUTES, has
 from ..tracing.tracer import Tracer
@@ -43,12 +43,20 @@ class Mismatch(Exception):
     """The pruned network differs from the dense one restricted to what is kept."""
 
     def __init__(
-        self, index: int, what: str, *, computes: bool = False, along: frozenset[int] = frozenset(), becomes: float = 1.0
+        self,
+        index: int,
+        what: str,
+        *,
+        computes: bool = False,
+        along: frozenset[int] = frozenset(),
+        becomes: float = 1.0,
+        checked: bool = False,
     ) -> None:
         super().__init__(what)
         self.index = index  # the operator of the dense trace at which it shows
         self.along = along  # the dimensions of a result along which its size is another; empty where there is no such result
         self.computes = computes  # whether it is about a number that code computes from a size
+        self.checked = checked  # whether the network's own code refuses it
         self.becomes = becomes  # how many times the dense network's number a scale is
 
 
@@ -392,6 +400,7 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
     except Mismatch:
         raise
     except Exception as error:
-        raise Mismatch(min(tracer.index, len(dense.ops) - 1), sentence(error)) from error
+        checked = check_of(error) is not None
+        raise Mismatch(min(tracer.index, len(dense.ops) - 1), sentence(error), checked=checked) from error
     finally:
         tracer.close()

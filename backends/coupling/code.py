@@ -110,6 +110,16 @@ def compared(module: nn.Module) -> Iterator[set[str]]:
                 yield set(names[-2:])
 
 
+@functools.cache
+def takes_remainders(kind: Any) -> bool:
+    """Whether a method of a class of modules, but its constructor, checks a remainder: it may refuse some widths."""
+    if kind.__module__.startswith("torch."):
+        return False
+    functions = [m for c in kind.__mro__ if c not in (nn.Module, object) for n, m in vars(c).items() if n != "__init__"]
+    steps = [step for code in itertools.chain(*map(_codes, functions)) for step in dis.get_instructions(code)]
+    return any(step.opname == "BINARY_OP" and step.argrepr == "%" for step in steps)
+
+
 def _codes(function: Any) -> Iterator[CodeType]:
     """The code of a function, and of those that it wraps: decorated, partial, bound, a property or a closure."""
     seen: set[int] = set()

@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from ..tracing.record import Op, Trace
 from ..tracing.unread import unclear
 from .certificate import Mismatch, replay
 from .classes import Coupling
-from .code import integers
+from .code import integers, takes_remainders
 from .hypotheses import explains_scale, hypotheses, meetings, outwards
 from .ties import Ties
 from .trials import FURTHER, TRIAL_RATES, Schedule
@@ -86,6 +87,8 @@ def settle(
     schedule = Schedule(FURTHER if any(_steps_over_few(op) for op in trace.ops) else len(TRIAL_RATES))
     splits = trace.boxes or any(op.name.startswith(("split", "unsafe_split")) for op in trace.ops)
     slices = any(op.name in ("slice", "select") and _coordinates(op.outputs) < _coordinates(op.inputs) for op in trace.ops)
+    kinds: set[Any] = {type(module) for module in network.modules()}
+    checks = any(map(takes_remainders, kinds))
     for turn in range(MAX_ROUNDS):
         if turn == MAX_EXPLAINED:
             fixes.stop_explaining()
@@ -99,7 +102,7 @@ def settle(
             coupling = Coupling(trace, network)
             schedule.failed()
         else:
-            needed = schedule.count if fixes.repairs or slices else 2 if splits else 1
+            needed = schedule.count if fixes.repairs or slices or checks else 2 if splits else 1
             if schedule.passed(needed, lambda: meetings(network, fixes.repairs)):
                 return coupling, fixes.repairs
     raise FreePruneError(
@@ -159,7 +162,7 @@ class _Fixes:
         if not mismatch.computes and self._next(place, kept):
             self._last = mismatch, kept
             return
-        if not mismatch.computes and self._ties.more(op.line):
+        if not mismatch.computes and self._ties.more(op.line, op.name if mismatch.checked else None):
             for module in self._at[op.line]:  # the attributes may follow other sizes now
                 self._accepted.pop((module, op.line), None)
                 self._untried.pop((module, op.line), None)
@@ -303,7 +306,8 @@ class _Fixes:
             here = list(wider)
             if _live(here, kept):
                 break
-        touched, culprit = _live(here, kept), mismatch.index
+        given = [layer for op in here for _, layers in op.inputs[:1] for layer in layers if not kept[layer].all()]
+        touched, culprit = (mismatch.checked and given) or _live(here, kept), mismatch.index
         touched = [layer for layer in touched if mismatch.along.issuperset(support(layer))] or touched
         while not touched and culprit >= 0:  # the operator that made the size may lie further up
             touched = _live([trace.ops[culprit]], kept)

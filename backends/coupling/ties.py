@@ -13,6 +13,7 @@ from ..tracing.labels import Layer, support
 from ..tracing.record import Op, Trace
 
 MAX_TIES = 4  # pairs of widths tied at one line of the code
+CHECKED = (2, 4, 8, 16, 32)  # what code may check that a width is a multiple of
 
 
 class Ties:
@@ -28,9 +29,16 @@ class Ties:
         self._left: dict[str, Iterator[None]] = {}  # the steps that are still to be tried at each line
         self._inside: dict[str, list[Layer]] = {}
 
-    def more(self, line: str) -> bool:
-        """Take the next step at a line, back from the last one if that was useless; False if there is none."""
-        return next(self._left.setdefault(line, self._steps(line)), "none") != "none"
+    def more(self, line: str, checked: str | None = None) -> bool:
+        """Take the next step at a line, back from the last one if that was useless; False if there is none.
+
+        Args:
+            checked: the operator at the line before which the code itself refuses the widths; None where it does not.
+        """
+        if line not in self._left:
+            multiples = () if checked is None else self._multiples(line, checked)
+            self._left[line] = itertools.chain(self._steps(line), multiples)
+        return next(self._left[line], "none") != "none"
 
     def begin_again(self, line: str) -> None:
         """Take the first step at a line next."""
@@ -62,6 +70,12 @@ class Ties:
             yield from self._for_a_while(pairs)
             if trace.pairs == before:
                 return
+
+    def _multiples(self, line: str, name: str) -> Iterator[None]:
+        """Tie neighbours of what reaches an operator at a line, so that it keeps a multiple of 2, of 4 and so on."""
+        first = [next((op for op in ops if op.name == name), None) for ops in self._at[line].values()]
+        for step in CHECKED:
+            yield from self._for_a_while(_neighbours(op, step) for op in first if op is not None)
 
     def _for_a_while(self, pairs: Iterable[Iterable[tuple[Layer, Layer]]]) -> Iterator[None]:
         """Tie pairs of layers, if any of them are not yet tied, and undo it if that is useless."""
@@ -124,6 +138,14 @@ def _cut_in_blocks(op: Op) -> Iterator[Layer]:
     size = math.gcd(shape[d], *borders)
     if 1 < size < shape[d]:
         yield from (layer.reshape(-1, size) for layer in layers if support(layer) == (d,))
+
+
+def _neighbours(op: Op, step: int) -> Iterator[tuple[Layer, Layer]]:
+    """So many neighbours at a time, of the channels that an operator's first operand has along one dimension."""
+    for layer in op.inputs[0][1] if op.inputs else ():
+        if len(support(layer)) == 1 and layer.size % step == 0 and layer.size > step:
+            blocks = layer.reshape(-1, step)
+            yield blocks, blocks[:, :1]
 
 
 def _turns(ops: Sequence[Op]) -> Iterator[tuple[Layer, Layer]]:

@@ -284,9 +284,10 @@ class Channel:
             sizes, scales = self._certify(self._kept_classes(kept), self._gone(kept))
         except Mismatch as error:
             where = f"at {self.coupling.trace.ops[error.index]} " if not self._gone(kept) else ""
-            raise FreePruneError(
-                f"the pruned network is not what was planned: {where}{error}; keep more of each layer with a lower `max_rate`"
-            ) from error
+            way_out = "keep more of each layer with a lower `max_rate`"
+            if error.checked:
+                way_out = "give widths in steps that its code takes with `round_to`, such as 8, or " + way_out
+            raise FreePruneError(f"the pruned network is not what was planned: {where}{error}; {way_out}") from error
         indices = self.kept_indices(kept)
         return Plan(
             granularity=self.name,

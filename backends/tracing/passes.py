@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import Inputs
 from ...copies import light, live, renewed
-from ...errors import FreePruneError, cause, first_line
+from ...errors import FreePruneError, brief, cause, first_line
 from ...lending import widened
 from ...reading import leaves
 from .caches import forget_results
@@ -265,6 +267,21 @@ def without_tensors(given: Any) -> FreePruneError:
 
 
 def sentence(error: Exception) -> str:
-    """The first line of an error's text, with its class where the text alone says little, as of a KeyError."""
+    """The first line of an error's text, with its class where the text alone says little, as of a KeyError.
+
+    What code raises itself, as a check of its own, comes with its line: the operator that runs next says nothing of it.
+    """
     told = first_line(error) if isinstance(error, RuntimeError | TypeError | ValueError) else ""
-    return told or cause(error)
+    check = check_of(error)
+    return (told or cause(error)) + (f", raised by `{check[0]}` ({check[1]})" if check else "")
+
+
+def check_of(error: BaseException) -> tuple[str, str] | None:
+    """The statement of the network's code that raised an error, and its place; None where torch or an operator did."""
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if Path(torch.__file__).parent not in Path(f.filename).parents
+    ]
+    line = (frames[-1].line or "") if frames else ""
+    if not line.startswith(("assert ", "raise ", "torch._assert(")):
+        return None
+    return brief(line), f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"

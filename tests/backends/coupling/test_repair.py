@@ -2,15 +2,20 @@
 
 import functools
 import math
+import re
 from collections import OrderedDict
 
+import numpy as np
 import promises
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from freeprune.backends import importance
+from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.tracing.passes import undisturbed
+from freeprune.errors import FreePruneError
 
 
 def wrapped(function):
@@ -416,3 +421,56 @@ class Heatmap(nn.Module):
 def test_a_layer_stays_for_the_reason_that_most_of_its_channels_have():
     backend = promises.kept(Heatmap(), torch.randn(2, 5))
     assert not promises.locked(backend)
+
+
+class Refusing(nn.Module):
+    """Checks what it is given before it does anything with it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        self.check(x.shape[1])
+        return torch.relu(self.layer(x))
+
+
+class OfFour(Refusing):
+    def check(self, width):
+        assert width % 4 == 0
+
+
+class OfOneSize(Refusing):
+    def check(self, width):
+        assert width == 16
+
+
+class NotNarrow(Refusing):
+    def check(self, width):
+        if width < 6:
+            raise ValueError(f"{width} channels")
+
+
+def refusing(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), kind(16), nn.Flatten(), nn.LazyLinear(4))
+    network(x := torch.randn(2, 3, 6, 6))
+    return network, x
+
+
+def test_channels_of_which_code_wants_a_multiple_go_so_many_at_a_time():
+    assert promises.widths(promises.kept(*refusing(OfFour))) == {"0": 4, "1.layer": 16}
+
+
+def test_a_check_of_a_size_locks_and_is_quoted():
+    backend = promises.kept(*refusing(OfOneSize))
+    assert promises.widths(backend) == {"1.layer": 16}
+    assert re.search(r"raised by `assert width == 16` \(test_repair\.py:\d+\)$", promises.locked(backend)["0.weight"])
+
+
+def test_a_plan_that_the_code_refuses_says_so_and_what_to_do():
+    network, x = refusing(NotNarrow)
+    backend = Channel(network.eval(), (x,), importance("l2", network))
+    fewest = np.array([group.minimum for group in backend.groups])
+    with pytest.raises(FreePruneError, match=r"2 channels, raised by `raise ValueError.*` .test_rep.*`round_to`, such as 8"):
+        backend.plan(fewest)
