@@ -212,7 +212,7 @@ def study(name: str) -> dict[str, str]:
     from freeprune.engine.inputs.dense import GivenModel
     from freeprune.engine.run.job import prepare
     from freeprune.engine.run.recovery import made_good
-    from freeprune.engine.studies.correlation import draw_candidates
+    from freeprune.engine.studies.candidates import draw_candidates
     from freeprune.engine.training.measuring import accuracy
 
     start, (which, number, seed) = time.perf_counter(), name.split("/")

@@ -27,7 +27,7 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.data import Asked, load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
-from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.studies.candidates import draw_candidates
 
 RESULTS = Path(__file__).parent / "results" / "score_precision.json"
 CELLS = {

@@ -33,7 +33,7 @@ from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.data import load_data
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
-from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.studies.candidates import draw_candidates
 from freeprune.engine.workers.base import Placement, Pool
 from freeprune.engine.workers.pool import pool
 

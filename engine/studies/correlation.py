@@ -27,7 +27,6 @@ from ...metrics import METRICS, Metric, MetricError, Reference
 from ...metrics.statistics import judged, noise
 from ...options import check_all
 from ...registry import entries
-from ...search import Space
 from ..asked.declaration import Study as Options
 from ..asked.recipe import Recipe
 from ..asked.settings import StudyOptions, hardware_of, listed, placed, settings
@@ -49,6 +48,7 @@ from ..training.finetuning import finetuned
 from ..training.measuring import measured_for
 from ..user_code import scored
 from ..workers.pool import pool
+from .candidates import draw_candidates
 
 Kept = NDArray[np.int64]
 
@@ -57,7 +57,6 @@ NOT_ASKED = (
     "strategy", "metric", "trials", "time_limit", "warm_starts", "proposals", "compaction", "compress",
     "latency_batch", "latency_threads", "groups", "image_size",
 )  # fmt: skip
-ATTEMPTS = 200  # draws without a new network after which a space counts as exhausted
 COUNTS, SLACK = ("params", "macs"), 0.01  # these metrics count as constant if they vary by at most this fraction
 CONTROL = "logdensity"  # the metric that partial correlations hold constant
 
@@ -170,37 +169,6 @@ def _metrics(asked: Iterable[str | Metric] | Metric | None) -> dict[str, Metric]
         return entries(METRICS, "metric")
     table = {metric_name(metric): metric_of(metric) for metric in listed(asked)}
     return table if CONTROL in table else {**table, CONTROL: METRICS[CONTROL]}
-
-
-def draw_candidates(space: Space, count: int, seed: int) -> Kept:
-    """Networks of one cost, from nearly equal rates to extreme ones. `(count, L)` kept units, all different.
-
-    Candidate i is the projection of `0.5 + a_i (u - 0.5)`, clipped to [0, 1], with u uniform in the unit cube and the amplitude
-    a_i in (0, 2) from the van der Corput sequence: any first few candidates cover the range evenly, and a longer study begins
-    with the candidates of a shorter one. Amplitude 1 is what a random search draws; towards 2 half of the groups lie at their
-    bounds.
-
-    Raises:
-        FreePruneError: the budget leaves fewer different networks.
-    """
-    found: dict[bytes, Kept] = {}
-    for attempt in range(count * ATTEMPTS):
-        rng = np.random.default_rng([seed, 2, attempt])
-        amplitude = 2 * _van_der_corput(attempt + 1)
-        proposal = np.clip(0.5 + amplitude * (rng.random((1, space.size)) - 0.5), 0, 1)
-        kept = space.project(proposal)[0]
-        found.setdefault(kept.tobytes(), kept)
-        if len(found) == count:
-            return np.stack(list(found.values()))
-    raise FreePruneError(
-        f"only {len(found)} different networks meet the target, not {count}; ask for fewer `candidates`, or use `round_to=1`"
-    )
-
-
-def _van_der_corput(index: int) -> float:
-    """1/2, 1/4, 3/4, 1/8, 5/8, ...: the binary digits of the index, mirrored at the point."""
-    digits = bin(index)[2:]
-    return float(int(digits[::-1], 2) / 2 ** len(digits))
 
 
 def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[list[float]]:

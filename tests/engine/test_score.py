@@ -15,7 +15,7 @@ from freeprune.engine.asked.settings import settings
 from freeprune.engine.command.cli import main
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
-from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.studies.candidates import draw_candidates
 from freeprune.metrics import METRICS, reference
 
 IMAGES, LABELS = networks.images(16), torch.arange(16) % 5

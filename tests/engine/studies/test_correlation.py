@@ -12,7 +12,7 @@ from freeprune.engine.command.cli import main
 from freeprune.engine.report.plots import save_heat_map
 from freeprune.engine.store.run_folder import studies_beside
 from freeprune.engine.studies import correlation
-from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.studies.candidates import draw_candidates
 from freeprune.metrics import MetricError
 from freeprune.search import Space
 

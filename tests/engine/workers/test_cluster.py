@@ -14,7 +14,7 @@ from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
-from freeprune.engine.studies.correlation import draw_candidates
+from freeprune.engine.studies.candidates import draw_candidates
 from freeprune.engine.workers import base as workers
 from freeprune.engine.workers import cluster as ray_workers
 from freeprune.engine.workers.base import Placement
