@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,20 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Inputs, Skeleton
-from ...copies import is_large, light
+from ...copies import light
 from ..plan import Plan
-from ..tracing.scale import OwnScale
-from .attention import Scores, folded
-from .counted import among, counted
-from .products import Call, Watched, finite, run, sample
-from .shelf import Kept, Shelf, held
+from .attention import folded
+from .products import Call, Watched, run
 from .solve import RIDGE, least_squares, of_few_samples
-from .sums import End, Key, Norm
-
-SAMPLES = 24  # rows of inputs for each column
-LARGEST = 2304  # columns that are solved for together: the time grows with the cube
-WIDEST = 8192  # columns of a layer, or samples; with more of both it keeps its plain weights: the moments would take gigabytes
-POOR = 2  # rows for each column below which the result is called poor
+from .sums import End, Norm
+from .wanted import LARGEST, POOR, Seen, Wanted, see
 
 
 @dataclass(frozen=True)
@@ -43,25 +36,15 @@ class Recovered:
     poor: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What the dense network makes of one call.
-
-    Attributes:
-        samples: how many there are.
-        picked: the numbers of some of them `(R,)`.
-        rows: what comes of these `(R, outputs)`; what goes in `(R, inputs)` where positions share coefficients.
-        sums: of the same samples what it ends in, `(R, outputs)`, if it goes into a sum and nowhere else.
-    """
-
-    samples: int
-    picked: Tensor
-    rows: Kept
-    sums: Kept | None = None
-
-
 def recover(
-    dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0, *, ridge: float = RIDGE
+    dense: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    inputs: Inputs,
+    seed: int = 0,
+    *,
+    ridge: float = RIDGE,
+    largest: int = LARGEST,
 ) -> Recovered:
     """Let the weights that stayed do the work of those that went, by least squares on unlabelled images.
 
@@ -77,6 +60,7 @@ def recover(
         inputs: images, as many as fit into one pass.
         seed: picks the samples where there are more than needed.
         ridge: how much the plain weights hold; see `least_squares`.
+        largest: columns of a convolution that are solved for together; see `Watched`.
 
     Raises:
         FreePruneError: what reaches a layer is not finite.
@@ -86,19 +70,16 @@ def recover(
     fitted as well, since their inputs have changed; sums are kept and not the branches; queries and keys that lost widths are
     fitted to what keeps their products (`Scores.maps`).
     """
-    scores = Scores(plan)
-    wanted, watched = _seen(dense, inputs, seed, scores, bool(plan.masks))
-    names = {name for name in watched.calls if name not in watched.elsewhere}
-    maps = scores.maps(names)
+    seen = see(dense, plan, inputs, seed, largest)
+    maps = seen.scores.maps(seen.names)
     if maps:
         pruned = folded(dense, pruned, plan, maps)
     skeleton = Skeleton(pruned)
-    made = {name: made for name, (_, made) in maps.items()}
-    fit = _Fit(dense, plan, skeleton.parameters, wanted, watched.normalised, names, made, ridge)
+    fit = _Fit(dense, plan, skeleton.parameters, seen, {name: made for name, (_, made) in maps.items()}, ridge)
     # A layer that runs often is fitted after the first pass; in a second one the others are fitted again, to follow it.
-    again = any(count > 1 for name, count in watched.calls.items() if name in names)
+    again = seen.repeats
     while True:
-        run(skeleton, Watched(skeleton.parameters, fit, LARGEST, summed=fit.summed), inputs)
+        run(skeleton, Watched(skeleton.parameters, fit, largest, summed=fit.summed), inputs)
         unfitted = fit.finish()
         if not (again or unfitted):
             break
@@ -107,55 +88,7 @@ def recover(
     parameters = dict(network.named_parameters())
     for name, value in fit.found.items():
         parameters[name].data = value
-    return Recovered(network, tuple(name for name in fit.found if name in names), tuple(fit.poor))
-
-
-def _seen(
-    dense: nn.Module, inputs: Inputs, seed: int, scores: Scores, masked: bool = False
-) -> tuple[dict[Key, _Wanted], Watched]:
-    """What each product of the dense network gives, for a sample of its rows."""
-    wanted: dict[Key, _Wanted] = {}
-    results: dict[Key, tuple[torch.Size, Callable[[Tensor, Tensor], Tensor]]] = {}
-    together: list[list[End]] = []  # the ends that meet in a sum, of which one is fitted to it
-    skeleton = Skeleton(dense)
-    keep = Shelf() if is_large(dense) else held
-    generator, counts = torch.Generator().manual_seed(seed), counted(dense, inputs)
-
-    def visit(call: Call) -> Tensor:
-        made = finite(call)
-        columns = call.site.matrices(call.weight).shape[-1]
-        if columns > WIDEST and (call.samples > WIDEST or call.site.shared or masked):
-            return made
-        rows = among(counts, (call.site.name, call.number), call.samples, POOR * columns)
-        picked = sample(call.samples, SAMPLES * columns, generator, rows).to(made.device)
-        rows = call.rows(picked)[0] if call.site.shared else call.results(made, picked)
-        wanted[call.site.name, call.number] = _Wanted(call.samples, picked, keep(rows))
-        if not call.site.shared and call.site.groups == 1:
-            results[call.site.name, call.number] = made.shape, call.results
-        scores.made(call, made)
-        return made
-
-    def summed(ends: list[tuple[End, Tensor, Tensor]]) -> None:
-        together.append([end for end, _, _ in ends])
-        for end, own, other in ends:
-            if end.key in results:
-                shape, rows = results[end.key]
-                here = wanted[end.key]
-                wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
-
-    scores.paths = {id(module): path for path, module in skeleton.network.named_modules()}
-    watched = Watched(skeleton.parameters, visit, LARGEST, scores.ran, summed)
-    with OwnScale(scores.scale):
-        run(skeleton, watched, inputs)
-    assert watched.ends is not None
-    uses, norms = watched.ends.uses, watched.ends.norms
-
-    def alone(end: End) -> bool:
-        """Whether changing it changes nothing but the sum."""
-        return end.key in results and uses[end.key] == 1 and (end.norm is None or norms[end.norm.scale] == 1)
-
-    chosen = {next((end.key for end in ends if alone(end)), None) for ends in together}
-    return {key: one if key in chosen else replace(one, sums=None) for key, one in wanted.items()}, watched
+    return Recovered(network, tuple(name for name in fit.found if name in seen.names), tuple(fit.poor))
 
 
 @dataclass(frozen=True)
@@ -175,19 +108,17 @@ class _Fit:
         dense: nn.Module,
         plan: Plan,
         tensors: Mapping[str, Tensor],
-        wanted: Mapping[Key, _Wanted],
-        normalised: set[str],
-        names: set[str],
+        seen: Seen,
         maps: Mapping[str, Tensor],
         ridge: float,
     ) -> None:
         self._dense = dict(dense.named_parameters())
-        self._plan, self._tensors, self._wanted, self._normalised = plan, tensors, wanted, normalised
-        self._names, self._maps, self._ridge = names, maps, ridge
-        self._often = {name for name, number in wanted if number}
+        self._plan, self._tensors, self._maps, self._ridge = plan, tensors, maps, ridge
+        self._wanted, self._normalised, self._names = seen.wanted, seen.normalised, seen.names
+        self._often = {name for name, number in seen.wanted if number}
         self._sums: dict[str, tuple[Call, list[tuple[Tensor, Tensor]]]] = {}
-        ends = (name for (name, _), one in wanted.items() if one.sums is not None)
-        self._ends = {name for name in ends if name in names and name not in self._often and name not in maps}
+        ends = (name for (name, _), one in seen.wanted.items() if one.sums is not None)
+        self._ends = {name for name in ends if name in seen.names and name not in self._often and name not in maps}
         self._waiting: dict[str, _Waiting] = {}
         self.found: dict[str, Tensor] = {}
         self.poor: dict[str, None] = {}
@@ -272,14 +203,14 @@ class _Fit:
         """
         for call, pairs in self._sums.values():
             self._solve(call, pairs)
-        self._names -= self._sums.keys()
+        self._names = self._names - self._sums.keys()
         self._sums.clear()
         left = bool(self._waiting)
         self._ends -= self._waiting.keys()
         self._waiting.clear()
         return left
 
-    def _targets(self, call: Call, here: _Wanted) -> Tensor:
+    def _targets(self, call: Call, here: Wanted) -> Tensor:
         """What should come out `(groups, R, outputs)`; where positions share coefficients, what should go in."""
         rows = here.rows()
         if call.site.shared:

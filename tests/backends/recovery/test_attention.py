@@ -8,8 +8,7 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
-from freeprune.backends.recovery import winner
-from freeprune.backends.recovery.attention import Scores
+from freeprune.backends.recovery.wanted import see
 from freeprune.backends.recovery.winner import recover
 
 ROWS = torch.randn(40, 9, 6, generator=torch.Generator().manual_seed(0))
@@ -107,8 +106,7 @@ def test_as_many_widths_as_the_products_have_dimensions_lose_nothing(name):
 def test_the_maps_are_those_of_the_best_products():
     network = built(NETWORKS["by hand"])
     plan, _ = pruned(network, 3)
-    scores = Scores(plan)
-    winner._seen(network, (ROWS,), 0, scores)
+    scores = see(network, plan, (ROWS,)).scores
     assert not scores.maps({"query.weight"})  # both change, or none
     (_, of_queries), (_, of_keys) = scores.maps({"query.weight", "key.weight"}).values()
     with torch.no_grad():
@@ -122,6 +120,6 @@ def test_the_maps_are_those_of_the_best_products():
 def test_what_is_more_than_a_product_is_left_to_each_layer(name):
     network = built(lambda: Attention(UNKNOWN[name]))
     three = {0: np.arange(3)}
-    scores = Scores(Plan("channel", structure_of(network), {}, {"query.weight": three, "key.weight": three}))
-    winner._seen(network, (ROWS,), 0, scores)
+    plan = Plan("channel", structure_of(network), {}, {"query.weight": three, "key.weight": three})
+    scores = see(network, plan, (ROWS,)).scores
     assert not scores.maps({"query.weight", "key.weight"})

@@ -8,7 +8,7 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
-from freeprune.backends.recovery import winner
+from freeprune.backends.recovery import wanted
 from freeprune.backends.recovery.winner import recover
 from freeprune.common import Skeleton
 from freeprune.errors import FreePruneError
@@ -217,11 +217,10 @@ def test_a_layer_that_gets_nothing_is_left_alone():
 
 
 @pytest.mark.parametrize("name", ["resnet_a", "vgg", "densenet"])
-def test_kernel_positions_that_share_coefficients_come_closer_too(name, monkeypatch):
-    monkeypatch.setattr(winner, "LARGEST", 20)
+def test_kernel_positions_that_share_coefficients_come_closer_too(name):
     network = build(name)
     compact, plan = pruned(network, "channel")
-    found = recover(network, compact, plan, (IMAGES,))
+    found = recover(network, compact, plan, (IMAGES,), largest=20)
     assert distance(network, found.network) < distance(network, compact)
 
 
@@ -229,7 +228,7 @@ def test_kernel_positions_that_share_coefficients_come_closer_too(name, monkeypa
     ("granularity", "samples", "fitted"), [("channel", 60, True), ("channel", 200, False), ("weight", 60, False)]
 )
 def test_a_layer_that_is_too_wide_is_fitted_where_samples_are_few(granularity, samples, fitted, monkeypatch):
-    monkeypatch.setattr(winner, "WIDEST", 100)
+    monkeypatch.setattr(wanted, "WIDEST", 100)
     torch.manual_seed(0)
     network, images = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 5)).eval(), torch.randn(samples, 8)
     backend = BACKENDS[granularity](network, (images,), importance("l2", network))
