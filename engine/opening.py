@@ -93,5 +93,5 @@ def opened(
 ) -> Iterator[Opening]:
     """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder."""
     folder = as_path(out, "out")
-    with files.errors_kept(folder), reported(progress) as tell:
+    with files.errors_kept(folder, resume), reported(progress) as tell:
         yield Opening(folder, placement, hardware, resume, force, tell)

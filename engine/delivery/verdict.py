@@ -31,7 +31,7 @@ def _advice(backend: Backend, asked: Settings, ms: LatencyMs) -> list[str]:
     advice = []
     if backend.shrinks and not faster:
         if on_latency(asked.target) is None:
-            advice.append("use `target=latency=70%`, which limits the latency itself")
+            advice.append("use `target='latency=70%'`, which limits the latency itself")
         else:
             advice.append("a lower target may change that")
         if str(asked.layout.get("round_to")) == "1":

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
-from ..tasks.base import described
+from ..tasks.base import are_texts, described
 from ..user_code import UserError, place_of
 from .encoded import Files
 from .image_files import Crop
@@ -204,7 +204,7 @@ def stack(
         FreePruneError: an item cannot be read, or the batch is neither (inputs ..., labels) nor inputs.
     """
     indices = list(indices)
-    with telling_items(dataset, f"{len(indices)} items"):
+    with telling_items(dataset, "1 item" if len(indices) == 1 else f"{len(indices)} items"):
         fetch = getattr(dataset, "__getitems__", None)
         items = fetch(indices) if fetch else [dataset[i] for i in indices]
         batch = (collate or default_collate)(items)
@@ -224,8 +224,10 @@ def stack(
     tensors = labels is not None and task is not None and task.labelled and not task.free
     for name, value in [*named, ("label", labels)] if tensors else named:
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(indices):
+            stacked = "tensors whose first dimension is the batch: let collate_fn stack them so"
             raise FreePruneError(
-                f"a batch of {described(dataset)} has {described(value)} as {name}; expected tensors of {len(indices)} rows"
+                f"a batch of {described(dataset)} has {described(value)} as {name}; expected "
+                f"{'numbers, such as 0 for the first of all classes' if are_texts(value) else stacked}"
             )
     if labels is None or task is None:
         return inputs, labels
@@ -289,6 +291,6 @@ def telling_items(dataset: object, items: str = "items") -> Iterator[None]:
             dataset = dataset.dataset
         raise UserError(
             f"{items} of {described(dataset)} cannot be read into a batch ({cause(error)}{place_of(error)}); expected items "
-            "(image tensor, label) of one shape",
+            "(image tensor, label) of one shape, or DataLoaders whose collate_fn makes a batch of them",
             "".join(traceback.format_exception(error)),
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 
 from ...errors import FreePruneError, nearest
@@ -32,6 +34,8 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
         return NETWORKS[spec]()
     if source in LIBRARIES:
         network = from_library(source, name, pretrained=pretrained)
+    elif os.path.exists(spec):
+        raise FreePruneError(f"the model {spec!r} is {_fitting(spec)}")
     elif not colon or any(known.startswith(f"{source}:") for known in NETWORKS):
         raise FreePruneError(
             f"there is no model {spec!r}; give package.module:callable, path/to/file.py:callable, torchvision:NAME, "
@@ -42,3 +46,13 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise FreePruneError(f"{spec!r} returned {kind(network)}; expected a torch.nn.Module")
     return network
+
+
+def _fitting(place: str) -> str:
+    """What a path is, and what to write for it; as it follows "the model is"."""
+    if os.path.isfile(os.path.join(place, "config.json")):
+        return f"a folder; give `hf:{place}`"
+    if place.endswith(".py"):
+        return f"a file; give `{place}:callable`, with the class or function that builds the network"
+    what = "a folder" if os.path.isdir(place) else "a file"
+    return f"{what}; give what builds the network, such as path/to/file.py:callable, and its weights as `weights`"

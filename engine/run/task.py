@@ -117,7 +117,7 @@ def _check_rows(task: Task, given: Any, network: nn.Module, inputs: Inputs) -> N
             return
     others = task.scored(fewer_given)
     for one, other in zip(found, others, strict=False):
-        if len(one) * fewer != len(other) * count:
+        if not len(one) or len(one) * fewer != len(other) * count:
             raise FreePruneError(
                 f"what is scored is {described(one)} for {count} images and {described(other)} for {fewer}; expected a row for "
                 "each image: let the network return such outputs first, such as the raw heads of a detector rather than its "

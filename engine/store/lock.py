@@ -54,6 +54,11 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
+def occupies(folder: Path) -> bool:
+    """Whether this thread has taken the folder."""
+    return (folder.resolve(), threading.get_ident()) in _held
+
+
 def leave(folder: Path) -> None:
     """Give a folder back that this thread occupies."""
     file = _held.pop((folder.resolve(), threading.get_ident()), None)

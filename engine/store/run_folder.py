@@ -21,7 +21,7 @@ from ..inputs.calibration import CALIBRATION
 from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..user_code import UserError
 from .documents import Document
-from .lock import leave, occupy
+from .lock import leave, occupies, occupy
 from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
@@ -87,15 +87,22 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def errors_kept(folder: Path) -> Iterator[None]:
+def errors_kept(folder: Path, resume: bool) -> Iterator[None]:
     """Within it a run writes to the folder, which is given back to other runs at the end.
 
     The traceback of an error in the user's code is written there, and a device without memory is a sentence.
+
+    Args:
+        resume: whether the run in the folder is this one from the beginning; else it may be one that is to be replaced.
     """
+
+    def begun() -> bool:
+        return (folder / CONFIG).exists() and (resume or occupies(folder))
+
     try:
         yield
     except UserError as error:
-        if not (folder / CONFIG).exists():  # the run had not begun
+        if not begun():
             raise
         write_atomically(folder / ERROR, error.trace.encode())
         raise UserError(
@@ -104,7 +111,7 @@ def errors_kept(folder: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        then = ", and go on with `resume=True`" if (folder / CONFIG).exists() else ""
+        then = ", and go on with `resume=True`" if begun() else ""
         raise out_of_memory(
             error, f"lower `calibration_images` or the `image_size`, or give shorter sequences{then}"
         ) from error

@@ -226,8 +226,13 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"a {type(value).__name__} of {'texts' if are_texts(value) else len(value)}"
     return f"a {type(value).__name__}"
+
+
+def are_texts(value: Any) -> bool:
+    """Whether this is a list or a tuple of texts alone."""
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def one_output(given: Any, expected: str) -> Tensor:

@@ -129,8 +129,8 @@ def hardly_right(right: int, images: int, classes: int) -> str | None:
         return None
     return (
         f"the dense network has {right} of the {images} calibration images right, hardly more than by guessing; give "
-        "the `weights` that it was trained to, and check that the classes, and the size and the normalisation of the images "
-        "(`image_size`, `mean`, `std`), are its own"
+        "the `weights` that it was trained to, and check that the classes and the preparation of the inputs (of images "
+        "`image_size`, `mean` and `std`) are its own"
     )
 
 

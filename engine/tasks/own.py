@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import FreePruneError, nearest
 from ...reading import children, leaves, rows
 from ..shown import PERCENT
-from ..user_code import called, check_takes, telling
+from ..user_code import called, check_takes, telling, warn
 from .agreement import Agreement
 from .base import Case, Task, described
 
@@ -132,6 +132,11 @@ class OwnTask(Task):
             raise FreePruneError(
                 f"the task's measure, {self.measure}, is {value} on {sum(counts)} images; return a finite number for any "
                 "outputs, also for those of a network that gets everything wrong"
+            )
+        if self.unit == PERCENT and self.larger and value > 1:
+            warn(
+                f"the task's measure, {self.measure}, is {value:.4g} with the unit '%', which shows 1 as 100%; return "
+                f"{value / 100:.4g}, or give another unit"
             )
         return value
 

@@ -41,8 +41,8 @@ def test_only_what_lies_outside_the_noise_counts(granularity, ratio, effect):
 
 def test_channels_that_bring_nothing_point_to_a_target_on_latency():
     for ratio in (1.0, 1.25):
-        assert "use `target=latency=70%`" in said("channel", ratio)
-        assert "use `target=latency=70%`" in said("channel+nm", ratio)
+        assert "use `target='latency=70%'`" in said("channel", ratio)
+        assert "use `target='latency=70%'`" in said("channel+nm", ratio)
     assert "`target=" not in said("channel", 0.7)
     assert "lower target" in said("channel", 1.0, target=["latency=90%"])
     assert "`round_to" not in said("channel", 1.25, round_to=8)

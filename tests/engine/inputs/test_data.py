@@ -739,7 +739,7 @@ def test_own_datasets_that_will_not_do(source, sentence):
 @pytest.mark.parametrize(
     ("label", "sentence"),
     [
-        ("cat", "a batch of a Plain has a tuple of 1 as label"),
+        ("cat", "a batch of a Plain has a tuple of texts as label; expected numbers, such as 0 for the first"),
         (0.5, r"labels of a Plain are a float64 tensor of shape \(1,\) in a batch"),
         (torch.zeros(2, 2), "expected one integer"),
     ],
@@ -944,13 +944,15 @@ def test_a_text_in_place_of_the_label_is_the_label():
 
 
 def test_stack_that_cannot_be():
-    with raises("2 items of a Plain cannot be read into a batch .*expected items .image tensor, label. of one shape"):
+    with raises(
+        "2 items of a Plain cannot be read into a batch .*expected items .image tensor, label. of one shape, or DataLoaders"
+    ):
         stack(Plain([(torch.zeros(1), 0), (torch.zeros(2), 0)]), [0, 1])
     with raises("0 items of a TensorDataset cannot"):
         stack(own(), [])
-    with raises(r"1 items of a TensorDataset cannot be read into a batch \(IndexError"):
+    with raises(r"1 item of a TensorDataset cannot be read into a batch \(IndexError"):
         stack(own(), [12])
-    with raises("has a float32 tensor .* as input; expected tensors of 2 rows"):
+    with raises("has a float32 tensor .* as input; expected tensors whose first dimension is the batch: let collate_fn"):
         stack(own(), [0, 1], lambda items: (torch.zeros(3, 1), torch.zeros(2, dtype=torch.int64)))
 
 
@@ -1032,7 +1034,7 @@ def test_labels_beside_an_array_may_be_a_list():
     for labels in ([0, 1] * 6, tuple(np.arange(12)), [torch.tensor(1)] * 12):
         data = load_data(((x, labels), (x, labels)))
         assert (len(data.train), data.labelled, len(data.train.tensors[1])) == (12, True, 12)
-    with raises("an array of the data is a list of 12 .*; expected numbers"):
+    with raises("an array of the data is a list of texts .*; expected numbers"):
         load_data(((x, ["cat"] * 12), (x, ["cat"] * 12)))
     with raises("the arrays of the training data have .12, 11. rows; expected one label for each input"):
         load_data(((x, [0] * 11), (x, [0] * 12)))

@@ -23,6 +23,20 @@ def write(tmp_path):
     return write_file
 
 
+def test_a_path_is_told_what_to_write_for_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("best.pt", "net.py", "folder/config.json"):
+        (tmp_path / name).touch()
+    for name, sentence in {
+        "best.pt": "is a file; give what builds the network, .* and its weights as `weights`",
+        "net.py": "is a file; give `.*net.py:callable`",
+        "folder": "is a folder; give `hf:.*folder`",
+        ".": "is a folder; give what builds the network",
+    }.items():
+        with pytest.raises(FreePruneError, match=sentence):
+            load_model(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", [name for name in sorted(NETWORKS) if name != "cifar:resnet110"])
 def test_built_in(name):
     assert load_model(name).state_dict().keys() == NETWORKS[name]().state_dict().keys()

@@ -261,6 +261,12 @@ def test_a_measure_that_is_not_finite_is_refused_before_the_search(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_percents_that_are_no_fractions_are_doubted(tmp_path):
+    task = OwnTask(measure=lambda output, labels: 43.2, unit="%")
+    with pytest.warns(freeprune.FreePruneWarning, match="is 43.2 with the unit '%', which shows 1 as 100%; return 0.432, or"):
+        freeprune.prune(TwoHeads(), pair(), task=task, out=tmp_path / "out", **FEW)
+
+
 @pytest.mark.parametrize(
     ("outputs", "sentence"),
     [
@@ -268,6 +274,7 @@ def test_a_measure_that_is_not_finite_is_refused_before_the_search(tmp_path):
             lambda output: torch.ones(4, 3),
             "a float32 tensor of shape .4, 3. for 8 images and .* for 4; expected a row for each",
         ),
+        (lambda output: output["kind"][:0], r"shape \(0, 3\) for 8 images and .* for 4; expected a row for each image"),
         (lambda output: output["kind"].mean(0), r"for 8 images and .* for 4; expected a row for each image"),
         (lambda output: output["kind"][:-1], r"shape \(7, 3\) for 8 images"),
         (

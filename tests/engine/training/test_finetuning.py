@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from toys import network
 
 import freeprune
@@ -202,6 +202,20 @@ def test_an_error_in_the_users_function_is_a_sentence_with_its_place_and_keeps_i
     kept = (tmp_path / "out" / "error.txt").read_text()
     assert kept.startswith("Traceback (most recent call last)")
     assert f"line {line}, in {function.__name__}" in kept
+
+
+def test_an_error_before_a_run_that_replaces_another_one_leaves_that_one_alone(tmp_path):
+    prune(tmp_path / "out", None)
+
+    def collate(items):
+        raise KeyError("scale")
+
+    loaders = tuple(DataLoader(part, 4, collate_fn=collate) for part in data())
+    with pytest.raises(FreePruneError, match="KeyError: 'scale'") as found:
+        freeprune.prune(network(), loaders, out=tmp_path / "out", target={"macs": 0.5}, force=True)
+    assert "`resume=True`" not in str(found.value)
+    assert not (tmp_path / "out" / "error.txt").exists()
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_what_was_mended_goes_on_with_resume(tmp_path):
