@@ -160,6 +160,10 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         roots = self.dense.roots[rows]
         return bool((roots == roots[:, :1]).all())
 
+    def in_rows(self, rows: Layer) -> None:
+        if not self.together(rows):
+            self.unite(rows, rows[:1])
+
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
 

@@ -139,6 +139,10 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         stays = self._staying()[rows]
         return bool((stays == stays[:, :1]).all())
 
+    def in_rows(self, rows: Layer) -> None:
+        if not self.together(rows):
+            self.unite(rows, rows[:1])
+
     def is_frozen(self, layer: Layer) -> bool:
         return False
 

@@ -42,6 +42,9 @@ class Labelling(Protocol):
     def together(self, rows: Layer) -> bool:
         """Whether the nodes of each row go together anyway."""
 
+    def in_rows(self, rows: Layer) -> None:
+        """The same places go from every row, or whole rows if in the end the nodes of each go together anyway."""
+
     def box(self, layer: Layer) -> None:
         """What is kept of a layer that varies along several dimensions must be a box."""
 

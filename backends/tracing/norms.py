@@ -51,9 +51,7 @@ def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
     x, groups = call["input"], call["group"]
     channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
     for layer in channels if groups > 1 else []:
-        positions = layer.reshape(groups, -1)
-        if not tracer.together(positions):
-            tracer.unite(positions, positions[:1])
+        tracer.in_rows(layer.reshape(groups, -1))
     return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
 
 

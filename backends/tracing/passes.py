@@ -175,6 +175,7 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
         tracer.close()
     if not leaves(output[0]):
         raise without_tensors(output[0])
+    tracer.trace.settle_rows()
     return tracer.trace
 
 

@@ -111,6 +111,7 @@ class Trace:
     nodes: int = 1
     further: list[str] = field(default_factory=list)  # the kinds of the passes after the first one
     boxes: list[Layer] = field(default_factory=list)
+    rows: list[Layer] = field(default_factory=list)  # `(groups, channels)`, of which places go from all, or whole ones
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
@@ -173,6 +174,13 @@ class Trace:
         gone = np.zeros(self.nodes, np.bool_)
         gone[roots[lost]] = True
         return ~gone[roots]
+
+    def settle_rows(self) -> None:
+        """Tie the same places of all rows, where the nodes of each row do not go together anyway."""
+        for rows in self.rows:
+            roots = self.roots[rows]
+            if (roots != roots[:, :1]).any():
+                self.unite(rows, rows[:1])
 
     def settle_boxes(self) -> None:
         """If a layer can still shrink along several dimensions, tie all but one, so that what is left is a box.

@@ -267,6 +267,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         roots = self.trace.roots[rows]
         return bool((roots == roots[:, :1]).all())
 
+    def in_rows(self, rows: Layer) -> None:
+        self.trace.rows.append(rows)
+
     def box(self, layer: Layer) -> None:
         self.trace.boxes.append(layer)
 

@@ -345,3 +345,23 @@ def test_a_number_of_heads_that_scales_is_explained_by_nothing_else(monkeypatch)
     backend = promises.kept(Chosen(), torch.randn(2, 5, 6))
     assert promises.widths(backend)["chooser.q"] == 6
     assert len(tried) == 2
+
+
+class NormedAttention(nn.Module):
+    """Attention over the pixels of channels that a group norm has, as in the U-Nets of diffusion models."""
+
+    def __init__(self, channels, groups, heads):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, x):
+        y = self.norm(x).flatten(2).mT
+        return x + self.attention(y, y, y, need_weights=False)[0].mT.view_as(x)
+
+
+@pytest.mark.parametrize(("groups", "units"), [(2, 2), (4, 4), (8, 4), (16, 4)])
+def test_groups_of_a_norm_go_whole_where_heads_do_later(groups, units):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 32, 3), NormedAttention(32, groups, 4), nn.Conv2d(32, 5, 3))
+    assert promises.widths(promises.kept(network, torch.randn(2, 3, 8, 8))) == {"0": units}
