@@ -106,6 +106,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         visit: computes the product.
         largest: columns of a convolution that are solved for together; where there are more, its kernel positions share their
             coefficients.
+        left: how many inputs will be left of a parameter, where they are not all; the columns are those of these.
         ran: told of every operator, by name, arguments and result.
         summed: told of sums that end a branch, as in `Ends`.
 
@@ -118,9 +119,10 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self, tensors: Mapping[str, Tensor], visit: Callable[[Call], Tensor], largest: int,
         ran: Callable[[str, Any, Any], None] | None = None, summed: Summed | None = None,
+        left: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
-        self._visit, self._largest, self._ran = visit, largest, ran
+        self._visit, self._largest, self._ran, self._left = visit, largest, ran, left or {}
         self._parameters = {storage_of(t): (name, t) for name, t in tensors.items()}
         self.ends = None if summed is None else Ends(summed, self._whole)
         self._last: tuple[str, Tensor] | None = None
@@ -191,7 +193,7 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kernel = weight.shape[2:]
         positions = math.prod(kernel)
         samples = x.shape[0] * math.prod(_sizes(x, kernel, stride, padding, dilation))
-        shared = groups == 1 and positions > 1 and weight[0].numel() > self._largest
+        shared = groups == 1 and positions > 1 and self._left.get(name, weight.shape[1]) * positions > self._largest
         site = Site(name, None if bias is None else self._whole(bias), 0, 1, groups, positions, shared)
 
         def rows(picked: Tensor) -> Tensor:

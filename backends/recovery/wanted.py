@@ -104,7 +104,8 @@ def see(dense: nn.Module, plan: Plan, inputs: Inputs, seed: int = 0, largest: in
                 wanted[end.key] = replace(here, sums=keep(rows((own + other).reshape(shape), here.picked)))
 
     scores.paths = {id(module): path for path, module in skeleton.network.named_modules()}
-    watched = Watched(skeleton.parameters, visit, largest, scores.ran, summed)
+    left = {name: len(dims[1]) for name, dims in plan.kept.items() if 1 in dims}  # as in the pruned network
+    watched = Watched(skeleton.parameters, visit, largest, scores.ran, summed, left)
     with OwnScale(scores.scale):
         run(skeleton, watched, inputs)
     assert watched.ends is not None

@@ -250,3 +250,17 @@ def test_what_is_held_in_a_buffer_is_nobody_to_fit(kind):
     assert set(found.layers) == {"0.weight", "3.weight", "6.weight"}
     assert torch.equal(found.network[2].fixed, sparse[2].fixed)
     assert distance(network, found.network) < distance(network, sparse)
+
+
+def test_kernel_positions_are_told_apart_where_few_enough_inputs_are_left(monkeypatch):
+    """The dense network's inputs were taken for what should come out of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+        network(IMAGES)
+    compact, plan = pruned(network.eval(), "channel", share=0.5)
+    told_apart = recover(network, compact, plan, (IMAGES,)).network
+    monkeypatch.setattr(winner, "LARGEST", 100)  # columns; the dense network has 144 there, the pruned one 72
+    found = recover(network, compact, plan, (IMAGES,)).network
+    assert torch.equal(found[2].weight, told_apart[2].weight)
+    assert distance(network, found) < 0.5 * distance(network, compact)
