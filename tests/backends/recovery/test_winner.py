@@ -252,7 +252,7 @@ def test_what_is_held_in_a_buffer_is_nobody_to_fit(kind):
     assert distance(network, found.network) < distance(network, sparse)
 
 
-def test_kernel_positions_are_told_apart_where_few_enough_inputs_are_left(monkeypatch):
+def test_kernel_positions_are_told_apart_where_few_enough_inputs_are_left():
     """The dense network's inputs were taken for what should come out of it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -260,7 +260,6 @@ def test_kernel_positions_are_told_apart_where_few_enough_inputs_are_left(monkey
         network(IMAGES)
     compact, plan = pruned(network.eval(), "channel", share=0.5)
     told_apart = recover(network, compact, plan, (IMAGES,)).network
-    monkeypatch.setattr(winner, "LARGEST", 100)  # columns; the dense network has 144 there, the pruned one 72
-    found = recover(network, compact, plan, (IMAGES,)).network
+    found = recover(network, compact, plan, (IMAGES,), largest=100).network  # columns: 144 in the dense network, 72 are left
     assert torch.equal(found[2].weight, told_apart[2].weight)
     assert distance(network, found) < 0.5 * distance(network, compact)
