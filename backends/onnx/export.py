@@ -194,14 +194,15 @@ class _Exporter:
             names: of the outputs; None for the exporter's own.
             axes: those of any size; None for inputs of fixed sizes.
         """
+        import onnx
 
-        def exported() -> Any:
+        def exported(optimize: bool) -> Any:
             return torch.onnx.export(
                 network if self.beside is None else hollow(network),
                 self.inputs,
                 dynamo=True,
                 verbose=False,
-                optimize=self.beside is None,
+                optimize=optimize,
                 opset_version=self.opset,
                 input_names=given_names(network),
                 output_names=names,
@@ -213,20 +214,24 @@ class _Exporter:
             if axes is None:
                 fix_sizes(proto, self.inputs)
 
-        with quiet():
+        def made(optimize: bool) -> Model:
             try:
-                program = exported()
+                program = exported(optimize)
             except Exception:
                 if not _attention_written_out(network):
                     raise
-                program = exported()
-            model: Model
-            if self.beside is None:
-                proto = program.model_proto
-                finish(proto)
-                model = Whole(proto)
-            else:
-                model = Beside(program, network, *self.beside, finish)
+                program = exported(optimize)
+            if self.beside is not None:
+                return Beside(program, network, *self.beside, finish)
+            proto = program.model_proto
+            finish(proto)
+            return Whole(proto)
+
+        with quiet():
+            try:
+                model = made(self.beside is None)
+            except onnx.checker.ValidationError:  # the exporter's optimiser breaks what is clamped twice alike
+                model = made(False)
         if self.opset not in (None, model.opset):  # the exporter keeps its own version where the conversion fails
             raise FreePruneError(
                 f"its operators cannot be turned into those of opset {self.opset}; leave out `opset`, or give {model.opset}"

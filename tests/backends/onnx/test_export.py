@@ -380,3 +380,18 @@ def test_what_the_runtime_says_of_a_form_that_fails_is_not_printed(images, tmp_p
     network = Changed(lambda logits: torch.cat(logits.split(3)[:3]) if len(logits) > 3 else logits)
     export_onnx(network, (images,), tmp_path / "model.onnx", {})
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_clamped_twice_is_exported(images, tmp_path):
+    """The exporter's optimiser puts the nodes out of order."""
+
+    class Twice(Network):
+        def forward(self, images):
+            maps = self.stem(images)
+            return self.head((maps.clamp(0, 1) * maps.clamp(0, 1)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = Twice()
+    made = export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert made.dynamic_batch
+    assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(made.path, (images,))[0]) < 1e-5
