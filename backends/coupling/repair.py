@@ -130,6 +130,7 @@ class _Fixes:
         self._refuted: dict[Place, str] = {}  # what showed that the hypotheses at a place are wrong
         self._scaling: dict[Place, Op] = {}  # where that is a number that scales a tensor
         self._last: tuple[Mismatch, NDArray[np.bool_]] | None = None  # that the last hypothesis is about
+        self._checked: set[str] = set()  # lines before which code checks sizes, of what came earlier in its module
         self._idle: dict[int, Repair] = {}  # those that change nothing about a mismatch when they are tried alone
         self._at: dict[str, dict[str, list[Op]]] = {}  # the operators of each line, by module
         for op in trace.ops:
@@ -155,6 +156,8 @@ class _Fixes:
         self._last = None
         op = self._trace.ops[mismatch.index]
         place = (op.module, op.line)
+        if mismatch.checked:
+            self._checked.add(op.line)
         if idle and len(self._accepted[place]) == 1:
             self._idle.update({id(repair): repair for repair in self._accepted[place]})
         if place not in self._untried and not mismatch.computes:  # nor can another attribute explain such a number
@@ -264,6 +267,8 @@ class _Fixes:
         found: dict[Key, Layer] = {}
         if inside:
             ops = [op for other, some in self._at[line].items() if other.startswith(f"{module}.") or not module for op in some]
+        elif line in self._checked:
+            ops = [op for op in self._trace.ops if op.module == module or (module and op.module.startswith(f"{module}."))]
         else:
             ops = self._at[line][module]
         for kind in range(3):

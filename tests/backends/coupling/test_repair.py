@@ -474,3 +474,24 @@ def test_a_plan_that_the_code_refuses_says_so_and_what_to_do():
     fewest = np.array([group.minimum for group in backend.groups])
     with pytest.raises(FreePruneError, match=r"2 channels, raised by `raise ValueError.*` .test_rep.*`round_to`, such as 8"):
         backend.plan(fewest)
+
+
+class Late(Heads):
+    """Checks its input's width when other layers have run."""
+
+    def __init__(self, width, heads, each):
+        super().__init__(width, heads, each)
+        self.width = width
+
+    def forward(self, x):
+        y = self.run(x)
+        assert x.shape[-1] == self.width, f"{x.shape[-1]} wide, not {self.width}"
+        return torch.relu(y)
+
+
+def test_a_size_that_is_checked_later_follows():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 12), Late(12, 4, 6), Late(12, 4, 6), nn.Linear(12, 3))
+    backend = promises.kept(network, torch.randn(2, 7, 5))
+    assert promises.widths(backend) == {"0": 12, "1.q": 4, "1.o": 12, "2.q": 4, "2.o": 12}
+    assert not promises.locked(backend)
