@@ -180,6 +180,8 @@ def as_path(given: Any, name: str) -> Path:
     """
     if not isinstance(given, str | PathLike):
         raise FreePruneError(f"`{name}` is a {type(given).__name__}; give a path")
+    if not str(given):
+        raise FreePruneError(f"`{name}` is an empty text; give a path")
     return Path(given)
 
 

@@ -34,7 +34,8 @@ def fewest_units(groups: Sequence[Group], only: Sequence[str], ignore: Sequence[
         for group in groups
     ]
     if not any(group.units > group.minimum for group, may in zip(groups, free, strict=True) if may):
-        raise FreePruneError("`only` and `ignore` leave nothing to prune; take a pattern out")
+        which = "`only` leaves" if not ignore else "`ignore` leaves" if not only else "`only` and `ignore` leave"
+        raise FreePruneError(f"{which} nothing to prune; take a pattern out")
     return np.array([g.minimum if may else g.units for g, may in zip(groups, free, strict=True)], np.int64)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -189,7 +188,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
         named, plan, data, metric, pruned=pruned, images=calibration_images, seed=given["seed"], task=given["task"]
     )
     if given["json"]:
-        click.echo(json.dumps({"metric": metric, "score": found if math.isfinite(found) else None}))
+        options.as_json({"metric": metric, "score": found if math.isfinite(found) else None})
     else:
         click.echo(f"{metric} {found:.6g}, on {images} images; larger is better")
         options.note_no_weights(model, "scored", given)
@@ -206,7 +205,7 @@ def train(model: str, **given: Any) -> None:
     recipe = options.recipe_of(given) or Recipe(epochs=0)
     trained = train(model, data, recipe=recipe, **options.passed_on(given))
     if given["json"]:
-        click.echo(json.dumps({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)}))
+        options.as_json({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)})
     else:
         measured = f"test {trained.task.measure} {trained.task.shown(trained.accuracy)}"
         click.echo(f"{measured}; weights are in {trained.weights}")
@@ -233,7 +232,7 @@ def inspect(model: str, **given: Any) -> None:
         )
     found = inspect(model, data or shapes, **{name: value for name, value in given.items() if value is not None})
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        options.as_json(found.to_json())
     else:
         console = Console()
         (console if console.is_terminal else Console(width=WIDTH)).print(*shown(found))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ class Seconds(click.ParamType[float]):
         return float(found[1]) * SECONDS[found[2]]
 
 
+class Place(click.Path):
+    """A path; not an empty text, as a variable that is not set leaves."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            flag = (
+                "a path" if param is None else param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+            )
+            raise FreePruneError(f"{flag} is an empty text; give a path")
+        return super().convert(value, param, ctx)
+
+
 class Names(click.ParamType[tuple[str, ...]]):
     """Comma-separated texts, or `none`."""
 
@@ -67,7 +81,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 TYPES: dict[Kind, Any] = {
     Kind.TEXT: str, Kind.OBJECT: str, Kind.WHOLE: int, Kind.NUMBER: float, Kind.SECONDS: Seconds(),
-    Kind.PATH: click.Path(path_type=Path),
+    Kind.PATH: Place(path_type=Path),
     Kind.FLAG: bool, Kind.PAIR: bool, Kind.EACH: str, Kind.NAMES: Names(), Kind.NUMBERS: Numbers(), Kind.STEPS: str,
 }  # fmt: skip
 
@@ -108,13 +122,54 @@ class Declared(click.Command):
         """Run the command; errors and warnings of the library name options instead of arguments."""
         name = str(self.name)
         try:
-            with _warnings_shown(name):
+            with _alone_on_stdout(ctx) if ctx.params.get("json") else nullcontext(), _warnings_shown(name):
                 return super().invoke(ctx)
         except FreePruneError as error:
             raise click.ClickException(in_options(str(error), name)) from error
         except KeyboardInterrupt:
             say(f"interrupted{_way_out(ctx.params)}")
             sys.exit(INTERRUPTED)
+
+
+JSON = "freeprune.json"  # the result of a command, in what click hands from one function to another
+
+
+def as_json(document: Any) -> None:
+    """Print the result of a command with --json."""
+    click.get_current_context().meta[JSON] = json.dumps(document)
+
+
+@contextmanager
+def _alone_on_stdout(ctx: click.Context) -> Iterator[None]:
+    """Has stdout hold the JSON result and nothing else.
+
+    What the user's code prints, or a process that it starts, goes to stderr.
+    """
+    try:
+        with _printed_to_stderr():
+            yield
+    finally:
+        if JSON in ctx.meta:
+            click.echo(ctx.meta[JSON])
+
+
+@contextmanager
+def _printed_to_stderr() -> Iterator[None]:
+    sys.stdout.flush()
+    try:
+        out, err = sys.stdout.fileno(), sys.stderr.fileno()
+    except OSError:  # replaced by an object without a file
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    before = os.dup(out)
+    os.dup2(err, out)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(before, out)
+        os.close(before)
 
 
 def say(sentence: str) -> None:
@@ -150,7 +205,7 @@ def _way_out(given: Mapping[str, Any]) -> str:
 
 
 def _parameters(name: str, command: Command) -> list[click.Parameter]:
-    kind = click.Path(path_type=Path) if command.is_path else None
+    kind = Place(path_type=Path) if command.is_path else None
     argument = click.Argument([command.argument], type=kind, metavar=command.metavar, required=command.required)
     return [argument, *map(shown_by_click, options_of(name))]
 

@@ -290,6 +290,11 @@ def test_a_run_without_labels_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert resumed.summary.accuracy == prune(tmp_path / "whole", data=alone(), finetune=None).summary.accuracy
 
 
+def test_an_empty_text_is_no_folder():
+    with pytest.raises(freeprune.FreePruneError, match="`out` is an empty text; give a path"):
+        prune("", data=alone(), finetune=None)
+
+
 def test_training_needs_labels():
     with pytest.raises(freeprune.FreePruneError, match="the data own:TensorDataset have no labels to train on"):
         freeprune.train(network(), alone())

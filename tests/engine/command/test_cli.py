@@ -50,6 +50,38 @@ def call(*arguments):
     return result.exit_code, result.stdout, result.stderr
 
 
+TALKING = """
+import os
+from torch import nn
+print("printed")
+os.system("echo started")
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 3))
+"""
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_what_the_users_code_prints_is_not_in_the_json(processes, tmp_path):
+    (tmp_path / "talking.py").write_text(TALKING)
+    arguments = ["inspect", f"{tmp_path / 'talking.py'}:net", "--input", "1x8x8", "--json"]
+    if processes:
+        done = subprocess.run([sys.executable, "-m", "freeprune", *arguments], capture_output=True, text=True, check=True)
+        output, errors = done.stdout, done.stderr
+        assert "started" in errors
+    else:
+        _, output, errors = call(*arguments)
+    assert json.loads(output)["granularity"] == "channel"
+    assert "printed" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(("prune", "digits:cnn", "--data", "digits", "--out", ""), "--out"), (("report", ""), "RUN")]
+)
+def test_an_empty_path_is_refused(arguments, name):
+    assert call(*arguments)[2] == f"freeprune: error: {name} is an empty text; give a path\n"
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
@@ -257,7 +289,11 @@ def test_a_network_that_guesses_is_doubted_on_stderr(tmp_path):
     assert status == 0
     assert json.loads(output)
     assert errors.startswith("freeprune: warning: the dense network has ")
-    assert "give the --weights that it was trained to, and check that the classes and the normalisation" in errors
+    assert (
+        "give the --weights that it was trained to, and check that the classes and the preparation of the inputs (of images "
+        in errors
+    )
+    assert "--image-size, --mean and --std) are its own" in errors
     assert errors.count("\n") == 1
     assert json.loads(output)["doubt"].startswith("the dense network has ")
     status, output, errors = call(*arguments, "--calibration-images", "64", "--resume", "--out", tmp_path / "out")
