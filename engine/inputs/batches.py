@@ -167,7 +167,8 @@ def split(data: Data, seed: int) -> tuple[Subset[Any], Subset[Any]]:
     """
     count = len(data.train)  # type: ignore[arg-type]  # load_data has seen its length
     if count < 10:
-        raise FreePruneError(f"there are {count} training images; expected at least 10, to set some aside for validation")
+        found = "is 1 training image" if count == 1 else f"are {count} training images"
+        raise FreePruneError(f"there {found}; expected at least 10, to set some aside for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     aside = round(count * VALIDATION)
     return Subset(data.train, order[aside:]), Subset(data.train, order[:aside])

@@ -905,8 +905,10 @@ def test_seed_decides_the_split():
 
 
 def test_split_that_cannot_be():
-    with raises("9 training images; expected at least 10"):
+    with raises("there are 9 training images; expected at least 10"):
         split(of(9), 0)
+    with raises("there is 1 training image; expected at least 10"):
+        split(of(1), 0)
 
 
 def test_stack_keeps_the_order():
