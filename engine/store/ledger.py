@@ -64,7 +64,7 @@ class Ledger:
         self.trials: list[Trial] = self._records.read(_parse)
 
     def add(self, trial: Trial) -> None:
-        """Append a trial; on disk when this returns."""
+        """Append a trial, as `Records.add` does."""
         self._records.add(
             {
                 "trial": len(self.trials),

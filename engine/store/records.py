@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,8 @@ from ...disk import DAMAGE, parse_json, unwritable, write_atomically
 from ...errors import FreePruneError
 
 Parsed = TypeVar("Parsed")
+
+SYNCED = 1.0  # seconds between two syncs at least; each waits for the disk, as long as a small network takes to be scored
 
 
 class Records:
@@ -33,6 +37,7 @@ class Records:
     def __init__(self, path: Path, kind: str, version: int = 1, mend: bool = True) -> None:
         self.path, self.kind, self.version = path, kind, version
         self.entries: list[dict[str, Any]] = []
+        self._synced = -math.inf  # when what was written had reached the disk
         if path.exists():
             self._read(mend)
 
@@ -83,7 +88,7 @@ class Records:
         )
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append a record; on disk when this returns.
+        """Append a record. It outlives this process; a power failure may take those of the last second.
 
         Raises:
             FreePruneError: it could not be written; earlier records stay readable.
@@ -95,7 +100,9 @@ class Records:
                     file.write(json.dumps({self.kind: self.version}) + "\n")
                 file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n")
                 file.flush()
-                os.fsync(file.fileno())
+                if time.monotonic() - self._synced > SYNCED:
+                    os.fsync(file.fileno())
+                    self._synced = time.monotonic()
         except OSError as error:
             raise unwritable(self.path, error, "make room, and go on with `resume=True`") from None
         self.entries.append(entry)

@@ -230,6 +230,7 @@ def test_a_full_disk_stops_the_search_with_everything_readable(tmp_path, monkeyp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(records, "SYNCED", -1.0)
     with pytest.raises(FreePruneError, match=r"cannot be written \(No space left on device\); .* `resume=True`"):
         found_by(path, 20)
     monkeypatch.undo()
