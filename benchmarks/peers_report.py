@@ -383,7 +383,8 @@ float32 on an NVIDIA H100; each file in `benchmarks/results/latency/` says which
 
 Candidates are scored on 128 images. FreePrune's networks are those of the present search, but for ResNet-56 at 40% and
 EfficientNet-Lite0, which were found by the one before it, which ended lower by latency
-([by how much](strategies.md#against-a-reference)).
+([by how much](strategies.md#against-a-reference)). A network of
+EfficientNet-Lite0 takes more than an hour on one core, so that it has two seeds.
 
 - `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width.
   The residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
@@ -417,7 +418,8 @@ half of the images, and the rest of both, on labels; they lose 0.4 to 2 points, 
 
 Networks of one cost, recovered alike and trained on the labels for many epochs of 45,000 images: batches of 128, peak learning
 rate 0.05 (0.1 from scratch), crops and mirroring, bfloat16, on an NVIDIA H100 (the second seed on a processor).
-*From-scratch* is FreePrune's network with new weights.
+*From-scratch* is FreePrune's network with new weights. Where seeds are missing, no GPU was at hand: a
+network takes up to half an hour on one core.
 `python benchmarks/on_gpu.py --only 'long:*'`, with the networks of (e) for the table at one latency.
 
 {long_training}
