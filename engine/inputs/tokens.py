@@ -135,7 +135,7 @@ def _check_indices(name: str, rows: int, indices: Tensor, inputs: Inputs) -> Non
     if indices.is_floating_point():
         raise FreePruneError(
             f"the embedding {name!r} looks up whole numbers, and was given {str(indices.dtype).removeprefix('torch.')}; give "
-            "tokens as integers (int64), or their shape as `example=ids:1x128`"
+            "tokens as integers (int64)"
         )
     low, high = int(indices.min()), int(indices.max())
     if low >= 0 and high < rows:
