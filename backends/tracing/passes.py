@@ -21,10 +21,11 @@ from ...errors import FreePruneError, brief, cause, first_line
 from ...lending import widened
 from ...reading import leaves
 from .caches import forget_results
+from .labeller import Known
 from .meta import on_meta
 from .reasons import known
 from .record import ENDS, FAILS, HOLDS, OUTPUT, TRAINING, Op, Trace
-from .tracer import Known, Tracer
+from .tracer import Tracer
 
 LONGER = 8  # times as many decisions as in the first pass may be taken in one of another kind, or it has no end
 MOST_RUNS = 16  # passes that a trace takes at most to end at each condition that may end one

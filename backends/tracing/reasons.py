@@ -8,8 +8,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from .labeller import Known
 from .record import OUTPUT, Leaf, Trace
-from .tracer import Known
 
 
 class Reasons:
