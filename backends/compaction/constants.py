@@ -28,7 +28,6 @@ from ..tracing.operator import Call, UnknownOperator, base_name
 from ..tracing.passes import plain_kernels
 from ..tracing.record import Trace
 from ..tracing.rules import rule_for
-from ..tracing.tracer import Tracer
 
 Value = Tensor | None
 """Known values, broadcastable; NaN where input-dependent; None if unknown."""
@@ -82,6 +81,7 @@ def flow_of(network: nn.Module, traced: nn.Module, example: Inputs, dense: Trace
     tracer = _Values(traced, dense, network)
     for x in example:
         tracer.learn(x, None)
+    tracer.watch_modules()
     try:
         with torch.no_grad(), plain_kernels(network), tracer:
             traced(*example)
@@ -107,9 +107,6 @@ class _Values(Replay):  # type: ignore[no-untyped-call]
         self._tensors = {name: owners[0].tensor.detach().cpu() for name, owners in shared_tensors(network).items()}
         self._known = WeakTensorKeyDictionary()
         self._reads: Counter[str] = Counter()
-
-    def _hook(self) -> None:
-        Tracer._hook(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)

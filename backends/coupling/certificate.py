@@ -24,8 +24,8 @@ from ..tracing.meta import name_of
 from ..tracing.operator import Call
 from ..tracing.passes import check_of, further, plain_kernels, sentence
 from ..tracing.record import Op, Trace, scaling
+from ..tracing.retracer import Retracer
 from ..tracing.rules import COMMUTES, has
-from ..tracing.tracer import Tracer
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
@@ -95,7 +95,7 @@ class Expected:
         return any(self.sizes[d] == 1 for layer in self._labels for d in support(layer))
 
 
-class Replay(Tracer):  # type: ignore[no-untyped-call]
+class Replay(Retracer):  # type: ignore[no-untyped-call]
     """Follows the pruned network's forward pass and compares it with the dense trace, operator by operator.
 
     The nodes keep their dense ids. If every operator gives the dense labels restricted to the kept nodes, then every
@@ -113,10 +113,8 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
         self._must_agree: set[int] = set()  # conditions that must be decided as in the dense network
         self._placed = self._store()  # for each tensor that was compared with the dense one: what it is, an `Expected`
 
-    def _hook(self) -> None:
-        """Modules and lines are known from the dense trace."""
-
     def _code(self) -> tuple[str, str]:
+        """Modules and lines are known from the dense trace."""
         return "", ""
 
     def _noted(self, tensor: Tensor) -> Labels | None:
@@ -144,25 +142,12 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
 
     def unite(self, a: Layer, b: Layer) -> None:
         """Check that the nodes that an operator combines go together in the dense network too."""
-        self._apart |= bool((self.dense.roots[a] != self.dense.roots[b]).any())
+        self._apart |= bool((self.classes[a] != self.classes[b]).any())
 
-    def freeze(self, layer: Layer) -> None:
-        """Decided in the dense trace."""
-
-    def summed(self, layer: Layer) -> None:
-        """Decided in the dense trace."""
-
-    def prefers(self, first: Layer, other: Layer) -> bool:
-        """Decided in the dense trace: what was to stay is frozen or tied there."""
-        return not (alike(self.dense.roots[first]) and not alike(self.dense.roots[other]))
-
-    def together(self, rows: Layer) -> bool:
-        roots = self.dense.roots[rows]
-        return bool((roots == roots[:, :1]).all())
-
-    def in_rows(self, rows: Layer) -> None:
-        if not self.together(rows):
-            self.unite(rows, rows[:1])
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Those of the dense network."""
+        return self.dense.roots
 
     def is_frozen(self, layer: Layer) -> bool:
         return self.dense.is_frozen(layer)
@@ -170,9 +155,6 @@ class Replay(Tracer):  # type: ignore[no-untyped-call]
     def merged(self, layers: Labels, before: Sequence[tuple[int, ...]]) -> Labels:
         """Decided in the dense trace."""
         return [layer for layer in layers if not self.is_frozen(layer)]
-
-    def box(self, layer: Layer) -> None:
-        """Decided in the dense trace."""
 
     def varies(self, tensor: Tensor, dim: int) -> bool:
         """Answered for the dense network, since a dimension of size 1 does not show it."""
@@ -406,5 +388,3 @@ def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bo
     except Exception as error:
         checked = check_of(error) is not None
         raise Mismatch(min(tracer.index, len(dense.ops) - 1), sentence(error), checked=checked) from error
-    finally:
-        tracer.close()

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ..tracing.arithmetic import reduced
 from ..tracing.convolutions import as_long
-from ..tracing.labels import Labels, Layer, alike, keep_masks
+from ..tracing.labels import Labels, Layer, keep_masks
 from ..tracing.operator import Call
 from ..tracing.passes import plain_kernels
 from ..tracing.record import Op, scaling
+from ..tracing.retracer import Retracer
 from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
-from ..tracing.tracer import Tracer
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
@@ -56,7 +56,7 @@ def watch(network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
     network.register_forward_hook(leave, always_call=True)
 
 
-class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
+class KeptStatistics(Retracer):  # type: ignore[no-untyped-call]
     """Follows a masked network's forward pass and corrects its norms and computed weights."""
 
     def __init__(self, network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
@@ -66,10 +66,8 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         self._stays = [np.ones(1, bool)]  # for each node, in pieces
         self._fresh_nodes = [np.zeros(1, bool)]  # likewise, whether an operator made it: the plan says nothing of these
 
-    def _hook(self) -> None:
-        """Modules and lines do not matter here."""
-
     def _code(self) -> tuple[str, str]:
+        """Lines matter for scales alone."""
         return super()._code() if self._scales else ("", "")
 
     def _leaf(self, name: str, dim: int, size: int) -> Layer:
@@ -103,6 +101,11 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
         last = masks.get(query.dim() - 1)
         return default_scale(query.shape[-1] if last is None else int(np.count_nonzero(last)))
 
+    @property
+    def classes(self) -> NDArray[np.bool_]:
+        """Which nodes stay: of those that go together all or none do."""
+        return self._staying()
+
     def _staying(self) -> NDArray[np.bool_]:
         """`(nodes,)`: which nodes stay, as far as it is known."""
         if len(self._stays) > 1:
@@ -123,25 +126,6 @@ class KeptStatistics(Tracer):  # type: ignore[no-untyped-call]
             unclear = pairs[:, ~fresh[pairs].any(axis=0)]
             stays[pairs[fresh[pairs]]] = False
             stays[unclear] = True
-
-    def freeze(self, layer: Layer) -> None:
-        """Decided when the plan was made."""
-
-    def summed(self, layer: Layer) -> None:
-        """Decided when the plan was made."""
-
-    def prefers(self, first: Layer, other: Layer) -> bool:
-        """Decided when the plan was made: what was to stay stays, or goes with all else."""
-        stays = self._staying()
-        return not (alike(stays[first]) and not alike(stays[other]))
-
-    def together(self, rows: Layer) -> bool:
-        stays = self._staying()[rows]
-        return bool((stays == stays[:, :1]).all())
-
-    def in_rows(self, rows: Layer) -> None:
-        if not self.together(rows):
-            self.unite(rows, rows[:1])
 
     def is_frozen(self, layer: Layer) -> bool:
         return False

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...lending import origin
 from .calls import Held
-from .labels import Labels, Layer, on_dim, support
+from .labels import Labels, Layer, alike_in_rows, on_dim, support
 from .names import Names
 from .record import Leaf, Op, Trace
 
@@ -126,9 +126,13 @@ class Labeller:
             if alone.size:
                 self.freeze(alone)
 
+    @property
+    def classes(self) -> NDArray[Any]:
+        """`(nodes,)`: the same for nodes that go together."""
+        return self.trace.roots
+
     def together(self, rows: Layer) -> bool:
-        roots = self.trace.roots[rows]
-        return bool((roots == roots[:, :1]).all())
+        return alike_in_rows(self.classes[rows])
 
     def in_rows(self, rows: Layer) -> None:
         self.trace.rows.append(rows)

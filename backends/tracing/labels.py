@@ -52,6 +52,11 @@ def alike(values: NDArray[Any]) -> bool:
     return values.size < 2 or bool((values == values.flat[0]).all())
 
 
+def alike_in_rows(values: NDArray[Any]) -> bool:
+    """Whether the values of each row of a matrix are the same."""
+    return bool((values == values[:, :1]).all())
+
+
 def left_padded(layer: Layer, ndim: int) -> Layer:
     """The layer of a tensor broadcast to more dimensions, which are added on the left."""
     return layer if layer.ndim == ndim else layer.reshape([1] * (ndim - layer.ndim) + list(layer.shape))

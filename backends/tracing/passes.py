@@ -143,6 +143,7 @@ def trace(network: nn.Module, inputs: Inputs, stays: Known | None = None) -> Tra
 def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
     tracer = Tracer(network, stays)
     tracer.count_from(inputs)
+    tracer.watch_modules()
     output: list[Any] = []
     try:
         with undisturbed(network), torch.no_grad(), plain_kernels(network):

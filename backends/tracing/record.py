@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import Labels, Layer, Shape, collapse, support
+from .labels import Labels, Layer, Shape, alike_in_rows, collapse, support
 
 OUTPUT = "the network's output"  # the reason why its channels stay
 
@@ -178,8 +178,7 @@ class Trace:
     def settle_rows(self) -> None:
         """Tie the same places of all rows, where the nodes of each row do not go together anyway."""
         for rows in self.rows:
-            roots = self.roots[rows]
-            if (roots != roots[:, :1]).any():
+            if not alike_in_rows(self.roots[rows]):
                 self.unite(rows, rows[:1])
 
     def settle_boxes(self) -> None:

@@ -68,7 +68,6 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._flow: Flow | None = None
         self._hooks: list[RemovableHandle] = []
         self._around = [OwnScale(self.own_scale), Seen()]
-        self._hook()
         forget_results(network)
 
     def __enter__(self) -> Self:
@@ -86,7 +85,7 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The scale of attention that has none: while tracing the same whatever the width, since the network sets none."""
         return 1.0
 
-    def _hook(self) -> None:
+    def watch_modules(self) -> None:
         """Track which module is running, with one global pair of hooks: a pair per module takes longer than the tracing."""
         self._hooks.append(register_module_forward_pre_hook(self._entering))
         self._hooks.append(register_module_forward_hook(self._leaving, always_call=True))
