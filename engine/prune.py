@@ -20,7 +20,7 @@ from .delivery.export import exported_again
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
 from .delivery.summary import Outcome
-from .delivery.winner import winner
+from .delivery.winner import checked, winner
 from .inputs.calibration import keep
 from .inputs.data import asked_data
 from .inputs.dense import GivenModel
@@ -150,9 +150,9 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
         if latency is not None:
             held, timed = latency.hold(best.found, ledger.trials, workers.each)
             job = replace(job, space=latency.space(timed.limit_ms))
-            best = replace(best, found=held, plan=job.backend.plan(held.kept))
+            best = best if held is best.found else checked(job, held, best.refused)
     best.plan.save(folder)
-    return finish(job, Outcome(best.found, ledger.trials, best.plan, timed, best.refused), rehearsed, folder, progress)
+    return finish(job, Outcome(best, ledger.trials, timed), rehearsed, folder, progress)
 
 
 def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:

@@ -1,4 +1,4 @@
-"""The steps after the search: surgery, checks, recovery, fine-tuning, export."""
+"""The steps after the search: surgery, recovery, fine-tuning, compaction, export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ...backends import Plan, compact
+from ...backends import Plan, apply, compact
 from ...errors import FreePruneError
 from ..inputs.configs import followed, has_config, set_config
 from ..inputs.sharded import save_weights
@@ -31,7 +31,7 @@ from ..training.checkpoint import Saving
 from ..training.finetuning import finetuned, in_types_of_given
 from ..training.measuring import tallied_for
 from .export import Exporting, exported_if_possible
-from .rehearsal import Rehearsed, pruned_and_checked
+from .rehearsal import Rehearsed
 from .summary import Delivered, Outcome, Steps, summary_of
 
 BLOCK = 4  # channels that runtimes lay out together: any other width leaves their fast layout
@@ -65,16 +65,15 @@ def finish(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progr
     files.write_document(folder, summary)
     files.remove_checkpoint(folder)
     write_report(folder)
-    return Result(steps.delivered.network, outcome.plan, summary, folder)
+    return Result(steps.delivered.network, outcome.winner.plan, summary, folder)
 
 
 def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progress: Progress) -> Steps:
-    found, plan = outcome.found, outcome.plan
+    found, plan = outcome.winner.found, outcome.winner.plan
     took: dict[str, float] = {"trace": job.trace_seconds, "search": found.seconds}
-    smaller, masked_vs_compact = pruned_and_checked(job, plan, job.batch.inputs)
     with _timed("recover", took):
         progress("recover", 0, 1, "")
-        plain, smaller, recovery = made_good(job, smaller, plan)
+        plain, smaller, recovery = made_good(job, apply(job.network, plan).eval(), plan)
         progress("recover", 1, 1, "")
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if smaller is plain else _tally(smaller, job, progress, "recovered"))
@@ -93,7 +92,7 @@ def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progres
     instead = None
     if isinstance(onnx, Onnx):
         instead = foreseen(job, found, outcome.trials, onnx.latency_ms, sum(took.values()), progress)
-    return Steps(delivered, tallies, recovery, Agreement(masked_vs_compact, compact_vs_onnx), onnx, instead, took)
+    return Steps(delivered, tallies, recovery, Agreement(outcome.winner.difference, compact_vs_onnx), onnx, instead, took)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from ...backends import Plan, apply, masked
@@ -81,7 +80,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     if tested is not None:
         _measure(job, tested)
     progress("rehearse", 1, 3, "surgery")
-    pruned_and_checked(job, job.backend.plan(job.space.uniform()), images)
+    difference_by_surgery(job, job.backend.plan(job.space.uniform()), images)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
     dense = _exported(job, images) if exports else None
     if exports and job.runtime.networks:
@@ -91,20 +90,20 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     return Rehearsed(dense)
 
 
-def pruned_and_checked(job: Job, plan: Plan, images: Inputs) -> tuple[nn.Module, float]:
-    """The pruned network in eval mode, and the relative difference of its outputs from those of the masked network.
+def difference_by_surgery(job: Job, plan: Plan, images: Inputs) -> float:
+    """The relative difference of the pruned network's outputs from those of the masked network.
 
     Raises:
         FreePruneError: the difference is larger than rounding.
     """
-    compact = apply(job.network, plan).eval()
+    compact = apply(job.network, plan)
     difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
     if not difference < MAX_DIFFERENCE:
         raise FreePruneError(
             f"the pruned network computes something else than the masked one (difference {difference:.1e}), so it "
             "was not kept; please report the network"
         )
-    return compact, difference
+    return difference
 
 
 def _check_repeatable(job: Job, images: Inputs) -> None:

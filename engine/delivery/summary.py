@@ -39,6 +39,7 @@ from ..store.summary import (
 )
 from ..tasks import CLASSIFICATION
 from ..training.measuring import measure_of
+from .winner import Winner
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,14 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        found: the best network.
+        winner: the network that is delivered.
         trials: all that were scored.
-        plan: of the best network.
         timed: the outcome of the target on latency; None without one.
-        refused: why better networks were left out; None where there are none.
     """
 
-    found: Found
+    winner: Winner
     trials: Sequence[Trial]
-    plan: Plan
     timed: TimedTarget | None
-    refused: str | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Steps:
 
 def summary_of(job: Job, outcome: Outcome, steps: Steps) -> Summary:
     """The figures of a run."""
-    found, judge = outcome.found, job.task.judge
+    found, judge = outcome.winner.found, job.task.judge
     latency = _timed_target(outcome.timed, job, steps.onnx, same=steps.delivered.second is None)
     divergences = _each(judge.divergence, steps.tallies)
     per_trial = found.seconds / found.trials if found.trials else None
@@ -131,7 +128,7 @@ def summary_of(job: Job, outcome: Outcome, steps: Steps) -> Summary:
         memory=peak(job.given),
         divergence=None if None in divergences[:2] else Accuracy(*divergences),
         foreseen=steps.foreseen,
-        refused=outcome.refused,
+        refused=outcome.winner.refused,
     )
 
 

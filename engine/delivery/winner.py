@@ -12,7 +12,7 @@ from ...errors import FreePruneError
 from ..run.job import Job
 from ..run.loop import Found
 from ..store.ledger import Trial
-from .rehearsal import pruned_and_checked
+from .rehearsal import difference_by_surgery
 
 TRIED = 10  # networks; where as many are refused, others will be as well
 
@@ -24,11 +24,13 @@ class Winner:
     Attributes:
         found: the search's result, or another trial in its place.
         plan: of the network.
+        difference: of its outputs after surgery from those of the masked network, relative.
         refused: why better networks were left out, as a sentence; None where there are none.
     """
 
     found: Found
     plan: Plan
+    difference: float
     refused: str | None
 
 
@@ -41,15 +43,22 @@ def winner(job: Job, found: Found, trials: Sequence[Trial]) -> Winner:
     refused: list[FreePruneError] = []
     for one in _ranked(job, found, trials):
         try:
-            plan = job.backend.plan(one.kept)
-            pruned_and_checked(job, plan, job.batch.inputs)
+            return checked(job, one, _said(refused))
         except FreePruneError as error:
             refused.append(error)
-            if len(refused) < TRIED:
-                continue
+        if len(refused) == TRIED:
             break
-        return Winner(one, plan, _said(refused))
     raise refused[0]
+
+
+def checked(job: Job, found: Found, refused: str | None) -> Winner:
+    """The network that was found, after its surgery was compared with the masked network on the calibration images.
+
+    Raises:
+        FreePruneError: its surgery is refused.
+    """
+    plan = job.backend.plan(found.kept)
+    return Winner(found, plan, difference_by_surgery(job, plan, job.batch.inputs), refused)
 
 
 def _ranked(job: Job, found: Found, trials: Sequence[Trial]) -> Iterator[Found]:

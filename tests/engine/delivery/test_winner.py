@@ -5,6 +5,7 @@ import json
 import pytest
 
 import freeprune
+from freeprune.engine.delivery import rehearsal
 from freeprune.engine.delivery import winner as module
 from freeprune.engine.latency.target import Latency
 from freeprune.errors import FreePruneError
@@ -21,7 +22,7 @@ def refusing(monkeypatch):
     """Refuses the surgery of the first networks."""
 
     def install(count):
-        calls, before = [], module.pruned_and_checked
+        calls, before = [], module.difference_by_surgery
 
         def checked(*given):
             calls.append(given)
@@ -29,7 +30,7 @@ def refusing(monkeypatch):
                 raise FreePruneError(f"refusal {len(calls)}")
             return before(*given)
 
-        monkeypatch.setattr(module, "pruned_and_checked", checked)
+        monkeypatch.setattr(module, "difference_by_surgery", checked)
 
     return install
 
@@ -52,6 +53,18 @@ def test_nothing_is_said_of_a_best_network(tmp_path):
     found = prune(tmp_path / "out")
     assert found.summary.refused is None
     assert "refused" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_the_surgery_of_the_winner_is_checked_once(monkeypatch, tmp_path):
+    checked, before = [], rehearsal.masked
+
+    def counted(network, plan):
+        checked.append(plan.rates)
+        return before(network, plan)
+
+    monkeypatch.setattr(rehearsal, "masked", counted)
+    found = prune(tmp_path / "out", rehearsal=False)
+    assert checked == [found.plan.rates]
 
 
 def test_where_all_are_refused_the_first_reason_is_the_sentence(refusing, tmp_path):
