@@ -43,7 +43,7 @@ KEPT = (
 TIMED = {
     "seconds", "memory", "elapsed", "overhead", "latency_ms", "verdict", "versions", "freeprune", "torch", "threads", "curve",
     "per_trial", "trace", "warnings", "gzip_bytes", "dense_gzip_bytes", "bytes", "dense_bytes",
-    "ms", "data", "sweep",
+    "ms", "data", "sweep", "foreseen",
 }  # fmt: skip
 
 
