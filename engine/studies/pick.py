@@ -20,8 +20,9 @@ from ..asked.recipe import Recipe
 from ..asked.settings import SETTINGS, HardwareOptions, hardware_of, recorded
 from ..asked.targets import Target, parse_target, parse_targets
 from ..delivery.finish import Result
-from ..inputs.data import AS_OBJECT, Asked
+from ..inputs.data import Asked
 from ..inputs.dense import GivenModel
+from ..inputs.own import AS_OBJECT
 from ..modes import in_usual_modes
 from ..opening import opened
 from ..progress import Shown

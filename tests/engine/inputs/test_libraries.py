@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from sentences import raises
 from torch import nn
 
 import freeprune
@@ -15,7 +16,6 @@ from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.image_files import NOTHING_STATED, Preparation
 from freeprune.engine.inputs.libraries import LIBRARIES, stated_by
 from freeprune.engine.inputs.models import load_model
-from freeprune.errors import FreePruneError
 
 KNOWN = ("resnet18", "broken", "bare")
 
@@ -122,10 +122,6 @@ def _libraries(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__.partition(".")[0], ModuleType(library))
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "timm.data", data)
-
-
-def raises(sentence):
-    return pytest.raises(FreePruneError, match=sentence)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
