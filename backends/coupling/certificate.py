@@ -7,8 +7,7 @@ the dense network that it should be.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ..tracing.calls import plain_arguments, results
 from ..tracing.decisions import decides, follow, takes_indices, with_masks
-from ..tracing.labels import FROZEN, Labels, Layer, Shape, alike, collapse, keep_masks, support
+from ..tracing.labels import Labels, Layer, Shape, keep_masks, support
 from ..tracing.meta import name_of
 from ..tracing.operator import Call
 from ..tracing.passes import check_of, further, plain_kernels, sentence
 from ..tracing.record import Op, Trace, scaling
 from ..tracing.retracer import Retracer
 from ..tracing.rules import COMMUTES, has
+from .expected import Expected, single_nodes
 
 # The same data movement under several names: which one runs depends on strides and sizes, not on meaning.
 SYNONYMS = {"_unsafe_view": "view", "slice": "alias", "_reshape_alias": "view"}
@@ -58,41 +58,6 @@ class Mismatch(Exception):
         self.computes = computes  # whether it is about a number that code computes from a size
         self.checked = checked  # whether the network's own code refuses it
         self.becomes = becomes  # how many times the dense network's number a scale is
-
-
-class Expected:
-    """What the pruned network must have instead of a tensor of the dense one.
-
-    Attributes:
-        sizes: its shape.
-    """
-
-    def __init__(self, dense: Trace, shape: Shape, labels: Labels, masks: Mapping[int, NDArray[np.bool_]]) -> None:
-        self._dense, self._labels, self._masks = dense, labels, masks
-        self.sizes = (
-            tuple([int(np.count_nonzero(masks[d])) if d in masks else n for d, n in enumerate(shape)]) if masks else shape
-        )
-
-    @cached_property
-    def live(self) -> Labels:
-        """The dense labels, restricted, without frozen layers, which say nothing: their nodes are always there."""
-        return live(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
-
-    @cached_property
-    def single(self) -> set[int]:
-        """The nodes that are alone in what is left of a layer, so that `live` may be without them."""
-        return _single(self._dense, [_restricted(layer, self._masks) for layer in self._labels])
-
-    def part(self, x: Tensor) -> Tensor:
-        """What is left of the dense tensor, given with its values."""
-        for d, mask in self._masks.items():
-            x = x.index_select(d, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
-        return x
-
-    @property
-    def narrow(self) -> bool:
-        """Whether a labelled dimension has shrunk to size 1, where labels no longer show what varies."""
-        return any(self.sizes[d] == 1 for layer in self._labels for d in support(layer))
 
 
 class Replay(Retracer):  # type: ignore[no-untyped-call]
@@ -173,7 +138,7 @@ class Replay(Retracer):  # type: ignore[no-untyped-call]
         return ids
 
     def _put(self, tensor: Tensor, layers: Labels, call: Call) -> None:
-        self._single.append(_single(self.dense, layers))
+        self._single.append(single_nodes(self.dense, layers))
         super()._put(tensor, layers, call)
 
     def _before(self, name: str) -> None:
@@ -254,11 +219,7 @@ class Replay(Retracer):  # type: ignore[no-untyped-call]
             if number not in dense.read:
                 continue  # whoever reads it here, though nobody does in the dense network, is compared then
             expected = self._put_in_place(tensor, output)
-            found = live(self.dense, got)
-            exact = single == expected.single and (
-                _agree(expected.live, found, False) or _agree(_collapsed(expected.live), _collapsed(found), False)
-            )
-            if not exact and not (narrow and single <= expected.single and _agree(expected.live, found, True)):
+            if not (expected.matches(got, single) or (narrow and expected.may_match(got, single))):
                 raise Mismatch(self.index, "the result holds other channels than expected")
         if self._apart and not narrow and dense.read:
             raise Mismatch(self.index, "it combines other channels than in the dense network")
@@ -309,52 +270,8 @@ class Replay(Retracer):  # type: ignore[no-untyped-call]
             raise Mismatch(self.index, "the pruned network stops before this operator")
 
 
-def live(dense: Trace, labels: Labels) -> Labels:
-    """Labels without what is frozen in the dense trace."""
-    return [layer for layer in labels if layer.size > 1 and not dense.is_frozen(layer)]
-
-
-def _single(dense: Trace, labels: Labels) -> set[int]:
-    """The nodes of layers that hold only one, once or repeated, without what is frozen in the dense trace."""
-    return {int(layer.flat[0]) for layer in labels if layer.size > 0 and alike(layer) and not dense.is_frozen(layer)}
-
-
-def _agree(expected: Labels, got: Labels, narrow: bool) -> bool:
-    """Whether labels are the same.
-
-    After a dimension of size 1 (`narrow`) layers may be missing and ids unknown (0): one coordinate cannot be misplaced. What
-    is known must still agree.
-    """
-    if not narrow and len(expected) != len(got):
-        return False
-    by_shape: dict[Shape, Labels] = {}
-    for layer in reversed(expected):
-        by_shape.setdefault(layer.shape, []).append(layer)
-    for layer in got:
-        same = by_shape.get(layer.shape)
-        other = same.pop() if same else None
-        if other is None:
-            if not narrow:
-                return False
-        elif not ((layer == other) | (narrow & (layer == FROZEN))).all():
-            return False
-    return True
-
-
-def _collapsed(labels: Labels) -> Labels:
-    """Layers without the dimensions along which they do not change, such as of what is left of heads that share a key."""
-    return [layer for layer in map(collapse, labels) if layer.size > 1]
-
-
 def _first_difference(a: tuple[float, ...], b: tuple[float, ...]) -> str:
     return next((f"{x:g} (now {y:g})" for x, y in zip(a, b, strict=False) if x != y), "of its arguments")
-
-
-def _restricted(layer: Layer, masks: Mapping[int, NDArray[np.bool_]]) -> Layer:
-    for dim in support(layer):
-        if dim in masks:
-            layer = layer.compress(masks[dim], dim)
-    return layer
 
 
 def replay(network: nn.Module, inputs: Inputs, dense: Trace, kept: NDArray[np.bool_]) -> dict[str, float]:
