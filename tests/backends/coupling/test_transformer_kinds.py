@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from freeprune.backends import apply
-from freeprune.backends.coupling import repair
+from freeprune.backends.coupling import fixes
 from freeprune.errors import FreePruneError
 
 
@@ -340,8 +340,8 @@ class Chosen(nn.Module):
 def test_a_number_of_heads_that_scales_is_explained_by_nothing_else(monkeypatch):
     torch.manual_seed(0)
     tried = []
-    fix = repair._Fixes.fix
-    monkeypatch.setattr(repair._Fixes, "fix", lambda self, *given: tried.append(given) or fix(self, *given))
+    fix = fixes.Fixes.fix
+    monkeypatch.setattr(fixes.Fixes, "fix", lambda self, *given: tried.append(given) or fix(self, *given))
     backend = promises.kept(Chosen(), torch.randn(2, 5, 6))
     assert promises.widths(backend)["chooser.q"] == 6
     assert len(tried) == 2
