@@ -71,7 +71,7 @@ class Recovery:
     """Gives candidates the weights that recovery would give them, about.
 
     A layer that lost inputs, or weights under a mask, is fitted to what it gave, on what the dense network sends it. That is
-    less than the winner gets (`winner.recover`), whose layers are fitted to each other, and costs a candidate next to nothing.
+    less than the winner gets (`recover.py`), whose layers are fitted to each other, and costs a candidate next to nothing.
     Masks that would cost more keep their plain weights, those of the dearest layers first.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...backends import Plan
-from ...backends.recovery.winner import recover
+from ...backends.recovery.recover import recover
 from ...common import Batch
 from ...copies import light
 from ...errors import FreePruneError

@@ -8,8 +8,8 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
+from freeprune.backends.recovery.recover import recover
 from freeprune.backends.recovery.wanted import see
-from freeprune.backends.recovery.winner import recover
 
 ROWS = torch.randn(40, 9, 6, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from freeprune.backends import apply
 from freeprune.backends.plan import Plan, structure_of
 from freeprune.backends.recovery.candidates import layers
 from freeprune.backends.recovery.counted import among, counted
-from freeprune.backends.recovery.winner import recover
+from freeprune.backends.recovery.recover import recover
 
 LENGTH = 12
 

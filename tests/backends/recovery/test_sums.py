@@ -10,7 +10,7 @@ from torch import nn
 
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.recovery.products import Watched
-from freeprune.backends.recovery.winner import recover
+from freeprune.backends.recovery.recover import recover
 from freeprune.common import Skeleton
 
 IMAGES = torch.randn(64, 6, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from toys import network
 
 from freeprune.backends import Plan, apply
 from freeprune.backends.plan import structure_of
-from freeprune.backends.recovery.winner import Recovered
+from freeprune.backends.recovery.recover import Recovered
 from freeprune.common import Batch
 from freeprune.copies import copied
 from freeprune.engine.asked.settings import settings

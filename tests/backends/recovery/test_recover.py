@@ -9,7 +9,7 @@ from torch import nn
 from freeprune.backends import BACKENDS, apply, importance
 from freeprune.backends.plan import Plan, structure_of
 from freeprune.backends.recovery import wanted
-from freeprune.backends.recovery.winner import recover
+from freeprune.backends.recovery.recover import recover
 from freeprune.common import Skeleton
 from freeprune.errors import FreePruneError
 
