@@ -9,6 +9,8 @@ import torch
 
 from ...errors import FreePruneError
 from .base import Item, Placement, Pool, Result
+from .cluster import actors
+from .connection import check as check_cluster
 from .local import Here, Processes
 
 
@@ -19,9 +21,7 @@ def check(placement: Placement) -> None:
         FreePruneError: Ray is not installed or not at the address, or this process uses a GPU, which processes cannot share.
     """
     if placement.ray is not None:
-        from . import cluster
-
-        cluster.check(placement)
+        check_cluster(placement)
     elif (placement.workers or 1) > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise FreePruneError(
             f"`workers={placement.workers}` cannot share this process's GPU; leave it out, as one process keeps a GPU busy, or "
@@ -43,10 +43,8 @@ def pool(function: Callable[[Item], Result], placement: Placement) -> Iterator[P
     """
     check(placement)
     if placement.ray is not None:
-        from . import cluster
-
-        with cluster.actors(function, placement) as actors:
-            yield actors
+        with actors(function, placement) as found:
+            yield found
     elif placement.workers is None or placement.workers == 1:
         yield Here(function, placement.workers)
     else:

@@ -17,6 +17,7 @@ from freeprune.engine.run.job import prepare
 from freeprune.engine.studies.candidates import draw_candidates
 from freeprune.engine.workers import base as workers
 from freeprune.engine.workers import cluster as ray_workers
+from freeprune.engine.workers import connection
 from freeprune.engine.workers.base import Placement
 from freeprune.engine.workers.pool import check, pool
 
@@ -176,7 +177,7 @@ def test_actors_that_cannot_start_are_one_sentence(cluster, monkeypatch):
         def load(self, packed):
             os._exit(1)
 
-    monkeypatch.setattr(ray_workers, "_Actor", Dying)
+    monkeypatch.setattr(ray_workers, "Actor", Dying)
     sentence = "3 Ray actors in a row died while they started"
     with pool(str, placement) as given, pytest.raises(FreePruneError, match=sentence):
         list(given.each([1]))
@@ -187,9 +188,9 @@ def test_there_are_as_many_actors_as_the_cluster_has_room_for():
         def cluster_resources(self):
             return {"CPU": 8.0, "GPU": 1.0}
 
-    assert ray_workers._room(Fake(), 0.0) == 8
-    assert ray_workers._room(Fake(), 0.25) == 4
-    assert ray_workers._room(Fake(), 2.0) == 1  # the cluster may yet grow
+    assert ray_workers.room(Fake(), 0.0) == 8
+    assert ray_workers.room(Fake(), 0.25) == 4
+    assert ray_workers.room(Fake(), 2.0) == 1  # the cluster may yet grow
 
 
 def test_what_cannot_be_pickled_is_one_sentence(cluster):
@@ -225,7 +226,7 @@ def test_an_address_that_is_none_is_one_sentence(address):
 
 def test_what_listens_and_is_not_ray_is_one_sentence(monkeypatch):
     """Such as Ray's own dashboard; ray.init would wait for most of a minute and then exit."""
-    monkeypatch.setattr(ray_workers, "TRIAL_SECONDS", 3)
+    monkeypatch.setattr(connection, "TRIAL_SECONDS", 3)
     answered = threading.Event()
     with socket.create_server(("", 0)) as server:  # Ray replaces 127.0.0.1 by the address that others see
 
@@ -273,6 +274,6 @@ def test_actors_of_a_connection_that_stays_end_with_the_pool(cluster):
 
 
 def test_a_gpu_on_this_side_only_is_refused(monkeypatch):
-    monkeypatch.setattr(ray_workers.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(connection.torch.cuda, "is_available", lambda: True)
     with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without `ray_gpus` have none"):
         check(Placement(ray="auto"))
