@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from ...errors import FreePruneError, cause, is_out_of_memory
-from ...reading import leaves
-from ..inputs.batches import Images, inner, is_batch, parts, telling_items
+from ...errors import FreePruneError
+from ..inputs.batches import Images, inner, telling_items
 from ..randomness import seed_all, seeded
-from ..tasks import Task
-from ..tasks.base import described
-from ..user_code import UserError, place_of
 
 DIED = re.compile(r"DataLoader worker .*(killed|exited)")
 
@@ -216,68 +209,3 @@ def batches_of(dataset: Dataset[Any], iterator: Iterator[Any], loaders: int = 0,
             out = inner(dataset)[0].normalised(batch.pixels, out if reused else None)
             batch = out if batch.labels is None else [out, batch.labels]
         yield batch
-
-
-def inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Any]:
-    """A batch of the loader taken apart: one input or a tuple of several, and the labels as the task takes them, on the CPU.
-
-    The labels are None if the task has none.
-    """
-    inputs, labels = parts(batch) if is_batch(batch) else ((), None)
-    if not inputs or (labels is None and task.labelled):
-        expected = "the two parts (inputs, labels)" if task.labelled else "inputs alone"
-        raise FreePruneError(f"a batch is {described(batch)}; expected {expected}")
-    if not task.labelled:
-        return (inputs[0] if len(inputs) == 1 else inputs), None
-    if not task.free:
-        with suppress(RuntimeError, TypeError, ValueError):  # what is no tensor is not taken below
-            labels = torch.as_tensor(labels, device="cpu")
-    taken = task.as_labels(labels)
-    if taken is None:
-        raise FreePruneError(f"the labels of a batch are {described(labels)}; expected {task.batch_of_labels}")
-    return (inputs[0] if len(inputs) == 1 else inputs), taken
-
-
-def dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Any:
-    """The dense network's outputs, which stand for the labels."""
-    if dense is None:
-        raise FreePruneError("there is no dense network to compare with on data without labels; give it")
-    given = run(dense, inputs)
-    labels = task.as_labels(given)
-    if labels is None:
-        raise FreePruneError(f"the dense network returned {described(given)}; expected {task.batch_of_labels}")
-    return labels
-
-
-def run(network: nn.Module, inputs: Any) -> Any:
-    """What a network returns for a batch.
-
-    Raises:
-        UserError: in place of whatever its forward pass raised, but for a lack of memory.
-    """
-    try:
-        return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
-    except FreePruneError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        given = " and ".join(described(x) for x in leaves(inputs))
-        mode = "training" if network.training else "eval"
-        instead = ", or a function of your own as `finetune` if it is trained with more than these" if network.training else ""
-        raise UserError(
-            f"the network in {mode} mode fails on {given} ({cause(error)}{place_of(error)}); give inputs of the shape and type "
-            f"that it was trained on{instead}",
-            "".join(traceback.format_exception(error)),
-        ) from error
-
-
-def check_finite(inputs: Any, labels: Any) -> None:
-    """Raises FreePruneError if inputs or labels of a batch hold NaN or infinite values."""
-    for what, given in (("inputs", inputs), ("labels", labels)):
-        if not all(torch.isfinite(x).all() for x in leaves(given)):
-            raise FreePruneError(f"the {what} of a batch hold NaN or infinite values; mend them, or take these items out")
-
-
-def on_cpu(labels: Any) -> Any:
-    return tree_map_only(Tensor, Tensor.cpu, labels)

@@ -19,7 +19,7 @@ from ..tasks import Task
 from ..tasks.base import described
 from .augmentation import drawn_shifts, shifted
 from .batch_norm import synchronise, unsynchronise
-from .feeding import check_finite, dense_labels, inputs_and_labels, run
+from .forward import check_finite, dense_labels, inputs_and_labels, run
 from .optimizer import Average, held, optimizer_of, pruned_entries, rate_factor, set_zero, set_zero_gradients
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from ..randomness import seeded
 from ..run.job import Job
 from ..tasks import CLASSIFICATION, Task
 from .fabric import fabric_of
-from .feeding import Drawn, batches_of, check_finite, dense_labels, inputs_and_labels, loader, on_cpu, run
+from .feeding import Drawn, batches_of, loader
+from .forward import check_finite, dense_labels, inputs_and_labels, on_cpu, run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
