@@ -77,9 +77,13 @@ def _group_norm(layer: Any, shape: Shape) -> Sizes:
 def _attention(layer: Any, shape: Shape) -> Sizes:
     width = shape("in_proj_weight" if layer._qkv_same_embed_dim else "q_proj_weight")[1]
     keys, values = (width if layer._qkv_same_embed_dim else shape(f"{name}_proj_weight")[1] for name in "kv")
+    heads = (
+        shape.blocks("in_proj_weight", 3 * layer.num_heads) // 3
+        if layer._qkv_same_embed_dim
+        else shape.blocks("q_proj_weight", layer.num_heads)
+    )
     yield from (("embed_dim", width), ("kdim", keys), ("vdim", values))
-    # Several heads go one by one, and a single one loses widths.
-    yield ("num_heads", width // layer.head_dim) if layer.num_heads > 1 else ("head_dim", width)
+    yield from (("num_heads", heads), ("head_dim", width // heads))
 
 
 def _embedding(layer: Any, shape: Shape) -> Sizes:

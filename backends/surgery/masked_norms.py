@@ -29,9 +29,14 @@ from ..tracing.rules import is_attention
 from ..tracing.scale import default_scale
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
-PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+PRODUCTS = set(
+    "convolution mm addmm bmm baddbmm _grouped_mm mv addmv dot vdot _trilinear _cdist_forward _euclidean_dist".split()
+)
 SOFTMAX = {"_softmax", "_safe_softmax", "softmax", "_log_softmax"}
-STATISTICS = set("mean sum amax amin max min var var_mean std std_mean linalg_vector_norm norm all any nansum".split())
+STATISTICS = set(
+    "mean sum amax amin aminmax max min median nanmedian mode var var_mean std std_mean linalg_vector_norm norm all any nansum "
+    "logsumexp prod _is_all_true _is_any_true".split()
+)
 
 
 def watch(network: nn.Module, kept: Kept, scales: Mapping[str, float]) -> None:
@@ -141,10 +146,9 @@ class KeptStatistics(Retracer):  # type: ignore[no-untyped-call]
             return func(self._kept_part(args, kwargs, func), *args[1:], **kwargs)
         norm = NORMS.get(name)
         if norm is not None and (mask := self._mask(args[0])) is not None:
-            return norm(mask, *args)
+            return norm(mask, self._without_removed(args[0]), *args[1:])
         if name in PRODUCTS:
-            moved = args[0] if name == "convolution" else None  # its removed channels meet zeros of the kernel
-            args = tuple(self._without_removed(a) if isinstance(a, Tensor) and a is not moved else a for a in args)
+            args = tuple(self._without_removed(a) if isinstance(a, Tensor) else a for a in args)
         if name in SOFTMAX:
             return self._among_kept(func, args, {Call(name, func, args, kwargs, [args[0]], []).dim()})
         if name == "convolution":
@@ -181,9 +185,16 @@ class KeptStatistics(Retracer):  # type: ignore[no-untyped-call]
         return (query, kept, value.index_select(d, places[d]), *map(cut, more)), {name: cut(x) for name, x in kwargs.items()}
 
     def _without_removed(self, x: Tensor) -> Tensor:
-        """Zero the removed entries of what is no parameter: those of computed weights, or of copies, need not be zero."""
+        """Zero the removed entries of what is no parameter: those of computed weights, or of copies, need not be zero.
+
+        Those of a channel of zeros divided by its own deviation are no numbers.
+        """
         mask = self._mask(x) if self._names.of(x) is None else None
-        return x if mask is None else torch.where(mask != 0, x, torch.zeros_like(x))
+        if mask is None:
+            return x
+        cleared = torch.where(mask != 0, x, torch.zeros_like(x))
+        self.relabel(cleared, self.labels(x))
+        return cleared
 
     def _kept_part(self, args: Any, kwargs: Any, func: Any) -> Tensor:
         """What a statistic is taken of, without the coordinates along its dimensions that are not kept."""

@@ -194,6 +194,31 @@ def flip(tracer: Labelling, call: Call) -> list[Labels]:
     return [[np.flip(x, tuple(d for d in dims if x.shape[d] > 1)) for x in tracer.labels(call.first)]]
 
 
+def rot90(tracer: Labelling, call: Call) -> list[Labels]:
+    """Turns along two dimensions, which must not shrink."""
+    x, turned = call.first, [d % call.first.dim() for d in call["dims"]]
+    layers = along_free(tracer, x, set(turned))
+    return [[np.swapaxes(y, *turned) for y in layers] if call["k"] % 2 else layers]
+
+
+def triangle(tracer: Labelling, call: Call) -> list[Labels]:
+    """A matrix with zeros on one side of its diagonal: it must not shrink."""
+    return [along_free(tracer, call.first, {call.first.dim() - 2, call.first.dim() - 1})]
+
+
+def diagonal(tracer: Labelling, call: Call) -> list[Labels]:
+    """The diagonal of two dimensions, which must not shrink, as a new last one."""
+    gone = tuple(call.dim(name) for name in ("dim1", "dim2"))
+    return [[y.squeeze(gone)[..., None] for y in along_free(tracer, call.first, set(gone))]]
+
+
+def diag_embed(tracer: Labelling, call: Call) -> list[Labels]:
+    """A last dimension that becomes the diagonal of two: it must not shrink."""
+    x, ndim = call.first, call.outputs[0].dim()
+    new = tuple(call[name] % ndim for name in ("dim1", "dim2"))
+    return [[np.expand_dims(y.squeeze(-1), new) for y in along_free(tracer, x, {x.dim() - 1})]]
+
+
 def pad(tracer: Labelling, call: Call) -> list[Labels]:
     """Padding with a constant. Padded channels are nodes of their own: they may go with what they are added to.
 

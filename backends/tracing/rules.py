@@ -38,6 +38,8 @@ from .meta import name_of
 from .movement import (
     cat,
     cut_at,
+    diag_embed,
+    diagonal,
     expand,
     filled,
     flip,
@@ -49,6 +51,7 @@ from .movement import (
     restride,
     roll,
     rolled_by,
+    rot90,
     same,
     select,
     selected_at,
@@ -56,6 +59,7 @@ from .movement import (
     squeeze,
     take_slice,
     transpose,
+    triangle,
     unbind,
     unsqueeze,
     view,
@@ -135,6 +139,10 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (split, MOVES, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk"),
     (roll, MOVES, "roll"),
     (flip, MOVES, "flip"),
+    (rot90, NONE, "rot90"),
+    (triangle, NONE, "tril triu"),
+    (diagonal, NONE, "diagonal"),
+    (diag_embed, NONE, "diag_embed"),
     (restride, NONE, "as_strided"),
     (repeat, FILLS, "repeat"),
     (cat, COMMUTES, "cat stack"),
@@ -162,11 +170,13 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (as_real, NONE, "view_as_real"),
     (fourier, NONE, "_fft_r2c _fft_c2c _fft_c2r"),
     # made new
-    (same, NONE, "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli"),
+    (same, NONE, "zeros_like ones_like empty_like full_like rand_like randn_like randint_like bernoulli"),
     (filled, FILLS, "new_zeros new_ones new_empty new_full new_empty_strided zeros ones empty full empty_strided"),
+    (filled, FILLS, "rand randn randint"),
     # entry by entry
     (same, SCALES, "zero"),
     (same, NONE, "fill dropout native_dropout log_sigmoid_forward rrelu_with_noise"),
+    (elementwise, NONE, "normal uniform exponential random geometric cauchy log_normal"),
     (elementwise, COMMUTES | SCALES, "mul div neg"),
     (elementwise, COMMUTES, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),
     (elementwise, COMMUTES, "masked_fill where _conj _conj_physical complex polar"),
@@ -187,12 +197,13 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (layer_norm, COMMUTES, "_fused_rms_norm"),
     (weight_norm, COMMUTES, "_weight_norm_interface"),
     # reductions
-    (statistic, COMMUTES, "mean sum amax amin linalg_vector_norm norm all any nansum"),
+    (statistic, COMMUTES, "mean sum amax amin aminmax linalg_vector_norm norm all any nansum logsumexp prod"),
+    (statistic, COMMUTES, "_is_all_true _is_any_true"),
     (statistic, NONE, "var var_mean std std_mean"),
-    (extreme, COMMUTES, "max min"),
-    (reduction, COMMUTES, "argmax argmin logsumexp prod"),
+    (extreme, COMMUTES, "max min median nanmedian mode"),
+    (reduction, COMMUTES, "argmax argmin kthvalue"),
     (softmax, COMMUTES, "_softmax _safe_softmax softmax _log_softmax"),
-    (along_one_dim, NONE, "cumsum sort topk"),
+    (along_one_dim, NONE, "cumsum cumprod logcumsumexp cummax cummin sort topk"),
     # pooling and resampling
     (spatial, COMMUTES, "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d"),
     (spatial, COMMUTES, "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d"),
@@ -206,7 +217,11 @@ KINDS = {name: Kind(rule, traits) for rule, traits, names in TABLE for name in n
 WHY: dict[Rule, str] = {
     **dict.fromkeys([along_one_dim, reduction, fourier], "it needs all of them at once"),
     **dict.fromkeys(
-        [index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag], "it finds them by their place"
+        [
+            *(index, index_put, index_select, index_write, gather, scatter, embedding, embedding_bag),
+            *(rot90, triangle, diagonal, diag_embed),
+        ],
+        "it finds them by their place",
     ),
     masked_scatter: "it puts values in their order where a mask is true: only whole rows that layers make can be followed",
     **dict.fromkeys(
