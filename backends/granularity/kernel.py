@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..criteria import Importance
+from ..tracing.weights import TORN, Layout
 from .masked import Masked, Ranks, Scores, ranked
 
 
@@ -16,6 +17,9 @@ class Kernel(Masked):
 
     name = "kernel"
     gain: ClassVar[str] = "only kernels written for such zeros gain from them"
+
+    def refusal(self, layout: Layout) -> str | None:
+        return TORN if layout.torn else None
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         return {name: whole_kernels(values, importance) for name, values in matrices.items()}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..criteria import Importance
+from ..tracing.weights import TORN, Layout
 from .kernel import whole_kernels
 from .masked import Masked, Ranks, Scores, ranked
 
@@ -28,6 +29,9 @@ class Pattern(Masked):
 
     name = "pattern"
     gain: ClassVar[str] = "only compilers written for such patterns gain from them"
+
+    def refusal(self, layout: Layout) -> str | None:
+        return TORN if layout.torn else None
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
         kernels = {n: values.reshape(-1, 9) for n, values in matrices.items() if self.layouts[n].kernel == (3, 3)}

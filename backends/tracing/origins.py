@@ -131,7 +131,7 @@ class Origins:
         constant = math.prod(operand.tensor.shape[a] for a in axes if operand.dims[a] is None)
         dims = tuple([d for a in sorted(axes) if (d := operand.dims[a]) is not None])
         part = None
-        if math.prod(operand.tensor.shape[a] for a in axes) < math.prod(shape):
+        if math.prod(operand.tensor.shape[a] for a in axes) != math.prod(shape):
             part = _flat(places, shape, range(len(shape)))
         roles = _roles(operand, shape, places)
         return Weight(name, (), (), roles, operand.segments, part, "", operand.query, constant, dims)

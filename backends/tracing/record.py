@@ -257,7 +257,7 @@ class Weight:
         roles: the parameter's dimensions larger than 1 by what the product does along them, in the order that it runs
             through them; None where one of them has no single role.
         segments: the number of parts of the summed dimension that are summed up separately.
-        part: which entries it holds, as flat positions in the parameter; None where it holds all of them.
+        part: which entries it holds, as flat positions in the parameter; None where it holds each of them once.
         mixed_by: the operator that computed its entries from several; "" if its zeros are the parameter's.
         query: whether it may be the queries of attention, which need not come from the input.
         constant, dims: its entries: the constant times the sizes of these dimensions of the product.

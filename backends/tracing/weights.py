@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .record import AT, IN, OUT, Product, Roles, Weight
 
 UNKNOWN = "its products do not sum along one of its dimensions"
+TORN = "its kernels do not lie along dimensions of their own, the same in all products"
 
 
 Use = tuple[Product, Weight]
@@ -70,6 +71,11 @@ class Layout:
     def kernel(self) -> tuple[int, ...]:
         """The shape of a kernel; () where there are no kernel positions."""
         return tuple([self.shape[d] for d in sorted(self.along(AT))])
+
+    @property
+    def torn(self) -> bool:
+        """Whether a product has kernels that do not lie along dimensions of the parameter that are known."""
+        return self.roles is None and any(weight.constant > 1 for _, weight in self.uses)
 
     @property
     def in_parts(self) -> bool:
@@ -171,7 +177,7 @@ def _layout(name: str, shape: tuple[int, ...], uses: Sequence[Use]) -> Layout | 
     if any(weight.part is not None for _, weight in uses):
         counts = np.zeros(math.prod(shape), np.int64)
         for (_, weight), more in zip(uses, each, strict=True):
-            counts[slice(None) if weight.part is None else weight.part] += more
+            np.add.at(counts, slice(None) if weight.part is None else weight.part, more)
         times = int(counts[0]) if (counts == counts[0]).all() else counts.reshape(shape)
     first = uses[0][1]
     alike = all((weight.roles, weight.segments) == (first.roles, first.segments) for _, weight in uses)

@@ -179,3 +179,51 @@ def test_a_transposed_depthwise_layer_of_fewer_channels(granularity):
     assert compact[2].groups < 8
     assert not all(mask.all() for mask in plan.masks.values())
     assert torch.allclose(compact(images), masked(network, plan)(images), atol=1e-6)
+
+
+class Repeated(nn.Module):
+    """A weight of which two neighbouring outputs share each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.repeat_interleave(2, 0))
+
+
+def test_an_entry_that_a_product_holds_twice_is_multiplied_twice():
+    _, backend = backend_for("weight", Repeated(), shape=(1, 4))
+    costs = backend.costs(np.array([[1], [12]]))
+    assert costs["nonzero"].tolist() == [1, 12]
+    assert costs["macs"].tolist() == [2, 24]
+
+
+class Viewed(nn.Module):
+    """A convolution whose weight is stored as a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 36))
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight.view(4, 4, 3, 3))
+
+
+class TiedKernels(nn.Module):
+    """A convolution and its transpose share their kernels, of which inputs and outputs change places."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x):
+        return nn.functional.conv_transpose2d(nn.functional.conv2d(x, self.weight), self.weight)
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "pattern"])
+@pytest.mark.parametrize("kind", [Viewed, TiedKernels])
+def test_kernels_that_lie_elsewhere_stay_dense_rather_than_torn(kind, granularity):
+    _, backend = backend_for(granularity, kind(), nn.Conv2d(4, 4, 1))
+    assert list(backend.dense) == ["0.weight"]
+    assert "its kernels" in backend.dense["0.weight"]
