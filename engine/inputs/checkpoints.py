@@ -20,9 +20,14 @@ from .sharded import read_index
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.
 UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
-REFUSED = re.compile(r"GLOBAL (\S+)|<class '(\S+)'>")  # that may not even be stood in for, such as a class of dictionaries
+# A class that fills itself like a dictionary or a list, such as dictionaries with attributes.
+FILLED = re.compile(r"Can only (SETITEM|append|extend).*, but got <class '(\S+)'>")
+REFUSED = re.compile(r"GLOBAL (\S+)|<class '(\S+)'>")  # that may not even be stood in for
 MOST_CLASSES = 200  # that a file may name; more is no checkpoint
 DEEPEST = 8  # dictionaries within each other
+# The first bytes of what `torch.save` writes: in the old format, and now, as a zip archive.
+OLD, ARCHIVE, IN_ARCHIVE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9", b"PK\x03\x04", b"/data.pkl"
+HEAD = 512  # bytes that hold the name of an archive's first file
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Of objects of other classes than tensors and plain values no code is run: they are read as `Unread`, which does nothing.
 
     Raises:
-        FreePruneError: the file is missing or unreadable, or its name ends in something else.
+        FreePruneError: the file is missing or unreadable, or neither its content nor its ending is that of weights.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
         raise FreePruneError(
             f"weights {str(path)!r} are a folder; give a file of weights in it, or the .index.json of its parts"
         )
-    if suffix not in READERS:
+    read = _reader(path) or READERS.get(suffix)
+    if read is None:
         raise FreePruneError(
             f"weights {str(path)!r} end in {suffix!r}; expected a file that ends in {', '.join(READERS)}, or 'pretrained' for "
             "those that the library of a network by name downloads"
@@ -65,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FreePruneError(f"there is no weights file {str(path)!r}; give the path of an existing file")
     try:
-        content = READERS[suffix](path)
+        content = read(path)
     except Exception as error:
         found = REFUSED.search(str(error))
         if found is not None:
@@ -110,33 +116,55 @@ class Unread:
         pass
 
 
-def _plain(*given: Any) -> OrderedDict[Any, Any]:
-    """In place of a class of dictionaries: an empty one, to be filled."""
-    return OrderedDict()
+def _stand_in(name: str, kind: type) -> tuple[type, str]:
+    """What stands for a class, as `safe_globals` takes it.
 
-
-def _stand_in(name: str) -> tuple[Callable[..., Any], str]:
-    """What stands for a class, as `safe_globals` takes it."""
-    if name == "collections.defaultdict":
-        return _plain, name
+    Args:
+        kind: `Unread`; or the container, empty at first, that an object of this class is read into.
+    """
     module, _, own = name.rpartition(".")
-    return type(own, (Unread,), {"wanted": name, "__module__": module}), name
+    made = {} if kind is Unread else {"__new__": lambda cls, *given, **named: kind()}
+    return type(own, (Unread,), {"wanted": name, "__module__": module, **made}), name
 
 
 def _read_torch(path: Path) -> object:
-    unknown: list[str] = []
+    unknown: dict[str, type] = {}
     with suppress(Exception):  # of a file in the old format, which is no archive; one that is damaged fails below
-        unknown += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        unknown = dict.fromkeys(torch.serialization.get_unsafe_globals_in_checkpoint(path), Unread)
     while True:
         try:
-            with torch.serialization.safe_globals([_stand_in(name) for name in unknown]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            classes = [_stand_in(name, kind) for name, kind in unknown.items()]
+            with path.open("rb") as file, torch.serialization.safe_globals(classes):  # by its path, torch goes by its ending
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            found = UNKNOWN.search(str(error))
-            name = "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
-            if not name or name in unknown or len(unknown) > MOST_CLASSES:
+            name, kind = _to_stand_in(str(error))
+            if not name or unknown.get(name) is kind or len(unknown) > MOST_CLASSES:
                 raise
-            unknown.append(name)
+            unknown[name] = kind
+
+
+def _to_stand_in(message: str) -> tuple[str, type]:
+    """Of an error of `torch.load`: the class that is to be stood in for, and by what; "" for none."""
+    found = UNKNOWN.search(message)
+    if found is not None:
+        return found[1] if "." in found[1] else f"builtins.{found[1]}", Unread
+    filled = FILLED.search(message)
+    if filled is not None:
+        return filled[2], OrderedDict if filled[1] == "SETITEM" else list
+    return "", Unread
+
+
+def _reader(path: Path) -> Callable[[Path], object] | None:
+    """What reads a file, by its first bytes; None where they are not those of weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    if head[8:9] == b"{":  # after the length of a header in JSON
+        return safetensors.torch.load_file
+    archive = head.startswith(ARCHIVE) and IN_ARCHIVE in head
+    return _read_torch if archive or head.startswith(OLD) else None
 
 
 PARTS: dict[str, Callable[[Path], object]] = {

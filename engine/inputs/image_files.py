@@ -98,7 +98,7 @@ def list_images(folder: Path) -> dict[str, list[str]]:
     images = {
         name: sorted(
             os.path.join(parent, file)
-            for parent, _, files in os.walk(folder / name)
+            for parent, _, files in os.walk(folder / name, followlinks=True)
             if all(counts(part) for part in Path(parent).relative_to(folder).parts)
             for file in files
             if os.path.splitext(file)[1].lower() in SUFFIXES and counts(file)

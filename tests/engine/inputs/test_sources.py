@@ -67,6 +67,13 @@ def test_folders_within_classes_are_searched_and_other_files_left_out(folder):
     assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0] * 4 + [1] * 3
 
 
+def test_folders_within_classes_may_be_links(folder, tmp_path):
+    (folder / "train" / "ant").rename(tmp_path / "elsewhere")
+    (folder / "train" / "ant").mkdir()
+    (folder / "train" / "ant" / "more").symlink_to(tmp_path / "elsewhere")
+    assert [label for _, label in load_data(f"imagefolder:{folder}").train] == [0, 0, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", ".thumbs", "@eaDir", "Thumbs.db", ".DS_Store"])
 @pytest.mark.parametrize("place", ["train", "train/ant", ""])
 def test_what_other_programs_leave_is_no_class_and_no_image(folder, tmp_path, name, place):

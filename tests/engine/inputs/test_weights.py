@@ -302,6 +302,16 @@ class Config:
         self.rate = 0.1
 
 
+class Attributes(dict):
+    """A dictionary with attributes, as Lightning, EasyDict and many projects keep their options in."""
+
+    __getattr__ = dict.__getitem__
+
+
+class OwnList(list):
+    pass
+
+
 BESIDE = {
     "numpy number": np.float64(0.93),
     "numpy array": np.arange(3),
@@ -311,6 +321,9 @@ BESIDE = {
     "object": Config(),
     "function": np.mean,
     "counter": collections.Counter("abc"),
+    "attributes": Attributes(lr=0.1, inner=Attributes(steps=[1, 2])),
+    "own list": OwnList([1, 2]),
+    "deque": collections.deque([1, 2], 3),
     "named": [{"deep": [Config(), {1: Config()}]}],
 }
 
@@ -427,6 +440,22 @@ def test_a_defaultdict_is_a_dictionary(tmp_path):
     network = small()
     torch.save({"model": collections.defaultdict(list, network.state_dict())}, tmp_path / "w.pt")
     assert_same_state(load_weights(small(), tmp_path / "w.pt").state_dict(), network.state_dict())
+
+
+def test_a_dictionary_of_a_class_of_ones_own_is_one(tmp_path):
+    arrives(tmp_path, lambda state: Attributes(model=Attributes(state), epoch=1))
+
+
+def test_the_content_says_how_a_file_is_read_whatever_its_ending(tmp_path):
+    for suffix in ("", ".th", ".pyth", ".0", ".safetensors"):
+        arrives(tmp_path, lambda state: {"state_dict": state}, suffix)
+    source = small()
+    for name in ("best", "w.pt"):
+        save_file(source.state_dict(), tmp_path / name)
+        assert_same_state(load_weights(small(), tmp_path / name).state_dict(), source.state_dict())
+    np.savez(tmp_path / "w.npz", **{name: tensor.numpy() for name, tensor in source.state_dict().items()})
+    with pytest.raises(FreePruneError, match=r"end in '\.npz'; expected"):
+        load_weights(small(), tmp_path / "w.npz")
 
 
 @pytest.mark.parametrize("make", [lambda state: (state, 3), lambda state: [{"epoch": 3}, {"state_dict": state}]])
