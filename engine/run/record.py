@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..asked.settings import Settings
 from ..inputs.batches import Data
 from ..inputs.dense import GivenModel
 from ..inputs.digest import digest_of
+from ..store.places import FOLDER
 from ..store.run_folder import PARAMETERS
 from ..tasks.choice import Choice
 from ..user_code import name_of
@@ -30,6 +32,7 @@ def record(
     del asked["target"], asked["layout"]
     return {
         "freeprune": version("freeprune"),
+        FOLDER: os.getcwd(),
         "model": model if isinstance(model, str) else f"{type(network).__module__}:{type(network).__qualname__}",
         "weights": None if weights is None else str(weights),
         "weights_key": given.weights_key,

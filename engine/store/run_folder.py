@@ -22,6 +22,7 @@ from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..user_code import UserError
 from .documents import Document
 from .lock import leave, occupies, occupy
+from .places import FOLDER, are_one
 from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
@@ -210,9 +211,9 @@ def _remove_parts(folder: Path) -> None:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
-    known = {name: value for name, value in now.items() if name != PARAMETERS or name in before}
+    known = {name: value for name, value in now.items() if name != FOLDER and (name != PARAMETERS or name in before)}
     pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
-    return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked}
+    return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked and not are_one(name, before, now)}
 
 
 def _as_now(name: str, was: Any) -> Any:

@@ -31,6 +31,7 @@ from ..run.job import Job, strategy_of
 from ..run.task import STANDARD, Finetune
 from ..store import run_folder as files
 from ..store.ledger import Trial
+from ..store.places import found_again
 from ..store.shapes import ADDED, sound_asked
 from ..store.studies import Sweep
 from ..training.processes import by_torchrun, check_hardware
@@ -119,7 +120,7 @@ def _asked_of(folder: Path) -> dict[str, Any]:
         raise FreePruneError(f"{folder} holds no finished sweep; make one, or finish it with `resume=True`")
     if not sound_asked(config):
         raise FreePruneError(f"{folder / files.CONFIG} does not say what the sweep was asked; make the sweep again")
-    return config
+    return found_again(config)
 
 
 def _data_of(config: Mapping[str, Any]) -> Asked:
