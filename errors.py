@@ -37,6 +37,11 @@ def brief(text: object) -> str:
     return whole if len(whole) <= 200 else f"{whole[:200]}..."
 
 
+def with_article(name: str) -> str:
+    """The name of a type as a sentence has it: "a list", "an int64 tensor"."""
+    return f"{'an' if name[:1] in 'aeioAEIO' else 'a'} {name}"
+
+
 def cause(error: BaseException) -> str:
     """The type of an error and the first line of its text."""
     line = first_line(error)

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .errors import FreePruneError
+from .errors import FreePruneError, with_article
 
 
 class Kind(Enum):
@@ -179,7 +179,7 @@ def as_path(given: Any, name: str) -> Path:
         FreePruneError: it is something else.
     """
     if not isinstance(given, str | PathLike):
-        raise FreePruneError(f"`{name}` is a {type(given).__name__}; give a path")
+        raise FreePruneError(f"`{name}` is {with_article(type(given).__name__)}; give a path")
     if not str(given):
         raise FreePruneError(f"`{name}` is an empty text; give a path")
     return Path(given)

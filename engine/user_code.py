@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common import Batch, Candidate
-from ..errors import FreePruneError, FreePruneWarning, cause
+from ..errors import FreePruneError, FreePruneWarning, cause, with_article
 from ..metrics import Metric, Reference
 
 FROM_FILE = "freeprune_file_"  # begins the name of a module that is a file given by its path
@@ -101,7 +101,7 @@ def check_takes(what: str, function: Any, taken: str, meaning: str = "") -> None
     except ValueError:  # some built-in callables do not tell theirs
         return
     except TypeError:
-        told = f"takes {inspect.signature(function)}" if callable(function) else f"is a {type(function).__name__}"
+        told = f"takes {inspect.signature(function)}" if callable(function) else f"is {with_article(type(function).__name__)}"
         raise FreePruneError(f"{what} {told}; give a function of ({taken}){meaning}") from None
 
 
@@ -112,7 +112,8 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
         return float(found)
     except (RuntimeError, TypeError, ValueError):
         raise FreePruneError(
-            f"the metric {shown_name(metric)!r} returned a {type(found).__name__}, where one number was expected; mend it"
+            f"the metric {shown_name(metric)!r} returned {with_article(type(found).__name__)}, where one number was expected; "
+            "mend it"
         ) from None
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import Inputs
 from ...copies import light, live, renewed
-from ...errors import FreePruneError, brief, cause, first_line
+from ...errors import FreePruneError, brief, cause, first_line, with_article
 from ...lending import widened
 from ...reading import leaves
 from .caches import forget_results
@@ -262,7 +262,7 @@ def rejected(inputs: Inputs, error: Exception) -> FreePruneError:
 
 def without_tensors(given: Any) -> FreePruneError:
     """What is said of a network that returns this, in which there is no tensor."""
-    what = "nothing" if given is None else f"a {type(given).__name__}"
+    what = "nothing" if given is None else with_article(type(given).__name__)
     return FreePruneError(
         f"the network returns {what}, in which there is no tensor; let its forward pass return tensors, or tuples, lists, "
         "dictionaries or dataclasses of them"

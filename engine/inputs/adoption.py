@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ...copies import copied, held_tensors, is_large
-from ...errors import FreePruneError, brief
+from ...errors import FreePruneError, brief, with_article
 from ...lending import HALVES, Lent, is_lent
 from .refusals import check_kinds, check_tensors, class_names
 from .values import parameter_of
@@ -46,7 +46,7 @@ def bare(network: object, *, trained: bool = True) -> nn.Module:
     """
     if not isinstance(network, nn.Module):
         raise FreePruneError(
-            f"the model is a {type(network).__name__}; give a torch.nn.Module, or a text such as cifar:resnet20"
+            f"the model is {with_article(type(network).__name__)}; give a torch.nn.Module, or a text such as cifar:resnet20"
         )
     check_kinds(network)
     network = _unwrapped(network)

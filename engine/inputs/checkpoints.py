@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...errors import FreePruneError, brief, cause
+from ...errors import FreePruneError, brief, cause, with_article
 from .sharded import read_index
 
 # What `torch.load` says of a class that it does not make; old files have no list of their classes to be read first.
@@ -205,4 +205,4 @@ def _in_words(content: object) -> str:
 
 
 def kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else with_article(type(value).__name__)

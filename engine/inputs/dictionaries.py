@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -99,6 +99,24 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class ByFields:
+    """A `collate_fn` that makes a dictionary of a batch that is a dataclass, or a named tuple whose label is not last."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[Any]) -> Any:
+        return by_fields(self.collate(items))
+
+
+def by_fields(given: Any) -> Any:
+    """A dataclass, or a named tuple whose label is not last, as a dictionary of its fields; anything else as it is."""
+    if is_dataclass(given) and not isinstance(given, type):
+        return {one.name: getattr(given, one.name) for one in fields(given)}
+    names = getattr(given, "_fields", ()) if isinstance(given, tuple) else ()
+    return given._asdict() if {*names[:-1]} & {*LABELS} and names[-1] not in LABELS else given
+
+
+@dataclass(frozen=True)
 class AllInputs:
     """A `collate_fn` that takes the last value of a batch for an input too, where it would be taken for the label."""
 
@@ -129,11 +147,12 @@ def working(network: nn.Module, collate: object = None) -> nn.Module:
 
 
 def stacked(items: list[Any]) -> Any:
-    """A batch of items: PyTorch's default, also for lists of numbers, as tokenizers give them.
+    """A batch of items: PyTorch's default, also for lists of numbers, as tokenizers give them, and for dataclasses.
 
     Raises:
         FreePruneError: sequences of different lengths.
     """
+    items = [by_fields(item) for item in items]
     if not all(isinstance(item, Mapping) for item in items):
         return default_collate(items)
     made: list[dict[str, Any]] = [{name: _tensor(value) for name, value in item.items()} for item in items]
@@ -174,8 +193,11 @@ def by_name(
         FreePruneError: the network wants what the dictionary does not hold.
     """
     make = collate or stacked
-    with telling_items(dataset, "1 items"):
+    with telling_items(dataset, "1 item"):
         first = dataset[0]
+        batch = make([first])
+    if by_fields(batch) is not batch:
+        make = ByFields(make)
         batch = make([first])
     if _is_pair(batch):
         make = Paired(make)

@@ -119,20 +119,27 @@ def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
         given = _column(given)
     dataset, collate = TensorDataset(given) if isinstance(given, Tensor) and given.ndim else given, None
     if isinstance(given, DataLoader):
-        dataset = given.dataset
         if given.batch_size is None and given.batch_sampler is None:
             raise FreePruneError(f"the {name} loader has batch_size=None; expected one that makes batches of single items")
         collate = None if given.collate_fn is default_collate else given.collate_fn
+        dataset = _drawn_from(given)
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and getattr(dataset, "ndim", 1) != 0
     if isinstance(dataset, IterableDataset) or not sized:
         raise FreePruneError(
             f"the {name} data are {described(dataset)}, which cannot be indexed; expected a map-style dataset with a "
-            "length, or a DataLoader of one"
+            "length, a list of its items, or a DataLoader of one"
         )
     if len(dataset) == 0:
         raise FreePruneError(f"the {name} dataset is empty; expected at least one item")
     collate = by_name(dataset, collate, network)
     return _Read(dataset, collate, *stack(dataset, [0], collate, task=None))
+
+
+def _drawn_from(loader: DataLoader[Any]) -> Any:
+    """The items that a loader draws: those of its sampler, where it says which, as one that divides a data set does."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    numbers = getattr(sampler, "indices", None)
+    return loader.dataset if numbers is None else Subset(loader.dataset, [int(i) for i in numbers])
 
 
 def _column(given: Any) -> Tensor:

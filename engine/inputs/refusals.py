@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...common import attribute
-from ...errors import FreePruneError
+from ...errors import FreePruneError, with_article
 from .values import is_finite
 
 SHARDED = ("torch.distributed.fsdp.", "torch.distributed._composable.")
@@ -118,8 +118,8 @@ def check_tensors(network: nn.Module, trained: bool) -> None:
     for name, parameter in parameters.items():
         if is_traceable_wrapper_subclass(parameter):
             raise FreePruneError(
-                f"parameter {name!r} is a {type(parameter).__name__}, which is quantised or spread over devices; give a "
-                "network of plain tensors"
+                f"parameter {name!r} is {with_article(type(parameter).__name__)}, which is quantised or spread over devices; "
+                "give a network of plain tensors"
             )
         if parameter.is_meta:
             raise FreePruneError(f"parameter {name!r} has no values, since it lies on the meta device; load the weights first")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import copied
-from ...errors import FreePruneError, brief, nearest
+from ...errors import FreePruneError, brief, nearest, with_article
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
 from .values import tensors as tensors_of
 
@@ -82,8 +82,8 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
     """
     if not isinstance(path, str | Path):
         raise FreePruneError(
-            f"`weights` is a {type(path).__name__}; give the path of a file, or load the weights into the network and leave it "
-            "out"
+            f"`weights` is {with_article(type(path).__name__)}; give the path of a file, or load the weights into the network "
+            "and leave it out"
         )
     expected = tensors_of(network)
     checkpoint = read_checkpoint(Path(path))

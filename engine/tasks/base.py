@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ...common import Inputs
-from ...errors import FreePruneError
+from ...errors import FreePruneError, with_article
 from ...reading import Reading, main_output
 from ..shown import PERCENT, with_unit
 
@@ -224,10 +224,10 @@ class Task(Reading, ABC):
 def described(value: Any) -> str:
     """What an output or a batch is, for sentences."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+        return f"{with_article(str(value.dtype).removeprefix('torch.'))} tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {'texts' if are_texts(value) else len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{with_article(type(value).__name__)} of {'texts' if are_texts(value) else len(value)}"
+    return with_article(type(value).__name__)
 
 
 def are_texts(value: Any) -> bool:

@@ -157,7 +157,7 @@ def test_where_recovery_does_not_help_the_plain_weights_stay_and_it_is_said(unla
         ({"calibration_images": 1}, "`calibration_images=1` is too few"),
         ({"seed": -1}, "`seed` is -1"),
         ({"recover": images()[:6]}, "there are 5 training images; expected at least 10"),
-        ({"recover": 3}, "the data are a int; expected a pair"),
+        ({"recover": 3}, "the data are an int; expected a pair"),
         ({"recover": torch.zeros(20, 64)}, "the network rejects an input of shape 1x64"),
     ],
 )

@@ -1,5 +1,8 @@
 """Items that are dictionaries: which values are inputs, in which order, and which is the label."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +120,44 @@ def test_values_go_to_the_arguments_of_their_names(network, items, places):
 def test_what_the_network_wants_and_the_items_do_not_hold(network, items, sentence):
     with pytest.raises(FreePruneError, match=sentence):
         load_data((items, items), network=network)
+
+
+@dataclass
+class Sample:
+    image: torch.Tensor
+    label: int
+
+
+class LabelFirst(NamedTuple):
+    label: int
+    image: torch.Tensor
+
+
+class LabelLast(NamedTuple):
+    a: torch.Tensor
+    label: int
+
+
+@pytest.mark.parametrize("kind", [Sample, LabelFirst])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_fields_are_taken_by_their_names(kind, loaded):
+    items = [kind(image=torch.full((3,), 7.0), label=i % 2) for i in range(12)]
+    if loaded:
+        items = DataLoader(items, collate_fn=joined)
+    data = load_data((items, items), network=Alone())
+    inputs, labels = stack(data.train, [0, 1, 2], data.collate)
+    assert (inputs[0].shape, float(inputs[0].mean()), labels.tolist()) == ((3, 3), 7.0, [0, 1, 0])
+
+
+def joined(items):
+    image, label = torch.stack([one.image for one in items]), torch.tensor([one.label for one in items])
+    return type(items[0])(image=image, label=label)
+
+
+def test_a_named_tuple_with_its_label_last_goes_by_its_order():
+    items = [LabelLast(torch.ones(3), i % 2) for i in range(12)]
+    data = load_data((items, items), network=Net())
+    assert (data.collate, data.labelled) == (None, True)
 
 
 def test_an_item_that_lacks_what_the_first_one_has():

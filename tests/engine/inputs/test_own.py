@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_sets import Plain, own
 from sentences import raises
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
@@ -47,6 +47,16 @@ def test_pair_of_loaders():
     assert load_data((DataLoader(own()), own())).collate is None
 
 
+def test_loaders_that_divide_one_data_set_by_their_samplers():
+    whole = own(8)
+    train = DataLoader(whole, batch_size=2, sampler=SubsetRandomSampler([5, 1, 6]))
+    test = DataLoader(whole, batch_sampler=BatchSampler(SubsetRandomSampler([0, 7]), 2, drop_last=False))
+    data = load_data((train, test))
+    assert [item[0].tolist() for item in data.train] == [whole[i][0].tolist() for i in (5, 1, 6)]
+    assert [item[0].tolist() for item in data.test] == [whole[i][0].tolist() for i in (0, 7)]
+    assert load_data((DataLoader(whole, shuffle=True), whole)).train is whole
+
+
 ITEM = (torch.zeros(1, 2, 2), 1)
 
 
@@ -69,11 +79,11 @@ def test_classes_of_own_datasets(dataset, classes):
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        (3, "the data are a int; expected a pair"),
+        (3, "the data are an int; expected a pair"),
         ((own(),), "the data are a tuple of 1; expected a pair"),
         ((Stream(), own()), "the training data are a Stream, which cannot be indexed"),
         ((own(), DataLoader(Stream())), "the test data are a Stream, which cannot be indexed"),
-        ((own(), 3), "the test data are a int, which cannot be indexed"),
+        ((own(), 3), "the test data are an int, which cannot be indexed"),
         ((own(), Plain([])), "the test dataset is empty"),
         ((DataLoader(own(), batch_size=None), own()), "the training loader has batch_size=None"),
         ((DataLoader(own(), collate_fn=doubled), DataLoader(own())), "different collate_fn"),
@@ -91,7 +101,7 @@ def test_classes_of_own_datasets(dataset, classes):
         (own(), "the data are one data set with labels, a TensorDataset; expected a pair"),
         (Stream(), "the training data are a Stream, which cannot be indexed"),
         ((Plain([({}, 1)]), own()), "dictionaries that hold no tensor besides the label"),
-        ((Plain([(object(), 1)]), own()), "1 items of a Plain cannot be read into a batch .TypeError"),
+        ((Plain([(object(), 1)]), own()), "1 item of a Plain cannot be read into a batch .TypeError"),
     ],
 )
 def test_own_datasets_that_will_not_do(source, sentence):

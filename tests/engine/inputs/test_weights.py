@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
     [
         ([torch.zeros(1)], "holds a list; expected a state dict"),
         ({}, "holds a dict; expected a state dict with at least one tensor"),
-        ({"0.weight": 3}, "holds a int under '0.weight'"),
+        ({"0.weight": 3}, "holds an int under '0.weight'"),
         ({0: torch.zeros(1)}, "holds a Tensor under 0"),
     ],
 )
@@ -175,7 +175,7 @@ def test_corrupt_file(tmp_path, suffix, content):
 
 def test_missing_file_and_unknown_suffix(tmp_path):
     for given in (True, small().state_dict()):
-        with pytest.raises(FreePruneError, match=r"`weights` is a .*; give the path of a file, or load the weights into"):
+        with pytest.raises(FreePruneError, match=r"`weights` is an? .*; give the path of a file, or load the weights into"):
             load_weights(small(), given)
     with pytest.raises(FreePruneError, match=r"end in ''; .* or 'pretrained' for those"):
         load_weights(small(), "DEFAULT")

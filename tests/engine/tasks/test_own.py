@@ -54,7 +54,7 @@ def test_functions_with_other_arguments_are_refused():
         ("measure", torch.zeros(2), r"the task's measure returned a float32 tensor of shape \(2,\)"),
         ("measure", float("nan"), "the task's measure, measure, is nan on 4 images; return a finite number"),
         ("measure", float("inf"), "is inf on 4 images"),
-        ("outputs", torch.zeros(4).long(), "returned a int64 tensor .*; return a tensor of floating numbers"),
+        ("outputs", torch.zeros(4).long(), "returned an int64 tensor .*; return a tensor of floating numbers"),
         ("outputs", None, "the task's function for the outputs returned a NoneType"),
     ],
 )

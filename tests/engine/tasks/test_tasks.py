@@ -401,9 +401,9 @@ def test_labels_of_another_task_are_refused(pair):
     stack(pair[0], [0], task=REGRESSION)
     assert load_data(pair).classes == ()
     whole = TensorDataset(torch.zeros(9, 1, 8, 8), torch.zeros(9, 3).long())
-    with pytest.raises(FreePruneError, match=r"are a int64 tensor of shape \(1, 3\) in a batch; expected three numbers for"):
+    with pytest.raises(FreePruneError, match=r"are an int64 tensor of shape \(1, 3\) in a batch; expected three numbers for"):
         stack(whole, [0], task=REGRESSION)
-    with pytest.raises(FreePruneError, match=r"are a int64 tensor of shape \(8, 3\); expected floats of shape \(N, 3\)"):
+    with pytest.raises(FreePruneError, match=r"are an int64 tensor of shape \(8, 3\); expected floats of shape \(N, 3\)"):
         train(network(), whole, Recipe(images=8, batch_size=8), seed=0, task=REGRESSION)
 
 
