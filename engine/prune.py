@@ -158,7 +158,8 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
 def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
     """Rehearse what is left to do, and open the folder."""
     folder, rehearsed = opening.folder, Rehearsed()
-    more = opening.resume and goes_on(files.read_config(folder), job.config)
+    trained = any((folder / name).exists() for name in (files.SUMMARY, files.TRAINING))
+    more = opening.resume and goes_on(files.read_config(folder), job.config, trained=trained)
     finished = opening.has_finished(files.SUMMARY)
     cut = finished and not files.holds_network(folder)
     if more or cut or not finished:

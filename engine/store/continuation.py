@@ -81,14 +81,15 @@ def earlier_of(folder: Path, trials: int) -> Earlier:
     return Earlier(planned or (before if config["time_limit"] is None else PLANNED), (*ends, before))
 
 
-def goes_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def goes_on(before: Mapping[str, Any], now: Mapping[str, Any], *, trained: bool = True) -> bool:
     """Whether a run is asked for more than it was: of trials, time or fine-tuning, and otherwise for the same.
 
     Args:
         before: the content of its `config.json`.
         now: the same for what is asked for now.
+        trained: whether there is something of its fine-tuning that would be lost; else it may be asked for any other.
     """
-    more = {"trials": _more_trials, "time_limit": _more_time, "finetune": _more_training}
+    more = {"trials": _more_trials, "time_limit": _more_time, "finetune": _more_training if trained else _any}
     differ = differing(before, now).keys() - PLANS
     if now.get("trials") != before.get("trials") and not now.get("ends"):
         differ -= {"warm_starts"}  # of a search that begins, so that they may be others
@@ -108,6 +109,10 @@ def _more_trials(before: Any, now: Any) -> bool:
 
 def _more_time(before: Any, now: Any) -> bool:
     return type(before) in (int, float) and (now is None or before < now)
+
+
+def _any(before: Any, now: Any) -> bool:
+    return True
 
 
 def _more_training(before: Any, now: Any) -> bool:

@@ -25,6 +25,7 @@ from ..run.outputs import outputs
 from ..user_code import called
 from .checkpoint import Saving
 from .fabric import shared
+from .learner import Diverged
 from .processes import by_torchrun
 from .trainer import train
 
@@ -90,19 +91,24 @@ def _trained(
     compact: nn.Module, plan: Plan, job: Job, recipe: Recipe, seed: int, saving: Saving | None, progress: Any = None
 ) -> nn.Module:
     """The pruned network trained by a recipe."""
-    return train(
-        compact,
-        job.train,
-        recipe_of(job, recipe),
-        seed=seed,
-        masks=plan.masks,
-        teacher=job.network,
-        collate=job.data.collate,
-        task=job.task,
-        hardware=job.hardware,
-        saving=saving,
-        progress=progress,
-    )
+    try:
+        return train(
+            compact,
+            job.train,
+            recipe_of(job, recipe),
+            seed=seed,
+            masks=plan.masks,
+            teacher=job.network,
+            collate=job.data.collate,
+            task=job.task,
+            hardware=job.hardware,
+            saving=saving,
+            progress=progress,
+        )
+    except Diverged as error:
+        if saving is None:
+            raise
+        raise Diverged(f"{error}, and go on with `resume=True`") from error
 
 
 def assist(job: Job, saving: Saving) -> None:

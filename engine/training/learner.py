@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+class Diverged(FreePruneError):
+    """The loss of a training is not finite any more."""
+
+
 class Learner:
     """A network on its device with optimiser, masks and teacher.
 
@@ -92,14 +96,10 @@ class Learner:
             due = wanted > 0
         if not math.isfinite(value):
             check_finite(images, labels)
-            raise FreePruneError(
-                f"the loss became {value} at step {number + 1} of {self._steps}"
-                + (
-                    f"; lower `learning_rate` (now {self._recipe.learning_rate:g})"
-                    if number
-                    else ", before any weight changed; check the loss, and the network in training mode"
-                )
-            )
+            told = f"the loss became {value} at step {number + 1} of {self._steps}"
+            if number:
+                raise Diverged(f"{told}; lower `learning_rate` (now {self._recipe.learning_rate:g})")
+            raise FreePruneError(f"{told}, before any weight changed; check the loss, and the network in training mode")
         self._descend(loss)
         if self._average is not None:
             self._average.add(number)

@@ -23,7 +23,7 @@ from ..tasks import CLASSIFICATION, Task
 from .checkpoint import Checkpoint, Saving, hash_of_masks, hash_of_shapes, load, save
 from .fabric import fabric_of
 from .feeding import Collate, Drawn, Numbered, Order, batches_of, loader
-from .learner import Learner
+from .learner import Diverged, Learner
 from .optimizer import held, schedule
 from .processes import by_torchrun, check_batch, together, world_of
 
@@ -168,7 +168,12 @@ def trained_here(training: Training, saving: Saving | None, progress: Progress |
         saved = time.monotonic()
         for number, batch in enumerate(feed.batches(), start=done):
             due = saving is not None and time.monotonic() - saved >= saving.seconds
-            loss, due = learner.step(number, batch, feed.draws, due)
+            try:
+                loss, due = learner.step(number, batch, feed.draws, due)
+            except Diverged:
+                if saving is not None:
+                    saving.path.unlink(missing_ok=True)  # from which it would end so again
+                raise
             if due and saving is not None:
                 feed.save(number + 1, saving)
                 saved = time.monotonic()

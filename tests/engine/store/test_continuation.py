@@ -96,6 +96,19 @@ def test_more_training_starts_from_the_pruned_network(tmp_path):
         prune(tmp_path / "run", 3, finetune=short, resume=True)
 
 
+def test_after_a_training_that_diverged_another_one_takes_its_place(tmp_path):
+    wild, calm = (Recipe(epochs=1, batch_size=8, learning_rate=rate, warmup=0) for rate in (1e30, 0.01))
+    with pytest.raises(FreePruneError, match=r"lower `learning_rate` \(now 1e\+30\), and go on with `resume=True`"):
+        prune(tmp_path / "run", 3, finetune=wild)
+    before = (tmp_path / "run" / "trials.jsonl").read_bytes()
+    found = prune(tmp_path / "run", 3, finetune=calm, resume=True)
+    whole = prune(tmp_path / "whole", 3, finetune=calm)
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes() == before
+    assert all(map(torch.equal, found.network.state_dict().values(), whole.network.state_dict().values()))
+    with pytest.raises(FreePruneError, match="was started with finetune"):  # its training would be lost
+        prune(tmp_path / "run", 3, finetune=wild, resume=True)
+
+
 def test_fewer_trials_than_there_are(tmp_path):
     result = prune(tmp_path, 4)
     with pytest.raises(FreePruneError, match=r"trials = 4, of which 4 are done; .*resume it with `trials=4` or more, or start"):

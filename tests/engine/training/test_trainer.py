@@ -15,6 +15,7 @@ from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.tasks import AGREEMENT, CLASSIFICATION
 from freeprune.engine.training import measuring
 from freeprune.engine.training.augmentation import drawn_shifts, shifted
+from freeprune.engine.training.checkpoint import Saving
 from freeprune.engine.training.measuring import accuracy, measured
 from freeprune.engine.training.optimizer import rate_factor
 from freeprune.engine.training.trainer import train
@@ -581,6 +582,13 @@ def test_sentences_for_batches(dataset, collate, sentence):
 def test_a_learning_rate_that_explodes_is_a_sentence(dataset):
     with pytest.raises(FreePruneError, match=r"the loss became (nan|inf) at step \d of 5; .*\(now 1e\+30\)"):
         train(make(), dataset, Recipe(images=40, batch_size=8, learning_rate=1e30, warmup=0), seed=0)
+
+
+def test_a_training_that_explodes_leaves_no_checkpoint(dataset, tmp_path):
+    recipe, saving = Recipe(images=40, batch_size=8, learning_rate=1e30, warmup=0), Saving(tmp_path / "t.safetensors", 0)
+    with pytest.raises(FreePruneError, match="the loss became"):
+        train(make(), dataset, recipe, seed=0, saving=saving)
+    assert not saving.path.exists()
 
 
 class Side(nn.Module):
