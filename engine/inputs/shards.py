@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import FreePruneError, cause
+from ...errors import FreePruneError, brief, cause
+from ..user_code import warn
 from .batches import Data, parted
 from .encoded import HEAD, TAIL, Encoded
 from .image_files import SUFFIXES, counts, unreadable
@@ -29,6 +31,7 @@ LABEL = ".cls"
 LONGEST = 20  # bytes of a label
 CLASSES = 10**6  # at most
 BLOCK = 512  # bytes, of tar
+SIDES = re.compile(r",(?![^{}]*\})")  # between the shards for training and those for the test
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -91,12 +94,13 @@ def shards(place: str, asked: Pictures, network: nn.Module | None) -> Data:
     Raises:
         FreePruneError: a shard is missing or truncated, or holds no images; some images have labels and some do not.
     """
-    sides = re.split(r",(?![^{}]*\})", place)
+    sides = SIDES.split(place)
     if len(sides) > 2:
         raise FreePruneError(f"'wds:{place}' has {len(sides)} parts; expected shards for training, and others for the test")
     paths = [expanded(side) for side in sides]
     every = [path for side in paths for path in side]
-    samples = [list(_samples(path, number)) for number, path in enumerate(every)]
+    others: set[str] = set()
+    samples = [list(_samples(path, number, others)) for number, path in enumerate(every)]
     for path, found in zip(every, samples, strict=True):
         if not found:
             raise FreePruneError(f"the shard {path!r} holds no image; expected files that end in {', '.join(sorted(SUFFIXES))}")
@@ -108,6 +112,11 @@ def shards(place: str, asked: Pictures, network: nn.Module | None) -> Data:
         train, test = parted(len(together))
         count, ordered = len(train), [together[i] for i in (*train, *test)]
     labels, classes = _labels(ordered, count, place)
+    if others and labels == [None, None]:
+        warn(
+            f"the shards of 'wds:{place}' hold {', '.join(sorted(others)[:3])} beside the images and no {LABEL}, so that "
+            f"networks are held against the dense one; where there are labels, give each image its class as a number in {LABEL}"
+        )
     return data_of_pictures(Members(every, ordered), count, labels, classes, f"wds:{place}", asked, network)
 
 
@@ -125,8 +134,12 @@ def _choices(text: str) -> list[str]:
     return [str(number).zfill(len(found[1])) for number in range(int(found[1]), int(found[2]) + 1)]
 
 
-def _samples(path: str, shard: int) -> Iterator[Sample]:
-    """Yields the images of a shard in its order, each with the label of its key."""
+def _samples(path: str, shard: int, others: set[str]) -> Iterator[Sample]:
+    """Yields the images of a shard in its order, each with the label of its key.
+
+    Args:
+        others: the suffixes of what is no image and no label are added to it.
+    """
     if not Path(path).is_file():
         raise FreePruneError(f"there is no shard {path!r}; give existing .tar files, such as wds:train-{{000..009}}.tar")
     images: dict[str, tuple[str, int, int]] = {}
@@ -143,9 +156,16 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                     raise tarfile.ReadError(f"{member.name} goes past its end")
                 if suffix == LABEL:
                     content = file.extractfile(member)
-                    labels[key] = _class(b"" if content is None else content.read(LONGEST))
+                    labels[key] = _class(b"" if content is None else content.read(LONGEST), member.name, path)
                 elif f".{suffix.rpartition('.')[2]}" in SUFFIXES:
+                    if key in images:
+                        raise FreePruneError(
+                            f"the shard {path!r} holds {images[key][0]!r} and {member.name!r}, two images of one sample; "
+                            "expected one: read others, such as masks, in a data set of your own"
+                        )
                     images[key] = member.name, member.offset_data, member.size
+                else:
+                    others.add(suffix)
                 setattr(file, "members", [])  # which it would keep for looking up  # noqa: B010
             if size < end + BLOCK:  # tarfile takes a file that ends after a member for a whole one
                 raise tarfile.ReadError("its end is missing")
@@ -154,18 +174,22 @@ def _samples(path: str, shard: int) -> Iterator[Sample]:
                 raise tarfile.ReadError("the header of a member is damaged")
     except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
         raise FreePruneError(
-            f"the shard {path!r} cannot be read ({cause(error)}), perhaps since it was truncated; fetch it again"
+            f"the shard {path!r} cannot be read ({cause(error)}), perhaps since it was truncated; fetch it again, or unpack "
+            "one that is compressed"
         ) from error
     for key, (name, start, length) in images.items():
         yield Sample(shard, name, start, length, labels.get(key))
 
 
-def _class(content: bytes) -> int:
+def _class(content: bytes, name: str, path: str) -> int:
     """The class that the content of a `.cls` member says."""
-    found = int(content)
-    if not 0 <= found < CLASSES:
-        raise ValueError(f"the class {found}, where 0 to {CLASSES - 1} were expected")
-    return found
+    with suppress(ValueError):
+        found = int(content)
+        if 0 <= found < CLASSES:
+            return found
+    raise FreePruneError(
+        f"{name!r} in the shard {path!r} holds {brief(content)}; expected the number of a class, from 0 to {CLASSES - 1}"
+    )
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..inputs.shards import SIDES
+
 FOLDER = "working_directory"  # in `config.json`, where the run was asked for; configs of earlier versions do not say
 PATHS = ("weights", "sweep")  # whose value is a path
 NAMES = (*PATHS, "model", "data", "metric", "task")  # whose value may hold one
@@ -31,7 +33,7 @@ def _whole(name: str, config: Mapping[str, Any]) -> Any:
         return _path(value, folder)
     kind, colon, place = value.partition(":")
     if colon and kind in KINDS:
-        parts = place.split(",") if kind == "wds" else [place]
+        parts = SIDES.split(place) if kind == "wds" else [place]
         return f"{kind}:{','.join(_path(part, folder) for part in parts)}"
     place, _, called = value.rpartition(":")
     return f"{_path(place, folder)}:{called}" if place.endswith(".py") else value

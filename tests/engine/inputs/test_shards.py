@@ -71,7 +71,8 @@ def test_of_training_shards_alone_a_fifth_is_for_the_test(shards):
 
 def test_images_without_labels(tmp_path):
     shard(tmp_path / "a.tar", range(6), lambda i: None)
-    assert not load(f"wds:{tmp_path}/a.tar").labelled
+    with pytest.warns(FreePruneWarning, match=r"hold .json beside the images and no .cls, .*held against the dense one"):
+        assert not load(f"wds:{tmp_path}/a.tar").labelled
     shard(tmp_path / "b.tar", range(6, 9))
     with pytest.raises(FreePruneError, match=r"has no label \(.cls\), but others have; give all one, or none"):
         load(f"wds:{tmp_path}/{{a,b}}.tar")
@@ -148,6 +149,29 @@ def test_sentences(shards):
         load(f"wds:{shards}/none.tar")
     with pytest.raises(FreePruneError, match="has 3 parts"):
         load("wds:a,b,c")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("some/0001.cls", b"cat", r"'some/0001.cls' in the shard '.*a.tar' holds b'cat'; expected the number of a class"),
+        ("some/0001.cls", b"-1", "holds b'-1'; expected the number of a class"),
+        ("some/0001.seg.png", png(0), "'some/0001.png' and 'some/0001.seg.png', two images of one sample; expected one"),
+    ],
+)
+def test_members_that_are_not_as_expected(tmp_path, name, content, sentence):
+    path = shard(tmp_path / "a.tar", range(12))
+    with tarfile.open(path, "a") as file:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        file.addfile(info, io.BytesIO(content))
+    with pytest.raises(FreePruneError, match=sentence):
+        load(f"wds:{path}")
+
+
+def test_labels_may_end_as_windows_ends_lines(tmp_path):
+    path = shard(tmp_path / "a.tar", range(12), lambda i: f"{i % 3}\r\n")
+    assert load(f"wds:{path}").classes == ("0", "1", "2")
 
 
 @pytest.fixture
