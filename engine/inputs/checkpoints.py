@@ -133,7 +133,7 @@ def _read_torch(path: Path) -> object:
         unknown = dict.fromkeys(torch.serialization.get_unsafe_globals_in_checkpoint(path), Unread)
     while True:
         try:
-            classes = [_stand_in(name, kind) for name, kind in unknown.items()]
+            classes: list[Any] = [_stand_in(name, kind) for name, kind in unknown.items()]
             with path.open("rb") as file, torch.serialization.safe_globals(classes):  # by its path, torch goes by its ending
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:

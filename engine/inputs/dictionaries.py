@@ -112,7 +112,7 @@ def by_fields(given: Any) -> Any:
     """A dataclass, or a named tuple whose label is not last, as a dictionary of its fields; anything else as it is."""
     if is_dataclass(given) and not isinstance(given, type):
         return {one.name: getattr(given, one.name) for one in fields(given)}
-    names = getattr(given, "_fields", ()) if isinstance(given, tuple) else ()
+    names: tuple[str, ...] = getattr(given, "_fields", ()) if isinstance(given, tuple) else ()
     return given._asdict() if {*names[:-1]} & {*LABELS} and names[-1] not in LABELS else given
 
 

@@ -96,10 +96,10 @@ class Learner:
             due = wanted > 0
         if not math.isfinite(value):
             check_finite(images, labels)
-            told = f"the loss became {value} at step {number + 1} of {self._steps}"
+            sentence = f"the loss became {value} at step {number + 1} of {self._steps}"
             if number:
-                raise Diverged(f"{told}; lower `learning_rate` (now {self._recipe.learning_rate:g})")
-            raise FreePruneError(f"{told}, before any weight changed; check the loss, and the network in training mode")
+                raise Diverged(f"{sentence}; lower `learning_rate` (now {self._recipe.learning_rate:g})")
+            raise FreePruneError(f"{sentence}, before any weight changed; check the loss, and the network in training mode")
         self._descend(loss)
         if self._average is not None:
             self._average.add(number)
