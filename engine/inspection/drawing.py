@@ -13,7 +13,7 @@ from ...disk import write_atomically
 from ...errors import FreePruneError
 
 if TYPE_CHECKING:
-    from .groups import GroupInfo, Inspection, LayerInfo
+    from .findings import GroupInfo, Inspection, LayerInfo
 
 ROW, LANE, CHARACTER, BAR = 18, 12, 6.7, 120  # pixels: row height, distance of lines, width of a letter, longest bar
 TOP, MARGIN = 78, 12

@@ -14,7 +14,7 @@ from ...errors import amount
 from ..asked.targets import label
 
 if TYPE_CHECKING:
-    from .groups import Inspection
+    from .findings import Inspection
 
 WIDTH = 160  # columns of a table that does not go to a terminal
 SHOWN = 3  # most names in one cell; the JSON has all

@@ -13,7 +13,8 @@ from torch import nn
 from freeprune.backends import BACKENDS
 from freeprune.engine.command.cli import main
 from freeprune.engine.inspection import drawing as graph
-from freeprune.engine.inspection.groups import GroupInfo, inspect
+from freeprune.engine.inspection.findings import GroupInfo
+from freeprune.engine.inspection.groups import inspect
 from freeprune.errors import FreePruneError
 
 SVG = "{http://www.w3.org/2000/svg}"
