@@ -15,8 +15,8 @@ from ..asked.settings import Settings
 from ..inputs.batches import Data
 from ..inputs.dense import GivenModel
 from ..inputs.digest import digest_of
+from ..store.config import PARAMETERS
 from ..store.places import FOLDER
-from ..store.run_folder import PARAMETERS
 from ..tasks.choice import Choice
 from ..user_code import name_of
 from .task import Finetune

@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import FreePruneError
 from ..asked.settings import PLANNED
 from ..inputs.sharded import remove_weights
+from .config import PLANS, differing
 from .ledger import Ledger
 from .run_folder import (
     COMPACTION,
@@ -18,12 +19,10 @@ from .run_folder import (
     LEDGER,
     ONNX,
     ONNX_DATA,
-    PLANS,
     REPORT,
     SUMMARY,
     TRAINING,
     WEIGHTS,
-    differing,
     read_json,
 )
 from .shapes import fits

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +16,12 @@ from ...backends.onnx import ONNX_RUNTIME
 from ...backends.onnx.files import DATA
 from ...disk import parse_json, write_atomically
 from ...errors import FreePruneError, brief, is_out_of_memory, out_of_memory
-from ..asked.targets import parse_target
 from ..inputs.calibration import CALIBRATION
 from ..inputs.sharded import all_weights, remove_weights, weights_at
 from ..user_code import UserError
+from .config import check_same
 from .documents import Document
 from .lock import leave, occupies, occupy
-from .places import FOLDER, are_one
-from .shapes import ADDED
 from .studies import Comparison, Study, Sweep
 from .summary import Summary
 
@@ -43,8 +41,6 @@ ERROR = "error.txt"  # the traceback of an error in a user's function
 REPORT = "report.html"  # the report page
 REPLACED = ".replaced"  # folder of the files of a run that another one is about to replace
 LEDGERS = "ledgers"  # folder of the ledgers of a comparison or a sweep
-PLANS = frozenset({"planned", "ends"})  # in `config.json`, of how a search was planned; nobody gives them
-PARAMETERS = "parameters"  # in `config.json`, a hash of the network's; configs of earlier versions have none
 FILES = (
     *(CONFIG, LEDGER, PLAN, MASKS, COMPACTION, WEIGHTS, ONNX, ONNX_DATA, INT8, SUMMARY, LATENCY),
     *(CANDIDATES, SCORES, STUDY, COMPARISON, FINETUNED, SWEEP, REPORT, CALIBRATION, ERROR, TRAINING),
@@ -134,7 +130,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool,
         make_folder(folder)
     occupy(folder)
     if resume:
-        _compare(read_json(folder / CONFIG), config, folder)
+        check_same(read_json(folder / CONFIG), config, folder)
         (folder / ERROR).unlink(missing_ok=True)
         _remove_parts(folder)
         return
@@ -207,45 +203,6 @@ def _remove_parts(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
-    known = {name: value for name, value in now.items() if name != FOLDER and (name != PARAMETERS or name in before)}
-    pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
-    return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked and not are_one(name, before, now)}
-
-
-def _as_now(name: str, was: Any) -> Any:
-    """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M."""
-    if name != "target" or not isinstance(was, list) or not all(isinstance(one, str) for one in was):
-        return was
-    with suppress(FreePruneError):
-        return [str(parse_target(one)) for one in was]
-    return was
-
-
-def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    others = differing(before, now)
-    options = {name: pair for name, pair in others.items() if name not in PLANS} or others
-    told = []
-    for name, pair in options.items():
-        was, asked = _parts(*pair)
-        equal = f"{name} = {brief(repr(was))}, not {brief(repr(asked))}"
-        told.append("weights of other values" if name == PARAMETERS else equal)
-    if told:
-        raise FreePruneError(
-            f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same, or start the run again "
-            "with `force=True`"
-        )
-
-
-def _parts(was: Any, asked: Any) -> tuple[Any, Any]:
-    """Both values; of two dictionaries what differs."""
-    if not (isinstance(was, dict) and isinstance(asked, dict)):
-        return was, asked
-    names = [name for name in {**was, **asked} if was.get(name) != asked.get(name)]
-    return {name: was.get(name) for name in names}, {name: asked.get(name) for name in names}
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""`config.json`: what a run was asked for when it was started, compared with what is asked for now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...errors import FreePruneError, brief
+from ..asked.targets import parse_target
+from .places import FOLDER, are_one
+from .shapes import ADDED
+
+PLANS = frozenset({"planned", "ends"})  # in `config.json`, of how a search was planned; nobody gives them
+PARAMETERS = "parameters"  # in `config.json`, a hash of the network's; configs of earlier versions have none
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
+    known = {name: value for name, value in now.items() if name != FOLDER and (name != PARAMETERS or name in before)}
+    pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
+    return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked and not are_one(name, before, now)}
+
+
+def _as_now(name: str, was: Any) -> Any:
+    """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M."""
+    if name != "target" or not isinstance(was, list) or not all(isinstance(one, str) for one in was):
+        return was
+    with suppress(FreePruneError):
+        return [str(parse_target(one)) for one in was]
+    return was
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to resume a run that was asked for something else.
+
+    Args:
+        before: the content of its `config.json`.
+        now: the same for what is asked for now.
+
+    Raises:
+        FreePruneError: options differ; they are named.
+    """
+    others = differing(before, now)
+    options = {name: pair for name, pair in others.items() if name not in PLANS} or others
+    told = []
+    for name, pair in options.items():
+        was, asked = _parts(*pair)
+        equal = f"{name} = {brief(repr(was))}, not {brief(repr(asked))}"
+        told.append("weights of other values" if name == PARAMETERS else equal)
+    if told:
+        raise FreePruneError(
+            f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same, or start the run again "
+            "with `force=True`"
+        )
+
+
+def _parts(was: Any, asked: Any) -> tuple[Any, Any]:
+    """Both values; of two dictionaries what differs."""
+    if not (isinstance(was, dict) and isinstance(asked, dict)):
+        return was, asked
+    names = [name for name in {**was, **asked} if was.get(name) != asked.get(name)]
+    return {name: was.get(name) for name in names}, {name: asked.get(name) for name in names}
