@@ -161,7 +161,7 @@ def test_where_recovery_does_not_help_the_plain_weights_stay_and_it_is_said(unla
         ({"recover": torch.zeros(20, 64)}, "the network rejects an input of shape 1x64"),
     ],
 )
-def test_sentences_of_recovery(unlabelled, options, sentence, tmp_path):
+def test_a_recovery_that_cannot_be_is_refused_before_anything_is_written(unlabelled, options, sentence, tmp_path):
     with pytest.raises(freeprune.FreePruneError, match=sentence):
         freeprune.apply(network(), unlabelled.plan, **{"recover": images(), "out": tmp_path / "out", **options})
     assert not (tmp_path / "out").exists()

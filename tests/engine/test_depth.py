@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
         )  # fmt: skip
 
 
-def test_the_branches_went(finished):
+def test_two_branches_went_and_the_target_is_met(finished):
     assert set(finished.plan.gone) == {"3.body", "4.body"}
     assert {name: finished.plan.rates[name] for name in BRANCHES} == dict.fromkeys(BRANCHES, 1.0)
     kept = {group.name: group.kept for group in finished.summary.groups}

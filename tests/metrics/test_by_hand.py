@@ -65,7 +65,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("metric", sorted(EXPECTED))
-def test_by_hand(metric):
+def test_scores_of_two_layers_by_hand(metric):
     network = two_layers()
     pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
     assert METRICS[metric](pruned, Reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5, abs=1e-7)

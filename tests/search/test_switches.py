@@ -74,7 +74,7 @@ def test_only_single_units_are_switches():
         Space(np.array([2, 1]), np.array([1, 0]), costs, {}, geometric=True)
 
 
-def test_the_widths_alone():
+def test_widths_are_the_other_groups_with_all_switches_on():
     widths = space_of(30).widths
     assert widths.size == 3
     assert widths.costs(np.array([[10, 10, 10]]))["size"] == [52]

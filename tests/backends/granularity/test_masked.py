@@ -30,7 +30,7 @@ def pruned_weight(network, backend, *kept):
     return apply(network, backend.plan(np.array(kept)))[0].weight.detach().squeeze().tolist()
 
 
-def test_two_of_four():
+def test_two_of_four_keeps_the_two_largest_of_every_four_inputs():
     rows = np.array([[1.0, -4, 2, 3], [-2, 1, 0.5, -1.5]]).reshape(2, 4, 1, 1)
     network, backend = backend_for("nm", conv(rows))
     assert [(g.units, g.minimum) for g in backend.groups] == [(2, 1)]

@@ -12,7 +12,7 @@ TENSORS = [torch.randn(3, 4), torch.arange(6).reshape(2, 3).T, torch.zeros(0, 5)
 
 
 @pytest.mark.parametrize("keep", [held, Shelf()])
-def test_tensors_come_back(keep):
+def test_tensors_come_back_as_they_were_kept(keep):
     kept = [keep(tensor) for tensor in TENSORS]
     for _ in range(2):
         for give, tensor in zip(reversed(kept), reversed(TENSORS), strict=True):

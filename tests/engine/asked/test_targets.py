@@ -23,7 +23,7 @@ from freeprune.search import Space
         ("latency=0.5ms", Target("latency", 0.5, False)),
     ],
 )
-def test_forms(text, expected):
+def test_every_form_of_a_target_is_read(text, expected):
     assert parse_target(text) == expected
 
 

@@ -70,7 +70,7 @@ def test_document_table_and_page_have_it(finished):
         assert shown in page
 
 
-def test_nothing_else_changes(tmp_path):
+def test_quantising_changes_no_other_file(tmp_path):
     plain, both = (prune(tmp_path / str(q), quantize=q) for q in (None, "int8"))
     for name in ("plan.json", "model.safetensors", "model.onnx"):
         assert (plain.folder / name).read_bytes() == (both.folder / name).read_bytes()

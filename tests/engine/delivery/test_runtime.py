@@ -50,7 +50,7 @@ def job(monkeypatch):
     return prepare(GivenModel(network()), (made, made), settings({"macs": 0.7}, options, trials=2), None)
 
 
-def test_a_whole_run(job, tmp_path):
+def test_a_run_is_checked_and_timed_in_a_runtime_of_ones_own(job, tmp_path):
     opening = Opening(tmp_path / "out", Placement(), job.hardware, resume=False, force=False, progress=silent)
     result = finished_run(job, lambda job: strategy_of(job, "random", 0), opening)
     onnx = result.summary.onnx

@@ -28,7 +28,7 @@ def test_npz_rgb_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(12, 4, 5), (12, 4, 5, 1)])
-def test_npz_one_channel(tmp_path, shape):
+def test_npz_images_of_one_channel_span_minus_one_to_one(tmp_path, shape):
     images = np.full(shape, 255, np.uint8)
     data = load_data(npz(tmp_path, x_train=images, x_test=images[:3]))
     assert (data.mean, data.std, data.augment) == ((0.5,), (0.5,), False)
@@ -186,7 +186,7 @@ def test_npz_files_that_will_not_do(tmp_path):
         load_data(f"npz:{tmp_path}/lone.npy")
 
 
-def test_digits():
+def test_digits_are_divided_and_span_minus_one_to_one():
     data = load_data("digits")
     assert (len(data.train), len(data.test), data.augment) == (1438, 359, False)
     assert data.classes == tuple("0123456789")

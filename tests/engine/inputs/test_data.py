@@ -32,7 +32,7 @@ def test_a_callable_may_have_the_name_of_a_folder(tmp_path, monkeypatch):
     assert len(load_data("own_data.py:data").train) == 3
 
 
-def test_callable(tmp_path):
+def test_a_callable_gives_a_pair_or_whole_data(tmp_path):
     path = tmp_path / "source_of_data.py"
     path.write_text(
         "import torch\n"
@@ -60,7 +60,7 @@ def test_callable(tmp_path):
         ("imagefoldr:DIR", "importing 'imagefoldr' failed.*did you mean 'imagefolder:DIR'"),
     ],
 )
-def test_unknown_spec(spec, sentence):
+def test_an_unknown_spec_is_told_what_is_near(spec, sentence):
     with raises(sentence):
         load_data(spec)
 

@@ -12,7 +12,7 @@ from freeprune.engine.training import fabric
 from freeprune.errors import FreePruneError
 
 
-def test_names(monkeypatch):
+def test_a_device_is_found_by_its_name(monkeypatch):
     assert device_of("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of("auto") == torch.device("cpu")
@@ -25,7 +25,7 @@ def test_names(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:1", ""])
-def test_no_names(name):
+def test_what_names_no_device_is_refused(name):
     with pytest.raises(FreePruneError, match=f"`device` is '{name}'; give auto, cpu, cuda, cuda:N with N from 0, mps or xpu"):
         device_of(name)
 

@@ -204,7 +204,7 @@ def test_words_that_do_not_go_together():
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_absent_library(monkeypatch, library):
+def test_a_library_that_is_not_installed_is_told_how_to_install_it(monkeypatch, library):
     def absent(name):
         raise ModuleNotFoundError("No module named 'it'", name="it")
 

@@ -38,7 +38,7 @@ def test_a_path_is_told_what_to_write_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(NETWORKS) if name != "cifar:resnet110"])
-def test_built_in(name):
+def test_built_in_networks_are_made_by_name(name):
     assert load_model(name).state_dict().keys() == NETWORKS[name]().state_dict().keys()
 
 
@@ -59,7 +59,7 @@ def test_built_in(name):
         ("nothing/here.py:make", "no file .*here.py"),
     ],
 )
-def test_unknown_network(spec, sentence):
+def test_a_network_that_there_is_not_is_told_what_is_near(spec, sentence):
     with pytest.raises(FreePruneError, match=sentence) as caught:
         load_model(spec)
     assert "\n" not in str(caught.value)

@@ -79,7 +79,7 @@ def test_option_a_pads_both_sides_alike():
 
 
 @pytest.mark.parametrize("depth", [2, 18, 21, -4])
-def test_no_such_depth(depth):
+def test_a_depth_that_no_cifar_resnet_has_is_refused(depth):
     with pytest.raises(FreePruneError, match=f"no depth {depth}; give a depth of 6n"):
         cifar_resnet(depth)
 

@@ -26,7 +26,7 @@ def doubled(items):
     return torch.stack([image for image, _ in items]) * 2, torch.tensor([label for _, label in items])
 
 
-def test_pair_of_datasets():
+def test_a_pair_of_datasets_is_kept_as_it_is():
     train, test = own(), own(4)
     data = load_data((train, test))
     assert data.train is train
@@ -37,7 +37,7 @@ def test_pair_of_datasets():
     assert load_data(data) is data
 
 
-def test_pair_of_loaders():
+def test_of_a_pair_of_loaders_the_datasets_and_the_collate_fn_are_kept():
     loaders = [DataLoader(own(), batch_size=3, collate_fn=doubled), DataLoader(own(4), collate_fn=doubled)]
     data = load_data(loaders)
     assert data.train is loaders[0].dataset
@@ -72,7 +72,7 @@ ITEM = (torch.zeros(1, 2, 2), 1)
         (Plain([ITEM]), ()),
     ],
 )
-def test_classes_of_own_datasets(dataset, classes):
+def test_classes_are_those_that_a_dataset_tells(dataset, classes):
     assert load_data((dataset, dataset)).classes == classes
 
 

@@ -87,7 +87,7 @@ def test_what_macos_leaves_in_an_archive_is_no_image(tmp_path):
     assert len(data.train) + len(data.test) == 12
 
 
-def test_braces():
+def test_braces_stand_for_several_shards():
     assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expanded("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert expanded("plain.tar") == ["plain.tar"]
@@ -140,7 +140,7 @@ def test_a_shard_that_has_gone_is_a_sentence_or_another_image_stands_in(shards, 
     assert not skip or torch.equal(found, train[8][0])
 
 
-def test_sentences(shards):
+def test_shards_that_will_not_do_are_told(shards):
     with pytest.raises(FreePruneError, match=r"there is no shard '.*train-003.tar'; give existing .tar files"):
         load(f"wds:{shards}/train-{{002..003}}.tar")
     with tarfile.open(shards / "none.tar", "w"):

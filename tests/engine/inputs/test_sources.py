@@ -290,7 +290,7 @@ def test_of_several_folders_for_the_test_the_first_name_in_small_letters_is_take
     assert len(load_data(f"imagefolder:{folder}").test) == len(load_data(f"imagefolder:{folder}").train)
 
 
-def test_folder_without_parts(folder):
+def test_parts_that_a_folder_lacks_are_named(folder):
     with raises("no image folder '.*nowhere'"):
         load_data(f"imagefolder:{folder}/nowhere")
     without(folder, "test")
@@ -301,7 +301,7 @@ def test_folder_without_parts(folder):
         load_data(f"imagefolder:{folder}")
 
 
-def test_folder_without_classes(folder):
+def test_a_part_of_one_class_or_none_is_refused(folder):
     without(folder, "train/bee")
     with raises("train' holds only the class folder 'ant'; expected"):
         load_data(f"imagefolder:{folder}")
@@ -310,13 +310,13 @@ def test_folder_without_classes(folder):
         load_data(f"imagefolder:{folder}")
 
 
-def test_class_without_images(folder):
+def test_a_class_without_images_is_named(folder):
     (folder / "test" / "bee" / "0.png").unlink()
     with raises(r"test/bee' holds no image; expected files that end in .avif, .bmp, "):
         load_data(f"imagefolder:{folder}")
 
 
-def test_classes_that_differ(folder):
+def test_classes_of_one_part_alone_are_named(folder):
     (folder / "test" / "bee").rename(folder / "test" / "wasp")
     with raises("train' and '.*test' differ in bee, wasp; expected"):
         load_data(f"imagefolder:{folder}")
@@ -389,7 +389,7 @@ def test_images_beside_folders_are_no_data_without_labels(folder):
         load_data(f"imagefolder:{folder}")
 
 
-def test_classes_in_one_part_only(folder):
+def test_a_test_part_without_classes_is_refused(folder):
     without(folder, "test")
     flat(folder / "test", 2)
     with raises("test' holds no class folder"):

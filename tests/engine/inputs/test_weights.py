@@ -165,7 +165,7 @@ def test_content_that_is_no_state_dict(tmp_path, content, sentence):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all, only text"])
-def test_corrupt_file(tmp_path, suffix, content):
+def test_a_corrupt_file_is_one_sentence(tmp_path, suffix, content):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(FreePruneError, match="cannot be read") as caught:
@@ -173,7 +173,7 @@ def test_corrupt_file(tmp_path, suffix, content):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file_and_unknown_suffix(tmp_path):
+def test_a_missing_file_and_an_unknown_ending_are_told(tmp_path):
     for given in (True, small().state_dict()):
         with pytest.raises(FreePruneError, match=r"`weights` is an? .*; give the path of a file, or load the weights into"):
             load_weights(small(), given)
@@ -209,7 +209,7 @@ def refused(tmp_path, content, sentence, key=None, network=None):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".tar", ".CKPT", ".pkl"])
-def test_endings(tmp_path, suffix):
+def test_weights_arrive_whatever_the_ending_of_their_file(tmp_path, suffix):
     arrives(tmp_path, lambda state: {"state_dict": state}, suffix)
 
 
@@ -350,7 +350,7 @@ def test_a_file_that_needs_code_names_the_class(tmp_path, old):
         load_weights(small(), tmp_path / "w.pt", "model")
 
 
-def test_a_whole_network(tmp_path):
+def test_a_file_that_holds_a_network_instead_of_weights_is_refused(tmp_path):
     refused(tmp_path, nn.Linear(2, 2), "an object of the class torch.nn.modules.linear.Linear, which only that code")
 
 

@@ -240,7 +240,7 @@ def test_a_forward_pass_that_reads_values():
     assert looked_at("vgg").needs_values is None
 
 
-def test_two_inputs():
+def test_layers_that_read_two_inputs_are_tied_where_these_are_added():
     def forward(net, x, y):
         return net.fc((net.first(x) + net.second(y)).mean((2, 3)))
 
@@ -397,7 +397,7 @@ def test_the_command_says_that_values_were_needed(tmp_path, monkeypatch):
     assert "traced on the CPU" in output
 
 
-def test_json_and_graph(tmp_path):
+def test_the_command_writes_json_and_a_picture(tmp_path):
     picture = tmp_path / "new" / "out.svg"
     status, output, _ = call("digits:cnn", "--data", "digits", "--json", "--graph", picture, "--round-to", "8")
     assert status == 0

@@ -70,7 +70,7 @@ def test_it_is_told_with_what_it_is(result):
     assert "this network, measured</th><td>11.5 ms (96%)</td>" in page
 
 
-def test_branches_may_go(tmp_path):
+def test_branches_go_unless_depth_is_off(tmp_path):
     model, source = networks.build("resnet_b"), data(networks.SHAPE)
     found = prune(tmp_path / "deep", model, source).summary.foreseen
     assert found.shares[-1].branches > 0

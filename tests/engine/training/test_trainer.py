@@ -529,7 +529,7 @@ def test_recipes_that_make_no_sense(change, sentence):
         Recipe(**change)
 
 
-def test_sentences_for_arguments(dataset):
+def test_arguments_that_cannot_be_trained_with_are_told(dataset):
     recipe = Recipe(images=8, batch_size=8)
     with pytest.raises(FreePruneError, match="no teacher"):
         train(make(), dataset, Recipe(distill=0.5), seed=0)
@@ -560,7 +560,7 @@ def test_sentences_for_arguments(dataset):
         (lambda network, images: network(images).detach(), "backward pass failed .*does not require grad.* or 0 epochs"),
     ],
 )
-def test_sentences_for_networks(dataset, change, sentence):
+def test_networks_that_cannot_be_trained_are_told(dataset, change, sentence):
     with pytest.raises(FreePruneError, match=sentence):
         train(Wrap(change), dataset, Recipe(images=8, batch_size=8), seed=0)
 
@@ -574,7 +574,7 @@ def test_sentences_for_networks(dataset, change, sentence):
         (lambda items: (torch.zeros(8, 3, 8, 8), -torch.ones(8).long()), "there is a label -1"),
     ],
 )
-def test_sentences_for_batches(dataset, collate, sentence):
+def test_batches_that_cannot_be_trained_on_are_told(dataset, collate, sentence):
     with pytest.raises(FreePruneError, match=sentence):
         train(make(), dataset, Recipe(images=8, batch_size=8), seed=0, collate=collate)
 
