@@ -89,7 +89,7 @@ def compact(network: nn.Module, inputs: Inputs, *, block: int = 1) -> Compacted:
         kept=indices,
         attributes=tuple(attributes(network, shared_tensors(network), indices, coupling.kept_nodes(classes), repairs)),
     )
-    shifts = _shifts(coupling, flow, classes)
+    shifts = shifts_of(coupling, flow, classes)
     modules = dict(network.named_modules())
     plan = replace(plan, biases=tuple(layer for layer in shifts if modules[layer].bias is None))
     smaller = apply(network, plan).eval()
@@ -167,7 +167,7 @@ def _in_blocks(classes: NDArray[np.bool_], coupling: Coupling, network: nn.Modul
     return result
 
 
-def _shifts(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[str, Tensor]:
+def shifts_of(coupling: Coupling, flow: Flow, classes: NDArray[np.bool_]) -> dict[str, Tensor]:
     """For each layer, what is added to the bias of its kept outputs for the channels that are removed."""
     stays = np.append(classes, True)
     result = {}

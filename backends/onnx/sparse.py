@@ -66,7 +66,7 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runt
         ) from error
     smaller = {}
     for tensor in model.graph.initializer:
-        sparse = _sparse(tensor)
+        sparse = as_sparse(tensor)
         if sparse is not None and sparse.ByteSize() < tensor.ByteSize():
             smaller[tensor.name] = sparse
     arrays = as_arrays(inputs)
@@ -87,7 +87,7 @@ def compress_onnx(path: str | os.PathLike[str], inputs: tuple[Tensor, ...], runt
     return Compressed(len(content), len(after), chosen, dense)
 
 
-def _sparse(tensor: Any) -> Any:
+def as_sparse(tensor: Any) -> Any:
     """The tensor as a SparseTensorProto with linear indices; None for a scalar or a tensor of other types than weights have."""
     from onnx import TensorProto, helper, numpy_helper
 

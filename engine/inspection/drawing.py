@@ -24,7 +24,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#c
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A group as a vertical line: its lane from the left, its rows, and its colour."""
 
     group: GroupInfo
@@ -41,7 +41,7 @@ def draw(inspection: Inspection) -> str:
     layer that makes its channels and a ring at each that reads them. Layers with a full dot on one line lose the same
     channels. The length of a bar grows with the square root of its channels, so that the narrow ones are seen.
     """
-    lines = _lines(inspection)
+    lines = lines_of(inspection)
     colours = {line.group.name: line.colour for line in lines}
     names = MARGIN + CHARACTER * max((len(layer.name) for layer in inspection.layers), default=0)
     bars = names + 10
@@ -87,20 +87,20 @@ def save(inspection: Inspection, path: Path) -> None:
         ) from None
 
 
-def _lines(inspection: Inspection) -> list[_Line]:
+def lines_of(inspection: Inspection) -> list[Line]:
     """Place each group in the leftmost free lane, in a colour that no neighbour has if one is left."""
     rows: dict[str, list[int]] = {group.name: [] for group in inspection.groups}
     for row, layer in enumerate(inspection.layers):
         for name in {**layer.makes, **layer.reads}:
             rows[name].append(row)
-    lines: list[_Line] = []
+    lines: list[Line] = []
     for group in sorted((g for g in inspection.groups if rows[g.name]), key=lambda g: rows[g.name][0]):
         first, last = rows[group.name][0], rows[group.name][-1]
         near = [line for line in lines if line.rows[-1] >= first and line.rows[0] <= last]
         lane = next(lane for lane in range(len(near) + 1) if all(line.lane != lane for line in near))
         meets, used = [line.colour for line in near], [line.colour for line in lines]
         colour = min(COLOURS, key=lambda c: (meets.count(c), used.count(c)))
-        lines.append(_Line(group, lane, tuple(rows[group.name]), colour))
+        lines.append(Line(group, lane, tuple(rows[group.name]), colour))
     return lines
 
 
@@ -135,7 +135,7 @@ def _grey(wanted: bool) -> str:
     return ' fill="#888"' if wanted else ""
 
 
-def _group(line: _Line, x: float, layers: tuple[LayerInfo, ...]) -> Iterable[str]:
+def _group(line: Line, x: float, layers: tuple[LayerInfo, ...]) -> Iterable[str]:
     group = line.group
     yield "<g>"
     shares = ", ".join(f"{share:.1%} of {cost}" for cost, share in group.saves.items())

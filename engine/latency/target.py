@@ -210,7 +210,7 @@ class Latency:
             if self._job.settings.even:
                 found = _scored(space.even(), last.found, score_all)
             else:
-                found = _searched_again(space, last.found, trials, score_all, self._job.settings.seed)
+                found = searched_again(space, last.found, trials, score_all, self._job.settings.seed)
             try:
                 last = self._tried(limit, found)
             except FreePruneError:  # its surgery is refused: the ones before it are not
@@ -245,7 +245,7 @@ def _scored(kept: NDArray[np.int64], before: Found, score_all: ScoreAll) -> Foun
     return replace(before, kept=kept, score=-math.inf if math.isnan(score) else score)
 
 
-def _searched_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll, seed: int) -> Found:
+def searched_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll, seed: int) -> Found:
     """The best network of another space, by a short evolution that knows all trials so far.
 
     It begins with equal rates and the proposals of the best trials, and learns from what the other networks scored, too.

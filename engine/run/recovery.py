@@ -85,7 +85,7 @@ def recovered(
     except FreePruneError as error:
         return MadeGood(plain, plain, Recovery(False, str(error), 0, (), None, None))
     better = renewed(dense, found.network.cpu(), plan, batch)
-    before, after = (_agreement(dense, network, others) for network in (plain, better))
+    before, after = (agreement(dense, network, others) for network in (plain, better))
     helped = bool(found.layers) and after >= before
     note = None if helped else "no layer has inputs that are known" if not found.layers else "the plain weights agree better"
     done = Recovery(helped, note, len(found.layers), found.poor, before, after)
@@ -118,7 +118,7 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
     return network
 
 
-def _agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
+def agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
     """How well the outputs agree, in nats: 0 is best; see the metric `calibratedkl`."""
     with torch.no_grad():
         one, other = (images.reading.scored(light(each).eval()(*images.inputs)) for each in (dense, network))

@@ -11,7 +11,7 @@ from ...errors import FreePruneError
 
 LOCK = ".running"
 
-_held: dict[tuple[Path, int], int] = {}  # file descriptors, by folder and thread
+held: dict[tuple[Path, int], int] = {}  # file descriptors, by folder and thread
 
 
 def occupy(folder: Path) -> None:
@@ -21,10 +21,10 @@ def occupy(folder: Path) -> None:
         FreePruneError: another run is writing there.
     """
     key = (folder.resolve(), threading.get_ident())
-    if key in _held:
+    if key in held:
         return
     occupied = FreePruneError(f"another run is writing to {folder}; wait for it, or give another `out`")
-    if any(path == key[0] for path, _ in _held):
+    if any(path == key[0] for path, _ in held):
         raise occupied
     try:
         import fcntl
@@ -41,7 +41,7 @@ def occupy(folder: Path) -> None:
             os.close(file)
             return
         if _is_at(file, folder / LOCK):
-            _held[key] = file
+            held[key] = file
             return
         os.close(file)  # of a run that left in between, and took its file away
 
@@ -56,12 +56,12 @@ def _is_at(file: int, path: Path) -> bool:
 
 def occupies(folder: Path) -> bool:
     """Whether this thread has taken the folder."""
-    return (folder.resolve(), threading.get_ident()) in _held
+    return (folder.resolve(), threading.get_ident()) in held
 
 
 def leave(folder: Path) -> None:
     """Give a folder back that this thread occupies."""
-    file = _held.pop((folder.resolve(), threading.get_ident()), None)
+    file = held.pop((folder.resolve(), threading.get_ident()), None)
     if file is not None:
         with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)

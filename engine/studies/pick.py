@@ -103,7 +103,7 @@ def pick(
             weights, weights_key = config["weights"], weights_key or config["weights_key"]
         model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
         job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune, timed=True)
-        points = _next_to(trials_of(folder), job)
+        points = next_to(trials_of(folder), job)
         asked = replace(asked, trials=len(points))
         job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})
         return finished_run(job, lambda job: strategy_of(job, "random", asked.seed, points), opening)
@@ -135,7 +135,7 @@ def _with_fixed(targets: Sequence[Target], config: Mapping[str, Any]) -> tuple[T
     return (*targets, *(one for one in map(parse_target, config["target"]) if one.cost not in names))
 
 
-def _next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
+def next_to(trials: Sequence[Trial], job: Job) -> NDArray[np.float64]:
     """Proposals `(P, L)` of the best trials that meet the targets, and of the best that nearly do."""
     limits = job.space.targets
 

@@ -65,7 +65,7 @@ class _Actors:
         self._actor = ray.remote(Actor).options(
             num_cpus=1, num_gpus=placement.gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )
-        self._alive: set[Any] = set()
+        self.alive: set[Any] = set()
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}  # by the reference that becomes ready when the actor has started
         self._failed: list[str] = []  # why actors did not start, since the last one that did
@@ -118,7 +118,7 @@ class _Actors:
         if len(self._failed) < DEATHS:
             for _ in range(wanted - len(self._starting)):
                 actor = self._actor.remote()
-                self._alive.add(actor)
+                self.alive.add(actor)
                 self._starting[actor.load.remote(self._function)] = actor
 
     def _started(self, reference: Any) -> None:
@@ -138,13 +138,13 @@ class _Actors:
         self._idle.append(actor)
 
     def _end(self, actor: Any) -> None:
-        if actor in self._alive:
-            self._alive.remove(actor)
+        if actor in self.alive:
+            self.alive.remove(actor)
             self._ray.kill(actor)
 
     def stop(self) -> None:
         """End all actors, also those still busy because `each` was left early."""
-        for actor in list(self._alive):
+        for actor in list(self.alive):
             self._end(actor)
 
 

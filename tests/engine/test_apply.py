@@ -141,7 +141,7 @@ def test_a_network_in_half_precision_stays_so(unlabelled):
 
 def test_where_recovery_does_not_help_the_plain_weights_stay_and_it_is_said(unlabelled, monkeypatch):
     agreements = iter([-0.1, -0.2] * 2)
-    monkeypatch.setattr(recovery_module, "_agreement", lambda *_: next(agreements))
+    monkeypatch.setattr(recovery_module, "agreement", lambda *_: next(agreements))
     with pytest.warns(freeprune.FreePruneWarning, match="weights were not made good: the plain weights agree better"):
         made = freeprune.apply(network(), unlabelled.plan, recover=images(), calibration_images=32)
     plain = freeprune.apply(network(), unlabelled.plan)

@@ -226,11 +226,11 @@ def test_foreign_points_take_the_place_of_the_first_random_ones(name):
 
 
 def test_evolution_proposes_no_network_twice_while_there_are_others():
-    strategy, seen = made("evolution", 0, trials=200, units=100), set()
+    strategy, space, seen = made("evolution", 0, trials=200, units=100), space_of(SIZE, 100), set()
     for _ in range(20):
         rates = strategy.ask(10)
-        kept = strategy._space.project(rates)
-        strategy.tell(rates, sphere(strategy._space.proposal(kept)))
+        kept = space.project(rates)
+        strategy.tell(rates, sphere(space.proposal(kept)))
         seen |= {tuple(row) for row in kept.tolist()}
     assert len(seen) == 200
 

@@ -541,7 +541,7 @@ def test_single_weights_pruned_at_98_percent(name):
 
 def test_a_network_that_does_something_else_is_not_returned(monkeypatch):
     network = shifted(nn.Conv2d(6, 4, 1), beta=1.0)
-    monkeypatch.setattr(compaction, "_shifts", lambda *args: {})
+    monkeypatch.setattr(compaction, "shifts_of", lambda *args: {})
     with pytest.raises(FreePruneError, match="computes something else"):
         compact(network, (networks.images(2),))
 

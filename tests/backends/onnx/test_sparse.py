@@ -121,7 +121,7 @@ def test_what_the_runtime_refuses_stays_dense_and_is_named(images, tmp_path):
 def test_a_tensor_with_other_outputs_stays_dense(tmp_path, monkeypatch):
     path = one_layer(np.eye(20, dtype=np.float32), tmp_path / "layer.onnx")
     before = path.read_bytes()
-    monkeypatch.setattr(sparse, "_sparse", lambda tensor: helper.make_sparse_tensor(
+    monkeypatch.setattr(sparse, "as_sparse", lambda tensor: helper.make_sparse_tensor(
         numpy_helper.from_array(np.ones(1, np.float32), "w"), numpy_helper.from_array(np.zeros(1, np.int64), "i"), [20, 20]
     ))  # fmt: skip
     found = compress_onnx(path, (torch.ones(4, 20),))
@@ -132,8 +132,8 @@ def test_a_tensor_with_other_outputs_stays_dense(tmp_path, monkeypatch):
 def test_scalars_and_types_that_no_weight_has_stay_as_they_are():
     scalar = numpy_helper.from_array(np.array(0.0, np.float32), "s")
     text = helper.make_tensor("t", TensorProto.STRING, [2], [b"", b"a"])
-    assert sparse._sparse(scalar) is None
-    assert sparse._sparse(text) is None
+    assert sparse.as_sparse(scalar) is None
+    assert sparse.as_sparse(text) is None
 
 
 def test_a_file_that_is_no_onnx_is_a_sentence(tmp_path):

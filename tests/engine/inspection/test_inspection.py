@@ -351,7 +351,7 @@ def test_a_drawing_has_a_dot_for_each_coupling_and_says_why_something_is_locked(
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_lines_do_not_cross_a_dot_of_another(name):
-    for a, b in combinations(graph._lines(looked_at(name)), 2):
+    for a, b in combinations(graph.lines_of(looked_at(name)), 2):
         assert a.lane != b.lane or a.rows[-1] < b.rows[0] or b.rows[-1] < a.rows[0]
 
 

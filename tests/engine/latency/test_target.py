@@ -20,7 +20,7 @@ from freeprune.engine.command.cli import main
 from freeprune.engine.latency import measuring
 from freeprune.engine.latency.measurements import Measurements
 from freeprune.engine.latency.measuring import CHECKED, FITTED
-from freeprune.engine.latency.target import BEST, FURTHER, _searched_again, measured_latency, with_delivered
+from freeprune.engine.latency.target import BEST, FURTHER, measured_latency, searched_again, with_delivered
 from freeprune.engine.run.loop import Found
 from freeprune.engine.store.deployed import LatencyMs, LatencyTable, TimedTarget
 from freeprune.engine.store.ledger import Trial
@@ -168,7 +168,7 @@ def test_under_another_limit_the_search_goes_on_from_what_is_known():
     trials = [Trial(*each, {}, 0.0, True, 0.0, 0.0) for each in zip(proposals, kept, scores, strict=True)]
     projected = max(score for _, (score, _) in score_all(narrow.project(proposals)))
     scored.clear()
-    found = _searched_again(narrow, Found(kept[0], scores[0], 0.0, len(kept), 0.0, 0.0, []), trials, score_all, 0)
+    found = searched_again(narrow, Found(kept[0], scores[0], 0.0, len(kept), 0.0, 0.0, []), trials, score_all, 0)
     assert len(scored) <= BEST + 1 + FURTHER
     assert found.kept.sum() == 240
     assert found.score == -float(sensitivity @ (1 - found.kept / 40) ** 2)

@@ -21,7 +21,7 @@ def test_the_file_of_a_run_that_leaves_meanwhile_is_not_taken_for_the_lock(tmp_p
     monkeypatch.setattr(fcntl, "lockf", late)
     occupy(tmp_path)
     assert len(opened) == 2
-    held = lock._held[tmp_path.resolve(), threading.get_ident()]
+    held = lock.held[tmp_path.resolve(), threading.get_ident()]
     assert os.path.samestat(os.fstat(held), (tmp_path / LOCK).stat())
     leave(tmp_path)
     assert not (tmp_path / LOCK).exists()

@@ -295,7 +295,7 @@ def read_sweep(place):
 def read_trials(place):
     """As `pick` reads them."""
     space = SimpleNamespace(targets={"macs": 9000.0}, size=2)
-    pick._next_to(pick.trials_of(place), SimpleNamespace(space=space))
+    pick.next_to(pick.trials_of(place), SimpleNamespace(space=space))
 
 
 def read_report(place, kind, shown=lambda document: document.shown()):

@@ -314,7 +314,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         return moved(smaller)
 
     def refused():
-        lock._held.clear()  # as in a process that was started by itself
+        lock.held.clear()  # as in a process that was started by itself
         another()
         return seen[-1].startswith("another run is writing to")
 

@@ -263,7 +263,7 @@ def test_actors_of_a_connection_that_stays_end_with_the_pool(cluster):
         with pool(work, Placement(2, ray=cluster.address)) as given:
             results = given.each([1, 0])
             assert next(results)[0] == 1  # on the second actor; the first is busy
-            actors = list(given._alive)
+            actors = list(given.alive)
             assert len(actors) == 2
         for actor in actors:
             with pytest.raises(ray.exceptions.RayActorError):
