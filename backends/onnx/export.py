@@ -25,6 +25,7 @@ from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
 from .runtime import Runtime, as_arrays, first_rows, root_cause, run_rows
 from .sequences import Axes, sequences
+from .translations import translations
 
 CHECKED_BATCHES = (1, 3)
 LOWEST_OPSET = 18  # what the exporter writes; it turns it into later ones
@@ -207,6 +208,7 @@ class _Exporter:
                 input_names=given_names(network),
                 output_names=names,
                 dynamic_shapes=None if axes is None else tuple(axes),
+                custom_translation_table=translations(),
             )
 
         def finish(proto: Any) -> None:

@@ -395,3 +395,21 @@ def test_what_is_clamped_twice_is_exported(images, tmp_path):
     made = export_onnx(network, (images,), tmp_path / "model.onnx", {})
     assert made.dynamic_batch
     assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(made.path, (images,))[0]) < 1e-5
+
+
+class Distances(nn.Module):
+    """Distances to learnt points, and between the rows of each example."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.points, self.p = nn.Parameter(torch.randn(4, 8)), p
+
+    def forward(self, x):
+        return torch.cdist(x, self.points, self.p), torch.cdist(x[:, None], 2 * x[:, None], self.p)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, math.inf])
+def test_distances_are_exported(p, tmp_path):
+    torch.manual_seed(0)
+    made = export_onnx(Distances(p).eval(), (torch.randn(3, 5, 8),), tmp_path / "model.onnx", {})
+    assert made.dynamic_batch
