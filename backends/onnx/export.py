@@ -89,24 +89,31 @@ def export_onnx(
             beside = _Place(Path(folder) / path.name, apart)
         exporter = _Exporter(tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
         network = light(network).cpu().eval()
-        _say_arguments(network)
+        _say_arguments(network, len(inputs))
         written = exporter.best(network)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
 
 
-def _say_arguments(network: nn.Module) -> None:
-    """Make a network, a copy, that takes arguments by name alone say that it takes them in order, as its hook lets it.
+def _say_arguments(network: nn.Module, count: int) -> None:
+    """Make a network, a copy, that takes arguments by name alone or any number of them say that it takes so many in order.
 
-    The exporter matches inputs and arguments by what `forward` says, before any hook.
+    The exporter matches inputs and arguments by what `forward` says, before any hook; a decorator may hide it.
     """
-    names, kind = given_names(network), type(network)
-    if names is None or "forward" in vars(network):
+    inner: Any = network.forward
+    told, names = signature(inner), given_names(network)
+    rest = next((name for name, p in told.parameters.items() if p.kind is Parameter.VAR_POSITIONAL), None)
+    if names is None and rest is not None:
+        ordered = [name for name, p in told.parameters.items() if p.kind <= Parameter.POSITIONAL_OR_KEYWORD]
+        names = [*ordered, *(f"{rest}_{number}" for number in range(count))][:count]
+    if names is None:
         return
     try:
-        signature(network.forward).bind(*names)
+        told.bind(*names)
     except TypeError:
-        forward: Any = lambda *inputs, **options: kind.forward(network, *inputs, **options)  # noqa: E731
+        rest = ""
+    if rest is not None:
+        forward: Any = lambda *inputs, **options: inner(*inputs, **options)  # noqa: E731
         forward.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
         network.forward = forward
 

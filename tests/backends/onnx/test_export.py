@@ -359,6 +359,39 @@ class ByName(Two):
         return super().forward(left, right)
 
 
+class AnyNumber(Two):
+    """Arguments of any number, as a decorator that is not `functools.wraps`'s leaves them."""
+
+    def forward(self, *given, **named):
+        return super().forward(*given, **named)
+
+
+class AnyNumberBehind(Two):
+    """One argument, and any number behind it."""
+
+    def forward(self, left, *rest):
+        return super().forward(left, *rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [(AnyNumber, ["given_0", "given_1"]), (AnyNumberBehind, ["left", "rest_0"]), (Two, ["left", "right"])]
+)
+def test_arguments_of_any_number_take_any_batch(tmp_path, kind, names):
+    network, inputs = kind().eval(), (torch.randn(4, 4), torch.randn(4, 6))
+    exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert [given.name for given in onnx.load(exported.path).graph.input] == names
+    assert "forward" not in vars(network)
+
+
+def test_arguments_of_any_number_may_be_given_by_name(tmp_path):
+    network, inputs = AnyNumber().eval(), (torch.randn(4, 4), torch.randn(4, 6))
+    network.register_forward_pre_hook(Keywords(("left", "right")), with_kwargs=True)
+    exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
+    assert exported.dynamic_batch
+    assert [given.name for given in onnx.load(exported.path).graph.input] == ["left", "right"]
+
+
 class AnyName(Two):
     """Arguments of any name."""
 
