@@ -13,7 +13,7 @@ from ..errors import FreePruneError
 from ..options import as_path, plain
 from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
-from .asked.settings import Settings, TrainOptions, hardware_of
+from .asked.settings import Settings, TrainOptions, check_names, hardware_of
 from .inputs.adoption import in_float32
 from .inputs.calibration import draw
 from .inputs.data import asked_data, load_data
@@ -95,6 +95,7 @@ def train(
         FreePruneError: an argument is wrong; the sentence says what to do.
     """
     seed = plain(seed)
+    check_names(options, TrainOptions.__optional_keys__, "recipe")
     _check(recipe, seed, out, replaced=resume or force)
     machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)

@@ -121,14 +121,30 @@ def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOp
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
     unknown = next((name for name in layout if name not in known), None)
-    if unknown in declared(Recipe):
-        raise FreePruneError(f"`{unknown}` is an option of the training; give `finetune=freeprune.Recipe({unknown}=...)`")
-    if unknown is not None and not plugins("granularity"):  # a plug-in granularity checks its own options
-        raise FreePruneError(f"there is no option {unknown!r}; {nearest(unknown, sorted(known))}")
+    if unknown in declared(Recipe) or (unknown is not None and not plugins("granularity")):  # which checks its own options
+        raise _unknown(unknown, known, "finetune")
     made = Settings(parse_targets(target), **given, layout={name: v for name, v in layout.items() if v is not None})
     if made.even and made.trials not in (0, Settings.trials):
         raise FreePruneError(f"`trials` is {made.trials} beside `even=True`, which makes no search; leave out one of the two")
     return made
+
+
+def check_names(options: Mapping[str, Any], known: Iterable[str], recipe: str) -> None:
+    """Refuse options that a call does not have.
+
+    Args:
+        recipe: the argument that takes the options of a training.
+    """
+    for name in options:
+        if name not in known:
+            raise _unknown(name, known, recipe)
+
+
+def _unknown(name: str, known: Iterable[str], recipe: str) -> FreePruneError:
+    """The error for an option that there is not."""
+    if name in declared(Recipe):
+        return FreePruneError(f"`{name}` is an option of the training; give `{recipe}=freeprune.Recipe({name}=...)`")
+    return FreePruneError(f"there is no option {name!r}; {nearest(name, sorted(known))}")
 
 
 def _several(value: Any, option: Option) -> Any:

@@ -17,7 +17,7 @@ from ...options import as_path
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..asked.recipe import Recipe
-from ..asked.settings import SETTINGS, HardwareOptions, hardware_of, recorded
+from ..asked.settings import SETTINGS, HardwareOptions, check_names, hardware_of, recorded
 from ..asked.targets import Target, parse_target, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked
@@ -30,6 +30,7 @@ from ..prune import finished_run
 from ..run.job import Job, strategy_of
 from ..run.task import STANDARD, Finetune
 from ..store import run_folder as files
+from ..store.config import PARAMETERS
 from ..store.ledger import Trial
 from ..store.places import found_again
 from ..store.shapes import ADDED, sound_asked
@@ -80,6 +81,7 @@ def pick(
     Raises:
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
+    check_names(hardware, HardwareOptions.__optional_keys__, "finetune")
     machine = hardware_of(hardware)
     check_hardware(machine)
     if by_torchrun():
@@ -103,6 +105,10 @@ def pick(
             weights, weights_key = config["weights"], weights_key or config["weights_key"]
         model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
         job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune, timed=True)
+        if config.get(PARAMETERS, job.config[PARAMETERS]) != job.config[PARAMETERS]:
+            raise FreePruneError(
+                "the sweep was made with a network of other weights; give that one, as `model`, or as `model` and `weights`"
+            )
         points = next_to(trials_of(folder), job)
         asked = replace(asked, trials=len(points))
         job = replace(job, settings=asked, config={**job.config, "trials": len(points), "sweep": str(folder)})

@@ -580,7 +580,7 @@ def test_load_refuses_what_is_not_the_run(finished, tmp_path):
 )
 def test_what_is_no_path_is_a_sentence(call):
     with pytest.raises(
-        freeprune.FreePruneError, match=r"^`(out|folder|plan)` is a (NoneType|Sequential|dict|int); give a path$"
+        freeprune.FreePruneError, match=r"^`(out|folder|plan)` is an? (NoneType|Sequential|dict|int); give a path$"
     ):
         call()
 

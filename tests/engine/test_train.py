@@ -40,6 +40,8 @@ def test_no_epochs_measure_what_is_there():
         ({"recipe": None}, "`recipe` is None; give a freeprune.Recipe"),
         ({"seed": -1}, "`seed` is -1"),
         ({"weights": "nowhere.pt"}, "nowhere.pt"),
+        ({"epochs": 2}, r"`epochs` is an option of the training; give `recipe=freeprune.Recipe\(epochs=...\)`"),
+        ({"devise": "cpu"}, "there is no option 'devise'; did you mean 'device'"),
     ],
 )
 def test_errors_are_a_sentence(changes, sentence):

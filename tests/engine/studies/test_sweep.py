@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from freeprune import FreePruneError, OwnTask, inspect, pick, sweep
 from freeprune.engine.command.cli import main
+from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.studies.sweep import trials_of
 
 ASKED = {"budgets": [0.3, "70%", 0.5], "trials": 20, "calibration_images": 32}
@@ -156,6 +157,18 @@ def test_data_that_were_an_object_are_given_again(tmp_path):
     sweep("digits:cnn", (images, images), out=tmp_path / "sweep", budgets=[0.9, 0.8], trials=1, calibration_images=8)
     with pytest.raises(FreePruneError, match="was given its data as an object; give it again, as `data`"):
         pick(tmp_path / "sweep", target="macs=70%", out=tmp_path / "run")
+
+
+def test_a_network_of_other_weights_is_not_picked_for(finished, tmp_path):
+    torch.manual_seed(1)
+    with pytest.raises(FreePruneError, match="the sweep was made with a network of other weights; give that one"):
+        pick(finished[0], target="macs=50%", model=NETWORKS["digits:cnn"](), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_that_there_is_not_is_a_sentence(finished, tmp_path):
+    with pytest.raises(FreePruneError, match=r"`epochs` is an option of the training; give `finetune=freeprune.Recipe\(ep"):
+        pick(finished[0], target="macs=50%", out=tmp_path / "run", epochs=2)
 
 
 def test_trials_without_a_score_are_a_sentence(tmp_path):
