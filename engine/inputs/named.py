@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import FreePruneError, cause, nearest
-from ..user_code import FROM_FILE
+from ..user_code import FROM_FILE, place_of
 from .libraries import closest
 
 
@@ -34,7 +34,8 @@ def call(spec: str, others: Sequence[str] = ()) -> object:
         except FreePruneError:
             raise
         except (Exception, SystemExit) as error:
-            raise FreePruneError(f"{spec!r} failed when called ({cause(error)}); mend it or name another") from error
+            where = f"{cause(error)}{place_of(error)}"
+            raise FreePruneError(f"{spec!r} failed when called ({where}); mend it or name another") from error
 
 
 def load_object(spec: str, others: Sequence[str] = (), *, kind: str = "callable") -> Any:
@@ -62,8 +63,9 @@ def load_object(spec: str, others: Sequence[str] = (), *, kind: str = "callable"
         except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
             absent = isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]
             hint = f"; {nearest(spec, list(others))}" if absent and others else ""
+            at = "" if absent or isinstance(error, SyntaxError) else place_of(error)  # which say it, or have none
             raise FreePruneError(
-                f"{spec!r} cannot be used, since importing {place!r} failed ({cause(error)}); name an importable module "
+                f"{spec!r} cannot be used, since importing {place!r} failed ({cause(error)}{at}); name an importable module "
                 f"or an existing file.py{hint}"
             ) from error
     found = getattr(module, name, None)
