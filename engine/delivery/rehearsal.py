@@ -23,6 +23,7 @@ from ..asked.declaration import Hardware
 from ..asked.recipe import Recipe
 from ..asked.targets import on_latency
 from ..inputs.batches import pieces
+from ..inputs.tokens import rows_looked_up
 from ..progress import Progress
 from ..randomness import seeded
 from ..run.job import Job
@@ -128,13 +129,21 @@ def _check_items(job: Job, name: str, dataset: Dataset[object] | None) -> None:
         return
     task, output = job.task, main_output(job.dense.given)
     read = task.labelled and not task.free and job.data.labelled and output is not None
+    known = rows_looked_up(job.network, tuple(x[:IMAGES] for x in job.batch.inputs))
     for start, held in pieces(dataset, PIECE):
         inputs, labels = (held[:-1], held[-1]) if job.data.labelled else (held, None)
-        for x in inputs:
+        for x, rows in zip(inputs, known, strict=True):
             if not bool(torch.isfinite(x).all()):
-                item = start + int(torch.isfinite(x).flatten(1).all(1).int().argmin())
+                item = start + int(torch.isfinite(x).reshape(len(x), -1).all(1).int().argmin())
                 raise FreePruneError(
                     f"item {item} of the {name} data holds NaN or infinite values; mend them, or take these items out"
+                )
+            if rows is not None and not 0 <= int(x.min()) <= int(x.max()) < rows:
+                wrong = (x < 0) | (x >= rows)
+                item = start + int(wrong.reshape(len(x), -1).any(1).int().argmax())
+                raise FreePruneError(
+                    f"item {item} of the {name} data holds the token {int(x[wrong][0])}, and the network knows 0 to "
+                    f"{rows - 1}; give tokens of its own vocabulary"
                 )
         if not read or labels is None:
             continue

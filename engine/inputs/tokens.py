@@ -95,7 +95,7 @@ def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
     if not _reads_tokens(network):
         return
     twin = light(network).cpu().eval()
-    given = tuple(x[:1].cpu() for x in inputs)
+    given = tuple(x.cpu() for x in inputs)
     failed = False
     with torch.no_grad(), _Embeddings(twin, partial(_check_indices, inputs=given)):
         try:
@@ -108,6 +108,28 @@ def check_embeddings(network: nn.Module, inputs: Inputs) -> None:
     for x in given if failed and longest else ():
         if not x.is_floating_point() and x.ndim == 2 and x.shape[1] > longest:
             raise _too_long(x.shape[1], f"the {longest} positions that its configuration states", longest)
+
+
+def rows_looked_up(network: nn.Module, inputs: Inputs) -> list[int | None]:
+    """How many tokens there are for each input that an embedding looks up as it is; None for other inputs.
+
+    Args:
+        network: left as it is.
+        inputs: that it takes.
+    """
+    found: list[int | None] = [None] * len(inputs)
+    if not _reads_tokens(network) or all(x.is_floating_point() for x in inputs):
+        return found
+    twin = light(network).cpu().eval()
+
+    def look(_: str, rows: int, indices: Tensor) -> None:
+        for i, x in enumerate(inputs):
+            if not x.is_floating_point() and _same_entries(x, indices):
+                found[i] = min(rows, found[i] or rows)
+
+    with torch.no_grad(), _Embeddings(twin, look), suppress(Exception):
+        twin(*inputs)
+    return found
 
 
 def _reads_tokens(network: nn.Module) -> bool:

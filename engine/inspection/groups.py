@@ -73,7 +73,7 @@ def inspect(
     dense = given.network(seed=0)
     inputs, collate = example_of(example, given.stated(dense), in_float32(dense))
     network = working(dense, collate)
-    check_embeddings(network, inputs)
+    check_embeddings(network, tuple(x[:1] for x in inputs))
     # Which units go first does not matter here: all weights are equally important, at no cost in memory.
     equal = Importance({name: np.broadcast_to(1.0, tuple(p.shape)) for name, p in network.named_parameters()})
     backend: Backend = backend_class(network, inputs, equal, **completed(backend_class, options, depth=True))

@@ -48,6 +48,7 @@ from ..store.continuation import FIRST, Earlier
 from ..tasks import Task
 from ..tasks.choice import Choice
 from ..user_code import check_takes, name_of, scored, warn
+from .outputs import telling_pass
 from .record import record
 from .task import Finetune, check_finetune, check_labels, doubt_of, guided, read_by, task_of, trained_by
 
@@ -165,7 +166,8 @@ class Job:
         both = self.backend.shrinks and self.backend.mask is not None
         if not self.settings.recovery or both or is_large(self.network):
             return None
-        return Recovery(self.fast, self.fitted.inputs, self.settings.seed)
+        with telling_pass(self.fast, self.fitted.inputs):
+            return Recovery(self.fast, self.fitted.inputs, self.settings.seed)
 
     @cached_property
     def fitted(self) -> Batch:
@@ -211,7 +213,8 @@ def prepare(
     order = importance(settings.criterion, judged, images, settings.seed)
     backend: Backend = backend_class(judged, images.inputs, order, **layout_of(backend_class, settings))
     seconds = time.perf_counter() - start
-    dense = reference(judged, images)
+    with telling_pass(judged, images.inputs):
+        dense = reference(judged, images)
     doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, len(data.classes))
     choice = replace(choice, doubt=doubt)
     if doubt is not None:

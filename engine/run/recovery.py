@@ -18,6 +18,7 @@ from ..inputs.calibration import held_out, recalibrated
 from ..store.summary import Recovery
 from ..tasks import CLASSIFICATION, Task
 from .job import Job
+from .outputs import run, telling_pass
 
 HELD_OUT = 128  # images that decide whether recovery helped
 SMALLEST = 1e-10  # variance of a channel that says something
@@ -81,7 +82,8 @@ def recovered(
     plain = renewed(dense, pruned, plan, batch)
     device = next(fast.parameters()).device
     try:
-        found = recover(fast, light(pruned).to(device), plan, images.inputs, seed)
+        with telling_pass(fast, images.inputs):
+            found = recover(fast, light(pruned).to(device), plan, images.inputs, seed)
     except FreePruneError as error:
         return MadeGood(plain, plain, Recovery(False, str(error), 0, (), None, None))
     better = renewed(dense, found.network.cpu(), plan, batch)
@@ -121,5 +123,5 @@ def renewed(dense: nn.Module, pruned: nn.Module, plan: Plan, batch: Batch) -> nn
 def agreement(dense: nn.Module, network: nn.Module, images: Batch) -> float:
     """How well the outputs agree, in nats: 0 is best; see the metric `calibratedkl`."""
     with torch.no_grad():
-        one, other = (images.reading.scored(light(each).eval()(*images.inputs)) for each in (dense, network))
+        one, other = (images.reading.scored(run(light(each).eval(), images.inputs)) for each in (dense, network))
     return divergence(one, other, images.reading.logits)

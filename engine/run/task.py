@@ -47,7 +47,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
         try:
             given = light(network).eval()(*(x[:FEW] for x in batch.inputs))
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
-            check_embeddings(network, batch.inputs)
+            check_embeddings(network, tuple(x[:FEW] for x in batch.inputs))
             _check_count(network, batch)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error

@@ -15,11 +15,12 @@ from ...errors import FreePruneError, first_line, is_out_of_memory
 from ...reading import main_output
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
+from ..run.outputs import run
 from ..tasks import Task
 from ..tasks.base import described
 from .augmentation import drawn_shifts, shifted
+from .batch import check_finite, dense_labels, inputs_and_labels
 from .batch_norm import synchronise, unsynchronise
-from .forward import check_finite, dense_labels, inputs_and_labels, run
 from .optimizer import Average, held, optimizer_of, pruned_entries, rate_factor, set_zero, set_zero_gradients
 
 if TYPE_CHECKING:

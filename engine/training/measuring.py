@@ -17,10 +17,11 @@ from ..asked.declaration import HERE, Hardware
 from ..inputs.memory_format import takes_channels_last
 from ..randomness import seeded
 from ..run.job import Job
+from ..run.outputs import run
 from ..tasks import CLASSIFICATION, Task
+from .batch import check_finite, dense_labels, inputs_and_labels, on_cpu
 from .fabric import fabric_of
 from .feeding import Drawn, batches_of, loader
-from .forward import check_finite, dense_labels, inputs_and_labels, on_cpu, run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

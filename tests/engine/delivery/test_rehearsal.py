@@ -46,6 +46,25 @@ class Changed(nn.Module):
         return self.change(self.inner(x), self.training)
 
 
+class Beside(nn.Module):
+    """An image network with a number for each image, which an embedding may look up."""
+
+    def __init__(self, table=None):
+        super().__init__()
+        self.inner, self.table = network(), table
+
+    def forward(self, x, number):
+        return self.inner(x) + (number[:, None] if self.table is None else self.table(number))
+
+
+def beside(odd):
+    """Images with a number of the odd one's type beside each, which one of the last has."""
+    images, labels = data()[0].tensors
+    numbers = torch.zeros(60, dtype=torch.tensor(odd).dtype)
+    numbers[57] = odd
+    return TensorDataset(images, numbers, labels)
+
+
 def not_exportable(output, training):
     return output + torch.linalg.eigvals(output.detach().T @ output.detach()).real.sum() * 0
 
@@ -82,6 +101,13 @@ REFUSED = {
         {"data": (data()[0], with_odd(0, float("nan"))), "finetune": None}, "item 57 of the test data holds NaN or infinite"
     ),
     "late training image": ({"data": (with_odd(0, float("inf")), data()[0])}, "item 57 of the training data holds NaN"),
+    "late number beside images": (
+        {"model": Beside(), "data": (beside(0.0), beside(float("nan")))}, "item 57 of the test data holds NaN or infinite"
+    ),
+    "late token": (
+        {"model": Beside(nn.Embedding(5, 3)), "data": (beside(9), beside(0))},
+        "item 57 of the training data holds the token 9, and the network knows 0 to 4; give",
+    ),
     "late test target": (
         {"model": Changed(lambda y, _: y[:, 0]), "data": (data(change=lambda y: y / 2)[0], with_odd(1, float("nan"), 2.0))},
         "of the test data, the labels hold NaN",

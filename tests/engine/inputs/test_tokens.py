@@ -124,6 +124,24 @@ def test_a_run_says_it_too(tmp_path):
         freeprune.prune(Reader(), (Long(), Long()), target={"macs": 0.5}, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("odd", range(0, 40, 3))
+def test_a_rare_token_is_told_wherever_it_comes_up(odd, tmp_path):
+    """Among the calibration images, those that judge recovery, those to train on, or the test."""
+    generator = torch.Generator().manual_seed(0)
+    items = [{"input_ids": torch.randint(50, (8,), generator=generator), "labels": i % 3} for i in range(40)]
+    items[odd]["input_ids"][2] = 50
+    with pytest.raises(FreePruneError, match="embedding 'token' has 50 rows, and was asked for number 50; give tokens from 0"):
+        freeprune.prune(
+            Reader(),
+            (items, items),
+            target={"macs": 0.5},
+            trials=0,
+            calibration_images=12,
+            rehearsal=False,
+            out=tmp_path / "out",
+        )
+
+
 def test_a_dictionary_is_scored():
     network = Reader()
     batch = {"input_ids": torch.randint(0, 50, (4, 8)), "attention_mask": torch.ones(4, 8)}

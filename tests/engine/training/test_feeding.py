@@ -83,7 +83,7 @@ def killed():
 @pytest.mark.parametrize(
     ("spoilt", "sentence"),
     [
-        (broken, r"items of a Items cannot be read into a batch \(OSError: truncated file at .*test_feeding.py:\d+\)"),
+        (broken, r"items of an Items cannot be read into a batch \(OSError: truncated file at .*test_feeding.py:\d+\)"),
         (killed, r"a loading process died, perhaps out of memory; lower `loaders` \(now 1\) or `batch_size`, and go on with"),
     ],
 )

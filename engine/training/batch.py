@@ -1,8 +1,7 @@
-"""One batch and a network: the batch taken apart, and what the network returns for it."""
+"""A batch taken apart and checked; the dense network's outputs in place of labels."""
 
 from __future__ import annotations
 
-import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ...errors import FreePruneError, cause, is_out_of_memory
+from ...errors import FreePruneError
 from ...reading import leaves
 from ..inputs.batches import is_batch, parts
+from ..run.outputs import run
 from ..tasks import Task
 from ..tasks.base import described
-from ..user_code import UserError, place_of
 
 
 def inputs_and_labels(batch: Any, task: Task) -> tuple[Any, Any]:
@@ -47,29 +46,6 @@ def dense_labels(dense: nn.Module | None, inputs: Any, task: Task) -> Any:
     if labels is None:
         raise FreePruneError(f"the dense network returned {described(given)}; expected {task.batch_of_labels}")
     return labels
-
-
-def run(network: nn.Module, inputs: Any) -> Any:
-    """What a network returns for a batch.
-
-    Raises:
-        UserError: in place of whatever its forward pass raised, but for a lack of memory.
-    """
-    try:
-        return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
-    except FreePruneError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        given = " and ".join(described(x) for x in leaves(inputs))
-        mode = "training" if network.training else "eval"
-        instead = ", or a function of your own as `finetune` if it is trained with more than these" if network.training else ""
-        raise UserError(
-            f"the network in {mode} mode fails on {given} ({cause(error)}{place_of(error)}); give inputs of the shape and type "
-            f"that it was trained on{instead}",
-            "".join(traceback.format_exception(error)),
-        ) from error
 
 
 def check_finite(inputs: Any, labels: Any) -> None:
