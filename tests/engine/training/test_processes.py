@@ -93,7 +93,7 @@ def dies():
 @pytest.mark.parametrize(
     ("spoilt", "sentence"),
     [
-        (fails, r"items of a Images cannot be read into a batch \(OSError: truncated file"),
+        (fails, r"items of an Images cannot be read into a batch \(OSError: truncated file"),
         (dies, r"a process that trains on another device died, .*lower `batch_size`, and go on with `resume=True`"),
     ],
 )
