@@ -16,8 +16,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 def _distances(one: Any, other: Any, p: float, compute_mode: int | None = None) -> Any:
     """`torch.cdist`: the p-norms of the differences between all rows of two tensors."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its types know fewer tensors than ONNX
     last = op.Constant(value_ints=[-1])
     apart = op.Abs(op.Sub(op.Unsqueeze(one, op.Constant(value_ints=[-2])), op.Unsqueeze(other, op.Constant(value_ints=[-3]))))
     if math.isinf(p):
