@@ -161,8 +161,9 @@ def lengths() -> str:
         found = [float(spearman(knows + spread / 2 + weight * left, accuracies)) for weight in WEIGHTS]
         alone = float(spearman(left, accuracies))
         spans = f"{accuracies.min():.1f} to {accuracies.max():.1f}"
-        rows.append([path.parent.name, str(len(candidates)), length, spans, *map(number, found), number(alone)])
-    head = ["cell", "n", "fine-tuned", "accuracies, %", *(f"weight {w:g}" for w in WEIGHTS), "left alone"]
+        ceiling = "" if (perfect := study["noise"]["ceiling"]) is None else number(perfect)
+        rows.append([path.parent.name, str(len(candidates)), length, spans, ceiling, *map(number, found), number(alone)])
+    head = ["cell", "n", "fine-tuned", "accuracies, %", "ceiling", *(f"weight {w:g}" for w in WEIGHTS), "left alone"]
     return table(head, rows)
 
 
