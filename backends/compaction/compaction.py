@@ -5,7 +5,7 @@
 2. A reader (convolution, linear layer) can do without a channel if its weights for it are zero, or the channel is zero or
    constant: `W[:, c] * value` then moves into the reader's bias, unless zero padding makes the sum vary in space.
 3. A class of coupled channels is removed if each of its readers can do without it or makes only channels that are removed. One
-   channel of each dimension stays, and so does whatever reaches an operator without a rule in `constants.py`.
+   channel of each dimension stays, and so does whatever reaches an operator without a rule in `value_rules.py`.
 4. Where runtimes lay channels out in blocks, a width that fills them goes on filling them: of 32 channels of which one is of
    no use, all stay, since 31 would take twice as long as 32, and 28 as long.
 
