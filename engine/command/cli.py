@@ -16,6 +16,7 @@ import click
 
 from ...errors import FreePruneError
 from . import options as options
+from . import streams
 
 if TYPE_CHECKING:
     from ..delivery.finish import Result
@@ -37,7 +38,7 @@ class OneSentence(click.Group):
         except FreePruneError as error:  # raised while the options are read
             _fail(str(error))
         except (KeyboardInterrupt, click.Abort):
-            options.say("interrupted")
+            streams.say("interrupted")
             sys.exit(options.INTERRUPTED)
 
 
@@ -55,7 +56,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _fail(sentence: str) -> None:
-    options.say(f"error: {sentence}")
+    streams.say(f"error: {sentence}")
     sys.exit(2)
 
 
@@ -188,7 +189,7 @@ def score(model: str, plan: Path, pruned: Path | None, metric: str, calibration_
         named, plan, data, metric, pruned=pruned, images=calibration_images, seed=given["seed"], task=given["task"]
     )
     if given["json"]:
-        options.as_json({"metric": metric, "score": found if math.isfinite(found) else None})
+        streams.as_json({"metric": metric, "score": found if math.isfinite(found) else None})
     else:
         click.echo(f"{metric} {found:.6g}, on {images} images; larger is better")
         options.note_no_weights(model, "scored", given)
@@ -205,7 +206,7 @@ def train(model: str, **given: Any) -> None:
     recipe = options.recipe_of(given) or Recipe(epochs=0)
     trained = train(model, data, recipe=recipe, **options.passed_on(given))
     if given["json"]:
-        options.as_json({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)})
+        streams.as_json({"accuracy": trained.accuracy, "measure": trained.task.measure, "weights": str(trained.weights)})
     else:
         measured = f"test {trained.task.measure} {trained.task.shown(trained.accuracy)}"
         click.echo(f"{measured}; weights are in {trained.weights}")
@@ -232,7 +233,7 @@ def inspect(model: str, **given: Any) -> None:
         )
     found = inspect(model, data or shapes, **{name: value for name, value in given.items() if value is not None})
     if as_json:
-        options.as_json(found.to_json())
+        streams.as_json(found.to_json())
     else:
         console = Console()
         (console if console.is_terminal else Console(width=WIDTH)).print(*shown(found))

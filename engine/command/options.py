@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...errors import FreePruneError, FreePruneWarning
+from ...errors import FreePruneError
 from ...options import Kind, Option, declared, in_words
 from ..asked.commands import COMMANDS, FINETUNING, SOURCE, Command, options_of
 from ..asked.declaration import Hardware
+from .streams import alone_on_stdout, say, warnings_shown
 from .wording import in_options
 
 DURATION = re.compile(r"(\d+(?:\.\d*)?)([smh]?)")
@@ -122,79 +120,13 @@ class Declared(click.Command):
         """Run the command; errors and warnings of the library name options instead of arguments."""
         name = str(self.name)
         try:
-            with _alone_on_stdout(ctx) if ctx.params.get("json") else nullcontext(), _warnings_shown(name):
+            with alone_on_stdout(ctx) if ctx.params.get("json") else nullcontext(), warnings_shown(name):
                 return super().invoke(ctx)
         except FreePruneError as error:
             raise click.ClickException(in_options(str(error), name)) from error
         except KeyboardInterrupt:
             say(f"interrupted{_way_out(ctx.params)}")
             sys.exit(INTERRUPTED)
-
-
-JSON = "freeprune.json"  # the result of a command, in what click hands from one function to another
-
-
-def as_json(document: Any) -> None:
-    """Print the result of a command with --json."""
-    click.get_current_context().meta[JSON] = json.dumps(document)
-
-
-@contextmanager
-def _alone_on_stdout(ctx: click.Context) -> Iterator[None]:
-    """Has stdout hold the JSON result and nothing else.
-
-    What the user's code prints, or a process that it starts, goes to stderr.
-    """
-    try:
-        with _printed_to_stderr():
-            yield
-    finally:
-        if JSON in ctx.meta:
-            click.echo(ctx.meta[JSON])
-
-
-@contextmanager
-def _printed_to_stderr() -> Iterator[None]:
-    sys.stdout.flush()
-    try:
-        out, err = sys.stdout.fileno(), sys.stderr.fileno()
-    except OSError:  # replaced by an object without a file
-        with redirect_stdout(sys.stderr):
-            yield
-        return
-    before = os.dup(out)
-    os.dup2(err, out)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(before, out)
-        os.close(before)
-
-
-def say(sentence: str) -> None:
-    """A line on stderr."""
-    print(f"freeprune: {sentence}", file=sys.stderr)  # noqa: T201
-
-
-@contextmanager
-def _warnings_shown(command: str) -> Iterator[None]:
-    """Prints every warning of the library as a line on stderr; other warnings are handled as before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", FreePruneWarning)
-        otherwise, told = warnings.showwarning, set[str]()
-
-        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, FreePruneWarning):
-                if str(message) in told:  # of the training and of the test data, say
-                    return
-                told.add(str(message))
-                say(f"warning: {in_options(str(message), command)}")
-            else:
-                otherwise(message, category, *place, **more)
-
-        warnings.showwarning = show
-        yield
 
 
 def _way_out(given: Mapping[str, Any]) -> str:

@@ -10,14 +10,14 @@ import click
 from rich.console import Console
 
 from ..shown import WIDTH, Showable
-from . import options
+from . import streams
 from .wording import in_options
 
 
 def print_result(result: Showable, document: Mapping[str, Any], as_json: bool, *notes: str) -> None:
     """Print a result as JSON, or as a table with notes below it that name options instead of arguments."""
     if as_json:
-        options.as_json(document)
+        streams.as_json(document)
         return
     terminal = Console(markup=False)
     console = terminal if terminal.width >= WIDTH else Console(markup=False, width=WIDTH)
