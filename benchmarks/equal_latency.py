@@ -312,7 +312,7 @@ def run(bench: Bench, found: Found) -> dict[str, Any]:
     """The result: the network recovered and trained, twice."""
     start, cell = time.perf_counter(), found.cell
     job = bench.job(cell.network, found.seed)
-    good = made_good(job, apply(job.network, found.plan), found.plan).network
+    good = made_good(job, found.plan).network
     return {
         "network": cell.network, "share": cell.share, "method": cell.method, "seed": found.seed,
         **trained(bench, cell.network, good, found.seed), **found.about,

@@ -75,7 +75,7 @@ def run(cell: Cell, network: Any, data: Any, seed: int) -> dict[str, Any]:
     answer = methods[cell.method](problem)
     job = problem.job()
     pruned, example = apply(job.network, answer.plan), job.batch.inputs[0][:2]
-    plain, recovered, _ = made_good(job, pruned, answer.plan)
+    plain, recovered, _ = made_good(job, answer.plan)
     if cell.method == "grail":
         ways = (compensated(job, pruned, answer.plan, ridge) for ridge in GRAIL_RIDGES)
         recovered = max(ways, key=lambda way: accuracy(way, data.test))

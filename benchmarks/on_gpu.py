@@ -207,7 +207,6 @@ def study(name: str) -> dict[str, str]:
     """The accuracy of one candidate with one seed, as a line of the study's records."""
     import long_training
 
-    from freeprune.backends import apply
     from freeprune.engine.asked.settings import settings
     from freeprune.engine.inputs.dense import GivenModel
     from freeprune.engine.run.job import prepare
@@ -221,7 +220,7 @@ def study(name: str) -> dict[str, str]:
     job = prepare(GivenModel(bench().network(network)), bench().data(network), asked, None)
     kept = draw_candidates(job.space.changed(geometric=False), CANDIDATES, asked.seed)[int(number)]
     plan = job.backend.plan(kept)
-    good = made_good(job, apply(job.network, plan), plan).network
+    good = made_good(job, plan).network
     epochs = QUICK["epochs"] if made["quick"] else 8
     found = accuracy(long_training.trained(good, bench().data(network), epochs, int(seed)), job.validation)
     row = {"candidate": int(number), "seed": int(seed), "kept": kept.tolist(), "accuracy": found}
@@ -248,7 +247,7 @@ def long(name: str) -> dict[str, str]:
         seed, what = int(number), f"macs{round(100 * float(share))}"
         job, plan = of_method(network, float(share), method, seed)
     pruned = apply(job.network, plan)
-    good, data, epochs = made_good(job, pruned, plan).network, bench().data(network), EPOCHS[network]
+    good, data, epochs = made_good(job, plan).network, bench().data(network), EPOCHS[network]
     rate = long_training.RATE
     if method == "from-scratch":
         good, rate = anew(pruned, seed), FROM_SCRATCH

@@ -232,7 +232,7 @@ def described(cell: Cell, problem: Problem, answer: Answer, bench: Bench) -> dic
     pruned, example = apply(problem.network, answer.plan), job.batch.inputs[0][:2]
     dense_macs, own = macs(problem.network, example), macs(pruned, example)
     share = own / dense_macs if cell.cost == "macs" else nonzero(pruned, answer.plan) / nonzero(problem.network)
-    plain, recovered, _ = made_good(job, pruned, answer.plan)
+    plain, recovered, _ = made_good(job, answer.plan)
     training, _ = split(problem.data, problem.seed)
     recipe = replace(bench.recipe, distill=0.0) if DENSE in cell.methods else bench.recipe
     tuned = train(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ...backends import Plan, apply, compact
+from ...backends import Plan, compact
 from ...errors import FreePruneError
 from ..inputs.configs import followed, has_config, set_config
 from ..inputs.sharded import save_weights
@@ -73,7 +73,7 @@ def _run(job: Job, outcome: Outcome, rehearsed: Rehearsed, folder: Path, progres
     took: dict[str, float] = {"trace": job.trace_seconds, "search": found.seconds}
     with _timed("recover", took):
         progress("recover", 0, 1, "")
-        plain, smaller, recovery = made_good(job, apply(job.network, plan).eval(), plan)
+        plain, smaller, recovery = made_good(job, plan)
         progress("recover", 1, 1, "")
     tallies = [_tally(job.network, job, progress, "dense"), _tally(plain, job, progress, "pruned")]
     tallies.append(None if smaller is plain else _tally(smaller, job, progress, "recovered"))

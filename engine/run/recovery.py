@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...backends import Plan
+from ...backends import Plan, apply
 from ...backends.recovery.recover import recover
 from ...common import Batch
 from ...copies import light
@@ -38,12 +38,9 @@ class MadeGood(NamedTuple):
     outcome: Recovery | None
 
 
-def made_good(job: Job, pruned: nn.Module, plan: Plan) -> MadeGood:
-    """The pruned network made ready for fine-tuning, as the job asks for.
-
-    Args:
-        pruned: `apply(job.network, plan)`.
-    """
+def made_good(job: Job, plan: Plan) -> MadeGood:
+    """The network that a plan leaves of the job's, made ready for fine-tuning as the job asks for."""
+    pruned = apply(job.network, plan)
     if not job.settings.recovery:
         plain = renewed(job.network, pruned, plan, job.batch)
         return MadeGood(plain, plain, None)

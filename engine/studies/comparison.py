@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import numpy as np
 from torch import nn
 
-from ...backends import apply
 from ...errors import FreePruneError
 from ...metrics.statistics import mean_interval, paired_p
 from ...options import check_all, plain
@@ -170,7 +169,7 @@ def _finetuned(job: Job, runs: Sequence[Run], opening: Opening) -> list[float]:
 
     def tuned(run: Run) -> float:
         plan = job.backend.plan(np.array(run.kept, np.int64))
-        network = finetuned(made_good(job, apply(job.network, plan), plan).network, plan, job, run.seed)
+        network = finetuned(made_good(job, plan).network, plan, job, run.seed)
         return measured_for(job, network, job.data.test)
 
     if left:

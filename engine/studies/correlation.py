@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ...backends import apply
 from ...backends.plan import fingerprint, structure_of
 from ...common import Batch
 from ...common import Candidate as Pruned
@@ -182,7 +181,7 @@ def _finetuned(job: Job, kept: Kept, plan: Options, opening: Opening) -> list[li
     def run(key: tuple[int, int]) -> tuple[float, float]:
         start = time.perf_counter()
         plan = job.backend.plan(kept[key[0]])
-        network = made_good(job, apply(job.network, plan), plan).network
+        network = made_good(job, plan).network
         found = measured_for(job, finetuned(network, plan, job, job.settings.seed + key[1]), job.validation)
         return found, time.perf_counter() - start
 

@@ -36,21 +36,19 @@ def job(granularity="channel", target=None, **options):
 
 
 def winner(one):
-    plan = one.backend.plan(one.space.uniform())
-    return apply(one.network, plan).eval(), plan
+    return one.backend.plan(one.space.uniform())
 
 
 def test_the_weights_that_agree_better_on_other_images_go_on():
     one = job()
-    pruned, plan = winner(one)
-    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
-    plain, better, found = recovery.made_good(one, pruned, plan)
+    before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
+    plain, better, found = recovery.made_good(one, winner(one))
     assert found.kept
     assert found.note is None
     assert found.before < found.after <= 0
     assert found.layers == 3
     assert not torch.equal(plain[3].weight, better[3].weight)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.network.state_dict().items())
 
 
 def test_worse_weights_are_not_kept_and_the_reason_is_told(monkeypatch):
@@ -62,7 +60,7 @@ def test_worse_weights_are_not_kept_and_the_reason_is_told(monkeypatch):
 
     monkeypatch.setattr(recovery, "recover", spoiled)
     one = job()
-    plain, better, found = recovery.made_good(one, *winner(one))
+    plain, better, found = recovery.made_good(one, winner(one))
     assert better is plain
     assert not found.kept
     assert found.after < found.before
@@ -75,14 +73,14 @@ def test_what_cannot_be_made_good_is_told(monkeypatch):
 
     monkeypatch.setattr(recovery, "recover", fails)
     one = job()
-    plain, better, found = recovery.made_good(one, *winner(one))
+    plain, better, found = recovery.made_good(one, winner(one))
     assert better is plain
     assert found.note == "layer 'x' gives numbers that are not finite"
 
 
 def test_it_is_left_out_where_it_was_not_asked_for():
     one = job(recovery=False)
-    plain, better, found = recovery.made_good(one, *winner(one))
+    plain, better, found = recovery.made_good(one, winner(one))
     assert found is None
     assert better is plain
     assert one.recovery is None
