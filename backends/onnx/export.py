@@ -23,6 +23,7 @@ from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
 from .quiet import quiet
+from .recurrent import write_out
 from .runtime import Runtime, as_arrays, first_rows, root_cause, run_rows
 from .sequences import Axes, sequences
 from .translations import translations
@@ -90,6 +91,7 @@ def export_onnx(
         exporter = _Exporter(tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
         network = light(network).cpu().eval()
         _say_arguments(network, len(inputs))
+        write_out(network)
         written = exporter.best(network)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)

@@ -175,7 +175,7 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     (filled, FILLS, "rand randn randint"),
     # entry by entry
     (same, SCALES, "zero"),
-    (same, NONE, "fill dropout native_dropout log_sigmoid_forward rrelu_with_noise"),
+    (same, NONE, "fill dropout native_dropout log_sigmoid_forward rrelu_with_noise embedding_renorm"),
     (elementwise, NONE, "normal uniform exponential random geometric cauchy log_normal"),
     (elementwise, COMMUTES | SCALES, "mul div neg"),
     (elementwise, COMMUTES, "copy hardtanh gelu silu hardswish leaky_relu elu _prelu_kernel hardsigmoid softplus mish relu"),

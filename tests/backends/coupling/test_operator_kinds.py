@@ -145,3 +145,9 @@ def test_attention_of_torch_loses_widths_where_the_weights_of_its_heads_are_an_o
     torch.manual_seed(0)
     backend = promises.kept(Weights(), torch.randn(2, 5, 6), onnx=True)
     assert promises.widths(backend)["first"] == 6
+
+
+def test_the_width_of_embeddings_of_a_bounded_norm_goes():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(20, 8, max_norm=1.0), nn.Flatten(), nn.Linear(40, 3))
+    assert promises.widths(promises.kept(network, torch.randint(20, (2, 5)))) == {"0": 8}

@@ -446,3 +446,36 @@ def test_distances_are_exported(p, tmp_path):
     torch.manual_seed(0)
     made = export_onnx(Distances(p).eval(), (torch.randn(3, 5, 8),), tmp_path / "model.onnx", {})
     assert made.dynamic_batch
+
+
+class Projected(nn.Module):
+    """An LSTM that projects its states, which ONNX has no operator for; its first states may be given."""
+
+    def __init__(self, begins, **options):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, proj_size=3, **options)
+        self.begins = begins
+        count = self.lstm.num_layers * (2 if self.lstm.bidirectional else 1)
+        self.hidden, self.cell = nn.Parameter(torch.randn(count, 1, 3)), nn.Parameter(torch.randn(count, 1, 6))
+
+    def forward(self, x):
+        x = x if self.lstm.batch_first else x.transpose(0, 1)
+        start = [part.repeat(1, len(x), 1) for part in (self.hidden, self.cell)] if self.begins else None
+        y, (hidden, cell) = self.lstm(x, start) if self.begins else self.lstm(x)
+        return y if self.lstm.batch_first else y.transpose(0, 1), hidden.transpose(0, 1), cell.transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("begins", "options"),
+    [
+        (False, {}),
+        (False, {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+        (True, {"bias": False, "batch_first": True}),
+    ],
+)
+def test_recurrent_layers_with_projections_are_exported(tmp_path, begins, options):
+    torch.manual_seed(0)
+    network = Projected(begins, **options).eval()
+    made = export_onnx(network, (torch.randn(3, 5, 4),), tmp_path / "model.onnx", {})
+    assert made.dynamic_batch
+    assert "forward" not in vars(network.lstm)
