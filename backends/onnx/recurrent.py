@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ def write_out(network: nn.Module) -> None:
     """Make the LSTMs with projections of a network, a copy, run step by step, for as many steps as there are."""
     for module in network.modules():
         if isinstance(module, nn.LSTM) and module.proj_size:
-            module.forward = functools.partial(_projected, module)  # type: ignore[method-assign]
+            forward: Any = functools.partial(_projected, module)
+            module.forward = forward
 
 
 def _projected(lstm: nn.LSTM, x: Tensor, states: Sequence[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -177,7 +177,10 @@ def _layout(name: str, shape: tuple[int, ...], uses: Sequence[Use]) -> Layout | 
     if any(weight.part is not None for _, weight in uses):
         counts = np.zeros(math.prod(shape), np.int64)
         for (_, weight), more in zip(uses, each, strict=True):
-            np.add.at(counts, np.arange(counts.size) if weight.part is None else weight.part, more)
+            if weight.part is None:
+                counts += more
+            else:
+                np.add.at(counts, weight.part, more)  # an entry may come twice
         times = int(counts[0]) if (counts == counts[0]).all() else counts.reshape(shape)
     first = uses[0][1]
     alike = all((weight.roles, weight.segments) == (first.roles, first.segments) for _, weight in uses)
