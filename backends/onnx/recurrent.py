@@ -15,8 +15,8 @@ def write_out(network: nn.Module) -> None:
     """Make the LSTMs with projections of a network, a copy, run step by step, for as many steps as there are."""
     for module in network.modules():
         if isinstance(module, nn.LSTM) and module.proj_size:
-            forward: Any = functools.partial(_projected, module)
-            module.forward = forward
+            projected: Any = module
+            projected.forward = functools.partial(_projected, module)
 
 
 def _projected(lstm: nn.LSTM, x: Tensor, states: Sequence[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:

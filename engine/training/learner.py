@@ -194,6 +194,11 @@ class Learner:
             return loss
         with torch.no_grad(), self._fabric.autocast():
             target = tree_map_only(Tensor, Tensor.float, self._task.output(run(self._guide, images), labels, training=False))
+        if isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape != target.shape:
+            raise FreePruneError(
+                f"the network in training mode returned {described(output)}, and {described(target)} in eval mode; let it "
+                "return the same in both, train with a function of your own (`finetune`), or skip training with 0 epochs"
+            )
         share = (self._recipe.distill or 0.0) * (1 - number / self._steps)
         right = self._task.right(target, labels)
         if right is None:

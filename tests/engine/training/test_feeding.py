@@ -165,3 +165,20 @@ def test_a_measure_without_a_number_is_told():
     data = [(torch.randn(3, 4, 4), 0.5) for _ in range(4)]
     with pytest.raises(FreePruneError, match="the mean absolute error is inf, since the network's outputs on some test images"):
         measured(Far(48, 1), data, TASKS["regression"])
+
+
+class Wider(nn.Module):
+    """Scores against more classes in training mode, as against a queue of keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.queue = nn.Linear(48, 3), nn.Linear(48, 8)
+
+    def forward(self, x):
+        return (self.queue if self.training else self.layer)(x.flatten(1))
+
+
+def test_a_network_that_returns_another_shape_in_training_mode_is_told():
+    sentence = r"in training mode returned a float32 tensor of shape \(5, 8\), and .* \(5, 3\) in eval mode; .*`finetune`"
+    with pytest.raises(FreePruneError, match=sentence):
+        train(Wider(), Items(), Recipe(images=20, batch_size=5, distill=0.5), seed=1, teacher=Wider())
