@@ -116,7 +116,7 @@ class Unread:
         pass
 
 
-def _stand_in(name: str, kind: type) -> tuple[type, str]:
+def _stand_in(name: str, kind: type) -> tuple[Callable[..., Any], str]:
     """What stands for a class, as `safe_globals` takes it.
 
     Args:
