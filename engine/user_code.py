@@ -118,13 +118,14 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
 
 
 def shown_name(function: Any) -> str:
-    """The name of a function for sentences; of one in a file that was given by its path, `file.py:name`."""
-    module = sys.modules.get(str(getattr(function, "__module__", "")))
-    if module is None or not module.__name__.startswith(FROM_FILE):
-        return name_of(function)
-    return f"{Path(str(module.__file__)).name}:{getattr(function, '__qualname__', type(function).__name__)}"
+    """The name of a function for sentences: `module:name`, or `file.py:name`."""
+    place, _, name = name_of(function).rpartition(":")
+    return f"{Path(place).name}:{name}"
 
 
 def name_of(function: Any) -> str:
-    """The name of a function as `module:name`."""
-    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+    """The name of a function as `module:name`; of one in a file that was given by its path, as `path/to/file.py:name`."""
+    place = str(getattr(function, "__module__", "?"))
+    if place.startswith(FROM_FILE) and place in sys.modules:
+        place = os.path.relpath(str(sys.modules[place].__file__))
+    return f"{place}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -10,7 +10,7 @@ from ..inputs.shards import SIDES
 
 FOLDER = "working_directory"  # in `config.json`, where the run was asked for; configs of earlier versions do not say
 PATHS = ("weights", "sweep")  # whose value is a path
-NAMES = (*PATHS, "model", "data", "metric", "task")  # whose value may hold one
+NAMES = (*PATHS, "model", "data", "metric", "task", "finetune")  # whose value may hold one
 KINDS = ("imagefolder", "npz", "wds", "hf")  # before the colon of data, and of a network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -11,9 +12,14 @@ from safetensors.torch import save_file
 from toys import network
 
 import freeprune
+from freeprune.engine.inputs.named import load_object
 
 MODEL = """
 from toys import network
+"""
+TRAINING = """
+def tune(network, data):
+    return network
 """
 METRIC = """
 from freeprune.metrics.base import run
@@ -30,6 +36,7 @@ def project(tmp_path, monkeypatch):
     (folder / "inner").mkdir(parents=True)
     (folder / "my_model.py").write_text(MODEL)
     (folder / "my_metric.py").write_text(METRIC)
+    (folder / "my_training.py").write_text(TRAINING)
     save_file(network().state_dict(), folder / "w.safetensors")
     rng = np.random.default_rng(0)
     x, y = rng.random((60, 8, 8)).astype(np.float32), np.arange(60) % 3
@@ -58,6 +65,15 @@ def test_a_run_goes_on_by_any_path_to_the_same_files(project, monkeypatch):
     assert pruned(**asked("../", of="../", trials=3), resume=True).trials == 3
     monkeypatch.chdir("..")
     assert pruned(**asked(trials=3), resume=True).trials == 3
+
+
+@pytest.mark.filterwarnings("ignore:the dense network has")
+def test_a_function_in_a_file_is_known_by_its_path(project, monkeypatch):
+    first = pruned(**asked(finetune=load_object("my_training.py:tune")))
+    assert json.loads((project / "out" / "config.json").read_text())["finetune"] == "my_training.py:tune"
+    assert "--finetune my_training.py:tune" in (project / "out" / "report.html").read_text()
+    monkeypatch.chdir("inner")
+    assert pruned(**asked("../", of="../", finetune=load_object("../my_training.py:tune")), resume=True) == first
 
 
 @pytest.mark.filterwarnings("ignore:the dense network has")
