@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset, default_collate
 
 from ...errors import FreePruneError, brief, cause
 from ..tasks import CLASSIFICATION
 from ..tasks.base import described
+from ..user_code import warn
 from .batches import Data, parted, stack
 from .dictionaries import AllInputs, ByName, by_name
 from .sources import TESTS, TRAININGS
@@ -122,7 +124,7 @@ def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
         if given.batch_size is None and given.batch_sampler is None:
             raise FreePruneError(f"the {name} loader has batch_size=None; expected one that makes batches of single items")
         collate = None if given.collate_fn is default_collate else given.collate_fn
-        dataset = _drawn_from(given)
+        dataset = _drawn_from(given, name)
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and getattr(dataset, "ndim", 1) != 0
     if isinstance(dataset, IterableDataset) or not sized:
         raise FreePruneError(
@@ -135,11 +137,19 @@ def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
     return _Read(dataset, collate, *stack(dataset, [0], collate, task=None))
 
 
-def _drawn_from(loader: DataLoader[Any]) -> Any:
-    """The items that a loader draws: those of its sampler, where it says which, as one that divides a data set does."""
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    numbers = getattr(sampler, "indices", None)
-    return loader.dataset if numbers is None else Subset(loader.dataset, [int(i) for i in numbers])
+def _drawn_from(loader: DataLoader[Any], name: str) -> Any:
+    """The items that a loader draws: those of a `SubsetRandomSampler`, by which loaders divide a data set, else all."""
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    dataset: Any = loader.dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(dataset, [int(i) for i in sampler.indices])
+    with suppress(TypeError, NotImplementedError):  # of what has no length
+        if len(sampler) < len(dataset):
+            warn(
+                f"the {name} loader draws {len(sampler)} of its {len(dataset)} items by {described(sampler)}, and all of them "
+                "are taken; if it always draws the same, give a torch.utils.data.Subset of them"
+            )
+    return dataset
 
 
 def _column(given: Any) -> Tensor:

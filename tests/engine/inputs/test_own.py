@@ -7,11 +7,20 @@ import pytest
 import torch
 from data_sets import Plain, own
 from sentences import raises
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.data import load_data
-from freeprune.errors import FreePruneError
+from freeprune.errors import FreePruneError, FreePruneWarning
 
 
 class Stream(IterableDataset):
@@ -55,6 +64,23 @@ def test_loaders_that_divide_one_data_set_by_their_samplers():
     assert [item[0].tolist() for item in data.train] == [whole[i][0].tolist() for i in (5, 1, 6)]
     assert [item[0].tolist() for item in data.test] == [whole[i][0].tolist() for i in (0, 7)]
     assert load_data((DataLoader(whole, shuffle=True), whole)).train is whole
+
+
+class FirstTwo(Sampler):
+    def __iter__(self):
+        return iter([0, 1])
+
+    def __len__(self):
+        return 2
+
+    def indices(self):
+        """Nothing of a sampler but its length is known."""
+
+
+def test_a_sampler_of_ones_own_that_draws_fewer_is_told():
+    whole = own(8)
+    with pytest.warns(FreePruneWarning, match="the training loader draws 2 of its 8 items by a FirstTwo, and all of them are"):
+        assert load_data((DataLoader(whole, sampler=FirstTwo()), whole)).train is whole
 
 
 ITEM = (torch.zeros(1, 2, 2), 1)
