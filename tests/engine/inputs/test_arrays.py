@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import arrays, npz
-from sentences import raises
+from refusals import raises
 from torch import nn
 
 from freeprune.engine.inputs.batches import stack

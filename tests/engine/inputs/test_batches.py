@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from data_sets import Plain, own
-from sentences import raises
+from refusals import raises
 from torch.utils.data import Subset
 
 from freeprune.engine.inputs.batches import Data, split, stack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_sets import npz, own
 from PIL import Image
-from sentences import raises
+from refusals import raises
 from torch import nn
 
 import freeprune

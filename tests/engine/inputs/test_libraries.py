@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from sentences import raises
+from refusals import raises
 from torch import nn
 
 import freeprune

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import Plain, own
-from sentences import raises
+from refusals import raises
 from torch.utils.data import (
     BatchSampler,
     DataLoader,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_sets import pixels
 from PIL import Image
-from sentences import raises
+from refusals import raises
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -1,4 +1,4 @@
-"""Errors are sentences."""
+"""What is refused, with a sentence."""
 
 from __future__ import annotations
 
