@@ -211,9 +211,9 @@ but those *kept out*, whose accuracies nobody had looked at when it was settled.
 
 How much should what is left of the layers weigh, the longer the training is? Spearman of the score with other weights of its
 third part; 0.5 is the score. The cells of eight epochs (45,000 images each, peak learning rate 0.05, crops and mirroring, bf16)
-were fine-tuned from recovered weights on an NVIDIA H100 by `python benchmarks/on_gpu.py --only 'study:*'`, with one seed. At 45%
-every third candidate has a second one, fine-tuned on a processor, which tells the ceiling. At 30% device time ended with 22 of
-24 candidates, and the noise is not known.
+were fine-tuned from recovered weights on an NVIDIA H100 by `python benchmarks/on_gpu.py --only 'study:*'`, with one seed. At
+45% every third candidate has a second one, fine-tuned on a processor, which tells the ceiling. At 30% device time ended with 22
+of 24 candidates, and the noise is not known.
 
 {lengths}
 
