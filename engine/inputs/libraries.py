@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...errors import FreePruneError, cause
 from .image_files import NOTHING_STATED, Preparation
 
 PRETRAINED = "pretrained"  # in place of a file of weights
+FEW = 8  # names that a sentence can list
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,12 @@ def is_pretrained(weights: object) -> bool:
     return weights is not None and str(weights) == PRETRAINED
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Suggests up to three names close to an unknown one."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else "no name there is close to it"
+def closest(name: str, known: Collection[str]) -> str:
+    """Suggests up to three names close to an unknown one; a few names that are all far from it are listed."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"it has {', '.join(known)}" if 0 < len(known) <= FEW else "no name there is close to it"
 
 
 def _imported(library: str, name: str) -> Any:

@@ -73,7 +73,8 @@ def load_object(spec: str, others: Sequence[str] = (), *, kind: str = "callable"
         known = [
             key for key, value in vars(module).items() if (kind == "object" or callable(value)) and not key.startswith("_")
         ]
-        raise FreePruneError(f"{place!r} has no {kind} {name!r}; {closest(name, known)}")
+        made_there = [key for key in known if str(getattr(vars(module)[key], "__module__", "")).startswith(module.__name__)]
+        raise FreePruneError(f"{place!r} has no {kind} {name!r}; {closest(name, made_there or known)}")
     return found
 
 

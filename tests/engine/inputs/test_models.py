@@ -124,6 +124,7 @@ def test_a_file_that_takes_its_folder_off_the_path(write):
         ("def make(width): return width", r"needs arguments \(width\)"),
         ("def make(): pass", "returned nothing; expected a torch.nn.Module"),
         ("def makes(): pass", "no callable 'make'; did you mean 'makes'"),
+        ("from math import ceil, fabs\ndef data(): pass\nclass Net: pass", "no callable 'make'; it has data, Net$"),
         ("x = 1", "no callable 'make'; no name there is close to it"),
     ],
 )
