@@ -381,10 +381,10 @@ trains; where a GPU is to train, `--find found` does the first two, and `python 
 'latency:*'` the rest. Searches and timings are a CPU's. Most networks were trained there, a part of those with seed 1 in
 float32 on an NVIDIA H100; each file in `benchmarks/results/latency/` says which. *On labels alone* has fewer seeds.
 
-Candidates are scored on 128 images. FreePrune's networks are those of the present search, but for ResNet-56 at 40% and
-EfficientNet-Lite0, which were found by the one before it, which ended lower by latency
-([by how much](strategies.md#against-a-reference)). A network of
-EfficientNet-Lite0 takes more than an hour on one core, so that it has two seeds.
+Candidates are scored on 128 images. FreePrune's networks are those of the present search, but for EfficientNet-Lite0, whose
+were found by the one before it, which ended lower by latency ([by how much](strategies.md#against-a-reference)). A network of
+EfficientNet-Lite0 takes more than an hour on one core, so that it has two seeds. At 40% of the latency of ResNet-56 FreePrune
+alone was measured.
 
 - `torch-pruning-8`, `torch-pruning-global-8`: widths in steps of 8, one ratio or one threshold for all layers; `-1`: any width.
   The residual streams stay whole (below), so that in steps of 8 no network takes half of the latency.
