@@ -427,12 +427,13 @@ network takes up to half an hour on one core.
 ## (g) No training at all
 
 The same MACs for all, no label and no training: *made good* is what [recovery](recovery.md) makes of each network from the same
-images, *plain* the same weights with renewed batch norms alone. FreePrune searches with `--metric calibratedkl`, and so as
-it is advised [without labels](no-labels.md). `grail` is equal rates with the recovery of that paper (arXiv:2602.23795), written
-from its description, with the best of three ridges; `fastnas` the one network that it found for table (a). On 256 images
-three searches of ResNet-56 ended far apart, at 77.2, 77.2 and 72.3% (one threshold of Torch-Pruning: 76.0, 75.8, 75.5), so that
-it has 512. EfficientNet-Lite0 has its ImageNet weights and a search of 80 trials, and is judged on 744 images; the others on
-the 10,000 of CIFAR-10. Methods with the same figures found the same network.
+images, *plain* the same weights with renewed batch norms alone. FreePrune searches with `--metric calibratedkl`, and so as it
+is advised [without labels](no-labels.md). `grail` is equal rates with the recovery of that paper (arXiv:2602.23795), written
+from its description, with the best of three ridges; `fastnas` the one network that it found for table (a). On 256 images three
+searches of ResNet-56 ended far apart, at 77.2, 77.2 and 72.3% (one threshold of Torch-Pruning: 76.0, 75.8, 75.5), so that it
+has 512. EfficientNet-Lite0 has its ImageNet weights, a search of 80 trials, 744 images to judge it, where the others have the
+10,000 of CIFAR-10, and no `grail`: as it is written here it does harm there (44.5% with one seed, 72.0% plain), which may be
+our reading of it. Methods with the same figures found the same network.
 `python benchmarks/no_training.py --data cifar10 --weights weights --imagenet imagenet`
 
 {without_training}
