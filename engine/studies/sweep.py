@@ -167,7 +167,7 @@ def _rungs(cost: str, budgets: Iterable[float | str] | float) -> list[Target]:
     rungs = sorted(set(rungs), key=lambda one: -one.value)
     if len(rungs) < 2:
         raise FreePruneError(
-            "a sweep needs at least two budgets; give some, such as `budgets=80%,60%,40%`, or use prune for one"
+            "a sweep needs at least two budgets that differ; give some, such as `budgets=80%,60%,40%`, or use prune for one"
         )
     return rungs
 

@@ -107,6 +107,7 @@ def test_fixed_targets_hold_everywhere(tmp_path):
         ({"budgets": [0.5]}, "at least two budgets"),
         ({"budgets": "50%"}, "at least two budgets"),
         ({"budgets": 0.5}, "at least two budgets"),
+        ({"budgets": ["50%", 0.5]}, "at least two budgets that differ"),
         ({"budgets": [0.5, "60M"]}, "partly relative"),
         ({"budgets": [0.5, "macs=30%"]}, "`budgets` has 'macs=30%'; write each as 50% or 60M"),
         ({"cost": "flops"}, "`cost` is .*, which is no cost"),
