@@ -29,13 +29,24 @@ Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Keywords:
-    """A forward pre-hook that gives the inputs of a network to the arguments of these names."""
+class Arrangement:
+    """A forward pre-hook that gives inputs in order to a network that takes them otherwise.
+
+    Attributes:
+        names: of the arguments that they go to, or the keys of a dictionary, in order.
+        whole: dict or tuple, if the network takes all of them in one; None if it takes them by name.
+    """
 
     names: tuple[str, ...]
+    whole: type | None = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return (inputs, options) if options or not inputs else ((), dict(zip(self.names, inputs, strict=True)))
+        if options or not inputs or (self.whole is not None and isinstance(inputs[0], self.whole)):
+            return inputs, options
+        if self.whole is tuple:
+            return (inputs,), options
+        named = dict(zip(self.names, inputs, strict=True))
+        return ((named,), options) if self.whole is dict else ((), named)
 
 
 def attribute(module: Any, name: str) -> Any:
@@ -46,10 +57,10 @@ def attribute(module: Any, name: str) -> Any:
         return None
 
 
-def given_names(network: nn.Module) -> list[str] | None:
-    """The arguments that `Keywords` gives a network's inputs to; None if it has them in order."""
-    found = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, Keywords)]
-    return list(found[-1].names) if found else None
+def arrangement(network: nn.Module) -> Arrangement | None:
+    """How a network is given its inputs; None if it has them in order."""
+    found = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, Arrangement)]
+    return found[-1] if found else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...common import Inputs, attribute, given_names
+from ...common import Inputs, arrangement, attribute
 from ...copies import is_large, light
 from ...errors import FreePruneError
 from ...reading import children, leaves
@@ -98,12 +98,12 @@ def export_onnx(
 
 
 def _say_arguments(network: nn.Module, count: int) -> None:
-    """Make a network, a copy, that takes arguments by name alone or any number of them say that it takes so many in order.
+    """Make a network, a copy, that takes arguments by name alone, all in one, or any number say that it takes so many in order.
 
     The exporter matches inputs and arguments by what `forward` says, before any hook; a decorator may hide it.
     """
     inner: Any = network.forward
-    told, names = signature(inner), given_names(network)
+    told, names = signature(inner), _input_names(network)
     rest = next((name for name, p in told.parameters.items() if p.kind is Parameter.VAR_POSITIONAL), None)
     if names is None and rest is not None:
         ordered = [name for name, p in told.parameters.items() if p.kind <= Parameter.POSITIONAL_OR_KEYWORD]
@@ -118,6 +118,12 @@ def _say_arguments(network: nn.Module, count: int) -> None:
         forward: Any = lambda *inputs, **options: inner(*inputs, **options)  # noqa: E731
         forward.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
         network.forward = forward
+
+
+def _input_names(network: nn.Module) -> list[str] | None:
+    """What the inputs of a network that does not take them in order are called; None for one that does."""
+    found = arrangement(network)
+    return None if found is None else list(found.names)
 
 
 class _Place(NamedTuple):
@@ -214,7 +220,7 @@ class _Exporter:
                 verbose=False,
                 optimize=optimize,
                 opset_version=self.opset,
-                input_names=given_names(network),
+                input_names=_input_names(network),
                 output_names=names,
                 dynamic_shapes=None if axes is None else tuple(axes),
                 custom_translation_table=translations(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
-from ...common import Keywords, attribute
+from ...common import Arrangement, arrangement, attribute
 from ...errors import FreePruneError
 from ..tasks.base import described
 from ..tasks.language import IGNORED
 from ..user_code import warn
 from .adoption import in_float32, twin_of
 from .batches import is_batch, parts, telling_items
+from .together import InOneTuple, accepts, keys_read
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 # Under which a dictionary keeps the label, in this order.
@@ -61,6 +62,7 @@ class ByName:
         inputs: the keys of the inputs, in the order of the network's arguments.
         label: the key of the label; None where there is none.
         keywords: whether the network must be given the inputs by name, since arguments between them are left out.
+        whole: whether it must be given all of them in one dictionary.
         shift: makes the last of the inputs of the labels; None where all are in the items.
     """
 
@@ -69,6 +71,7 @@ class ByName:
     label: str | None
     keywords: bool = False
     shift: Shift | None = None
+    whole: bool = False
 
     def __call__(self, items: list[Any]) -> Any:
         return self.taken(self.collate(items))
@@ -139,11 +142,21 @@ def working(network: nn.Module, collate: object = None) -> nn.Module:
         collate: of the data.
     """
     plain = in_float32(network)
-    if not isinstance(collate, ByName) or not collate.keywords:
+    arranged = _arrangement(collate)
+    if arranged is None:
         return plain
     twin = twin_of(plain)
-    twin.register_forward_pre_hook(Keywords(collate.inputs), with_kwargs=True)
+    twin.register_forward_pre_hook(arranged, with_kwargs=True)
     return twin
+
+
+def _arrangement(collate: object) -> Arrangement | None:
+    """How the network of these data takes its inputs; None where it takes them in order."""
+    if isinstance(collate, InOneTuple):
+        return Arrangement(collate.names, tuple)
+    if isinstance(collate, ByName) and (collate.keywords or collate.whole):
+        return Arrangement(collate.inputs, dict if collate.whole else None)
+    return None
 
 
 def stacked(items: list[Any]) -> Any:
@@ -183,8 +196,8 @@ def by_name(
     """A `collate_fn` for a data set whose batches are dictionaries, or inputs alone; the given one for any other.
 
     Batches are inputs alone where the network cannot do without any of their values. The values of dictionaries go to the
-    arguments of the network's forward pass that have their names; a single value goes to the only argument, whatever its name.
-    Others are left out.
+    arguments of the network's forward pass that have their names; a single value goes to the only argument, whatever its name,
+    and all of them in a dictionary, or several in a tuple, where the network takes such a one. Others are left out.
 
     Args:
         network: None takes all values but the label, in their order.
@@ -203,7 +216,7 @@ def by_name(
         make = Paired(make)
         batch = make([first])
     if not isinstance(batch, Mapping):
-        return AllInputs(make) if _are_inputs(batch, network) else collate
+        return AllInputs(make) if _are_inputs(batch, network) else _in_one_tuple(batch, network, make) or collate
     found = named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
     left = [str(name) for name, value in batch.items() if isinstance(value, Tensor) and name not in found.inputs]
     if found.label is None and left:
@@ -225,6 +238,24 @@ def _are_inputs(batch: Any, network: nn.Module | None) -> bool:
         return False
     is_class = last.ndim == 1 and not last.is_floating_point()
     return needed[-1] not in (LABELS if is_class else ALWAYS)  # a network that wants its label is not one of more inputs
+
+
+def _in_one_tuple(batch: Any, network: nn.Module | None, make: Callable[[list[Any]], Any]) -> InOneTuple | None:
+    """For a network that takes all inputs of a batch in one tuple; None for any other."""
+    inputs = parts(batch)[0] if is_batch(batch) else ()
+    if len(inputs) == 1 and (isinstance(batch, Tensor) or isinstance(batch[0], Tensor)):  # no tuple was given
+        return None
+    return in_one_tuple(inputs, network, make)
+
+
+def in_one_tuple(inputs: Sequence[Any], network: nn.Module | None, make: Callable[[list[Any]], Any]) -> InOneTuple | None:
+    """For a network whose only argument takes these inputs in a tuple; None for any other."""
+    arguments = arguments_of(network)
+    if network is None or arguments is None or len(arguments) != 1 or not inputs:
+        return None
+    if not all(isinstance(x, Tensor) for x in inputs) or not accepts(network, tuple(inputs)):
+        return None
+    return InOneTuple(make, tuple(f"{next(iter(arguments))}_{number}" for number in range(len(inputs))))
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:
@@ -258,6 +289,9 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
     inputs = [name for name in arguments if name in values or (shift is not None and name == DECODER)]
     needed = [name for name, one in arguments.items() if one.default is one.empty]
     if not inputs and len(needed) <= 1:
+        read = keys_read(network, {name: batch[name] for name in values}, what) if network is not None else ()
+        if read:
+            return ByName(make, read, label, whole=True)
         whole = [name for name in values if batch[name].ndim > 1]  # numbers beside an image, such as an id, are none
         if len(whole) == 1 or len(values) == 1:
             return ByName(make, tuple(whole if len(whole) == 1 else values), label)
@@ -298,8 +332,11 @@ def _takes_any_keyword(network: nn.Module | None) -> bool:
 
 
 def arguments_of(network: nn.Module | None) -> dict[str, inspect.Parameter] | None:
-    """The named arguments of a network's forward pass; None if they are not known, or it takes any number in order."""
+    """The named arguments of a forward pass; None if they are not known, or it takes any number in order or all in one."""
     parameters = _signature(network)
     if not parameters or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
+        return None
+    arranged = arrangement(network) if network is not None else None
+    if arranged is not None and arranged.whole is not None:
         return None
     return {one.name: one for one in parameters if one.kind in GIVEN}

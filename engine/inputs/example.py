@@ -13,11 +13,13 @@ from ...common import Inputs
 from ...errors import FreePruneError
 from .batches import in_float32, stack
 from .data import load_data
-from .dictionaries import arguments_of, named, stacked
+from .dictionaries import arguments_of, in_one_tuple, named, stacked
 from .image_files import NOTHING_STATED, Preparation
+from .together import keys_read
 from .tokens import random_values, with_tokens
 
 SHAPE = re.compile(r"(?:([A-Za-z_]\w*):)?([1-9][0-9]*(?:x[1-9][0-9]*)*)")
+EXAMPLE = "the example is a dictionary"  # how sentences about it begin
 SHORT = {"ids": "input_ids", "mask": "attention_mask"}  # for these arguments, where none has the short name
 
 
@@ -57,7 +59,7 @@ def example_of(
     if isinstance(given, Mapping):
         return _by_name(given, network)
     if isinstance(given, tuple | list) and given and all(isinstance(one, Tensor) for one in given):
-        return Example(in_float32(given))
+        return _in_order(in_float32(given), network)
     if isinstance(given, str) and (SHAPE.fullmatch(given) or (given[:1].isdigit() and ":" not in given)):
         given = [given]
     if isinstance(given, tuple | list) and given and all(isinstance(one, str) for one in given):
@@ -68,9 +70,14 @@ def example_of(
     return Example(stack(images.train, [0], images.collate, None)[0], images.collate)
 
 
+def _in_order(inputs: Inputs, network: nn.Module | None) -> Example:
+    """Inputs for a network's arguments, or for its only one in a tuple."""
+    return Example(inputs, in_one_tuple(inputs, network, stacked) if len(inputs) > 1 else None)
+
+
 def _by_name(given: Mapping[str, Any], network: nn.Module | None) -> Example:
     """A batch by the names of the network's arguments, such as a tokenizer gives it; labels are left out."""
-    found = named(given, network, stacked, "the example is a dictionary")
+    found = named(given, network, stacked, EXAMPLE)
     return Example(in_float32(found.taken(given)[0]), found)
 
 
@@ -87,11 +94,6 @@ def _random(shapes: Sequence[str], network: nn.Module | None) -> Example:
     names = [name if name in arguments else SHORT.get(name, name) for name in names]
     unknown = next((name for name in names if arguments and name not in arguments), None)
     in_order = unknown is not None and unknown in SHORT.values()
-    if unknown is not None and not in_order:
-        raise FreePruneError(
-            f"the network's forward pass takes ({', '.join(arguments)}), and none of them is {unknown!r}; name each input as "
-            "its argument, or tokens `ids` and their mask `mask`"
-        )
     values = []
     for i, (shape, (_, sizes)) in enumerate(zip(shapes, found, strict=True)):
         try:
@@ -101,12 +103,21 @@ def _random(shapes: Sequence[str], network: nn.Module | None) -> Example:
                 values.append(torch.randn(1, *sizes, generator=generator))
         except (RuntimeError, TypeError):  # torch's ways to say that a tensor is too large, or a size beyond 64 bits
             raise FreePruneError(f"`example={shape!r}` does not fit into memory; give a smaller shape") from None
+    if unknown is not None and not in_order and not _takes_dictionary(network, dict(zip(names, values, strict=True))):
+        raise FreePruneError(
+            f"the network's forward pass takes ({', '.join(arguments)}), and none of them is {unknown!r}; name each input as "
+            "its argument, or tokens `ids` and their mask `mask`"
+        )
     by_name = names if arguments and not in_order else []
     if network is not None:
         values = with_tokens(network, values, by_name, generator)
     if not by_name:
-        return Example(tuple(values))
+        return _in_order(tuple(values), network)
     return _by_name(dict(zip(names, values, strict=True)), network)
+
+
+def _takes_dictionary(network: nn.Module | None, values: Mapping[str, Tensor]) -> bool:
+    return network is not None and bool(keys_read(network, values, EXAMPLE))
 
 
 def _parsed(text: str) -> tuple[str | None, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...common import Inputs, Keywords
+from ...common import Arrangement, Inputs
 from ...copies import light
 from ...errors import FreePruneError
 from ...lending import Lent
@@ -61,7 +61,7 @@ def _foreign(network: nn.Module) -> list[_Hook]:
         while isinstance(hook, functools.partial):
             hook = hook.func
         owner = getattr(hook, "__self__", None)
-        if hook is with_float32 or isinstance(hook, Keywords) or isinstance(owner, Lent) or id(owner) in modules:
+        if hook is with_float32 or isinstance(hook, Arrangement) or isinstance(owner, Lent) or id(owner) in modules:
             return True
         names = [kind.__module__ for kind in type(hook).__mro__] + [str(getattr(hook, "__module__", ""))]
         if any(name.startswith("torch.nn.utils.") for name in names):

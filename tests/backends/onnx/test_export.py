@@ -15,7 +15,7 @@ from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
 from freeprune.backends.onnx.export import export_onnx, fix_sizes
 from freeprune.backends.surgery.gone import Gone
-from freeprune.common import Keywords
+from freeprune.common import Arrangement
 from freeprune.errors import FreePruneError
 from freeprune.reading import leaves
 
@@ -386,7 +386,7 @@ def test_arguments_of_any_number_take_any_batch(tmp_path, kind, names):
 
 def test_arguments_of_any_number_may_be_given_by_name(tmp_path):
     network, inputs = AnyNumber().eval(), (torch.randn(4, 4), torch.randn(4, 6))
-    network.register_forward_pre_hook(Keywords(("left", "right")), with_kwargs=True)
+    network.register_forward_pre_hook(Arrangement(("left", "right")), with_kwargs=True)
     exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
     assert exported.dynamic_batch
     assert [given.name for given in onnx.load(exported.path).graph.input] == ["left", "right"]
@@ -402,7 +402,7 @@ class AnyName(Two):
 @pytest.mark.parametrize("kind", [ByName, AnyName])
 def test_arguments_by_name_alone_are_inputs_in_order(tmp_path, kind):
     network, inputs = kind().eval(), (torch.randn(4, 4), torch.randn(4, 6))
-    network.register_forward_pre_hook(Keywords(("left", "right")), with_kwargs=True)
+    network.register_forward_pre_hook(Arrangement(("left", "right")), with_kwargs=True)
     exported = export_onnx(network, inputs, tmp_path / "model.onnx", {})
     assert exported.dynamic_batch
     assert [given.name for given in onnx.load(exported.path).graph.input] == ["left", "right"]

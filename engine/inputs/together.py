@@ -1,0 +1,87 @@
+"""Networks that take all their inputs in one argument: a dictionary, or a tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...copies import light
+from ...errors import FreePruneError
+from ...reading import leaves
+from ..randomness import seeded
+from .adoption import in_float32 as adopted
+from .batches import in_float32
+
+
+@dataclass(frozen=True)
+class InOneTuple:
+    """A `collate_fn` whose batches hold what a network takes in one tuple.
+
+    Attributes:
+        collate: makes the batches.
+        names: of the values of the tuple, by which an exported network has them.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    names: tuple[str, ...]
+
+    def __call__(self, items: list[Any]) -> Any:
+        return self.collate(items)
+
+
+def keys_read(network: nn.Module, given: Mapping[str, Tensor], what: str) -> tuple[str, ...]:
+    """The keys that a network reads of a dictionary in place of its only argument; none if it does not take one.
+
+    Args:
+        given: what it may read.
+        what: how a sentence about the dictionary begins: "... are dictionaries".
+
+    Raises:
+        FreePruneError: it takes a dictionary, and wants what is not there.
+    """
+    values = dict(zip(given, in_float32(tuple(given.values())), strict=True))
+    watched = _Watched(values)
+    if not accepts(network, watched):
+        if watched.missed is None:
+            return ()
+        raise FreePruneError(
+            f"{what} of which the network is given {', '.join(given)}, and its forward pass reads {watched.missed!r}; give all "
+            "that it reads under the same names (labels go to the loss, not to the network)"
+        )
+    read = {name: x for name, x in values.items() if name in watched.read}
+    return tuple(read if read and accepts(network, read) else values)
+
+
+def accepts(network: nn.Module, argument: Any) -> bool:
+    """Whether a network makes tensors of an argument."""
+    twin = light(adopted(network)).cpu().eval()
+    try:
+        with torch.no_grad(), seeded(0):
+            return bool(leaves(twin(argument)))
+    except Exception:  # from the network, which expects something else
+        return False
+
+
+class _Watched(dict[str, Any]):
+    """A dictionary that knows which of its keys were asked for, and which was not there."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+        self.missed: str | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __missing__(self, name: str) -> Any:
+        self.missed = name
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)

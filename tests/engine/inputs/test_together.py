@@ -1,0 +1,142 @@
+"""Networks whose only argument takes all inputs: a dictionary, or a tuple."""
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import freeprune
+from freeprune.engine.inputs.batches import stack
+from freeprune.engine.inputs.data import load_data
+from freeprune.engine.inputs.dictionaries import working
+from freeprune.engine.inputs.example import example_of
+from freeprune.errors import FreePruneError
+
+
+class InDictionary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 16), nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, batch):
+        return self.added(batch["left"], batch["right"])
+
+    def added(self, left, right):
+        return self.head(torch.relu(self.left(left)) + torch.relu(self.right(right)))
+
+
+class InTuple(InDictionary):
+    def forward(self, pair):
+        return self.added(pair[0], pair[1])
+
+
+class OneOfMany(InDictionary):
+    def forward(self, batch, scale=1.0):
+        return self.added(batch["left"], batch["left"]) * scale
+
+
+class AllOfThem(InDictionary):
+    def forward(self, batch):
+        return self.added(*batch.values())
+
+
+class EitherWay(InDictionary):
+    def forward(self, batch):
+        left = batch["left"]
+        return self.added(left, batch.get("right", left))
+
+
+class WithItsLoss(InDictionary):
+    def forward(self, batch):
+        return nn.functional.cross_entropy(self.added(batch["left"], batch["right"]), batch["label"])
+
+
+def items(*names, count=40):
+    values = torch.randn(count, len(names), 3, generator=torch.Generator().manual_seed(0))
+    return [{**dict(zip(names, row, strict=True)), "label": i % 2} for i, row in enumerate(values)]
+
+
+def beside_labels(made, kind):
+    """The same items with their inputs, a dictionary or a tuple, beside the label."""
+    return [(kind(x for x in item.items() if x[0] != "label"), item["label"]) for item in made]
+
+
+def tuples(count=40):
+    return [((item["left"], item["right"]), item["label"]) for item in items("left", "right", count=count)]
+
+
+IN_ONE = [
+    (InDictionary(), items("left", "right"), ["left", "right"]),
+    (InDictionary(), items("right", "other", "left"), ["right", "left"]),
+    (InDictionary(), beside_labels(items("left", "right"), dict), ["left", "right"]),
+    (OneOfMany(), items("left"), ["left"]),
+    (OneOfMany(), items("left", "right"), ["left"]),
+    (AllOfThem(), items("a", "b"), ["a", "b"]),
+    (EitherWay(), items("left", "right"), ["left", "right"]),
+]
+
+
+@pytest.mark.parametrize(("network", "made", "read"), IN_ONE)
+def test_a_network_is_given_what_it_reads_in_one_dictionary(network, made, read):
+    data = load_data((made, made), network=network)
+    inputs, labels = stack(data.train, [0, 1], data.collate, None)
+    given = [item if isinstance(item, dict) else item[0] for item in made[:2]]
+    rows = {name: torch.stack([item[name] for item in given]) for name in read}
+    assert labels.tolist() == [0, 1]
+    assert all(torch.equal(x, row) for x, row in zip(inputs, rows.values(), strict=True))
+    worked = working(network, data.collate)
+    assert torch.equal(worked(*inputs), network(rows))
+    assert torch.equal(worked(rows), network(rows))  # also as its own code calls it
+    assert not network._forward_pre_hooks
+
+
+def test_a_network_is_given_its_inputs_in_one_tuple():
+    network, made = InTuple(), tuples()
+    data = load_data((made, made), network=network)
+    inputs, labels = stack(data.train, [0, 1], data.collate, None)
+    worked = working(network, data.collate)
+    assert labels.tolist() == [0, 1]
+    assert torch.equal(worked(*inputs), network(inputs))
+    assert torch.equal(worked(inputs), network(inputs))
+
+
+def test_what_the_network_reads_and_is_not_given():
+    made = items("left", "other")
+    with pytest.raises(FreePruneError, match=r"the network is given left, other, and its forward pass reads 'right'"):
+        load_data((made, made), network=InDictionary())
+    made = items("left", "right")
+    with pytest.raises(FreePruneError, match=r"reads 'label'; .*labels go to the loss"):
+        load_data((made, made), network=WithItsLoss())
+    with pytest.raises(FreePruneError, match=r"the example is a dictionary of which the network is given left, .* 'right'"):
+        example_of({"left": torch.zeros(1, 3)}, network=InDictionary())
+
+
+@pytest.mark.parametrize(
+    ("network", "example"),
+    [
+        (InDictionary(), {"left": torch.ones(1, 3), "right": torch.ones(1, 3)}),
+        (InDictionary(), ["left:1x3", "right:1x3"]),
+        (InTuple(), (torch.ones(1, 3), torch.ones(1, 3))),
+        (InTuple(), ["3", "3"]),
+    ],
+)
+def test_groups_of_such_a_network(network, example):
+    assert freeprune.inspect(network, example=example).groups[0].name == "left"
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "names"),
+    [(InDictionary, items("left", "right"), ["left", "right"]), (InTuple, tuples(), ["pair_0", "pair_1"])],
+)
+def test_a_run_with_such_a_network(kind, made, names, tmp_path):
+    network = kind()
+    recipe = freeprune.Recipe(images=16)
+    freeprune.prune(network, (made, made), target={"macs": 0.6}, trials=3, finetune=recipe, out=tmp_path / "r")
+    smaller = freeprune.load(tmp_path / "r", kind()).eval()
+    assert smaller.left.out_features < 16
+    left, right = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1))
+    expected = smaller({"left": left, "right": right} if kind is InDictionary else (left, right))
+    session = onnxruntime.InferenceSession(tmp_path / "r" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_inputs()] == names
+    written = session.run(None, dict(zip(names, (left.numpy(), right.numpy()), strict=True)))[0]
+    assert torch.allclose(expected, torch.from_numpy(written), atol=1e-5)
