@@ -22,6 +22,7 @@ from ..difference import MAX_DIFFERENCE, relative_difference
 from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
+from .packed import padded, read_lengths
 from .quiet import quiet
 from .recurrent import write_out
 from .runtime import Runtime, as_arrays, first_rows, root_cause, run_rows
@@ -92,6 +93,7 @@ def export_onnx(
         network = light(network).cpu().eval()
         _say_arguments(network, len(inputs))
         write_out(network)
+        read_lengths(network, exporter.inputs)
         written = exporter.best(network)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
@@ -213,18 +215,19 @@ class _Exporter:
         import onnx
 
         def exported(optimize: bool) -> Any:
-            return torch.onnx.export(
-                network if self.beside is None else hollow(network),
-                self.inputs,
-                dynamo=True,
-                verbose=False,
-                optimize=optimize,
-                opset_version=self.opset,
-                input_names=_input_names(network),
-                output_names=names,
-                dynamic_shapes=None if axes is None else tuple(axes),
-                custom_translation_table=translations(),
-            )
+            with padded():
+                return torch.onnx.export(
+                    network if self.beside is None else hollow(network),
+                    self.inputs,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=optimize,
+                    opset_version=self.opset,
+                    input_names=_input_names(network),
+                    output_names=names,
+                    dynamic_shapes=None if axes is None else tuple(axes),
+                    custom_translation_table=translations(),
+                )
 
         def finish(proto: Any) -> None:
             strip(proto)

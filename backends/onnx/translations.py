@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from .packed import translated
+
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What to export an operator as, for `torch.onnx.export`. To add one: write a function and add its line."""
-    return {torch.ops.aten._cdist_forward.default: _distances}
+    return {torch.ops.aten._cdist_forward.default: _distances, torch.ops.freeprune.recurrent.default: translated}
 
 
 def _distances(one: Any, other: Any, p: float, compute_mode: int | None = None) -> Any:
