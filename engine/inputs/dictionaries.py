@@ -18,7 +18,7 @@ from ..tasks.language import IGNORED
 from ..user_code import warn
 from .adoption import in_float32, twin_of
 from .batches import is_batch, parts, telling_items
-from .together import InOneTuple, accepts, keys_read
+from .together import InOneTuple, accepts, check_takes_tensors, keys_read
 
 ALWAYS = ("labels", "label")  # also where the network takes them, to return a loss
 # Under which a dictionary keeps the label, in this order.
@@ -216,6 +216,7 @@ def by_name(
         make = Paired(make)
         batch = make([first])
     if not isinstance(batch, Mapping):
+        check_takes_tensors(network)
         return AllInputs(make) if _are_inputs(batch, network) else _in_one_tuple(batch, network, make) or collate
     found = named(batch, network, make, f"the items of {described(_whole(dataset))} are dictionaries")
     left = [str(name) for name, value in batch.items() if isinstance(value, Tensor) and name not in found.inputs]

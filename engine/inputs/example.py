@@ -15,7 +15,7 @@ from .batches import in_float32, stack
 from .data import load_data
 from .dictionaries import arguments_of, in_one_tuple, named, stacked
 from .image_files import NOTHING_STATED, Preparation
-from .together import keys_read
+from .together import check_takes_tensors, keys_read
 from .tokens import random_values, with_tokens
 
 SHAPE = re.compile(r"(?:([A-Za-z_]\w*):)?([1-9][0-9]*(?:x[1-9][0-9]*)*)")
@@ -55,7 +55,7 @@ def example_of(
             argument.
     """
     if isinstance(given, Tensor):
-        return Example(in_float32((given,)))
+        return _in_order(in_float32((given,)), network)
     if isinstance(given, Mapping):
         return _by_name(given, network)
     if isinstance(given, tuple | list) and given and all(isinstance(one, Tensor) for one in given):
@@ -72,6 +72,7 @@ def example_of(
 
 def _in_order(inputs: Inputs, network: nn.Module | None) -> Example:
     """Inputs for a network's arguments, or for its only one in a tuple."""
+    check_takes_tensors(network)
     return Example(inputs, in_one_tuple(inputs, network, stacked) if len(inputs) > 1 else None)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...copies import light
-from ...errors import FreePruneError
+from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..randomness import seeded
 from .adoption import in_float32 as adopted
@@ -45,25 +45,42 @@ def keys_read(network: nn.Module, given: Mapping[str, Tensor], what: str) -> tup
     """
     values = dict(zip(given, in_float32(tuple(given.values())), strict=True))
     watched = _Watched(values)
-    if not accepts(network, watched):
-        if watched.missed is None:
-            return ()
+    error = _error(network, watched)
+    if error is not None and not watched.read:
+        return ()
+    if error is not None:
+        fault = f"reads {watched.missed!r}" if watched.missed is not None else f"fails: {cause(error)}"
         raise FreePruneError(
-            f"{what} of which the network is given {', '.join(given)}, and its forward pass reads {watched.missed!r}; give all "
-            "that it reads under the same names (labels go to the loss, not to the network)"
+            f"{what}; given {', '.join(given)} in one, the network's forward pass {fault}; give all that it reads under the "
+            "same names (labels go to the loss, not to the network)"
         )
     read = {name: x for name, x in values.items() if name in watched.read}
     return tuple(read if read and accepts(network, read) else values)
 
 
+def check_takes_tensors(network: nn.Module | None) -> None:
+    """Refuse a network that reads a dictionary."""
+    watched = _Watched({})
+    if network is not None and _error(network, watched) is not None and watched.missed is not None:
+        raise FreePruneError(
+            f"the network's forward pass reads {watched.missed!r} of a dictionary; give dictionaries with the keys that it "
+            "reads"
+        )
+
+
 def accepts(network: nn.Module, argument: Any) -> bool:
     """Whether a network makes tensors of an argument."""
+    return _error(network, argument) is None
+
+
+def _error(network: nn.Module, argument: Any) -> Exception | None:
+    """What a network, left as it is, raises for an argument; None if it makes tensors of it."""
     twin = light(adopted(network)).cpu().eval()
     try:
         with torch.no_grad(), seeded(0):
-            return bool(leaves(twin(argument)))
-    except Exception:  # from the network, which expects something else
-        return False
+            return None if leaves(twin(argument)) else TypeError("it returns no tensor")
+    except Exception as error:  # from the network, which expects something else
+        return error
 
 
 class _Watched(dict[str, Any]):
@@ -75,11 +92,13 @@ class _Watched(dict[str, Any]):
         self.missed: str | None = None
 
     def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
+        if isinstance(name, str):  # a network that takes tensors has numbers and slices here
+            self.read.add(name)
         return super().__getitem__(name)
 
     def __missing__(self, name: str) -> Any:
-        self.missed = name
+        if isinstance(name, str):
+            self.missed = name
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:

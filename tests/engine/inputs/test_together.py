@@ -102,13 +102,26 @@ def test_a_network_is_given_its_inputs_in_one_tuple():
 
 def test_what_the_network_reads_and_is_not_given():
     made = items("left", "other")
-    with pytest.raises(FreePruneError, match=r"the network is given left, other, and its forward pass reads 'right'"):
+    with pytest.raises(FreePruneError, match=r"given left, other in one, the network's forward pass reads 'right'"):
         load_data((made, made), network=InDictionary())
     made = items("left", "right")
     with pytest.raises(FreePruneError, match=r"reads 'label'; .*labels go to the loss"):
         load_data((made, made), network=WithItsLoss())
-    with pytest.raises(FreePruneError, match=r"the example is a dictionary of which the network is given left, .* 'right'"):
+    with pytest.raises(FreePruneError, match=r"the example is a dictionary; given left in one, .* 'right'"):
         example_of({"left": torch.zeros(1, 3)}, network=InDictionary())
+
+
+def test_what_the_network_cannot_compute_of_a_dictionary():
+    example = {"left": torch.zeros(1, 3), "right": torch.zeros(1, 4)}
+    with pytest.raises(FreePruneError, match=r"given left, right in one, the network's forward pass fails: .*shapes"):
+        example_of(example, network=InDictionary())
+
+
+def test_a_network_that_reads_a_dictionary_is_given_a_tensor():
+    made = [(torch.zeros(3), i % 2) for i in range(30)]
+    for given in (lambda: load_data((made, made), network=InDictionary()), lambda: example_of("3", network=InDictionary())):
+        with pytest.raises(FreePruneError, match="the network's forward pass reads 'left' of a dictionary; give dictionaries"):
+            given()
 
 
 @pytest.mark.parametrize(
