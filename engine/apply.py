@@ -17,9 +17,9 @@ from .asked.settings import Settings
 from .inputs.adoption import in_float32
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
+from .inputs.collating import working
 from .inputs.data import load_data
 from .inputs.dense import GivenModel, on_cpu
-from .inputs.dictionaries import working
 from .inputs.memory_format import on_device
 from .inputs.sharded import save_weights, weights_at
 from .inputs.values import with_values

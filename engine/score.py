@@ -18,9 +18,9 @@ from ..metrics import METRICS, Metric, reference
 from .apply import apply, read_plan
 from .inputs import adoption, batches
 from .inputs.calibration import draw
+from .inputs.collating import working
 from .inputs.data import Asked, load_data
 from .inputs.dense import GivenModel
-from .inputs.dictionaries import working
 from .inputs.example import example_of
 from .inputs.weights import load_weights
 from .modes import in_usual_modes

@@ -16,9 +16,9 @@ from .asked.recipe import Recipe
 from .asked.settings import Settings, TrainOptions, check_names, hardware_of
 from .inputs.adoption import in_float32
 from .inputs.calibration import draw
+from .inputs.collating import working
 from .inputs.data import asked_data, load_data
 from .inputs.dense import GivenModel
-from .inputs.dictionaries import working
 from .inputs.sharded import save_weights
 from .inputs.values import with_values
 from .modes import in_usual_modes

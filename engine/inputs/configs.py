@@ -17,7 +17,7 @@ from torch import nn
 from ...backends.difference import relative_difference
 from ...common import Inputs, attribute
 from ...reading import leaves
-from .dictionaries import working
+from .collating import working
 
 SECONDS = 20.0  # no further configuration is tried after these
 LARGEST_DIFFERENCE = 1e-5  # relative, above rounding

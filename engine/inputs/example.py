@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ...common import Inputs
 from ...errors import FreePruneError
 from .batches import in_float32, stack
+from .collating import stacked
 from .data import load_data
-from .dictionaries import arguments_of, in_one_tuple, named, stacked
+from .dictionaries import arguments_of, in_one_tuple, named
 from .image_files import NOTHING_STATED, Preparation
 from .together import check_takes_tensors, keys_read
 from .tokens import random_values, with_tokens

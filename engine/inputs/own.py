@@ -17,7 +17,8 @@ from ..tasks import CLASSIFICATION
 from ..tasks.base import described
 from ..user_code import warn
 from .batches import Data, parted, stack
-from .dictionaries import AllInputs, ByName, by_name
+from .collating import ByName, Collate
+from .dictionaries import by_name
 from .sources import TESTS, TRAININGS
 
 ARRAYS = (Tensor, np.ndarray)
@@ -86,7 +87,7 @@ def _check_alike(train: _Read, test: _Read, given: Sequence[Any]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two functions that make batches do the same: lambdas of one line of code do."""
-    if isinstance(one, ByName | AllInputs) and type(one) is type(other):
+    if isinstance(one, Collate) and type(one) is type(other):
         return _same(one.collate, other.collate) and replace(one, collate=other.collate) == other
     code = getattr(one, "__code__", None)
     if code is None or code != getattr(other, "__code__", None):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,22 +14,6 @@ from ...reading import leaves
 from ..randomness import seeded
 from .adoption import in_float32 as adopted
 from .batches import in_float32
-
-
-@dataclass(frozen=True)
-class InOneTuple:
-    """A `collate_fn` whose batches hold what a network takes in one tuple.
-
-    Attributes:
-        collate: makes the batches.
-        names: of the values of the tuple, by which an exported network has them.
-    """
-
-    collate: Callable[[list[Any]], Any]
-    names: tuple[str, ...]
-
-    def __call__(self, items: list[Any]) -> Any:
-        return self.collate(items)
 
 
 def keys_read(network: nn.Module, given: Mapping[str, Tensor], what: str) -> tuple[str, ...]:

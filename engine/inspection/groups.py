@@ -27,8 +27,8 @@ from ..asked.commands import SETTINGS
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..inputs.adoption import in_float32
+from ..inputs.collating import working
 from ..inputs.dense import GivenModel
-from ..inputs.dictionaries import working
 from ..inputs.example import example_of
 from ..inputs.tokens import check_embeddings
 from ..modes import in_usual_modes

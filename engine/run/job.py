@@ -37,10 +37,10 @@ from ..asked.targets import Target, resolve
 from ..inputs.adoption import in_float32
 from ..inputs.batches import Data, split
 from ..inputs.calibration import calibration, further
+from ..inputs.collating import working
 from ..inputs.data import load_data
 from ..inputs.dense import GivenModel, on_cpu
 from ..inputs.devices import device_of
-from ..inputs.dictionaries import working
 from ..inputs.hooks import check_hooks
 from ..inputs.memory_format import fastest, on_device
 from ..inputs.named import load_object

@@ -8,8 +8,8 @@ from freeprune import FreePruneError, inspect
 from freeprune.backends import BACKENDS, apply, masked
 from freeprune.backends.criteria import Importance
 from freeprune.engine.asked.selection import fewest_units
+from freeprune.engine.inputs.collating import working
 from freeprune.engine.inputs.configs import followed, set_config
-from freeprune.engine.inputs.dictionaries import working
 from freeprune.engine.inputs.example import example_of
 
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import freeprune
 from freeprune.engine.inputs.batches import stack
+from freeprune.engine.inputs.collating import Shift, working
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.dictionaries import Shift, working
 from freeprune.errors import FreePruneError
 
 

@@ -4,11 +4,12 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, default_collate
 
 import freeprune
 from freeprune.engine.inputs.batches import stack
+from freeprune.engine.inputs.collating import working
 from freeprune.engine.inputs.data import load_data
-from freeprune.engine.inputs.dictionaries import working
 from freeprune.engine.inputs.example import example_of
 from freeprune.errors import FreePruneError
 
@@ -98,6 +99,13 @@ def test_a_network_is_given_its_inputs_in_one_tuple():
     assert labels.tolist() == [0, 1]
     assert torch.equal(worked(*inputs), network(inputs))
     assert torch.equal(worked(inputs), network(inputs))
+
+
+def test_loaders_that_make_tuples_alike():
+    made = tuples()
+    loaders = [DataLoader(made, collate_fn=lambda some: default_collate(some)) for _ in range(2)]
+    inputs, _ = stack(made, [0, 1], load_data(tuple(loaders), network=InTuple()).collate, None)
+    assert len(inputs) == 2
 
 
 def test_what_the_network_reads_and_is_not_given():
