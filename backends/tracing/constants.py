@@ -17,6 +17,7 @@ from .operator import Call
 
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
+UNWRITTEN = ("empty_like", "new_empty", "new_empty_strided")  # make memory of any content, which is no number of the code
 CPU = torch.device("cpu")
 
 
@@ -107,7 +108,7 @@ class Constants:
             self._forget([t for t in made if any(t is given for given in tensors) and self._twins.get(t) is not None])
             return
         for tensor, twin in zip(made, twins, strict=True):
-            self._twins[tensor] = twin.detach()
+            self._twins[tensor] = twin.detach().zero_() if call.name in UNWRITTEN else twin.detach()
 
     def _swapped(self, value: Any) -> Any:
         """Arguments with the twins of tensors, on the CPU."""

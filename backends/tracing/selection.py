@@ -91,6 +91,11 @@ def embedding_bag(tracer: Labelling, call: Call) -> list[Labels]:
     return [layers, *[[] for _ in call.outputs[1:]]]
 
 
+def pack(tracer: Labelling, call: Call) -> list[Labels]:
+    """Padded sequences, with steps and sequences in one dimension, and how many there are at each step."""
+    return [[layer[0] for layer in along_free(tracer, call.first, {0, 1})], []]
+
+
 def index_select(tracer: Labelling, call: Call) -> list[Labels]:
     freeze_all(tracer, tracer.labels(call["index"]))
     return [along_free(tracer, call.first, {call.dim()})]

@@ -4,6 +4,7 @@ import promises
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from freeprune.backends import apply, masked
 
@@ -44,6 +45,31 @@ def test_hidden_units_are_one_group(name, checks):
     assert not promises.locked(backend)
     smaller = apply(network, backend.plan(backend.channels(torch.tensor([7] * len(backend.groups)).numpy())[0]))
     assert (smaller.layer.input_size, smaller.layer.hidden_size) == (7, 7)
+
+
+class Packs(Reads):
+    """The same on sequences of several lengths, the longest first or in any order, with the batch first or second."""
+
+    def __init__(self, layer, made, ordered):
+        super().__init__(layer, made)
+        self.ordered = ordered
+
+    def forward(self, x):
+        first = self.layer.batch_first
+        lengths = torch.tensor([4, 2, 2] if self.ordered else [2, 4, 1])[: len(x)]
+        x = self.first(x) if first else self.first(x.transpose(0, 1))
+        made, _ = self.layer(pack_padded_sequence(x, lengths, first, self.ordered))
+        made = pad_packed_sequence(made, True)[0]
+        return self.last(self.norm(made).mean(1))
+
+
+@pytest.mark.parametrize(("ordered", "first"), [(True, True), (False, True), (False, False)])
+def test_what_is_packed_loses_widths(ordered, first):
+    torch.manual_seed(0)
+    network = Packs(nn.LSTM(10, 12, 2, batch_first=first, bidirectional=True), 24, ordered)
+    backend = promises.kept(network, torch.randn(3, 4, 5), onnx=False)
+    assert sorted(promises.widths(backend).values()) == [10, 12]
+    assert not promises.locked(backend)
 
 
 def test_masked_is_compact_for_as_many_images_as_there_are_hidden_units():
