@@ -146,6 +146,27 @@ def index_write(tracer: Labelling, call: Call) -> list[Labels]:
     return [_elsewhere(tracer, d, [x, rows] if isinstance(rows, Tensor) and rows.dim() else [x])]
 
 
+def part_write(tracer: Labelling, call: Call) -> list[Labels]:
+    """A copy with a part along one dimension, or what lies at one place of it, written over."""
+    x, part, d = call.first, call["src"], call.dim()
+    if part.dim() == x.dim():
+        return [_elsewhere(tracer, d, [x, part])]
+    shape = [1 if k == d else n for k, n in enumerate(x.shape)]
+    written = [np.expand_dims(layer, d) for layer in tracer.labels(part)]
+    return [merge(tracer, [(shape, along_free(tracer, x, {d})), (shape, written)], x.dim())]
+
+
+def cross(tracer: Labelling, call: Call) -> list[Labels]:
+    """Products of vectors of three, along one dimension."""
+    return [_elsewhere(tracer, call.dim(), call.tensors)]
+
+
+def bucketize(tracer: Labelling, call: Call) -> list[Labels]:
+    """Between which of some boundaries each entry lies."""
+    freeze_all(tracer, tracer.labels(call["boundaries"]))
+    return [tracer.labels(call.first)]
+
+
 def _elsewhere(tracer: Labelling, d: int, operands: Sequence[Tensor]) -> Labels:
     """The labels of tensors that go together but for one dimension, along which none of them may shrink."""
     shapes = [[1 if k == d else n for k, n in enumerate(t.shape)] for t in operands]

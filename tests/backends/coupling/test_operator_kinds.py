@@ -50,6 +50,15 @@ FUNCTIONS = {
     "randn": lambda x: x + 0 * torch.randn(x.shape),
     "rand": lambda x: x + 0 * torch.rand(*x.shape[:2], 1, 1),
     "randint_like": lambda x: x + 0 * torch.randint_like(x, 5),
+    "slice_scatter": lambda x: torch.slice_scatter(x, 2 * x[..., 1:3], 3, 1, 3),
+    "select_scatter": lambda x: torch.select_scatter(x, 2 * x[..., 0], -1, 3),
+    "count_nonzero": lambda x: x / (1 + x.relu().count_nonzero(1).unsqueeze(1)),
+    "count_of_places": lambda x: x / (1 + x.relu().count_nonzero((2, 3)))[..., None, None],
+    "cross": lambda x: torch.linalg.cross(x[..., :3], x[..., 1:]),
+    "bucketize": lambda x: x + torch.bucketize(x, torch.linspace(-1, 1, 5)),
+    "nearest_exact": lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"),
+    "nearest_exact_1d": lambda x: F.interpolate(x.flatten(2), scale_factor=2, mode="nearest-exact")[..., None],
+    "nearest_exact_3d": lambda x: F.interpolate(x[..., None], scale_factor=2, mode="nearest-exact").flatten(3),
     "distribution": lambda x: x + 0 * torch.distributions.Normal(x, x.exp()).rsample(),
 }
 
