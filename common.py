@@ -28,24 +28,33 @@ Inputs = tuple[Tensor, ...]
 """The arguments of a forward pass, in order; the first dimension of each is the batch."""
 
 
+class Values(dict[str, Any]):
+    """A dictionary whose values are attributes, too, as those of a dataclass or of what a tokenizer gives are."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self.keys():
+            raise AttributeError(name)
+        return self[name]
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """A forward pre-hook that gives inputs in order to a network that takes them otherwise.
 
     Attributes:
         names: of the arguments that they go to, or the keys of a dictionary, in order.
-        whole: dict or tuple, if the network takes all of them in one; None if it takes them by name.
+        whole: dict, or a kind of tuple or list, if the network takes all of them in one; None if it takes them by name.
     """
 
     names: tuple[str, ...]
     whole: type | None = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if options or not inputs or (self.whole is not None and isinstance(inputs[0], self.whole)):
+        if options or not inputs or (self.whole is not None and not isinstance(inputs[0], Tensor)):
             return inputs, options
-        if self.whole is tuple:
-            return (inputs,), options
-        named = dict(zip(self.names, inputs, strict=True))
+        if self.whole not in (None, dict):
+            return (getattr(self.whole, "_make", self.whole)(inputs),), options
+        named = Values(zip(self.names, inputs, strict=True))
         return ((named,), options) if self.whole is dict else ((), named)
 
 

@@ -128,10 +128,12 @@ class InOneTuple:
     Attributes:
         collate: makes the batches.
         names: of the values of the tuple, by which an exported network has them.
+        kind: of tuple, or list.
     """
 
     collate: Callable[[list[Any]], Any]
     names: tuple[str, ...]
+    kind: type = tuple
 
     def __call__(self, items: list[Any]) -> Any:
         return self.collate(items)
@@ -184,14 +186,14 @@ def working(network: nn.Module, collate: object = None) -> nn.Module:
     if arranged is None:
         return plain
     twin = twin_of(plain)
-    twin.register_forward_pre_hook(arranged, with_kwargs=True)
+    twin.register_forward_pre_hook(arranged, prepend=True, with_kwargs=True)  # hooks of its own expect what it takes
     return twin
 
 
 def _arrangement(collate: object) -> Arrangement | None:
     """How the network of these data takes its inputs; None where it takes them in order."""
     if isinstance(collate, InOneTuple):
-        return Arrangement(collate.names, tuple)
+        return Arrangement(collate.names, collate.kind)
     if isinstance(collate, ByName) and (collate.keywords or collate.whole):
         return Arrangement(collate.inputs, dict if collate.whole else None)
     return None

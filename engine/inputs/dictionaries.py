@@ -34,6 +34,7 @@ GIVEN = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
 )
+IN_ORDER = (*GIVEN[:2], inspect.Parameter.VAR_POSITIONAL)
 
 
 def _is_pair(given: Any) -> bool:
@@ -96,17 +97,32 @@ def _in_one_tuple(batch: Any, network: nn.Module | None, make: Callable[[list[An
     inputs = parts(batch)[0] if is_batch(batch) else ()
     if len(inputs) == 1 and (isinstance(batch, Tensor) or isinstance(batch[0], Tensor)):  # no tuple was given
         return None
-    return in_one_tuple(inputs, network, make)
+    kinds = [type(given) for given in (batch[0], batch) if isinstance(given, tuple) and hasattr(given, "_fields")]
+    return in_one_tuple(inputs, network, make, kinds)
 
 
-def in_one_tuple(inputs: Sequence[Any], network: nn.Module | None, make: Callable[[list[Any]], Any]) -> InOneTuple | None:
-    """For a network whose only argument takes these inputs in a tuple; None for any other."""
-    arguments = arguments_of(network)
-    if network is None or arguments is None or len(arguments) != 1 or not inputs:
+def in_one_tuple(
+    inputs: Sequence[Any], network: nn.Module | None, make: Callable[[list[Any]], Any], kinds: Sequence[Any] = ()
+) -> InOneTuple | None:
+    """For a network whose first argument takes these inputs in a tuple, and needs no other; None for any other.
+
+    Args:
+        kinds: of named tuples that it may expect.
+    """
+    told = [one for one in _signature(network) if one.kind in IN_ORDER]
+    needed = [one for one in told if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
+    if network is None or not told or len(needed) > 1 or not inputs or not all(isinstance(x, Tensor) for x in inputs):
         return None
-    if not all(isinstance(x, Tensor) for x in inputs) or not accepts(network, tuple(inputs)):
+    arranged = arrangement(network)
+    if arranged is not None and arranged.whole is not None:
         return None
-    return InOneTuple(make, tuple(f"{next(iter(arguments))}_{number}" for number in range(len(inputs))))
+    if len(inputs) > 1 and (len(told) > 1 or told[0] not in needed) and accepts(network, *inputs):
+        return None
+    for kind in (tuple, list, *kinds):
+        fields = getattr(kind, "_fields", ())
+        if len(fields) in (0, len(inputs)) and accepts(network, getattr(kind, "_make", kind)(inputs)):
+            return InOneTuple(make, fields or tuple(f"{told[0].name}_{number}" for number in range(len(inputs))), kind)
+    return None
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:
@@ -130,7 +146,11 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
         raise FreePruneError(
             f"{what} that hold no tensor besides the label{held}; give inputs under the names of the network's arguments"
         )
-    if arguments is None:
+    if arguments is None:  # of which a decorator may speak that hides the only one
+        if network is not None and not accepts(network, *(batch[name] for name in values)):
+            read, other = _keys_read(network, {name: batch[name] for name in keys}, label, what)
+            if read:
+                return ByName(make, read, other, whole=True)
         return ByName(make, tuple(values), label)
     if not arguments and _takes_any_keyword(network):
         return ByName(make, tuple(values), label, keywords=True)
@@ -139,10 +159,13 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
         shift = _shift(network)
     inputs = [name for name in arguments if name in values or (shift is not None and name == DECODER)]
     needed = [name for name, one in arguments.items() if one.default is one.empty]
-    if not inputs and len(needed) <= 1:
-        read = keys_read(network, {name: batch[name] for name in values}, what) if network is not None else ()
+    alone = inputs[0] if inputs and inputs == [*arguments][:1] and inputs[0] in values else None
+    # A key of the dictionary that it takes may have the name of its argument.
+    if network is not None and len(needed) <= 1 and (not inputs or (alone and not accepts(network, batch[alone]))):
+        read, other = _keys_read(network, {name: batch[name] for name in keys}, label, what)
         if read:
-            return ByName(make, read, label, whole=True)
+            return ByName(make, read, other, whole=True)
+    if not inputs and len(needed) <= 1:
         whole = [name for name in values if batch[name].ndim > 1]  # numbers beside an image, such as an id, are none
         if len(whole) == 1 or len(values) == 1:
             return ByName(make, tuple(whole if len(whole) == 1 else values), label)
@@ -156,6 +179,24 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
     in_order = list(arguments)[: len(inputs)] == inputs
     keywords = not in_order or any(arguments[name].kind is inspect.Parameter.KEYWORD_ONLY for name in inputs)
     return ByName(make, tuple(inputs), label, keywords, shift)
+
+
+def _keys_read(
+    network: nn.Module, given: Mapping[str, Tensor], label: str | None, what: str
+) -> tuple[tuple[str, ...], str | None]:
+    """The keys that a network reads of a dictionary in one, as `keys_read`, and the one of the label.
+
+    Args:
+        given: what it may read, with the label.
+        label: the first key that may be the label's; the next one is, where the network reads this one, such as a mask.
+    """
+    try:
+        return keys_read(network, {name: x for name, x in given.items() if name != label}, what), label
+    except FreePruneError:
+        later = [name for name in LABELS[LABELS.index(label) + 1 :] if name in given] if label is not None else []
+        if label in ALWAYS or not later:
+            raise
+        return _keys_read(network, given, later[0], what)
 
 
 def _shift(network: nn.Module | None) -> Shift | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...common import Values
 from ...copies import light
 from ...errors import FreePruneError, cause
 from ...reading import leaves
@@ -38,7 +40,7 @@ def keys_read(network: nn.Module, given: Mapping[str, Tensor], what: str) -> tup
             "same names (labels go to the loss, not to the network)"
         )
     read = {name: x for name, x in values.items() if name in watched.read}
-    return tuple(read if read and accepts(network, read) else values)
+    return tuple(read if read and accepts(network, Values(read)) else values)  # the network may write into what it is given
 
 
 def check_takes_tensors(network: nn.Module | None) -> None:
@@ -51,28 +53,32 @@ def check_takes_tensors(network: nn.Module | None) -> None:
         )
 
 
-def accepts(network: nn.Module, argument: Any) -> bool:
-    """Whether a network makes tensors of an argument."""
-    return _error(network, argument) is None
+def accepts(network: nn.Module, *arguments: Any) -> bool:
+    """Whether a network makes tensors of its arguments."""
+    return _error(network, *arguments) is None
 
 
-def _error(network: nn.Module, argument: Any) -> Exception | None:
-    """What a network, left as it is, raises for an argument; None if it makes tensors of it."""
+def _error(network: nn.Module, *arguments: Any) -> Exception | None:
+    """What a network, left as it is, raises for its arguments; None if it makes tensors of them."""
     twin = light(adopted(network)).cpu().eval()
     try:
-        with torch.no_grad(), seeded(0):
-            return None if leaves(twin(argument)) else TypeError("it returns no tensor")
+        with torch.no_grad(), seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it was not written for
+            return None if leaves(twin(*in_float32(arguments))) else TypeError("it returns no tensor")
     except Exception as error:  # from the network, which expects something else
         return error
 
 
-class _Watched(dict[str, Any]):
+class _Watched(Values):
     """A dictionary that knows which of its keys were asked for, and which was not there."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
         self.read: set[str] = set()
         self.missed: str | None = None
+
+    def __iter__(self) -> Iterator[str]:  # with which `**` and `dict` read the keys one by one
+        return super().__iter__()
 
     def __getitem__(self, name: str) -> Any:
         if isinstance(name, str):  # a network that takes tensors has numbers and slices here
@@ -87,3 +93,16 @@ class _Watched(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         self.read.add(name)
         return super().get(name, default)
+
+    def items(self) -> Any:
+        self.read.update(self.keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(self.keys())
+        return super().values()
+
+    def pop(self, name: str, *default: Any) -> Any:
+        value = self.get(name, *default) if default else self[name]
+        super().pop(name, None)
+        return value

@@ -1,5 +1,7 @@
 """Networks whose only argument takes all inputs: a dictionary, or a tuple."""
 
+from collections import namedtuple
+
 import onnxruntime
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 import freeprune
+from freeprune.common import Values
 from freeprune.engine.inputs.batches import stack
 from freeprune.engine.inputs.collating import working
 from freeprune.engine.inputs.data import load_data
@@ -47,14 +50,51 @@ class EitherWay(InDictionary):
         return self.added(left, batch.get("right", left))
 
 
+class ByAttribute(InDictionary):
+    def forward(self, batch):
+        return self.added(batch.left, batch.right)
+
+
+class OfTheSameName(InDictionary):
+    def forward(self, left):
+        return self.added(left["left"], left["right"])
+
+
+class WritesIntoIt(InDictionary):
+    def forward(self, batch):
+        batch["made"] = self.added(batch["left"], batch["right"])
+        return batch["made"]
+
+
+class Pops(InDictionary):
+    def forward(self, batch):
+        batch = Values(batch)
+        return self.added(batch.pop("left"), batch.pop("right"))
+
+
+class SomeByPrefix(InDictionary):
+    def forward(self, batch):
+        return self.added(batch["left"], sum(x for name, x in batch.items() if name.startswith("r")))
+
+
+class WithMask(InDictionary):
+    def forward(self, batch):
+        return self.added(batch["left"], batch["mask"])
+
+
+class Decorated(InDictionary):
+    def forward(self, *inputs, **options):
+        return InDictionary.forward(self, *inputs, **options)
+
+
 class WithItsLoss(InDictionary):
     def forward(self, batch):
         return nn.functional.cross_entropy(self.added(batch["left"], batch["right"]), batch["label"])
 
 
-def items(*names, count=40):
+def items(*names, count=40, label="label"):
     values = torch.randn(count, len(names), 3, generator=torch.Generator().manual_seed(0))
-    return [{**dict(zip(names, row, strict=True)), "label": i % 2} for i, row in enumerate(values)]
+    return [{**dict(zip(names, row, strict=True)), label: i % 2} for i, row in enumerate(values)]
 
 
 def beside_labels(made, kind):
@@ -74,6 +114,15 @@ IN_ONE = [
     (OneOfMany(), items("left", "right"), ["left"]),
     (AllOfThem(), items("a", "b"), ["a", "b"]),
     (EitherWay(), items("left", "right"), ["left", "right"]),
+    (ByAttribute(), items("left", "right", "other"), ["left", "right"]),
+    (OfTheSameName(), items("left", "right", "other"), ["left", "right"]),
+    (OfTheSameName(), items("right", "left"), ["right", "left"]),
+    (WritesIntoIt(), items("left", "right"), ["left", "right"]),
+    (Pops(), items("left", "right"), ["left", "right"]),
+    (SomeByPrefix(), items("left", "right"), ["left", "right"]),
+    (Decorated(), items("left", "right", "other"), ["left", "right"]),
+    (WithMask(), items("left", "mask"), ["left", "mask"]),
+    (WithMask(), items("left", "mask", label="y"), ["left", "mask"]),
 ]
 
 
@@ -82,7 +131,7 @@ def test_a_network_is_given_what_it_reads_in_one_dictionary(network, made, read)
     data = load_data((made, made), network=network)
     inputs, labels = stack(data.train, [0, 1], data.collate, None)
     given = [item if isinstance(item, dict) else item[0] for item in made[:2]]
-    rows = {name: torch.stack([item[name] for item in given]) for name in read}
+    rows = Values({name: torch.stack([item[name] for item in given]) for name in read})
     assert labels.tolist() == [0, 1]
     assert all(torch.equal(x, row) for x, row in zip(inputs, rows.values(), strict=True))
     worked = working(network, data.collate)
@@ -91,14 +140,57 @@ def test_a_network_is_given_what_it_reads_in_one_dictionary(network, made, read)
     assert not network._forward_pre_hooks
 
 
-def test_a_network_is_given_its_inputs_in_one_tuple():
-    network, made = InTuple(), tuples()
+def test_hooks_of_its_own_are_given_what_the_network_takes():
+    network, made = InDictionary(), items("left", "right")
+    given = []
+    network.register_forward_pre_hook(lambda module, inputs: given.extend(inputs))
+    data = load_data((made, made), network=network)
+    working(network, data.collate)(*stack(data.train, [0, 1], data.collate, None)[0])
+    assert {*given[-1]} == {"left", "right"}
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+class InNamedTuple(InDictionary):
+    def forward(self, batch):
+        return self.added(batch.left, batch.right)
+
+
+class InList(InDictionary):
+    def forward(self, some):
+        return self.added(*(some + some[:1])[:2])
+
+
+class InTupleOrMore(InTuple):
+    def forward(self, pair, scale=None):
+        return InTuple.forward(self, pair)
+
+
+class DecoratedTuple(InTuple):
+    def forward(self, *inputs):
+        return InTuple.forward(self, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("network", "kind", "names"),
+    [
+        (InTuple(), tuple, ("pair_0", "pair_1")),
+        (InTupleOrMore(), tuple, ("pair_0", "pair_1")),
+        (DecoratedTuple(), tuple, ("inputs_0", "inputs_1")),
+        (InList(), list, ("some_0", "some_1")),
+        (InNamedTuple(), Pair._make, ("left", "right")),
+    ],
+)
+def test_a_network_is_given_its_inputs_in_one_tuple(network, kind, names):
+    made = [(kind(inputs), label) for inputs, label in tuples()]
     data = load_data((made, made), network=network)
     inputs, labels = stack(data.train, [0, 1], data.collate, None)
     worked = working(network, data.collate)
     assert labels.tolist() == [0, 1]
-    assert torch.equal(worked(*inputs), network(inputs))
-    assert torch.equal(worked(inputs), network(inputs))
+    assert data.collate.names == names
+    assert torch.equal(worked(*inputs), network(kind(inputs)))
+    assert torch.equal(worked(kind(inputs)), network(kind(inputs)))
 
 
 def test_loaders_that_make_tuples_alike():
@@ -117,6 +209,17 @@ def test_what_the_network_reads_and_is_not_given():
         load_data((made, made), network=WithItsLoss())
     with pytest.raises(FreePruneError, match=r"the example is a dictionary; given left in one, .* 'right'"):
         example_of({"left": torch.zeros(1, 3)}, network=InDictionary())
+
+
+class NamesThemAll(InDictionary):
+    def forward(self, batch):
+        return self.added(**batch)
+
+
+def test_arguments_that_the_network_does_not_have():
+    made = items("left", "right", "other")
+    with pytest.raises(FreePruneError, match=r"given left, right, other in one, .* fails: .*argument '?other"):
+        load_data((made, made), network=NamesThemAll())
 
 
 def test_what_the_network_cannot_compute_of_a_dictionary():
