@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -89,12 +89,11 @@ def export_onnx(
         if apart or is_large(network):
             folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent))
             beside = _Place(Path(folder) / path.name, apart)
-        exporter = _Exporter(tuple(x.detach().cpu() for x in inputs), opset, runtime, beside)
+        inputs = tuple(x.detach().cpu() for x in inputs)
         network = light(network).cpu().eval()
         _say_arguments(network, len(inputs))
         write_out(network)
-        read_lengths(network, exporter.inputs)
-        written = exporter.best(network)
+        written = _Exporter(inputs, opset, runtime, beside, read_lengths(network, inputs)).best(network)
         size = written.model.save(path, metadata)
     return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
 
@@ -153,12 +152,14 @@ class _Exporter:
         opset: the version of ONNX's operators; None for the exporter's own choice.
         runtime: runs the models, to compare them with the networks.
         beside: where weights are written one after another; None for a network that is not large.
+        packs: whether the networks pack sequences.
     """
 
     inputs: Inputs
     opset: int | None
     runtime: Runtime
     beside: _Place | None
+    packs: bool
 
     def best(self, network: nn.Module) -> _Written:
         """The model of a network, without the branches that are gone where that can be exported."""
@@ -215,7 +216,7 @@ class _Exporter:
         import onnx
 
         def exported(optimize: bool) -> Any:
-            with padded():
+            with padded() if self.packs else nullcontext():
                 return torch.onnx.export(
                     network if self.beside is None else hollow(network),
                     self.inputs,

@@ -7,12 +7,16 @@ dimensions. Its `batch_sizes` are right: how many sequences are as long as each 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.rnn import PackedSequence
 
@@ -23,12 +27,17 @@ ACTIVATIONS = {"RNN_TANH": "Tanh", "RNN_RELU": "Relu"}
 PACK, PAD = "_pack_padded_sequence", "_pad_packed_sequence"  # what `torch.nn.utils.rnn` calls
 
 
-def read_lengths(network: nn.Module, inputs: Inputs) -> None:
-    """Make the recurrent layers of a network, a copy, take packed sequences as `padded` leaves them, if it packs any."""
-    layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.RNNBase) and not m.proj_size]
-    if layers and _packs(network, inputs):
-        for layer in layers:
+def read_lengths(network: nn.Module, inputs: Inputs) -> bool:
+    """Make the recurrent layers of a network, a copy, take packed sequences as `padded` leaves them; whether it packs any.
+
+    Those with projections do so once they are written out.
+    """
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.RNNBase)]
+    packs = bool(layers) and _packs(network, inputs)
+    for layer in layers if packs else ():
+        if not layer.proj_size:
             layer.forward = functools.partial(_forward, layer, layer.forward)
+    return packs
 
 
 def _packs(network: nn.Module, inputs: Inputs) -> bool:
@@ -58,9 +67,19 @@ def _instead(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
             delattr(called, name)
 
 
-def padded() -> AbstractContextManager[None]:
-    """Make packed sequences hold padded steps, for layers of `read_lengths`."""
-    return _instead({PACK: _pack, PAD: _unpack})
+@contextmanager
+def padded() -> Iterator[None]:
+    """Make packed sequences hold padded steps, for layers of `read_lengths`, and let lengths stay in tensors."""
+    with ExitStack() as changed:
+        changed.enter_context(_instead({PACK: _pack, PAD: _unpack}))
+        for kind, name in itertools.product((FakeTensor, FunctionalTensor), ("tolist", "numpy")):
+            changed.enter_context(patch.object(kind, name, _kept(getattr(kind, name))))
+        yield
+
+
+def _kept(taken_out: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """A method of tensors that takes the values out, but leaves one that may be lengths, which are not known in an export."""
+    return lambda given: given if given.ndim == 1 and not given.is_floating_point() else taken_out(given)
 
 
 def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
@@ -76,7 +95,7 @@ def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor
 
 def _unpack(x: Tensor, sizes: Tensor, batch_first: bool, value: float, steps: int) -> tuple[Tensor, Tensor]:
     """So many steps, padded with a value after the end of each sequence, and the lengths."""
-    lengths, longest = _lengths(sizes, x.shape[1]), sizes.shape[0]
+    lengths, longest = lengths_of(sizes, x.shape[1]), sizes.shape[0]
     ended = torch.arange(longest)[:, None] >= lengths
     x = x.narrow(0, 0, longest).masked_fill(ended[..., None], value)
     if not statically_known_true(steps == longest):
@@ -84,7 +103,7 @@ def _unpack(x: Tensor, sizes: Tensor, batch_first: bool, value: float, steps: in
     return x.transpose(0, 1) if batch_first else x, lengths
 
 
-def _lengths(sizes: Tensor, count: int) -> Tensor:
+def lengths_of(sizes: Tensor, count: int) -> Tensor:
     """The length of each of so many sequences, the longest first."""
     return (sizes[:, None] > torch.arange(count)).sum(0)
 
@@ -94,12 +113,12 @@ def _forward(layers: nn.RNNBase, forward: Callable[..., Any], given: Any, states
     if not isinstance(given, PackedSequence) or given.data.ndim == 2:
         return forward(given, states)
     x, sizes, order, back = given
-    lengths = _lengths(sizes, x.shape[1])
+    lengths = lengths_of(sizes, x.shape[1])
     ways = ("", "_reverse") if layers.bidirectional else ("",)
     if states is None:
         hidden = cell = x.new_zeros(layers.num_layers * len(ways), x.shape[1], layers.hidden_size)
     else:
-        hidden, cell = (_sorted(state, order) for state in (states if isinstance(states, tuple) else (states, states)))
+        hidden, cell = (in_order(state, order) for state in (states if isinstance(states, tuple) else (states, states)))
     ends = []
     for number in range(layers.num_layers):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if layers.bias else ("weight_ih", "weight_hh")
@@ -107,11 +126,11 @@ def _forward(layers: nn.RNNBase, forward: Callable[..., Any], given: Any, states
         these = slice(number * len(ways), (number + 1) * len(ways))
         x, *end = torch.ops.freeprune.recurrent(x, lengths, hidden[these], cell[these], weights, layers.mode)
         ends.append(end)
-    hidden, cell = (_sorted(torch.cat(states), back) for states in zip(*ends, strict=True))
+    hidden, cell = (in_order(torch.cat(states), back) for states in zip(*ends, strict=True))
     return PackedSequence(x, sizes, order, back), (hidden, cell) if layers.mode == "LSTM" else hidden
 
 
-def _sorted(states: Tensor, order: Tensor | None) -> Tensor:
+def in_order(states: Tensor, order: Tensor | None) -> Tensor:
     return states if order is None else states.index_select(1, order)
 
 
@@ -148,7 +167,7 @@ def translated(x: Any, lengths: Any, hidden: Any, cell: Any, weights: Sequence[A
     op: Any = opset18  # its types know fewer tensors than ONNX
     first, ways, gates = op.Constant(value_ints=[0]), int(hidden.shape[0]), GATES[mode]
 
-    def in_order(weight: Any) -> Any:
+    def as_gates(weight: Any) -> Any:
         if len(gates) == 1:
             return weight
         parts = op.Split(weight, num_outputs=len(gates), axis=0)
@@ -157,7 +176,7 @@ def translated(x: Any, lengths: Any, hidden: Any, cell: Any, weights: Sequence[A
     def of_both(some: Sequence[Any]) -> Any:
         return op.Concat(*(op.Unsqueeze(one, first) for one in some), axis=0)
 
-    arranged = [in_order(weight) for weight in weights]
+    arranged = [as_gates(weight) for weight in weights]
     inputs, states, *biases = (arranged[start : start + ways] for start in range(0, len(arranged), ways))
     bias = of_both([op.Concat(*pair, axis=0) for pair in zip(*biases, strict=True)]) if biases else None
     given = (x, of_both(inputs), of_both(states), bias, op.Cast(lengths, to=6), hidden)  # 6: int32

@@ -24,12 +24,25 @@ class Packed(nn.Module):
         first = self.layers.batch_first
         packed = pack_padded_sequence(x if first else x.transpose(0, 1), lengths.cpu(), first, self.ordered)
         states = self.first.repeat(1, x.shape[0], 1)
-        states = (states, states.tanh()) if isinstance(self.layers, nn.LSTM) else states
+        projected = states[..., : self.layers.proj_size or WIDTH]
+        states = (projected, states.tanh()) if isinstance(self.layers, nn.LSTM) else states
         y, end = self.layers(packed, states) if self.begins else self.layers(packed)
         y, again = pad_packed_sequence(y, first, **self.padding)
         y = y if first else y.transpose(0, 1)
         ends = [state.transpose(0, 1) for state in (end if isinstance(end, tuple) else (end,))]
         return y.mean(1), y, again.view(-1, 1), *ends
+
+
+class Listed(Packed):
+    """The same, of lengths that are taken out of their tensor."""
+
+    def __init__(self, way, **options):
+        super().__init__(**options)
+        self.way = way
+
+    def forward(self, x, lengths):
+        y, end = self.layers(pack_padded_sequence(x.transpose(0, 1), getattr(lengths.cpu(), self.way)(), enforce_sorted=False))
+        return pad_packed_sequence(y, True)[0], end[0].transpose(0, 1)
 
 
 def batch(*lengths):
@@ -50,11 +63,22 @@ def batch(*lengths):
         (nn.LSTM, {"padding": {"total_length": STEPS}, "batch_first": True}),
         (nn.GRU, {"padding": {"padding_value": -1.0}}),
         (nn.GRU, {"ordered": True, "batch_first": True, "begins": True}),
+        (nn.LSTM, {"proj_size": 4, "num_layers": 2, "bidirectional": True, "batch_first": True, "begins": True}),
+        (nn.LSTM, {"proj_size": 4, "bias": False}),
     ],
 )
 def test_the_file_computes_the_same_for_any_lengths(kind, options, tmp_path):
     torch.manual_seed(0)
-    network = Packed(kind, **options).eval()
+    check_any_lengths(Packed(kind, **options).eval(), tmp_path)
+
+
+@pytest.mark.parametrize("way", ["tolist", "numpy"])
+def test_lengths_in_a_list(way, tmp_path):
+    torch.manual_seed(0)
+    check_any_lengths(Listed(way).eval(), tmp_path)
+
+
+def check_any_lengths(network, tmp_path):
     given = batch(STEPS, 6, 6, 1) if network.ordered else batch(3, STEPS, 1, 6)
     assert export_onnx(network, given, tmp_path / "model.onnx", {}).dynamic_batch
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
