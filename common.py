@@ -54,8 +54,8 @@ class Arrangement:
             return inputs, options
         if self.whole not in (None, dict):
             return (getattr(self.whole, "_make", self.whole)(inputs),), options
-        named = Values(zip(self.names, inputs, strict=True))
-        return ((named,), options) if self.whole is dict else ((), named)
+        named = dict(zip(self.names, inputs, strict=True))
+        return ((Values(named),), options) if self.whole is dict else ((), named)
 
 
 def attribute(module: Any, name: str) -> Any:
