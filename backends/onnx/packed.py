@@ -7,11 +7,9 @@ dimensions. Its `batch_sizes` are right: how many sequences are as long as each 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -49,31 +47,31 @@ def _packs(network: nn.Module, inputs: Inputs) -> bool:
         packed = True
         return torch._C._VariableFunctions._pack_padded_sequence(*given)
 
-    with _instead({PACK: watched}), torch.no_grad(), suppress(Exception):  # which the export tells
+    with _instead(torch._VF, {PACK: watched}), torch.no_grad(), suppress(Exception):  # which the export tells
         network(*inputs)
     return packed
 
 
 @contextmanager
-def _instead(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Make `torch.nn.utils.rnn` call other functions."""
-    called: Any = torch._VF
+def _instead(owner: Any, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Make a module or a class have other functions under these names."""
+    own = {name: vars(owner)[name] for name in functions if name in vars(owner)}
     for name, function in functions.items():
-        setattr(called, name, function)
+        setattr(owner, name, function)
     try:
         yield
     finally:
         for name in functions:
-            delattr(called, name)
+            setattr(owner, name, own[name]) if name in own else delattr(owner, name)
 
 
 @contextmanager
 def padded() -> Iterator[None]:
     """Make packed sequences hold padded steps, for layers of `read_lengths`, and let lengths stay in tensors."""
     with ExitStack() as changed:
-        changed.enter_context(_instead({PACK: _pack, PAD: _unpack}))
-        for kind, name in itertools.product((FakeTensor, FunctionalTensor), ("tolist", "numpy")):
-            changed.enter_context(patch.object(kind, name, _kept(getattr(kind, name))))
+        changed.enter_context(_instead(torch._VF, {PACK: _pack, PAD: _unpack}))
+        for kind in (FakeTensor, FunctionalTensor):
+            changed.enter_context(_instead(kind, {name: _kept(getattr(kind, name)) for name in ("tolist", "numpy")}))
         yield
 
 
