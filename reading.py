@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -50,6 +50,31 @@ def leaves(given: Any) -> list[Tensor]:
     if isinstance(given, Tensor):
         return [given]
     return [tensor for _, part in children(given) or () for tensor in leaves(part)]
+
+
+def remade(like: Any, parts: list[Any]) -> Any:
+    """A nest of the same type with other parts; a plain dictionary where its type cannot be made of one."""
+    names = [name for name, _ in children(like, inside=True) or ()]
+    if is_dataclass(like) and not isinstance(like, type | Mapping):
+        return replace(like, **dict(zip(names, parts, strict=True)))
+    if isinstance(like, Mapping):
+        made = dict(zip(like, parts, strict=True))
+        try:
+            return type(like)(made)  # type: ignore[call-arg]
+        except Exception:
+            return made
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
+
+
+def refilled(like: Any, tensors: Iterator[Tensor]) -> Any:
+    """A nest of outputs like this one with these tensors in place of its `leaves`; None for states inside the network."""
+    if isinstance(like, Tensor):
+        return next(tensors)
+    named = children(like)
+    if named is None:
+        return like
+    parts = {name: refilled(part, tensors) for name, part in named}
+    return remade(like, [parts.get(name) for name, _ in children(like, inside=True) or ()])
 
 
 def rows(given: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from freeprune.reading import PLAIN, leaves, main_output, rows
+from freeprune.reading import PLAIN, leaves, main_output, refilled, rows
 
 A, B, COUNT = torch.zeros(4, 2), torch.ones(4, 3), torch.arange(4)
 LOSS = torch.tensor(1.0)
@@ -74,3 +74,25 @@ def test_the_main_output_says_how_many_rows_there_are():
     assert [x.shape for x in rows({"anchors": anchors, "pred": found, "boxes": torch.zeros(4, 1)})] == [(4, 3), (4, 1)]
     assert [x.shape for x in rows((anchors, found))] == [(6, 2)]
     assert rows({"n": torch.tensor(3)}) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        A,
+        (A, [B, COUNT]),
+        Named(COUNT, B),
+        UserDict(hidden=B, logits=A),
+        {"a": {"deep": [A]}, "n": 3},
+        Held(None, B, A),
+        {"logits": A, "encoder_last_hidden_state": B},
+    ],
+)
+def test_a_nest_is_filled_with_other_tensors(given):
+    others = [torch.full_like(x, 7) for x in leaves(given)]
+    made = refilled(given, iter(others))
+    assert type(made) is type(given)
+    assert all(one is other for one, other in zip(leaves(made), others, strict=True))
+    assert not isinstance(given, dict) or made.keys() == given.keys()
+    assert not isinstance(given, dict) or made.get("encoder_last_hidden_state") is None
+    assert not isinstance(given, dict) or made.get("n") == given.get("n")

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ...backends.onnx.int8 import quantise_onnx
-from ...backends.onnx.runtime import as_arrays, run_rows
+from ...backends.onnx.runtime import as_arrays, first_rows, run_rows
 from ...errors import FreePruneError
+from ...reading import refilled
 from ..progress import Progress
 from ..run.job import Job
+from ..run.outputs import returned
 from ..store import run_folder as files
 from ..store.deployed import Int8, LatencyMs, Measured
 from ..training.measuring import measured_for
 from ..user_code import warn
 
 DENSE, PRUNED = "dense int8", "pruned int8"
+FEW = 2  # images that show how a network returns its outputs
 
 
 def quantised(job: Job, dense: Path, pruned: Path, folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
@@ -54,10 +57,11 @@ def compared(job: Job, found: Mapping[str, Path], ms: Mapping[str, float], progr
         found: of `quantised`.
         ms: milliseconds of each, timed in turn with the float32 files.
     """
+    like = returned(job.network, first_rows(job.batch.inputs, FEW))
     measures, on_cpu = {}, replace(job, hardware=replace(job.hardware, device="cpu"))
     for name, path in found.items():
         progress("test", 0, 1, f"{job.task.judge.measure} of the {name} network")
-        measures[name] = measured_for(on_cpu, _Ran(job, path), job.data.test)
+        measures[name] = measured_for(on_cpu, _Ran(job, path, like), job.data.test)
     return Int8(
         bytes=found[PRUNED].stat().st_size,
         dense_bytes=found[DENSE].stat().st_size,
@@ -67,15 +71,19 @@ def compared(job: Job, found: Mapping[str, Path], ms: Mapping[str, float], progr
 
 
 class _Ran(nn.Module):
-    """An ONNX file in the job's runtime, in the place of a network."""
+    """An ONNX file in the job's runtime, in the place of a network.
 
-    def __init__(self, job: Job, path: Path) -> None:
+    Args:
+        like: what the network returns for other images, which says where each output of the file belongs.
+    """
+
+    def __init__(self, job: Job, path: Path, like: Any) -> None:
         super().__init__()
         self._file = job.runtime.ready(path, torch.get_num_threads())
+        self._like = like
 
     def __deepcopy__(self, memo: Any) -> _Ran:
         return self  # it holds no state
 
     def forward(self, *inputs: Tensor) -> Any:
-        outputs = tuple(map(torch.from_numpy, run_rows(self._file, as_arrays(inputs))))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return refilled(self._like, map(torch.from_numpy, run_rows(self._file, as_arrays(inputs))))

@@ -51,13 +51,18 @@ def telling_pass(network: nn.Module, inputs: Any) -> Iterator[None]:
         ) from error
 
 
-def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
-    """The outputs in eval mode, without gradients; afterwards all modules are in the network's own mode."""
+def returned(network: nn.Module, inputs: Inputs) -> Any:
+    """What a network returns in eval mode, without gradients; afterwards all modules are in the network's own mode."""
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            output = network(*inputs)
+            return network(*inputs)
     finally:
         network.train(training)
-    return tuple((t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in leaves(output))  # NumPy has none
+
+
+def outputs(network: nn.Module, inputs: Inputs) -> tuple[NDArray[Any], ...]:
+    """The tensors that a network returns in eval mode, as arrays. As `returned`."""
+    found = leaves(returned(network, inputs))
+    return tuple((t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for t in found)  # NumPy has no bfloat16

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import FreePruneError, nearest
-from ...reading import children, leaves, rows
+from ...reading import children, leaves, remade, rows
 from ..shown import PERCENT
 from ..user_code import called, check_takes, telling, warn
 from .agreement import Agreement
@@ -203,7 +202,7 @@ def _on_cpu(given: Any) -> Any:
     if isinstance(given, Tensor):
         return given.detach().cpu()
     parts = children(given, inside=True)
-    return given if parts is None else _made(given, [_on_cpu(part) for _, part in parts])
+    return given if parts is None else remade(given, [_on_cpu(part) for _, part in parts])
 
 
 def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
@@ -222,24 +221,10 @@ def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     if isinstance(first, list) and not all(_by_row(part, count) for part, count in zip(parts, counts, strict=True)):
         return [one for part in parts for one in part]
     columns = zip(*([value for _, value in one or ()] for one in inner), strict=True)
-    return _made(first, [_joined(column, counts) for column in columns])
+    return remade(first, [_joined(column, counts) for column in columns])
 
 
 def _by_row(part: Any, count: int) -> bool:
     """Whether a list holds tensors that have a row for each image, and is no list of one thing for each image."""
     tensors = leaves(part)
     return bool(tensors) and all(x.ndim and len(x) == count for x in tensors)
-
-
-def _made(like: Any, parts: list[Any]) -> Any:
-    """A nest of the same type with other parts; a plain dictionary where its type cannot be made of one."""
-    names = [name for name, _ in children(like, inside=True) or ()]
-    if is_dataclass(like) and not isinstance(like, type | Mapping):
-        return replace(like, **dict(zip(names, parts, strict=True)))
-    if isinstance(like, Mapping):
-        made = dict(zip(like, parts, strict=True))
-        try:
-            return type(like)(made)  # type: ignore[call-arg]
-        except Exception:
-            return made
-    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)

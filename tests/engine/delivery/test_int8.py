@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 from toys import network, wide_network
 
@@ -54,6 +55,31 @@ def test_the_figures_are_those_of_the_file(finished):
     assert found.accuracy.pruned == pytest.approx(float(right))
     assert not list(result.folder.glob("*dense*"))
     assert result.summary.warnings == () or result.summary.doubt is not None
+
+
+class Named(nn.Module):
+    """The toy's logits in a dictionary, behind another output of another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return {"twice": torch.cat([-logits, -logits], 1), "logits": logits, "last_hidden_state": -logits}
+
+
+def share(output, labels):
+    return (output["logits"].argmax(1) == labels).double().mean()
+
+
+@pytest.mark.parametrize("task", ["auto", freeprune.OwnTask(measure=share, unit="%")], ids=["auto", "own"])
+def test_outputs_are_measured_as_the_network_names_them(tmp_path, task):
+    result = prune(tmp_path / "out", model=Named(), task=task)
+    images, labels = data()[1][:]
+    _, logits = ONNX_RUNTIME.outputs(result.folder / "model-int8.onnx", (images,))
+    right = (torch.from_numpy(logits).argmax(1) == labels).double().mean()
+    assert result.summary.onnx.int8.accuracy.pruned == pytest.approx(float(right))
 
 
 def test_document_table_and_page_have_it(finished):
