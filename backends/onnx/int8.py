@@ -24,6 +24,13 @@ ROWS = 32  # images per calibration pass where the file takes any batch size
 # Their outputs span many orders of magnitude, and they take little of the time.
 IN_FLOAT = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization"})
 
+# Between a logarithm and the products that it reads, such as mel energies: small values count there as much as large ones, and
+# 256 levels of one size keep the large ones alone.
+AMOUNTS = frozenset({"Add", "Mul", "Div", "Abs", "Pow", "Sqrt", "ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare"})
+MOVED = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Concat", "Split", "Gather", "Pad", "Identity"})
+BOUNDED = frozenset({"Clip", "Max", "Relu"})  # in front of the logarithm itself; further back they are activations
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+
 
 def quantise_onnx(
     path: str | os.PathLike[str],
@@ -35,7 +42,8 @@ def quantise_onnx(
 
     Weights become int8, one scale for each output channel, symmetric, so that zeros stay zeros. Activations become uint8 in the
     range that they have on the images. Both are in the file as pairs of QuantizeLinear and DequantizeLinear (QDQ) around the
-    operators, which other runtimes read too. Softmax and norms are left in float32. The file's properties are kept.
+    operators, which other runtimes read too. Softmax, norms and what a logarithm reads are left in float32. The file's
+    properties are kept.
 
     Args:
         path: a float32 file, without sparse weights.
@@ -88,9 +96,25 @@ def _quantised(path: Path, scratch: Path, arrays: Arrays) -> Any:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in graph.node if node.op_type in IN_FLOAT],
+            nodes_to_exclude=[*(node.name for node in graph.node if node.op_type in IN_FLOAT), *_read_by_logarithms(graph)],
         )
     return onnx.load_model_from_string(result.read_bytes())
+
+
+def _read_by_logarithms(graph: Any) -> set[str]:
+    """The names of the operators that make what a logarithm reads, back to the activation or norm before them."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    seen: set[tuple[str, bool]] = set()  # with whether a product lies between it and the logarithm
+    waiting = [(name, False) for node in graph.node if node.op_type == "Log" for name in node.input]
+    while waiting:
+        name, far = waiting.pop()
+        node = made_by.get(name)
+        if node is None or (node.name, far) in seen:
+            continue
+        if node.op_type in AMOUNTS | MOVED | PRODUCTS or (node.op_type in BOUNDED and not far):
+            seen.add((node.name, far))
+            waiting += [(one, far or node.op_type in PRODUCTS) for one in node.input]
+    return {name for name, _ in seen}
 
 
 def _prepare(path: Path, prepared: Path) -> None:

@@ -33,6 +33,20 @@ class Residual(nn.Module):
         return self.last(x if self.rows is None else x.reshape(self.rows, 16))
 
 
+class Spectral(nn.Module):
+    """The logarithm of energies, as mel features are made inside a network, between two ordinary layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.waves = nn.Conv1d(1, 1, 3, padding=1), nn.Conv1d(1, 8, 16, stride=8)
+        self.bands, self.last = nn.Parameter(torch.rand(4, 4)), nn.Linear(4, 5)
+
+    def forward(self, sound):
+        re, im = self.waves(self.before(sound).relu()).chunk(2, 1)
+        energy = self.bands @ (re * re + im * im)
+        return self.last(energy.clamp(min=1e-8).log().mean(-1))
+
+
 class Summing(nn.Module):
     def forward(self, images):
         return images.flatten(1).cumsum(1)[:, :3]
@@ -60,6 +74,20 @@ def layers(file):
     made = {output: node.op_type for node in graph.node for output in node.output}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     return weights, [(node.op_type, [made.get(name, "") for name in node.input]) for node in graph.node]
+
+
+def test_what_a_logarithm_reads_stays_in_float(tmp_path):
+    torch.manual_seed(0)
+    network = Spectral().eval()
+    sound = torch.randn(64, 1, 256) * torch.logspace(-3, 1, 64)[:, None, None]
+    path = export_onnx(network, (sound,), tmp_path / "model.onnx", {}).path
+    quantise_onnx(path, tmp_path / "int8.onnx", (sound,))
+    (plain,), (eight,) = (ONNX_RUNTIME.outputs(one, (sound,)) for one in (path, tmp_path / "int8.onnx"))
+    assert relative_difference((plain,), (eight,)) < 0.1
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    weights = [one for one in graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1]
+    quantised = {one.name.removesuffix("_quantized") for one in weights}
+    assert quantised == {"before.weight", "last.weight"}
 
 
 def test_layers_are_integers_and_nearly_the_same(network, images, path, tmp_path):
