@@ -218,6 +218,13 @@ class Channel:
         result: Counts = np.minimum(np.atleast_2d(kept) * self._steps, self._widths)
         return result
 
+    def left(self, kept: Counts) -> list[int]:
+        """The channels of each group in the network pruned to `kept` `(L,)`: 0 where all that has them went with a branch."""
+        gone = self._gone(kept)
+        lost = {n for b, there in zip(self.branches, kept[self.split :], strict=True) if not there for n in b.parameters}
+        there = [any(n not in lost and not inside(n, gone) for n, _ in group.members) for group in self.coupling.groups]
+        return [int(width) if stays else 0 for width, stays in zip(self.channels(kept)[0], there, strict=False)]
+
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         return self.sizes.costs(self.channels(kept))
 

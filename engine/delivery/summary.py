@@ -137,9 +137,8 @@ def _groups(job: Job, kept: NDArray[np.int64]) -> tuple[GroupLeft, ...]:
     channel = job.backend.channel
     known: list[tuple[int, int, bool]] = []
     if channel is not None:
-        own = np.stack([dense_units(channel.groups), kept[: len(channel.groups)]])
-        before, after = channel.channels(own)[:, : channel.split].tolist()
-        known = list(zip(before, after, channel.streams, strict=True))
+        before = channel.left(dense_units(channel.groups))
+        known = list(zip(before, channel.left(kept[: len(channel.groups)]), channel.streams, strict=True))
     there = zip(job.backend.groups, kept.tolist(), strict=True)
     return tuple(GroupLeft(g.name, g.units, k, *(known[i] if i < len(known) else ())) for i, (g, k) in enumerate(there))
 

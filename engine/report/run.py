@@ -89,7 +89,7 @@ def _pictures(config: Mapping[str, Any], kept: Sequence[int] | None, layers: Seq
     """
     backend = find_backend(str(config["granularity"]))
     left = [None] * len(config["groups"]) if kept is None else kept
-    known = {one.name: (one.before, 0 if one.gone else one.after) for one in layers}
+    known = {one.name: (one.before, one.after) for one in layers}
     rows: list[dict[str, Any]] = []
     for (name, units), k in zip(config["groups"], left, strict=True):
         if holder_of(name) is None:

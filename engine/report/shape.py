@@ -21,16 +21,18 @@ class Layer:
 
     Attributes:
         name: of the group.
-        before, after: its width.
+        before, after: its width, 0 where it went with its branch.
         shared: whether it is a stream, which several layers write and read.
-        gone: whether it went with its branch.
     """
 
     name: str
     before: int
     after: int
     shared: bool
-    gone: bool
+
+    @property
+    def gone(self) -> bool:
+        return not self.after
 
     @property
     def told(self) -> str:
@@ -39,12 +41,8 @@ class Layer:
 
 def layers_of(groups: Sequence[GroupLeft]) -> list[Layer]:
     """The groups of channels in the order of the network; none where the file does not say how many channels there are."""
-    could, did = branches_of([(group.name, group.units) for group in groups], [group.kept for group in groups])
-    gone = [name for name in did if did.count(name) == could.count(name)]  # all that this module holds
     return [
-        Layer(one.name, one.width, one.left, one.shared, not one.shared and _within(one.name, gone))
-        for one in groups
-        if one.width is not None and one.left is not None
+        Layer(one.name, one.width, one.left, one.shared) for one in groups if one.width is not None and one.left is not None
     ]
 
 
@@ -59,10 +57,6 @@ def branches_of(groups: Iterable[tuple[str, int]], kept: Sequence[int] | None) -
     left = [1] * len(holders) if kept is None else kept
     found = [(name, k) for name, k in zip(holders, left, strict=True) if name is not None]
     return [name for name, _ in found], [name for name, k in found if not k]
-
-
-def _within(name: str, places: Sequence[str]) -> bool:
-    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 def shape(layers: Sequence[Layer]) -> Markup | None:

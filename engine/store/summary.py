@@ -189,7 +189,8 @@ class GroupLeft(Document):
     Attributes:
         name: of the group.
         units, kept: in the dense and in the pruned network.
-        width, left: its channels, before and after; None, and not in the file, for anything else.
+        width, left: its channels, before and after, 0 where they went with a branch; None, and not in the file, for anything
+            else.
         shared: whether it is a stream, whose channels several layers write and read; not in the file where it is not.
     """
 

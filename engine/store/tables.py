@@ -168,7 +168,7 @@ def _target(target: MetTarget, latency: TimedTarget | None) -> str:
     text = f"target {target.asked} {'met' if target.met else 'missed'}"
     if latency is not None and target.asked.startswith(LATENCY):
         text += f" ({latency.measured_ms:.3g} ms measured, at most {latency.target_ms:.3g}"
-        text += f", tightened {latency.tightened} times)" if latency.tightened else ")"
+        text += f", tightened {counted(latency.tightened, 'time')})" if latency.tightened else ")"
     return f"{text}, which limits the size" if target.binds else text
 
 

@@ -38,6 +38,35 @@ def finished(tmp_path_factory):
         )  # fmt: skip
 
 
+class Gated(nn.Module):
+    """An attention gate: two layers write one group of channels, and one of them may go as a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(networks.SHAPE[0], 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.coarse = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))
+        self.skip = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))
+        self.gate, self.head = nn.Conv2d(6, 1, 1), nn.Linear(16, networks.CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.down(x)
+        gate = self.gate(torch.relu(self.coarse(y) + self.skip(x))).sigmoid()
+        return self.head(torch.cat([x * gate, y], 1).mean((2, 3)))
+
+
+def test_a_group_that_lost_one_of_its_layers_with_a_branch_is_told_as_wide_as_it_is(tmp_path):
+    with present_export():
+        result = freeprune.prune(
+            Gated(), data(), out=tmp_path / "out", target={"macs": 0.98}, depth=True, only=["coarse branch"], trials=0,
+            calibration_images=40, finetune=None,
+        )  # fmt: skip
+    assert set(result.plan.gone) == {"coarse"}
+    (group,) = (one for one in result.summary.groups if one.name == "coarse.0")
+    assert (group.width, group.left) == (6, 6) == (6, result.network.skip[0].out_channels)
+    assert "coarse.0: gone" not in (result.folder / "report.html").read_text()
+
+
 def test_two_branches_went_and_the_target_is_met(finished):
     assert set(finished.plan.gone) == {"3.body", "4.body"}
     assert {name: finished.plan.rates[name] for name in BRANCHES} == dict.fromkeys(BRANCHES, 1.0)

@@ -119,9 +119,11 @@ def test_of_several_targets_the_one_that_binds_is_named(clock, tmp_path):
 
 def test_a_winner_that_misses_is_projected_again_until_it_meets(clock, tmp_path):
     clock.disturb = lambda ms: 1.15 * ms
-    latency = prune(tmp_path / "out").summary["latency"]
+    result = prune(tmp_path / "out")
+    latency = result.summary["latency"]
     assert latency["met"]
     assert 1 <= latency["tightened"] <= 3
+    assert f"tightened {latency['tightened']} time{'s' if latency['tightened'] > 1 else ''})" in str(result)
     assert latency["limit_ms"] < latency["target_ms"]
     assert latency["predicted_ms"] <= latency["limit_ms"]
     assert latency["measured_ms"] <= latency["target_ms"] == 0.7 * latency["dense_ms"]

@@ -182,7 +182,7 @@ def test_the_first_view_has_every_network_by_accuracy_and_latency(run):
 
 
 def test_the_shape_has_streams_above_and_branches_below(run):
-    groups = [("stem", 16, 12, True), ("a.conv1", 16, 4, False), ("b.conv1", 8, 8, False)]
+    groups = [("stem", 16, 12, True), ("a.conv1", 16, 4, False), ("b.conv1", 8, 0, False)]
     made = [
         {"name": n, "units": 4, "kept": 3, "width": w, "left": k, **({"shared": True} if s else {})} for n, w, k, s in groups
     ]
