@@ -222,6 +222,11 @@ def test_widths_are_drawn_to_one_scale_and_densities_each_to_its_own(folders):
     assert set(re.findall(r'class="track" style="width: ([\d.]+)%', densities)) == {"100.00"}
 
 
+def test_a_network_without_a_file_of_weights_is_not_said_to_be_as_its_code_makes_it(run):
+    change(run / "config.json", model="mine:Net", weights=None)  # as one that was given in Python, trained
+    assert "mine:Net with the weights that it came with" in " ".join(Page(render(run)).text.split())
+
+
 def test_no_name_becomes_markup(run):
     evil = "<script>alert('1')</script>"
     summary = json.loads((run / "summary.json").read_text())
