@@ -229,7 +229,7 @@ def _load_masks(entry: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path)
     for name, shape in named.items():
         bits, count = packed[name], math.prod(shape)
         if shape != shapes[name] or bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
-            raise ValueError(f"a mask for {name!r} of another shape than the tensor")
+            raise ValueError(f"a mask for {brief(name)!r} of another shape than the tensor")
         masks[name] = torch.from_numpy(np.unpackbits(bits, count=count).astype(bool)).reshape(shape)
     return masks
 
@@ -257,10 +257,12 @@ def check_structure(network: nn.Module, plan: Plan) -> None:
     actual = structure_of(network, plan.structure)
     for name, shape in plan.structure.items():
         if name not in actual:
-            raise FreePruneError(f"the plan was made for another network: this one has no {name!r}; give the dense network")
+            raise FreePruneError(
+                f"the plan was made for another network: this one has no {brief(name)!r}; give the dense network"
+            )
         if actual[name] != shape:
             raise FreePruneError(
-                f"the plan was made for another network: {name!r} has shape {actual[name]}, the plan expects {shape}; "
+                f"the plan was made for another network: {name!r} has shape {actual[name]}, the plan expects {brief(shape)}; "
                 "give the dense network"
             )
     extra = next((name for name in actual if name not in plan.structure), None)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...copies import copied, is_large, light, plain_tensors, renewed
-from ...errors import FreePruneError
+from ...errors import FreePruneError, brief
 from ...lending import Lent, given_back
 from ..plan import Plan, check_structure, shape_left
 from .gone import without
@@ -49,7 +49,7 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
     modules, parameters = dict(network.named_modules()), dict(network.named_parameters(remove_duplicate=False))
     for name in plan.gone:
         if not name or (name not in modules and name not in parameters):
-            raise FreePruneError(f"the plan takes out {name!r}, which is no module or parameter; run the pruning again")
+            raise FreePruneError(f"the plan takes out {brief(name)!r}, which is no module or parameter; run the pruning again")
     for attribute in plan.attributes:
         module = modules.get(attribute.module)
         before = None if module is None else size_of(module, attribute.name)
@@ -57,15 +57,15 @@ def _check_places(network: nn.Module, plan: Plan) -> None:
         sizes = before if isinstance(before, tuple | list) else (before,)
         if len(sizes) != len(wanted) or any(type(size) not in (int, bool) for size in sizes):
             raise FreePruneError(
-                f"the plan sets {attribute.name!r} of module {attribute.module!r}, which is no size there; give the plan's own "
-                "network, or run the pruning again"
+                f"the plan sets {brief(attribute.name)!r} of module {brief(attribute.module)!r}, which is no size there; give "
+                "the plan's own network, or run the pruning again"
             )
     for name in [*plan.masks, *(f"{layer}.weight" for layer in plan.biases)]:
         if name not in parameters:
-            raise FreePruneError(f"the plan masks {name!r} or adds to it, which is no parameter; run the pruning again")
+            raise FreePruneError(f"the plan masks {brief(name)!r} or adds to it, which is no parameter; run the pruning again")
     for layer in plan.biases:
         if modules[layer]._parameters.get("bias", parameters) is not None:
-            raise FreePruneError(f"the plan gives {layer!r} a bias, which has no place for one; run the pruning again")
+            raise FreePruneError(f"the plan gives {brief(layer)!r} a bias, which has no place for one; run the pruning again")
 
 
 def masked(network: nn.Module, plan: Plan) -> nn.Module:

@@ -114,6 +114,27 @@ def test_a_plan_sets_nothing_but_sizes(attribute, copy):
     assert {name: vars(module) for name, module in network.named_modules()} == before
 
 
+LONG = "1" * 5000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan["attributes"].append([LONG, LONG, 1]),
+        lambda plan: plan["kept"].update({LONG: {"0": [0]}}),
+        lambda plan: plan["structure"].update({LONG: [1]}),
+        lambda plan: plan["structure"].update({"0.weight": [1] * 5000}),
+        lambda plan: plan["biases"].append(LONG),
+        lambda plan: plan.setdefault("gone", {}).update({LONG: 1}),
+    ],
+)
+def test_a_sentence_about_a_plan_does_not_hold_all_of_it(change, copy):
+    rewritten(copy, change)
+    with pytest.raises(FreePruneError) as told:
+        apply(NETWORKS[MODEL](), Plan.load(copy))
+    assert len(str(told.value)) < 2000
+
+
 @pytest.mark.parametrize(
     "change",
     [
