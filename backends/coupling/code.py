@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...common import attribute
 from ..surgery.layers import KNOWN
 from ..surgery.sizes import AXES, held_in
 
@@ -129,11 +130,11 @@ def _codes(function: Any) -> Iterator[CodeType]:
         if id(one) in seen or isinstance(one, type | nn.Module | Tensor):
             continue
         seen.add(id(one))
-        waiting += [inner for name in INNER if (inner := getattr(one, name, None)) is not None]
-        code = getattr(one, "__code__", None)
+        waiting += [inner for name in INNER if (inner := attribute(one, name)) is not None]
+        code = attribute(one, "__code__")
         if isinstance(code, CodeType):
             yield code
-            cells = getattr(one, "__closure__", None) or ()
+            cells = attribute(one, "__closure__") or ()
             waiting += [inner for cell in cells if callable(inner := _content(cell))]
 
 

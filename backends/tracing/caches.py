@@ -35,7 +35,7 @@ def _caches(kind: Any) -> tuple[Any, ...]:
 
 def _inside(function: Any) -> Iterator[Any]:
     """A function that remembers, or those that a decorated one calls, be it a static method or one of the class."""
-    function = getattr(function, "__func__", function)
-    held = getattr(function, "__closure__", None) if isinstance(function, FunctionType) else None
+    function = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    held = function.__closure__ if isinstance(function, FunctionType) else None
     inner = inspect.getclosurevars(function).nonlocals.values() if held else ()
     return (one for one in (function, *inner) if isinstance(one, functools._lru_cache_wrapper))

@@ -502,6 +502,35 @@ def test_nothing_is_left_of_a_pass_that_fails(leaves):
     assert promises.locked(backend) == {}
 
 
+class Missing:
+    """In the place of a package that is not installed, as libraries have it: whatever is asked of it raises."""
+
+    def __getattr__(self, name):
+        raise ImportError(name)
+
+    def __call__(self, *args):
+        raise ImportError
+
+
+MISSING = Missing()
+
+
+def _halved(forward, missing=MISSING):
+    def call(self, x):
+        return forward(self, missing(x) if x is None else x / 2)
+
+    return call
+
+
+class Optional(nn.Sequential):
+    forward = _halved(nn.Sequential.forward)
+
+
+def test_what_is_not_installed_is_left_alone():
+    network = Optional(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)).eval()
+    assert promises.widths(promises.kept(network, torch.randn(2, 3, 4, 4))) == {"0": 6}
+
+
 def test_what_a_forward_pass_caches_does_not_last():
     class Caches(nn.Module):
         def __init__(self):
