@@ -50,7 +50,7 @@ def check_kinds(network: nn.Module) -> None:
             )
         if _is_quantised(module, kinds):
             raise FreePruneError(f"module {called!r} is quantised; prune the network before it is quantised")
-        attention = getattr(attribute(module, "config"), "_attn_implementation", None)
+        attention = attribute(attribute(module, "config"), "_attn_implementation")
         if isinstance(attention, str) and any(part in attention for part in HIDDEN):
             raise FreePruneError(
                 f"module {called!r} computes attention by {attention!r}, which hides the operators that heads "

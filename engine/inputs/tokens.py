@@ -23,7 +23,7 @@ TABLES = (nn.Embedding, nn.EmbeddingBag)
 def vocabulary(network: nn.Module | None) -> int:
     """How many tokens a network knows: by its configuration, else by its smallest embedding; 2 if there is none."""
     modules = [] if network is None else list(network.modules())
-    stated = [getattr(attribute(module, "config"), "vocab_size", None) for module in modules]
+    stated = [attribute(attribute(module, "config"), "vocab_size") for module in modules]
     known = [size for size in stated if isinstance(size, int)]
     tables = [module.num_embeddings for module in modules if isinstance(module, nn.Embedding)]
     return min(known or tables or [2])
