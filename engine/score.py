@@ -41,7 +41,7 @@ def score(
         network: pruned in any way, by any tool: with zeros, or with smaller tensors. Scored in float32, without wrappers.
         dense: the network that it was made from.
         batch: calibration images `(N, C, H, W)`, N at least 2; images and labels `(N,)`; or a dictionary of tensors by
-            the names of the network's arguments, whose labels are not read.
+            the names of the network's arguments, or by the keys that it reads of its only one; labels in it are not read.
         metric: its name (`freeprune list metrics`), or your own, as for `prune`.
         plan: what was removed, for metrics that compare weights with those of the dense network. The default metric does not
             need it.

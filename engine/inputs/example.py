@@ -45,9 +45,9 @@ def example_of(
 
     Args:
         given: a tensor, or a tuple of tensors for several inputs, with the batch dimension; a dictionary of such tensors by
-            the names of the network's arguments; a text such as `3x224x224` or numbers such as (3, 224, 224), the shape of
-            an input without the batch; `ids:1x128`, with it, for an argument by its name; several texts; or data as for
-            `prune`, whose first training image is taken.
+            the names of the network's arguments, or by the keys that it reads of its only one; a text such as `3x224x224` or
+            numbers such as (3, 224, 224), the shape of an input without the batch; `ids:1x128`, with it, for an argument or
+            a key by its name; several texts; or data as for `prune`, whose first training image is taken.
         stated: how pretrained weights want their images, as for `load_data`.
         network: as for `load_data`.
 

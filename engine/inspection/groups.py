@@ -52,9 +52,9 @@ def inspect(
     Args:
         model: the network, which is not changed, or a text, as for `prune`.
         example: an input: a tensor with a batch dimension, a tuple of several, or a dictionary of them by the names of the
-            network's arguments, as a tokenizer gives it; a shape without the batch dimension, such as "3x224x224", or with a
-            name and the batch, such as "ids:1x128" and "mask:1x128", or several; or data as for `prune`, of which the first
-            training image is used.
+            network's arguments, as a tokenizer gives it, or by the keys that it reads of its only argument; a shape without
+            the batch dimension, such as "3x224x224", or with a name and the batch, such as "ids:1x128" and "mask:1x128", or
+            several; or data as for `prune`, of which the first training image is used.
         granularity: as for `prune`.
         weights: a file of weights, or `pretrained`, needed if the forward pass depends on them.
         weights_key: as for `prune`.
