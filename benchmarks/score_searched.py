@@ -4,10 +4,9 @@
 
 Each network is found by 300 trials with
 
-    KNOWN * (divergence + volume / 2) + log kept / 2 + FIRST * log of the first-order importance that is kept
+    KNOWN * (divergence + volume / 2) + log kept / 2 + FIRST * sensitivity
 
-which is the score at 1,0. The importance is that of `taylor`, summed over three draws of labels from the network's own answers,
-so that it needs none. What is found is recovered, and trained on labels alone: on 15,000 images, or with `--epochs` for as
+which is the score at 1,0. What is found is recovered, and trained on labels alone: on 15,000 images, or with `--epochs` for as
 long. One JSON each in `results/searched/`; what is there is not computed again.
 """
 
@@ -15,26 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import equal_latency
 import long_training
 import torch
 from peer_methods import Problem
-from torch import Tensor
 
 import freeprune
 from freeprune.common import Batch, Candidate
 from freeprune.disk import write_atomically
 from freeprune.engine.run.recovery import made_good
 from freeprune.engine.training.measuring import accuracy
-from freeprune.metrics.base import Reference, gradients, restricted, runs, weights
+from freeprune.metrics.base import Reference, runs
 from freeprune.metrics.calibratedkl import divergence
 from freeprune.metrics.freeprune import WEIGHT, log_kept
+from freeprune.metrics.sensitivity import sensitivity
 from freeprune.metrics.volume import log_volume
 
 RESULTS = Path(__file__).parent / "results" / "searched"
@@ -45,32 +42,20 @@ CELLS = {  # by name: network, granularity, cost, its share, options
     "resnet20-weight-nonzero10": ("resnet20", "weight", "nonzero", 0.10, {}),
     "resnet20-nm-nonzero20": ("resnet20", "nm", "nonzero", 0.20, {"nm": "8"}),
     "vgg-channel-macs45": ("vgg", "channel", "macs", 0.45, {}),
+    "resnet20-channel-macs60": ("resnet20", "channel", "macs", 0.60, {}),
+    "resnet20-kernel-nonzero35": ("resnet20", "kernel", "nonzero", 0.35, {}),
+    "resnet20-block-nonzero25": ("resnet20", "block", "nonzero", 0.25, {}),
+    "resnet20-pattern-nonzero25": ("resnet20", "pattern", "nonzero", 0.25, {}),
 }
-DRAWS = 3  # of labels
-LEAST = 1e-9  # share of the importance that counts as none
 
 
 def score(known: float, first: float) -> Callable[[Candidate, Reference, Batch], float]:
     """The score with these weights of what the network still knows, and of what its answers depend on."""
 
-    @cache
-    def importance(dense: Reference) -> tuple[dict[str, Tensor], float]:
-        """By the name of a weight, `|gradient * weight|`; and the sum of all."""
-        draw = torch.Generator().manual_seed(0)
-        found = {name: torch.zeros_like(before) for name, (_, before) in weights(dense.dense).items()}
-        for _ in range(DRAWS):
-            labels = torch.multinomial(dense.output.softmax(1), 1, generator=draw)[:, 0]
-            slopes = gradients(dense.dense, Batch(dense.batch.inputs, labels, dense.batch.reading))
-            for name, tensor in found.items():
-                tensor += (slopes[name] * dense.dense.dense[name]).abs()
-        return found, sum(float(tensor.double().sum()) for tensor in found.values())
-
     def metric(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         value = WEIGHT * log_kept(candidate)
         if first:
-            each, whole = importance(dense)
-            left = sum(float(restricted(candidate, name, each[name]).double().sum()) for name in weights(candidate))
-            value += first * math.log(max(left / whole, LEAST))
+            value += first * sensitivity(candidate, dense, batch)
         if known:
             outputs, logits = runs(candidate, batch), batch.reading.logits
             alike, spread = divergence(dense.outputs, outputs, logits), log_volume(dense.outputs, outputs, logits)

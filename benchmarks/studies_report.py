@@ -226,11 +226,11 @@ but those *kept out*, whose accuracies nobody had looked at when it was settled.
 ## Short and long training
 
 How much should what is left of the layers weigh, the longer the training is? Spearman of the score with other weights of its
-third part; 0.5 is the score. Beside it the first-order importance that is kept, with labels (`taylor`), alone and with half of
-what is left, both without anything that outputs say. The cells of eight epochs (45,000 images each, peak learning rate 0.05, crops and
-mirroring, bf16) were fine-tuned from recovered weights by `python benchmarks/on_gpu.py --only 'study:*'`: those of ResNet-20 on
-an NVIDIA H100, but for the last two candidates at 30%, and the VGG on a processor. Every third candidate has a second seed,
-fine-tuned on a processor, which tells the ceiling.
+third part; 0.5 is the score. Beside it the first-order importance that is kept, with labels (`taylor`), alone and with half
+of what is left, both without anything that outputs say. The cells of eight epochs (45,000 images each, peak learning rate
+0.05, crops and mirroring, bf16) were fine-tuned from recovered weights by `python benchmarks/on_gpu.py --only 'study:*'`:
+those of ResNet-20 on an NVIDIA H100, but for the last two candidates at 30%, and the VGG on a processor. Every third
+candidate has a second seed, fine-tuned on a processor, which tells the ceiling.
 
 {lengths}
 

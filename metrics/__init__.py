@@ -19,6 +19,7 @@ from .magnitude import magnitude
 from .naswot import naswot
 from .params import params
 from .reconstruction import reconstruction
+from .sensitivity import sensitivity
 from .snip import snip
 from .synflow import synflow
 from .taylor import taylor
@@ -35,6 +36,7 @@ METRICS: dict[str, Metric] = {
     "logitkl": logitkl,
     "reconstruction": reconstruction,
     "adaptivebn": adaptivebn,
+    "sensitivity": sensitivity,
     "taylor": taylor,
     "snip": snip,
     "grasp": grasp,

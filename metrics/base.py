@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..errors import FreePruneError
 from ..lending import storage_of, storage_read
 from ..reading import leaves
 
+Made = TypeVar("Made")
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
 
@@ -35,6 +36,7 @@ class Reference:
     def __init__(self, network: nn.Module, batch: Batch) -> None:
         self.dense = Candidate(Skeleton(network), {})
         self.batch = batch
+        self._made: dict[Callable[[Reference], Any], Any] = {}
 
     @cached_property
     def given(self) -> Any:
@@ -45,6 +47,13 @@ class Reference:
     def outputs(self) -> Outputs:
         """The scored outputs, `(N, K, ...)` each, under batch statistics."""
         return scored_of(self.given, self.batch)
+
+    def once(self, make: Callable[[Reference], Made]) -> Made:
+        """What a metric computes of the dense network, the first time that it is asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
     @property
     def output(self) -> Tensor:

@@ -12,7 +12,7 @@ from freeprune.metrics.agreement import agreement
 from freeprune.metrics.calibratedkl import divergence
 from freeprune.metrics.freeprune import freeprune
 from freeprune.metrics.synflow import synflow
-from freeprune.reading import Reading
+from freeprune.reading import PLAIN, Reading
 
 # y = W2 relu(W1 x) with W1 = (1 0; 1 2) and W2 = (1 0; 1 -1), the images (1, 0) and (0, 1), the labels 0 and 1.
 # Dense: W1 x = (1, 1) and (0, 2), y = (1, 0) and (0, -2). Pruned, without W1[1, 0]: (1, 0) and (0, 2), y = (1, 1) and (0, -2).
@@ -69,6 +69,49 @@ def test_scores_of_two_layers_by_hand(metric):
     network = two_layers()
     pruned = Candidate(Skeleton(network), {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
     assert METRICS[metric](pruned, Reference(network, BATCH), BATCH) == pytest.approx(EXPECTED[metric], rel=1e-5, abs=1e-7)
+
+
+def of_two_images(weights, kept, reading=PLAIN):
+    """The `sensitivity` of a linear layer without bias, on one image for each of two inputs."""
+    network = nn.Linear(2, len(weights), bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor(weights))
+    batch = Batch((torch.eye(2),), reading=reading)
+    pruned = Candidate(Skeleton(network), {"weight": network.weight.detach() * torch.tensor(kept)})
+    return METRICS["sensitivity"](pruned, Reference(network, batch), batch)
+
+
+def test_sensitivity_of_undecided_logits_by_hand():
+    # Both classes are as likely, so that either draw gives slopes of a half: |g w| is half of each weight, 3 in all, 2 left.
+    assert of_two_images([[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [1.0, 1.0]]) == pytest.approx(np.log(2 / 3))
+
+
+def test_sensitivity_counts_what_sways_the_answers():
+    # The first image is decided, whatever is drawn; the second is not.
+    weights = [[20.0, 1.0], [-20.0, 1.0]]
+    assert of_two_images(weights, [[0.0, 1.0]] * 2) == pytest.approx(0, abs=1e-6)
+    assert of_two_images(weights, [[1.0, 0.0]] * 2) == pytest.approx(np.log(1e-9))
+
+
+def test_sensitivity_of_numbers_does_not_know_their_units():
+    class Numbers(Reading):
+        logits = False
+
+    kept, numbers = [[1.0, 0.0], [1.0, 1.0]], Numbers()
+    expected = of_two_images([[1.0, 2.0], [0.5, 2.0]], kept, numbers)
+    assert -2 < expected < -0.01
+    assert of_two_images([[1.0, 2.0], [50.0, 200.0]], kept, numbers) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sensitivity_without_gradients_is_refused():
+    class Closed(nn.Sequential):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x)
+
+    network, batch = Closed(nn.Linear(2, 2)), Batch((torch.eye(2),))
+    with pytest.raises(MetricError, match="no gradient gets from the outputs to the weights; use `metric='freeprune'`"):
+        METRICS["sensitivity"](Candidate(Skeleton(network), {}), Reference(network, batch), batch)
 
 
 def two_outputs(weights):

@@ -70,6 +70,7 @@ FALLING = [
     "agreement",
     "logitkl",
     "reconstruction",
+    "sensitivity",
     "taylor",
     "synflow",
     "magnitude",
@@ -200,7 +201,8 @@ def test_a_metric_that_reads_labels_says_so(metric):
         METRICS[metric](candidate, dense, unlabelled)
 
 
-COUNTING = ["params", "macs", "magnitude", "logdensity", "taylor", "snip", "gradnorm", "gradalign", "fisher", "reconstruction"]
+COUNTING = ["params", "macs", "magnitude", "logdensity", "sensitivity", "taylor", "snip", "gradnorm", "gradalign", "fisher"]
+COUNTING += ["reconstruction"]
 
 
 @pytest.mark.parametrize("metric", [*COUNTING, "freeprune", "calibratedkl", "volume", "agreement", "adaptivebn"])
