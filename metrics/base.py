@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from ..errors import FreePruneError
 from ..lending import storage_of, storage_read
 from ..reading import leaves
 
-Made = TypeVar("Made")
 LAYER_IMAGES = 32  # images whose inputs to every layer are kept: few, to save memory
 
 
@@ -48,12 +47,11 @@ class Reference:
         """The scored outputs, `(N, K, ...)` each, under batch statistics."""
         return scored_of(self.given, self.batch)
 
-    def once(self, make: Callable[[Reference], Made]) -> Made:
+    def once(self, make: Callable[[Reference], Any]) -> Any:
         """What a metric computes of the dense network, the first time that it is asked for."""
         if make not in self._made:
             self._made[make] = make(self)
-        made: Made = self._made[make]
-        return made
+        return self._made[make]
 
     @property
     def output(self) -> Tensor:

@@ -34,19 +34,21 @@ def sensitivity(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     Source: the importance is that of `taylor` (Molchanov et al. 2019, arXiv:1906.10771, eq. 8). Labels drawn from the network
     itself make its square the Fisher information times the squared weight (Kunstner et al. 2019, arXiv:1905.12558).
     """
-    each = dense.once(_importance)
-    whole = sum(float(tensor.sum(dtype=torch.float64)) for tensor in each.values())
+    found: tuple[dict[str, Tensor], float] = dense.once(_importance)
+    each, whole = found
     if not 0 < whole < math.inf:
         raise MetricError("no gradient gets from the outputs to the weights; use `metric='freeprune'`, which takes none")
-    kept = sum(float(restricted(candidate, name, each[name]).sum(dtype=torch.float64)) for name in weights(candidate))
+    there = [name for name in weights(candidate) if name in each]
+    kept = sum(float(restricted(candidate, name, each[name]).sum(dtype=torch.float64)) for name in there)
     return math.log(max(kept / whole, LEAST))
 
 
-def _importance(dense: Reference) -> dict[str, Tensor]:
-    """By the name of a weight, `|gradient * weight|`, the sum over parts of the batch."""
+def _importance(dense: Reference) -> tuple[dict[str, Tensor], float]:
+    """By the name of a weight, `|gradient * weight|`, summed over parts of the batch; and the sum of all."""
     candidate, skeleton, draw = dense.dense, dense.dense.skeleton, torch.Generator().manual_seed(0)
     tensors = candidate.without_statistics
-    parameters = {n: tensors.get(n, skeleton.tensors[n]).detach().requires_grad_() for n in weights(candidate)}
+    names = [name for name, (tensor, _) in weights(candidate).items() if tensor.is_floating_point()]
+    parameters = {name: tensors.get(name, skeleton.tensors[name]).detach().requires_grad_() for name in names}
     found = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for part in dense.batch.parts(-(-len(dense.batch.inputs[0]) // PART)):
         with torch.enable_grad(), skeleton.batch_statistics():
@@ -56,7 +58,7 @@ def _importance(dense: Reference) -> dict[str, Tensor]:
         for (name, parameter), slope in zip(parameters.items(), slopes, strict=False):
             if slope is not None:
                 found[name] += (slope.to_dense() * parameter.detach()).abs()
-    return found
+    return found, sum(float(tensor.sum(dtype=torch.float64)) for tensor in found.values())
 
 
 def _drawn(output: Tensor, logits: bool, draw: torch.Generator) -> Tensor:
@@ -74,4 +76,5 @@ def _drawn(output: Tensor, logits: bool, draw: torch.Generator) -> Tensor:
         wide = said.std(dim=0, correction=0)
         noise = torch.randn(said.shape, generator=draw, dtype=said.dtype)
         slopes = torch.where(wide > 0, noise / wide.clamp_min(1e-30), 0) / max(said.shape[1], 1) ** 0.5
-    return (slopes.to(rows.device) * rows).sum() / max(len(rows), 1) ** 0.5
+    likelihood: Tensor = (slopes.to(rows.device) * rows).sum() / max(len(rows), 1) ** 0.5
+    return likelihood
