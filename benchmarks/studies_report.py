@@ -261,7 +261,7 @@ searches differ. It is a metric of its own.
 
 ## Every metric
 
-Spearman; – where the budget makes the metric constant, which counts as 0 in the mean.
+Spearman; – where the budget makes the metric constant, which counts as 0 in the mean. `sensitivity` came after these studies.
 
 {matrix}
 
