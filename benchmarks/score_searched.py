@@ -83,12 +83,17 @@ def run(bench: equal_latency.Bench, cell: str, form: tuple[float, float], seed: 
     }  # fmt: skip
 
 
+def form(text: str) -> tuple[float, float]:
+    known, first = map(float, text.split(","))
+    return known, first
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--forms", nargs="*", default=["1,0", "1,0.5"], metavar="KNOWN,FIRST")
+    parser.add_argument("--forms", type=form, nargs="*", default=[(1, 0), (1, 0.5)], metavar="KNOWN,FIRST")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--epochs", type=float, default=0, help="of training; 15,000 images by default")
     options = parser.parse_args()
@@ -98,10 +103,9 @@ def main() -> None:
     length = f"epochs{options.epochs:g}" if options.epochs else "short"
     for seed in options.seeds:
         for cell in options.only:
-            for form in options.forms:
-                file = RESULTS / f"{cell}-{length}-{form.replace(',', '-')}-{seed}.json"
+            for known, first in options.forms:
+                file = RESULTS / f"{cell}-{length}-{known:g}-{first:g}-{seed}.json"
                 if not file.exists():
-                    known, first = map(float, form.split(","))
                     result = run(bench, cell, (known, first), seed, options.epochs)
                     write_atomically(file, (json.dumps(result, indent=1) + "\n").encode())
                     print(file.name, result["recovered"], result["accuracy"], flush=True)  # noqa: T201

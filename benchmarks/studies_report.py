@@ -247,16 +247,16 @@ most cells of short training worse. But what a search finds with less of what is
 {searched}
 
 *Known* is the weight of the divergence and of the volume, *first order* that of `sensitivity`, the log of the first-order
-importance that is kept, of answers drawn from the network itself; half of what is left in all of them. One number a seed.
-Where *first order* is neither 0 nor 0.5, it was computed with three draws over all images at once. After eight epochs two
-seeds of one network differ by a quarter of a point. At *known* 0 a search leaves two of sixteen channels inside the first
-blocks; random candidates, from which ranks are counted, do not go there. And the top is flat: the best of 24 random networks
-at 30% has 85.3%, one at nearly equal rates 85.0%, and the winners of searches are beside them. So the score does not ask how
-long the training will be.
+importance that is kept, of answers drawn from the network itself; half of what is left in all of them. One number a seed, on
+the test images; the candidates of the cells above are judged on validation images, so that the two cannot be compared. Rows
+with other weights than 1 and 0.5 were computed with three draws over all images at once. After eight epochs two seeds of one
+network differ by a quarter of a point. At *known* 0 a search leaves two of sixteen channels inside the first blocks; random
+candidates, from which ranks are counted, do not go there. So the score does not ask how long the training will be.
 
 As a fourth part of the score, with a half like the others, `sensitivity` finds networks that are 0.1 points better after
 short training, on average over 15 pairs of searches (-1.0 to 1.2), and a point worse at `nm` with both seeds: no more than
 searches differ. It is a metric of its own.
+
 `python benchmarks/score_searched.py --data cifar10 --weights weights`
 
 ## Every metric
