@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)|[\x00-\x08\x0b-\x1f\x7f]")  # colours and the like
 
@@ -57,6 +59,28 @@ def out_of_memory(error: BaseException, way_out: str) -> FreePruneError:
     """The error in place of one that `is_out_of_memory`; `way_out` says what to lower."""
     where = "the device" if type(error).__name__ == "OutOfMemoryError" else "this machine"
     return FreePruneError(f"{where} is out of memory ({first_line(error)}); {way_out}")
+
+
+@contextmanager
+def backward_pass(way_out: str, kind: type[FreePruneError] = FreePruneError) -> Iterator[None]:
+    """Around a backward pass through the user's network; what fails there becomes one sentence.
+
+    Args:
+        way_out: what to do but give another network.
+
+    Raises:
+        FreePruneError: of that kind; an operation has no derivative or a wrong one, or gradients are turned off.
+    """
+    try:
+        yield
+    except FreePruneError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise kind(
+            f"the network's backward pass failed ({cause(error)}); give one whose operations all have a gradient, or {way_out}"
+        ) from error
 
 
 def first_line(text: object) -> str:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common import Batch, needs_labels
 from ..copies import is_large, replaced
-from ..errors import FreePruneError
+from ..errors import FreePruneError, backward_pass
 from ..registry import find
 from .recovery.order import Slices, Values, eliminated
 
@@ -186,7 +186,8 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
             with replaced(network, values):
                 output = network(*labelled.inputs)
             loss = labelled.reading.loss_of(output, labelled.labels)
-            gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+            with backward_pass("use `criterion='l2'`"):
+                gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..channels_last import run_for_gradients
 from ..common import Batch, Candidate, Skeleton
 from ..common import needs_labels as needs_labels  # for metrics, of other packages too
-from ..errors import FreePruneError
+from ..errors import FreePruneError, backward_pass
 from ..lending import storage_of, storage_read
 from ..reading import leaves
 
@@ -236,14 +236,24 @@ def gradients(candidate: Candidate, batch: Batch) -> dict[str, Tensor]:
     """The gradient of the mean loss by every parameter, under batch statistics; 0 where a mask removes the weight.
 
     Raises:
-        MetricError: the batch has no labels.
+        MetricError: the batch has no labels, or there is no way back through the network.
     """
     parameters, loss = parameters_and_loss(candidate, batch)
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found = slopes(loss, list(parameters.values()))
     return {
         name: torch.zeros_like(p) if g is None else g.to_dense() if p.dim() < 2 else g.to_dense() * (p != 0)
         for (name, p), g in zip(parameters.items(), found, strict=True)
     }
+
+
+def slopes(of: Tensor, by: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradient of one number by each tensor, None where it does not depend on it; to be gone back from if `create_graph`.
+
+    Raises:
+        MetricError: there is no way back through the network.
+    """
+    with backward_pass("use `metric='freeprune'`, which takes none", MetricError):
+        return torch.autograd.grad(of, by, allow_unused=True, create_graph=create_graph)
 
 
 def parameters_and_loss(candidate: Candidate, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..common import Batch, Candidate
-from .base import Reference, needs_labels, parameters_and_loss
+from .base import Reference, needs_labels, parameters_and_loss, slopes
 
 LAYERS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split())
 
@@ -30,7 +30,7 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         # With gradients of the weights, since tokens have none.
         loss = parameters_and_loss(candidate, replace(batch, inputs=inputs))[1] * len(inputs[0])
         outputs = [x for x in layers.outputs if x.requires_grad]
-        found = torch.autograd.grad(loss, outputs, allow_unused=True)
+        found = slopes(loss, outputs)
     total = 0.0
     for output, gradient in zip(outputs, found, strict=True):
         if gradient is not None:

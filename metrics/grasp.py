@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..common import Batch, Candidate
-from .base import Reference, labels_of, needs_labels, parameters_and_loss, weights
+from .base import Reference, labels_of, needs_labels, parameters_and_loss, slopes, weights
 
 IMAGES = 128  # the source uses ten of each class
 
@@ -27,10 +27,10 @@ def grasp(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         parameters, loss = parameters_and_loss(candidate, few)
     used = {name: parameters[name] for name in weights(candidate)}
     with torch.enable_grad():
-        found = torch.autograd.grad(loss, list(used.values()), create_graph=True, allow_unused=True)
+        found = slopes(loss, list(used.values()), create_graph=True)
         # A masked weight is not trained: neither its gradient nor its value counts.
-        slopes = [(g * (g * (w != 0)).detach()).sum() for g, w in zip(found, used.values(), strict=True) if g is not None]
-        curved = torch.autograd.grad(torch.stack(slopes).sum(), list(used.values()), allow_unused=True)
+        products = [(g * (g * (w != 0)).detach()).sum() for g, w in zip(found, used.values(), strict=True) if g is not None]
+        curved = slopes(torch.stack(products).sum(), list(used.values()))
     return -sum(
         float((w.detach() * h.detach()).double().sum()) for w, h in zip(used.values(), curved, strict=True) if h is not None
     )

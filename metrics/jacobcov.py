@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common import Batch, Candidate
-from .base import Reference, check_floating, scored_of
+from .base import Reference, check_floating, scored_of, slopes
 
 K = 1e-5
 
@@ -28,8 +28,10 @@ def jacobcov(candidate: Candidate, dense: Reference, batch: Batch) -> float:
         total = torch.stack([output.sum() for output in scored_of(candidate(*inputs), batch)]).sum()
         if not total.requires_grad:
             return float("-inf")
-        found = torch.autograd.grad(total, [x for x in inputs if x.requires_grad], materialize_grads=True)
-    rows = torch.cat([g.flatten(1) for g in found], dim=1).double()
+        floating = [x for x in inputs if x.requires_grad]
+        found = slopes(total, floating)
+    pairs = zip(floating, found, strict=True)
+    rows = torch.cat([(torch.zeros_like(x) if g is None else g).flatten(1) for x, g in pairs], dim=1).double()
     rows = rows - rows.mean(dim=1, keepdim=True)
     norms = rows.norm(dim=1, keepdim=True)
     if not torch.isfinite(norms).all() or not (norms > 0).all():

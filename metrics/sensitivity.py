@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..channels_last import run_for_gradients
 from ..common import Batch, Candidate
-from .base import MetricError, Reference, restricted, scored_of, weights
+from .base import MetricError, Reference, restricted, scored_of, slopes, weights
 from .outputs import flattened, two_sided
 
 PART = 32  # images that one gradient is taken over: as much memory as a small training step
@@ -54,8 +54,8 @@ def _importance(dense: Reference) -> tuple[dict[str, Tensor], float]:
         with torch.enable_grad(), skeleton.batch_statistics():
             given = run_for_gradients(partial(candidate.run, {**tensors, **parameters}), part.inputs)
             answers = torch.stack([_drawn(output, part.reading.logits, draw) for output in scored_of(given, part)]).sum()
-            slopes = torch.autograd.grad(answers, list(parameters.values()), allow_unused=True) if answers.requires_grad else ()
-        for (name, parameter), slope in zip(parameters.items(), slopes, strict=False):
+            back = slopes(answers, list(parameters.values())) if answers.requires_grad else ()
+        for (name, parameter), slope in zip(parameters.items(), back, strict=False):
             if slope is not None:
                 found[name] += (slope.to_dense() * parameter.detach()).abs()
     return found, sum(float(tensor.sum(dtype=torch.float64)) for tensor in found.values())
@@ -71,10 +71,10 @@ def _drawn(output: Tensor, logits: bool, draw: torch.Generator) -> Tensor:
         rows, said = two_sided(rows), two_sided(said)
         chances = said.softmax(dim=1)
         picked = torch.multinomial(chances, 1, generator=draw)[:, 0]
-        slopes = F.one_hot(picked, chances.shape[1]) - chances
+        pulls = F.one_hot(picked, chances.shape[1]) - chances
     else:
         wide = said.std(dim=0, correction=0)
         noise = torch.randn(said.shape, generator=draw, dtype=said.dtype)
-        slopes = torch.where(wide > 0, noise / wide.clamp_min(1e-30), 0) / max(said.shape[1], 1) ** 0.5
-    likelihood: Tensor = (slopes.to(rows.device) * rows).sum() / max(len(rows), 1) ** 0.5
+        pulls = torch.where(wide > 0, noise / wide.clamp_min(1e-30), 0) / max(said.shape[1], 1) ** 0.5
+    likelihood: Tensor = (pulls.to(rows.device) * rows).sum() / max(len(rows), 1) ** 0.5
     return likelihood

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,26 @@ class Scaled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         return self.last(x * x.shape[1] ** -0.5)
+
+
+class Forward(torch.autograd.Function):
+    """An operation that nobody wrote a derivative of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class NoWayBack(nn.Module):
+    """Has an operation without a derivative or, if `closed`, computes without noting how."""
+
+    def __init__(self, closed: bool) -> None:
+        super().__init__()
+        self.closed, self.layers = closed, nn.Sequential(*conv_bn(3, 8), nn.ReLU(), *conv_bn(8, 8), nn.ReLU(), *head(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.closed):
+            return self.layers(x) if self.closed else Forward.apply(self.layers(x))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...copies import light
-from ...errors import FreePruneError, first_line, is_out_of_memory
+from ...errors import FreePruneError, backward_pass
 from ...reading import main_output
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
@@ -222,16 +222,8 @@ class Learner:
 
     def _descend(self, loss: Tensor) -> None:
         """One step of the optimizer; pruned entries are zero again after it."""
-        try:
+        with backward_pass("0 epochs"):
             self._fabric.backward(loss)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            # An operation has no derivative, or gradients are turned off.
-            raise FreePruneError(
-                f"the network's backward pass failed ({first_line(error)}); give one whose operations all have a gradient, "
-                "or 0 epochs"
-            ) from error
         if self._recipe.clip is not None:
             set_zero_gradients(self._pruned)
             self._fabric.clip_gradients(self._student, self._optimizer, max_norm=self._recipe.clip, error_if_nonfinite=False)

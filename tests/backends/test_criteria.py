@@ -100,6 +100,15 @@ def test_gradients_need_labels(criterion):
         importance(criterion, two_layers(), Batch((torch.ones(2, 2),)))
 
 
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_gradients_need_a_way_back(criterion, closed):
+    network = networks.NoWayBack(closed)
+    with pytest.raises(FreePruneError, match=r"the network's backward pass failed .* or use `criterion='l2'`"):
+        importance(criterion, network, Batch((networks.images(2),), torch.arange(2)))
+    assert network.training
+
+
 def test_an_unknown_criterion_names_the_nearest():
     with pytest.raises(FreePruneError, match="there is no criterion 'taylr'; did you mean 'taylor'"):
         importance("taylr", two_layers())

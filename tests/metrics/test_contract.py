@@ -189,6 +189,21 @@ def test_tokens_and_several_outputs_get_a_score_or_a_sentence(metric, kind, gran
         assert not np.isnan(METRICS[metric](candidate, reference(network, batch), batch))
 
 
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_without_a_way_back_a_network_gets_a_score_or_a_sentence(metric, closed):
+    network, batch = networks.NoWayBack(closed).eval(), Batch((networks.images(16),), torch.arange(16) % 5)
+    backend = BACKENDS["weight"](network, batch.inputs, importance("l2", network))
+    candidate, dense = backend.candidate(kept(backend, 0.5)), reference(network, batch)
+    if metric in ("fisher", "gradalign", "gradnorm", "grasp", "sensitivity", "snip", "taylor", "zico") + (not closed) * (
+        "jacobcov",
+    ):
+        with pytest.raises(MetricError, match="use `metric='freeprune'`, which takes none"):
+            METRICS[metric](candidate, dense, batch)
+    else:
+        assert not np.isnan(METRICS[metric](candidate, dense, batch))
+
+
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_a_metric_that_reads_labels_says_so(metric):
     network, batch, backend = setting("weight")
