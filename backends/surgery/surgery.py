@@ -73,7 +73,8 @@ def masked(network: nn.Module, plan: Plan) -> nn.Module:
 
     What is removed then contributes exactly nothing, so this computes what the pruned network computes. Layer norm, group norm
     and weight standardisation take their statistics over the kept coordinates alone, and what code scales by a number that it
-    computes from a size, it scales by that of the pruned network.
+    computes from a size, it scales by that of the pruned network. The batch is known by its size: give another number of images
+    than a layer has channels.
     """
     check_structure(network, plan)
     network = light(network)

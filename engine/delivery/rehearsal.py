@@ -81,7 +81,7 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     if tested is not None:
         _measure(job, tested)
     progress("rehearse", 1, 3, "surgery")
-    difference_by_surgery(job, job.backend.plan(job.space.uniform()), images)
+    difference_by_surgery(job, job.backend.plan(job.space.uniform()), IMAGES)
     progress("rehearse", 2, 3, "ONNX export" if exports else "")
     dense = _exported(job, images) if exports else None
     if exports and job.runtime.networks:
@@ -91,13 +91,16 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
     return Rehearsed(dense)
 
 
-def difference_by_surgery(job: Job, plan: Plan, images: Inputs) -> float:
+def difference_by_surgery(job: Job, plan: Plan, count: int) -> float:
     """The relative difference of the pruned network's outputs from those of the masked network.
+
+    Args:
+        count: how many calibration images it is taken on, or nearly as many.
 
     Raises:
         FreePruneError: the difference is larger than rounding.
     """
-    compact = apply(job.network, plan)
+    compact, images = apply(job.network, plan), _told_from_channels(job, count)
     difference = relative_difference(outputs(masked(job.network, plan), images), outputs(compact, images))
     if not difference < MAX_DIFFERENCE:
         raise FreePruneError(
@@ -105,6 +108,15 @@ def difference_by_surgery(job: Job, plan: Plan, images: Inputs) -> float:
             "was not kept; please report the network"
         )
     return difference
+
+
+def _told_from_channels(job: Job, count: int) -> Inputs:
+    """About so many calibration images, not as many as a layer has channels: a masked network knows the batch by its size."""
+    widths = {size for x in (*job.network.parameters(), *job.network.buffers()) for size in x.shape}
+    widths.update(group.units for group in job.backend.groups)
+    counts = (*range(count, len(job.batch.inputs[0]) + 1), *range(count - 1, 1, -1))
+    number = next((n for n in counts if n not in widths), 1)
+    return tuple(x[:number] for x in job.batch.inputs)
 
 
 def _check_repeatable(job: Job, images: Inputs) -> None:

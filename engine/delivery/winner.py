@@ -58,7 +58,7 @@ def checked(job: Job, found: Found, refused: str | None) -> Winner:
         FreePruneError: its surgery is refused.
     """
     plan = job.backend.plan(found.kept)
-    return Winner(found, plan, difference_by_surgery(job, plan, job.batch.inputs), refused)
+    return Winner(found, plan, difference_by_surgery(job, plan, len(job.batch.inputs[0])), refused)
 
 
 def _ranked(job: Job, found: Found, trials: Sequence[Trial]) -> Iterator[Found]:

@@ -153,6 +153,26 @@ def test_surgery_that_changes_the_outputs_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+class Tokens(nn.Module):
+    """Numbers as tokens, each with its own vector and offset, but for the offset of the first, which is zero."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.vectors, self.offsets = nn.Parameter(torch.randn(3, width)), nn.Parameter(torch.randn(2, width))
+        self.inner, self.norm, self.head = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.vectors * x[:, :, None] + torch.cat([torch.zeros(1, self.offsets.shape[1]), self.offsets])
+        return self.head(self.norm(x + self.inner(x.relu())).mean(1))
+
+
+def test_as_many_calibration_images_as_a_layer_has_channels_are_told_from_these(tmp_path):
+    numbers = TensorDataset(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3)
+    torch.manual_seed(0)
+    result = prune(tmp_path / "out", model=Tokens(20), data=(numbers, numbers))
+    assert result.summary.agreement.masked_vs_compact < 1e-5
+
+
 def test_an_export_of_another_network_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "outputs", lambda self, path, images: (torch.ones(2, 3),))
     with pytest.raises(FreePruneError, match=r"the dense network's ONNX file computes something else .*`rehearsal=False`"):
