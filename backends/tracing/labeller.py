@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...lending import origin
+from ...lending import origin, storage_of
 from .calls import Held
 from .labels import Labels, Layer, alike_in_rows, on_dim, support
 from .names import Names
@@ -93,6 +93,10 @@ class Labeller:
         if name not in self._names.parameters:
             self.trace.weak.append((int(ids[0]), int(ids[0]) + size))
         return ids
+
+    def in_memory_of(self, tensor: Tensor) -> list[Tensor]:
+        memory = storage_of(tensor)
+        return [other for other in list(self._labels) if storage_of(other) == memory]
 
     def unite(self, a: Layer, b: Layer) -> None:
         self.trace.unite(a, b)

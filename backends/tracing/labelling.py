@@ -21,6 +21,9 @@ class Labelling(Protocol):
     def relabel(self, tensor: Tensor, layers: Labels) -> Labels:
         """Replace a tensor's labels by equivalent ones, after nodes were tied."""
 
+    def in_memory_of(self, tensor: Tensor) -> list[Tensor]:
+        """The labelled tensors that lie in the same memory, itself or what it is a part of among them."""
+
     def unite(self, a: Layer, b: Layer) -> None:
         """Each pair of nodes must go together; shapes are broadcast."""
 

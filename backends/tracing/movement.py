@@ -146,6 +146,7 @@ def cat(tracer: Labelling, call: Call) -> list[Labels]:
         labels = [[np.expand_dims(x, d) for x in layers] for layers in labels]
         shapes = [[*shape[:d], 1, *shape[d:]] for shape in shapes]
     ndim = len(shapes[0])
+    labels = _beside_shared(tracer, labels, shapes, d)
     if not all(any(x.shape[d] > 1 for x in layers) for layers in labels):
         # Beside a piece that stays as wide as it is, heads go as a whole.
         labels = [[x for x in layers if len(support(x)) < 2] + _whole(tracer, layers, d) for layers in labels]
@@ -162,6 +163,26 @@ def cat(tracer: Labelling, call: Call) -> list[Labels]:
         joined = [boxed(tracer, np.concatenate(wide, axis=d))]
     across = [(shape, [x for x in layers if x.shape[d] == 1]) for shape, layers in zip(shapes, labels, strict=True)]
     return [joined + merge(tracer, across, ndim)]
+
+
+def _beside_shared(tracer: Labelling, labels: list[Labels], shapes: list[list[int]], d: int) -> list[Labels]:
+    """The labels of pieces without those of widths that all heads share, where other pieces have a width for each head.
+
+    Shared widths stay then, so that heads go one by one: each head would go with them, and so with all others.
+    """
+    own = [x for layers in labels for x in layers if d in support(x) and len(support(x)) > 1]
+    across = {k for x in own for k in support(x)} - {d}
+    shared = [
+        [x for x in layers if support(x) == (d,) and any(shape[k] > 1 for k in across)]
+        for layers, shape in zip(labels, shapes, strict=True)
+    ]
+    for x in [x for layers in shared for x in layers]:
+        heads = np.take(own[0], [0], axis=d)
+        if not tracer.prefers(heads, x):
+            return labels
+        with tracer.choosing(heads):
+            tracer.freeze(x)
+    return [[x for x in layers if not any(x is y for y in gone)] for layers, gone in zip(labels, shared, strict=True)]
 
 
 def _whole(tracer: Labelling, layers: Labels, d: int) -> Labels:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .algebra import all_without, along_free, freeze_all, merge
 from .labelling import Labelling
-from .labels import Labels, left_padded, support
+from .labels import Labels, along, left_padded, support
 from .operator import TRUTH, Call, UnknownOperator
 
 
@@ -252,8 +252,15 @@ def channel_shuffle(tracer: Labelling, call: Call) -> list[Labels]:
 
 
 def as_complex(tracer: Labelling, call: Call) -> list[Labels]:
-    """Pairs in the last dimension become complex numbers: both stay or go."""
+    """Pairs in the last dimension become complex numbers: both stay or go.
+
+    In memory every row of them has to begin at an even place: what else lies in rows with them also goes by twos.
+    """
     x = call.first
+    for other in tracer.in_memory_of(x):
+        if other.dim() and other.stride(-1) == 1 and other.shape[-1] % 2 == 0:
+            for layer in along(tracer.labels(other), other.dim() - 1):
+                tracer.unite(layer.reshape(-1, 2), layer[::2, None])
     return [[y.reshape(y.shape[:-1]) for y in along_free(tracer, x, {x.dim() - 1})]]
 
 

@@ -81,6 +81,41 @@ def test_heads_go_one_by_one_whatever_turns_their_widths(turned):
     assert not promises.locked(backend)
 
 
+class Latent(nn.Module):
+    """Keys and values of a few widths that all heads share, and widths of keys, with positions, that they share as they are."""
+
+    def __init__(self, turned):
+        super().__init__()
+        self.turned, self.latent, self.head_dim = turned, 8, EACH
+        self.q, self.shared = nn.Linear(WIDTH, 4 * (EACH + 4)), nn.Linear(WIDTH, self.latent + 4)
+        self.norm, self.kv, self.o = nn.RMSNorm(self.latent), nn.Linear(self.latent, 8 * EACH), nn.Linear(4 * EACH, WIDTH)
+        self.register_buffer("table", torch.polar(torch.ones(9, 2), torch.rand(9, 2)))
+
+    def rotated(self, x):
+        x = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(x * self.table[: x.shape[1], None]).flatten(-2)
+
+    def forward(self, x):
+        q, q_turned = self.q(x).unflatten(-1, (-1, self.head_dim + 4)).split([self.head_dim, 4], -1)
+        shared, turned = self.shared(x).split([self.latent, 4], -1)
+        k, v = self.kv(self.norm(shared)).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, -1)
+        turned = turned[:, :, None]
+        if self.turned:
+            q_turned, turned = self.rotated(q_turned), self.rotated(turned)
+        q = torch.cat([q, q_turned], -1)
+        k = torch.cat([k, turned.expand(*k.shape[:-1], -1)], -1)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_heads_whose_keys_share_some_widths_go_one_by_one(turned):
+    network, x = encoder(Latent(turned))
+    backend = promises.kept(network, x)
+    assert promises.widths(backend) == {"first": WIDTH, "attention.q": 4, "attention.shared": 4 if turned else 8, "up": 16}
+    assert promises.locked(backend).keys() == {"attention.shared.weight"}  # the widths of keys that all heads share
+
+
 def gqa(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
