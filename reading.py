@@ -45,11 +45,15 @@ def _lies_inside(name: str, value: Any) -> bool:
     return name.endswith(INSIDE) or (isinstance(value, Mapping) and bool(value) and all(str(x).endswith(INSIDE) for x in value))
 
 
-def leaves(given: Any) -> list[Tensor]:
-    """All tensors of a network's outputs, in order, from any nest of tuples, lists, dictionaries and dataclasses."""
+def leaves(given: Any, *, inside: bool = False) -> list[Tensor]:
+    """All tensors of a network's outputs, in order, from any nest of tuples, lists, dictionaries and dataclasses.
+
+    Args:
+        inside: as for `children`.
+    """
     if isinstance(given, Tensor):
         return [given]
-    return [tensor for _, part in children(given) or () for tensor in leaves(part)]
+    return [tensor for _, part in children(given, inside=inside) or () for tensor in leaves(part, inside=inside)]
 
 
 def remade(like: Any, parts: list[Any]) -> Any:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...copies import light
 from ...errors import FreePruneError, backward_pass
-from ...reading import main_output
+from ...reading import leaves, main_output
 from ..asked.recipe import Recipe
 from ..inputs.memory_format import takes_channels_last
 from ..run.outputs import run
@@ -57,7 +57,7 @@ class Learner:
         if fabric.world_size > 1 and recipe.batch_norm == "synchronised":
             synchronise(student)
         own = optimizer_of(student, recipe)
-        trained = student if fabric.world_size == 1 else _Picked(student, task)
+        trained = _Traced(student if fabric.world_size == 1 else _Picked(student, task))
         self._model, self._optimizer = fabric.setup(trained, own)
         self._own = own
         # The optimizer and these pairs hold the same parameters, whose data Fabric has moved; the masks follow.
@@ -230,6 +230,24 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         set_zero(self._pruned)
+
+
+class _Traced(nn.Module):
+    """A network whose outputs know how they were computed.
+
+    Fabric puts a hook on each. Of a view of something that was written into afterwards torch computes that when it is asked,
+    and 2.13 ends the process where a hook is put on it before.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> Any:
+        found = self.network(*inputs)
+        for output in leaves(found, inside=True):
+            _ = output.grad_fn
+        return found
 
 
 class _Picked(nn.Module):

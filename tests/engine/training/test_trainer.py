@@ -610,6 +610,30 @@ def test_of_several_outputs_the_first_is_trained_on_and_measured(dataset):
     assert accuracy(Side(always=True), dataset) == accuracy(make(), dataset)
 
 
+class Written(nn.Module):
+    """Logits that are a view of a tensor into which something is written afterwards, as decoders of boxes do."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.inner, self.place = make(), place
+
+    def forward(self, images):
+        whole = self.inner(images) * 1
+        logits = whole.view(len(images), 2, 2).flatten(1) if self.place == "flat" else whole.t().t()
+        if self.place == "base":
+            whole.mul_(2)
+        else:
+            logits[:, :2] = logits[:, :2] * 2
+        return {"logits": logits, "last_hidden_state": whole.t()}
+
+
+@pytest.mark.parametrize("place", ["flat", "view", "base"])
+def test_outputs_may_be_views_of_what_was_written_into(dataset, place):
+    """A hook on one ended the process, without a word."""
+    trained = train(Written(place), dataset, SHORT, seed=0)
+    assert not same(trained.inner.state_dict(), make().state_dict())
+
+
 def test_items_may_be_flat_and_of_any_floating_type(dataset):
     """`(a, b, label)` is two inputs and a label; what floats is cast to float32."""
     flat = [(image, image.flip(2), label) for image, label in zip(dataset.images, dataset.labels, strict=True)]
