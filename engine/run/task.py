@@ -118,10 +118,18 @@ def _check_rows(task: Task, given: Any, network: nn.Module, inputs: Inputs) -> N
     others = task.scored(fewer_given)
     for one, other in zip(found, others, strict=False):
         if not len(one) or len(one) * fewer != len(other) * count:
+            sizes = list(zip(one.shape, other.shape, strict=False))
+            instead = (
+                f"its images lie along dimension {sizes.index((count, fewer))}, so give a task whose `outputs` puts them first "
+                "and the classes second, as freeprune.OwnTask(outputs=lambda output: output.permute(1, 2, 0)) does of "
+                "(T, N, classes)"
+                if (count, fewer) in sizes
+                else "let the network return such outputs first, such as the raw heads of a detector rather than its boxes, or "
+                "give a task whose `outputs` picks them"
+            )
             raise FreePruneError(
                 f"what is scored is {described(one)} for {count} images and {described(other)} for {fewer}; expected a row for "
-                "each image: let the network return such outputs first, such as the raw heads of a detector rather than its "
-                "boxes, or give a task whose `outputs` picks them"
+                f"each image: {instead}"
             )
     differ = any(not torch.equal(row, x[0]) for x in inputs for row in x[1:count])
     if found and differ and task.free and all(torch.equal(x, x[:1].expand_as(x)) for x in found):

@@ -120,7 +120,7 @@ class OwnTask(Task):
 
     def measured(self, tally: Any) -> float:
         assert self._measure is not None  # `judge` is another task otherwise
-        counts = [len(found[0]) if (found := rows(output)) else 0 for output, _ in tally]
+        counts = [self._count(output) for output, _ in tally]
         output, labels = (_joined([batch[i] for batch in tally], counts) for i in (0, 1))
         found = called("the task's measure", self._measure, output, labels)
         try:
@@ -138,6 +138,11 @@ class OwnTask(Task):
                 f"{value / 100:.4g}, or give another unit"
             )
         return value
+
+    def _count(self, output: Any) -> int:
+        """How many images a batch of outputs is of; 0 where no output says so."""
+        found = rows(output) if self._outputs is None else self.scored(output)
+        return len(found[0]) if found else 0
 
     def first_look(self, output: Any, labels: Any) -> tuple[int, int, str] | None:
         """Nothing: the measure is only promised to work in eval mode, on test images."""
@@ -211,10 +216,13 @@ def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     Args:
         parts: outputs or labels, one for each batch.
         counts: the images of each batch.
+
+    Raises:
+        FreePruneError: tensors of several batches do not fit together.
     """
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts)).float().mean()
+        return _concatenated(parts, counts) if first.ndim else torch.stack(list(parts)).float().mean()
     inner = [children(part, inside=True) for part in parts]
     if inner[0] is None:
         return first
@@ -222,6 +230,26 @@ def _joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
         return [one for part in parts for one in part]
     columns = zip(*([value for _, value in one or ()] for one in inner), strict=True)
     return remade(first, [_joined(column, counts) for column in columns])
+
+
+def _concatenated(parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Tensors of several batches as one, along the first dimension that has the images, or else whatever there is."""
+    along = [
+        dim
+        for dim in range(parts[0].ndim)
+        if all(part.shape[dim : dim + 1] == (count,) for part, count in zip(parts, counts, strict=True))
+    ]
+    try:
+        return torch.cat(list(parts), dim=along[0] if along else 0)
+    except RuntimeError:
+        other = next((part for part in parts if part.shape[1:] != parts[0].shape[1:]), None)
+        if other is None:
+            raise
+        raise FreePruneError(
+            f"the task's measure is given all test images at once, and {described(parts[0])} of one batch does not go together "
+            f"with {described(other)} of another; let outputs and labels have the same sizes for any images, or be lists with "
+            "one thing for each image"
+        ) from None
 
 
 def _by_row(part: Any, count: int) -> bool:

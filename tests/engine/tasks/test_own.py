@@ -109,6 +109,26 @@ def test_the_measure_gets_all_test_images_in_the_types_of_the_network(make):
     assert labels["boxes"] == [[float(v)] for v in range(6)]
 
 
+@pytest.mark.parametrize("counts", [(3, 2), (3, 3)])
+def test_the_measure_gets_outputs_that_have_their_images_second(counts):
+    """As those of a recurrent layer, `(T, N, C)`: they were joined along their steps, in silence where batches are alike."""
+    seen = []
+    task = OwnTask(None, lambda output, labels: seen.append((output, labels)) or 1.0, lambda output: output[0].movedim(1, 0))
+    both = [torch.rand(4, n, 2) for n in counts]
+    task.measured(task.added(*(task.tally((x, x[0]), x[0, :, :1].T.long()) for x in both)))
+    (((steps, rows), labels),) = seen
+    assert torch.equal(steps, torch.cat(both, dim=1))
+    assert torch.equal(rows, torch.cat([x[0] for x in both]))
+    assert labels.shape == (1, sum(counts))
+
+
+def test_outputs_that_differ_in_size_from_batch_to_batch_are_a_sentence():
+    task = OwnTask(measure=lambda output, labels: 1.0)
+    tallies = [task.tally((torch.zeros(n, 1), torch.zeros(n, n)), torch.zeros(n)) for n in (3, 2)]
+    with pytest.raises(FreePruneError, match=r"shape \(3, 3\) of one batch does not go together with .*\(2, 2\) of another"):
+        task.measured(task.added(*tallies))
+
+
 def test_lists_of_tensors_by_row_are_joined_and_lists_by_image_appended():
     seen = []
     task = OwnTask(measure=lambda output, labels: seen.append(labels) or 1.0)
@@ -276,6 +296,7 @@ def test_percents_that_are_no_fractions_are_doubted(tmp_path):
         ),
         (lambda output: output["kind"][:0], r"shape \(0, 3\) for 8 images and .* for 4; expected a row for each image"),
         (lambda output: output["kind"].mean(0), r"for 8 images and .* for 4; expected a row for each image"),
+        (lambda output: output["kind"].T, "a row for each image: its images lie along dimension 1, so give a task"),
         (lambda output: output["kind"][:-1], r"shape \(7, 3\) for 8 images"),
         (
             lambda output: torch.ones(len(output["kind"]), 3),
