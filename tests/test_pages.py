@@ -17,11 +17,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
+from quick_export import present_export
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune.backends import CRITERIA, importance
+from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME
+from freeprune.backends.onnx.quiet import quiet
 from freeprune.engine.asked.settings import RunOptions
 from freeprune.engine.asked.targets import LATENCY, parse_targets
 from freeprune.engine.command.cli import main
@@ -170,14 +173,21 @@ def test_my_classifier(classifier, capsys):
     assert weights["pruned"] <= 0.2 * weights["dense"]
 
 
-def test_segmentation(given):
+def test_segmentation(given, monkeypatch):
     """The data of the page, on a network that gives a logit for each class and pixel."""
-    code, *_ = section("docs/my-detector.md", "Segmentation")
+    code, any_size = section("docs/my-detector.md", "Segmentation")
     exec(code, given)
-    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
+    made = types.ModuleType("my_unet")
+    made.UNet = lambda: nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
+    monkeypatch.setitem(sys.modules, "my_unet", made)
     recipe = freeprune.Recipe(images=32, batch_size=16)
-    result = freeprune.prune(network, given["masks"](), target={"macs": 0.6}, finetune=recipe, out="unet")
+    result = freeprune.prune(made.UNet(), given["masks"](), target={"macs": 0.6}, finetune=recipe, out="runs/unet")
     assert (result.summary.task, result.summary.measure) == ("segmentation", "mean IoU")
+    with present_export(), quiet():
+        exec(any_size, given)
+    images = torch.rand(3, 3, 24, 40)
+    (found,) = ONNX_RUNTIME.outputs("any-size.onnx", (images,))
+    assert torch.allclose(torch.from_numpy(found), given["smaller"](images), atol=1e-5)
 
 
 def test_detection(given):

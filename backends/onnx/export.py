@@ -41,16 +41,21 @@ class Exported:
     Attributes:
         path: the file.
         bytes: its size.
-        dynamic_batch: whether it takes any batch size.
+        batch: the only batch size that it takes; None if it takes any.
         dynamic_length: whether it takes sequences of any length, where the network reads some.
         warnings: sentences for the user.
     """
 
     path: Path
     bytes: int
-    dynamic_batch: bool
+    batch: int | None
     dynamic_length: bool
     warnings: tuple[str, ...]
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether it takes any batch size."""
+        return self.batch is None
 
 
 def export_onnx(
@@ -60,12 +65,13 @@ def export_onnx(
     metadata: Mapping[str, str],
     runtime: Runtime = ONNX_RUNTIME,
     opset: int | None = None,
+    batch: int | None = None,
 ) -> Exported:
     """Export a network in eval mode to ONNX, without source paths or times: the same network gives the same file.
 
     The file is checked by ONNX and compared with the network on batches of 1 and 3, and, where the network reads sequences of
-    tokens, on shorter ones. A network with a fixed batch size or length is exported with that of `inputs`, and a warning says
-    so.
+    tokens, on shorter ones. A network with a fixed batch size or length is exported with one, and a warning says so: the length
+    of `inputs`, and their batch size unless `batch` is given.
 
     Args:
         network: left as it is.
@@ -74,6 +80,7 @@ def export_onnx(
         metadata: the file's properties, written sorted by key.
         runtime: runs the file for the comparison.
         opset: the version of ONNX's operators; None for the exporter's own choice.
+        batch: of a file that cannot take any batch size; that of `inputs` if None, or if the network does not take it.
 
     Raises:
         FreePruneError: the network cannot be exported, or the export differs from it.
@@ -93,9 +100,9 @@ def export_onnx(
         network = light(network).cpu().eval()
         _say_arguments(network, len(inputs))
         write_out(network)
-        written = _Exporter(inputs, opset, runtime, beside, read_lengths(network, inputs)).best(network)
+        written = _Exporter(inputs, opset, runtime, beside, read_lengths(network, inputs), batch).best(network)
         size = written.model.save(path, metadata)
-    return Exported(path, size, written.dynamic_batch, written.dynamic_length, written.notes)
+    return Exported(path, size, written.batch, written.dynamic_length, written.notes)
 
 
 def _say_arguments(network: nn.Module, count: int) -> None:
@@ -138,7 +145,7 @@ class _Written(NamedTuple):
     """A model that computes what the network does, and what it takes."""
 
     model: Model
-    dynamic_batch: bool
+    batch: int | None
     dynamic_length: bool
     notes: tuple[str, ...]
 
@@ -153,6 +160,7 @@ class _Exporter:
         runtime: runs the models, to compare them with the networks.
         beside: where weights are written one after another; None for a network that is not large.
         packs: whether the networks pack sequences.
+        batch: of a model that cannot take any batch size, as for `export_onnx`.
     """
 
     inputs: Inputs
@@ -160,6 +168,7 @@ class _Exporter:
     runtime: Runtime
     beside: _Place | None
     packs: bool
+    batch: int | None
 
     def best(self, network: nn.Module) -> _Written:
         """The model of a network, without the branches that are gone where that can be exported."""
@@ -167,7 +176,7 @@ class _Exporter:
         if (zeros := with_zeros(network)) is not None:
             with suppress(FreePruneError):  # code between the modules of a branch may need more than a zero
                 written = self._written(zeros)
-        if written is None or not written.dynamic_batch:
+        if written is None or written.batch is not None:
             written = self._written(network)
         return written
 
@@ -187,31 +196,47 @@ class _Exporter:
             except Exception as error:
                 model = None
                 notes.append(f"the ONNX file takes sequences of {lengths.longest} tokens only: {root_cause(error)}")
-        dynamic_length, dynamic = model is not None, True
+        dynamic_length, batch = model is not None, None
         try:
             model = model or self._any_batch(network, names, [{0: "batch"} for _ in self.inputs])
         except Exception as error:
-            dynamic, notes = False, [f"the ONNX file takes batches of {len(self.inputs[0])} only: {root_cause(error)}"]
+            model, batch = self._one_batch(network, names)
+            set_by = ", the size that `latency_batch` says" if batch == self.batch else ""
+            notes = [f"the ONNX file takes batches of {batch} only{set_by}: {root_cause(error)}"]
+        return _Written(model, batch, dynamic_length, tuple(notes))
+
+    def _one_batch(self, network: nn.Module, names: list[str] | None) -> tuple[Model, int]:
+        """The model of a network for one batch size, compared with it, and that size.
+
+        Raises:
+            FreePruneError: it cannot be exported, or the export differs from it.
+        """
+        fatal: Exception | None = None
+        for batch in dict.fromkeys((self.batch or len(self.inputs[0]), len(self.inputs[0]))):
+            inputs = first_rows(self.inputs, batch)
             try:
-                model = self._traced(network, names, None)
-                self._check(model, network, self.inputs)
-            except Exception as fatal:
-                raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
-        return _Written(model, dynamic, dynamic_length, tuple(notes))
+                model = self._traced(network, names, None, inputs)
+                self._check(model, network, inputs)
+                return model, batch
+            except Exception as error:
+                fatal = error
+        assert fatal is not None
+        raise FreePruneError(f"the network cannot be exported to ONNX: {root_cause(fatal)}") from fatal
 
     def _any_batch(self, network: nn.Module, names: list[str] | None, axes: list[Axes]) -> Model:
         """The model of a network, compared with it on batches of several sizes."""
-        model = self._traced(network, names, axes)
+        model = self._traced(network, names, axes, self.inputs)
         for batch in CHECKED_BATCHES:
             self._check(model, network, first_rows(self.inputs, batch))
         return model
 
-    def _traced(self, network: nn.Module, names: list[str] | None, axes: list[Axes] | None) -> Model:
+    def _traced(self, network: nn.Module, names: list[str] | None, axes: list[Axes] | None, inputs: Inputs) -> Model:
         """The model of a network, checked by ONNX, without source paths and stack traces.
 
         Args:
             names: of the outputs; None for the exporter's own.
             axes: those of any size; None for inputs of fixed sizes.
+            inputs: examples.
         """
         import onnx
 
@@ -219,7 +244,7 @@ class _Exporter:
             with padded() if self.packs else nullcontext():
                 return torch.onnx.export(
                     network if self.beside is None else hollow(network),
-                    self.inputs,
+                    inputs,
                     dynamo=True,
                     verbose=False,
                     optimize=optimize,
@@ -233,7 +258,7 @@ class _Exporter:
         def finish(proto: Any) -> None:
             strip(proto)
             if axes is None:
-                fix_sizes(proto, self.inputs)
+                fix_sizes(proto, inputs)
 
         def made(optimize: bool) -> Model:
             try:

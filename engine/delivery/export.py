@@ -115,14 +115,17 @@ class _Written:
 
 def _written(job: Job, given: Exporting, dense: DenseExport | None, folder: Path) -> _Written:
     images = job.batch.inputs
-    exported = export_onnx(given.network, images, folder / files.ONNX, given.metadata(), job.runtime.files, job.settings.opset)
+    asked = job.settings
+    exported = export_onnx(
+        given.network, images, folder / files.ONNX, given.metadata(), job.runtime.files, asked.opset, asked.latency_batch
+    )
     dense = dense or DenseExport(job)
     eight, notes = quantised(job, dense.file.path, exported.path, folder)
     compressed = None
     if job.settings.compress and data_of(exported.path).exists():
         notes = (*notes, "the weights lie in a second file, so that zeros were not taken out of it")
     elif job.settings.compress:
-        compressed = compress_onnx(exported.path, images, job.runtime.files)
+        compressed = compress_onnx(exported.path, first_rows(images, exported.batch or len(images[0])), job.runtime.files)
     return _Written(dense, exported, eight, compressed, notes)
 
 
@@ -130,7 +133,8 @@ def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Pat
     images = job.batch.inputs
     written = _written(job, given, dense, folder)
     dense, exported, eight = written.dense, written.file, written.eight
-    agreement = relative_difference(outputs(given.network, images), job.runtime.files.outputs(exported.path, images))
+    shown = first_rows(images, exported.batch or len(images[0]))  # outputs need not be by row, so several batches will not do
+    agreement = relative_difference(outputs(given.network, shown), job.runtime.files.outputs(exported.path, shown))
     timed = first_rows(images, job.settings.latency_batch)
     subjects: dict[str, Subject] = {"dense": dense.file.path, "pruned": exported.path, **eight}
     if job.runtime.networks:
@@ -145,7 +149,7 @@ def _exported(job: Job, given: Exporting, dense: DenseExport | None, folder: Pat
         dense_gzip_bytes=sizes[1],
         compressed=written.compressed,
         dynamic_batch=exported.dynamic_batch,
-        batch=None if exported.dynamic_batch else len(images[0]),
+        batch=exported.batch,
         dynamic_length=exported.dynamic_length,
         warnings=(*exported.warnings, *written.notes),
         latency_ms=ms,

@@ -45,8 +45,9 @@ class DenseExport:
     def __init__(self, job: Job) -> None:
         folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        asked = job.settings
         self.file: Exported = export_onnx(
-            job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime.files, job.settings.opset
+            job.network, job.batch.inputs, folder / "dense.onnx", {}, job.runtime.files, asked.opset, asked.latency_batch
         )
 
 
@@ -201,6 +202,7 @@ def _few(dataset: Dataset[object], count: int) -> Subset[object]:
 def _exported(job: Job, images: Inputs) -> DenseExport:
     try:
         dense = DenseExport(job)
+        images = first_rows(images, dense.file.batch or len(images[0]))
         found = job.runtime.files.outputs(dense.file.path, images)
         difference = relative_difference(outputs(light(job.network), images), found)
         if not difference < MAX_DIFFERENCE:

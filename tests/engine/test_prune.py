@@ -375,6 +375,32 @@ def test_a_network_without_matrix_products_is_pruned_by_its_parameters(tmp_path)
     assert "instead" not in str(result)  # of a target on latency, which nothing is known of
 
 
+class OwnKernels(nn.Module):
+    """Each image under kernels of its own, in as many groups as there are images and channels."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.seen, self.kernels, self.head, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 8), nn.Linear(8, 3), last
+
+    def forward(self, images):
+        seen, kernels = self.seen(images), self.kernels(images)
+        count, channels = seen.shape[:2]
+        made = nn.functional.conv2d(seen.view(1, -1, 6, 6), kernels.view(-1, 1, 1, 1), groups=count * channels)
+        return self.last(self.head(made.view(count, channels, 36).amax(2)))
+
+
+@pytest.mark.parametrize("last", [lambda logits: logits, lambda logits: (logits, logits.T)])
+def test_a_file_for_one_batch_size_is_for_that_which_is_timed(last, tmp_path):
+    """It was for as many images as were scored, over which a few were timed, filled up with others."""
+    torch.manual_seed(0)
+    model = OwnKernels(last)
+    result = prune(tmp_path / "run", model=model, data=pair()[0].tensors[0], trials=1, latency_batch=4, finetune=None)
+    exported = result.summary.exported
+    assert (exported.dynamic_batch, exported.batch, exported.latency_batch) == (False, 4, 4)
+    assert result.summary.agreement.compact_vs_onnx < 1e-5
+    assert "takes batches of 4 only, the size that `latency_batch` says" in exported.warnings[0]
+
+
 def test_no_trials_mean_equal_rates(tmp_path):
     result = prune(tmp_path / "out", "weight", trials=0, finetune=None)
     assert result.summary["score"]["best"] == result.summary["score"]["uniform"]

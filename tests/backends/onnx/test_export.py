@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from freeprune.backends.difference import relative_difference
 from freeprune.backends.onnx import ONNX_RUNTIME
@@ -194,6 +195,39 @@ def test_a_fixed_batch_size_is_exported_so_with_a_warning(images, tmp_path, chan
     assert given.shape == (21, 5)
     assert relative_difference(torch.cat([*by_eights, last]), given) < 1e-5
     assert ONNX_RUNTIME.latency_ms({"it": exported.path}, (many,), threads=1, repeats=3)["it"] > 0
+
+
+class OwnKernels(nn.Module):
+    """Each image under kernels of its own, in as many groups as there are images and channels, as trackers compare them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.wanted = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 5)
+
+    def forward(self, images):
+        seen, kernels = self.seen(images), self.wanted(images)
+        count, channels = seen.shape[:2]
+        seen, kernels = seen.view(1, count * channels, 6, 6), kernels.view(count * channels, 1, 4, 4)
+        return F.conv2d(seen, kernels, groups=count * channels).view(count, channels, 3, 3)
+
+
+def test_a_file_for_one_batch_size_is_for_the_one_that_is_asked_for(images, tmp_path):
+    torch.manual_seed(0)
+    network = OwnKernels()
+    exported = export_onnx(network, (images,), tmp_path / "model.onnx", {}, batch=3)
+    assert exported.batch == 3
+    assert exported.warnings[0].startswith("the ONNX file takes batches of 3 only, the size that `latency_batch` says: ")
+    assert onnx.load(exported.path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+    assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(exported.path, (images,))[0]) < 1e-5
+    assert export_onnx(network, (images[:2],), exported.path, {}, batch=3).batch == 3  # of fewer examples too
+    assert export_onnx(network, (images,), exported.path, {}).batch == 8
+
+
+def test_a_network_for_one_batch_size_is_exported_for_that(images, tmp_path):
+    torch.manual_seed(0)
+    exported = export_onnx(Changed(lambda logits: logits.view(8, -1)), (images,), tmp_path / "model.onnx", {}, batch=3)
+    assert exported.batch == 8
+    assert exported.warnings[0].startswith("the ONNX file takes batches of 8 only: ")
 
 
 @pytest.mark.parametrize("change", [lambda logits: (logits, logits.T), lambda logits: (logits, logits.sum(0))])
