@@ -22,6 +22,7 @@ from ..difference import MAX_DIFFERENCE, relative_difference
 from ..surgery.gone import with_zeros
 from .files import Beside, Model, Whole, hollow
 from .onnx_runtime import ONNX_RUNTIME
+from .optimiser import small_constants_kept
 from .packed import padded, read_lengths
 from .quiet import quiet
 from .recurrent import write_out
@@ -273,7 +274,7 @@ class _Exporter:
             finish(proto)
             return Whole(proto)
 
-        with quiet():
+        with quiet(), small_constants_kept():
             try:
                 model = made(self.beside is None)
             except onnx.checker.ValidationError:  # the exporter's optimiser breaks what is clamped twice alike

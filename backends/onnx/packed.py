@@ -47,14 +47,14 @@ def _packs(network: nn.Module, inputs: Inputs) -> bool:
         packed = True
         return torch._C._VariableFunctions._pack_padded_sequence(*given)
 
-    with _instead(torch._VF, {PACK: watched}), torch.no_grad(), suppress(Exception):  # which the export tells
+    with instead(torch._VF, {PACK: watched}), torch.no_grad(), suppress(Exception):  # which the export tells
         network(*inputs)
     return packed
 
 
 @contextmanager
-def _instead(owner: Any, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Make a module or a class have other functions under these names."""
+def instead(owner: Any, functions: Mapping[str, Any]) -> Iterator[None]:
+    """Make a module or a class have other functions, or other attributes, under these names."""
     own = {name: vars(owner)[name] for name in functions if name in vars(owner)}
     for name, function in functions.items():
         setattr(owner, name, function)
@@ -69,9 +69,9 @@ def _instead(owner: Any, functions: Mapping[str, Callable[..., Any]]) -> Iterato
 def padded() -> Iterator[None]:
     """Make packed sequences hold padded steps, for layers of `read_lengths`, and let lengths stay in tensors."""
     with ExitStack() as changed:
-        changed.enter_context(_instead(torch._VF, {PACK: _pack, PAD: _unpack}))
+        changed.enter_context(instead(torch._VF, {PACK: _pack, PAD: _unpack}))
         for kind in (FakeTensor, FunctionalTensor):
-            changed.enter_context(_instead(kind, {name: _kept(getattr(kind, name)) for name in ("tolist", "numpy")}))
+            changed.enter_context(instead(kind, {name: _kept(getattr(kind, name)) for name in ("tolist", "numpy")}))
         yield
 
 

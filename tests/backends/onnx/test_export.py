@@ -449,6 +449,15 @@ def test_what_the_runtime_says_of_a_form_that_fails_is_not_printed(images, tmp_p
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("small", [1e-8, -1e-8, 1e-12])
+@pytest.mark.parametrize("change", [lambda y, small: y / (y - y + small), lambda y, small: y / (y - y - small)])
+def test_what_is_divided_by_a_small_constant_is_exported(images, tmp_path, change, small):
+    """The exporter's optimiser takes it for 0."""
+    network = Changed(lambda y: change(y, small)).eval()
+    made = export_onnx(network, (images,), tmp_path / "model.onnx", {})
+    assert relative_difference(outputs(network, images), ONNX_RUNTIME.outputs(made.path, (images,))[0]) < 1e-5
+
+
 def test_what_is_clamped_twice_is_exported(images, tmp_path):
     """The exporter's optimiser puts the nodes out of order."""
 
