@@ -117,7 +117,7 @@ def _told_from_channels(job: Job, count: int) -> Inputs:
     widths.update(group.units for group in job.backend.groups)
     counts = (*range(count, len(job.batch.inputs[0]) + 1), *range(count - 1, 1, -1))
     number = next((n for n in counts if n not in widths), 1)
-    return tuple(x[:number] for x in job.batch.inputs)
+    return first_rows(job.batch.inputs, number)
 
 
 def _check_repeatable(job: Job, images: Inputs) -> None:
