@@ -184,6 +184,16 @@ def test_a_rejected_input_is_a_sentence():
         trace_example(networks.build("resnet_a"), (torch.zeros(2, 5, 16, 16),))
 
 
+def test_a_network_without_a_forward_pass_is_not_told_to_change_its_data():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Linear(4, 2)
+
+    with pytest.raises(FreePruneError, match=r"\[Wrapper\] is missing the required .* give a module whose `forward` makes"):
+        trace_example(Wrapper(), (torch.zeros(2, 4),))
+
+
 def test_a_forward_pass_that_reads_values_is_traced_on_the_cpu():
     class Reads(nn.Module):
         def __init__(self):
