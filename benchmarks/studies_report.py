@@ -146,9 +146,10 @@ WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of what is left of the layers, in the sc
 
 
 def lengths() -> str:
-    """Short and long fine-tuning of `channel`: Spearman of the score by the weight of what is left of the layers."""
+    """Short and long fine-tuning: Spearman of the score by the weight of what is left of the layers."""
     rows = []
-    for path in sorted(FOLDER.glob("*-channel-*/study.json")):
+    long = [path.parent.name.removesuffix("-epochs8") for path in FOLDER.glob("*-epochs8/study.json")]
+    for path in sorted(path for name in long for path in FOLDER.glob(f"{name}*/study.json")):
         study = json.loads(path.read_text())
         candidates = study["candidates"]
         accuracies = np.array([100 * np.mean(c["accuracies"]) for c in candidates])
