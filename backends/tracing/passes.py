@@ -251,7 +251,7 @@ def trace_example(network: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs
 
 def rejected(inputs: Inputs, error: Exception) -> FreePruneError:
     """What is said of a network that raises this on these inputs."""
-    if isinstance(error, NotImplementedError):  # torch's words for a module without `forward`, and of operators
+    if 'missing the required "forward"' in str(error):  # torch's words; operators without a kernel for a type raise the same
         return FreePruneError(f"the network cannot be run: {sentence(error)}; give a module whose `forward` makes the outputs")
     shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
     types = "" if all(x.is_floating_point() for x in inputs) else " and ".join(str(x.dtype)[6:] for x in inputs)

@@ -14,7 +14,7 @@ from freeprune.backends.coupling.classes import Coupling
 from freeprune.backends.coupling.repair import settle
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.tracing import meta
-from freeprune.backends.tracing.passes import plain_kernels, trace, trace_example
+from freeprune.backends.tracing.passes import plain_kernels, rejected, trace, trace_example
 from freeprune.backends.tracing.record import Trace
 from freeprune.errors import FreePruneError
 
@@ -192,6 +192,13 @@ def test_a_network_without_a_forward_pass_is_not_told_to_change_its_data():
 
     with pytest.raises(FreePruneError, match=r"\[Wrapper\] is missing the required .* give a module whose `forward` makes"):
         trace_example(Wrapper(), (torch.zeros(2, 4),))
+
+
+def test_a_type_that_an_operator_does_not_take_is_said_of_the_data():
+    inputs = (torch.zeros(2, 4, dtype=torch.int64),)
+    with pytest.raises(NotImplementedError) as raised:
+        nn.GELU()(*inputs)
+    assert "give data of the shape and type" in str(rejected(inputs, raised.value))
 
 
 def test_a_forward_pass_that_reads_values_is_traced_on_the_cpu():
