@@ -14,7 +14,7 @@ import freeprune
 
 ROOT = Path(freeprune.__file__).parent
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
-FUNCTIONS, FILE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+GRAPHS, FUNCTIONS, FILE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 USE = """
 import torch
@@ -33,6 +33,36 @@ result = freeprune.prune(
 print(result)
 print(result.summary.task, result.summary.measure, result.summary.unit)
 """
+GRAPHS = (
+    """
+import torch
+from torch import nn
+import freeprune
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x, edge_index):
+        hidden = torch.relu(self.first(x))
+        return self.last(torch.zeros_like(hidden).index_add(0, edge_index[1], hidden[edge_index[0]]))
+
+"""
+    + GRAPHS
+    + """
+torch.manual_seed(0)
+data = [(torch.randn(5, 6), torch.randint(5, (2, 9)), torch.randint(3, (5,))) for _ in range(40)]
+network = AsOneGraph(Graph())
+x, edges = (torch.stack([item[k] for item in data]) for k in (0, 1))
+torch.testing.assert_close(network(x, edges), Each(network.network)(x, edges))
+result = freeprune.prune(
+    network, (data, data), target={"macs": 0.6}, trials=3, calibration_images=20, out="out", force=True, progress=False,
+    finetune=None,
+)
+print(result.summary.task, result.summary.cost["macs"].pruned < result.summary.cost["macs"].dense)
+"""
+)
 LIST = """
 from freeprune.engine.command.cli import main
 main(["list", "tasks"])
@@ -88,6 +118,13 @@ def test_a_task_is_added_by_one_file_and_one_line(home, tmp_path):
     assert re.search(r"^counts mean absolute error *$", printed, re.MULTILINE)
     assert "test mean absolute error (less is better)" in printed
     assert re.search(r"^counts +How many there are", printed, re.MULTILINE)
+
+
+def test_a_network_of_graphs_is_pruned_in_its_wrapper(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("use.py").write_text(GRAPHS)
+    runpy.run_path("use.py", run_name="__main__")
+    assert capsys.readouterr().out.splitlines()[-1] == "tokens True"
 
 
 def test_three_functions_are_a_task(tmp_path, monkeypatch, capsys):

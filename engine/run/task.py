@@ -49,6 +49,7 @@ def task_of(asked: Any, network: nn.Module, batch: Batch) -> Choice:
         except Exception as error:  # from torch, for inputs that the network does not take; tracing tells more of it
             check_embeddings(network, tuple(x[:FEW] for x in batch.inputs))
             _check_count(network, batch)
+            _check_batch(network, batch.inputs)
             if asked == AUTO or (isinstance(asked, str) and asked in TASKS):
                 raise rejected(tuple(x[:1] for x in batch.inputs), error) from error
         else:
@@ -93,6 +94,21 @@ def _check_count(network: nn.Module, batch: Batch) -> None:
     raise FreePruneError(
         f"the items hold {len(inputs)} inputs ({', '.join(map(described, inputs))} in a batch){label}, and the network's "
         f"forward pass takes ({', '.join(arguments)}); give items (input, label) without anything else, or dictionaries"
+    )
+
+
+def _check_batch(network: nn.Module, inputs: Inputs) -> None:
+    """Refuse items that a network takes one at a time: without a batch dimension, or because they are batches themselves."""
+    one = tuple(x[0] for x in inputs)
+    with torch.no_grad(), seeded(0):
+        try:
+            light(network).eval()(*one)
+        except Exception:  # it does not take them so, either
+            return
+    raise FreePruneError(
+        f"the network takes single items ({', '.join(map(described, one))}) and rejects a batch of them; where the items are "
+        "batches themselves, give what is in them one by one; where the network knows no batch, wrap it in a module that runs "
+        "it for each, as `torch.stack([self.network(*one) for one in zip(*inputs)])` in its `forward(self, *inputs)` does"
     )
 
 

@@ -46,6 +46,16 @@ class Changed(nn.Module):
         return self.change(self.inner(x), self.training)
 
 
+class Single(Changed):
+    """A network that knows no batch."""
+
+    def __init__(self):
+        super().__init__(lambda y, _: y[0])
+
+    def forward(self, x):
+        return super().forward(x[None])
+
+
 class Beside(nn.Module):
     """An image network with a number for each image, which an embedding may look up."""
 
@@ -93,6 +103,14 @@ REFUSED = {
     "numbers of items": (
         {"data": (TensorDataset(*data()[0].tensors, torch.arange(60)),) * 2},
         r"items hold 2 inputs .* in a batch. and a label, the last .*forward pass takes .input.; give items",
+    ),
+    "no batch": (
+        {"model": Single()},
+        r"takes single items .a float32 tensor of shape .1, 8, 8.. and rejects a batch .* `torch.stack\(",
+    ),
+    "batches as items": (
+        {"data": ([(torch.randn(4, 1, 8, 8), torch.arange(4) % 3)] * 60,) * 2},
+        r"takes single items .a float32 tensor of shape .4, 1, 8, 8.. .* give what is in them one by one",
     ),
     "late test label": (
         {"data": (data()[0], with_odd(1, 3)), "finetune": None}, "of the test data, there is a label 3, but the network has 3"
