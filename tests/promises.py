@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,27 @@ from freeprune.backends import apply, importance, masked
 from freeprune.backends.granularity.channel import Channel
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.backends.tracing.reasons import Reasons
+
+
+def _products(*roles: str) -> Callable[..., int]:
+    """The operations of a product whose tensors have these roles along their dimensions, one letter each."""
+
+    def count(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+        tensors = [shape for shape in shapes if isinstance(shape, torch.Size)][-len(roles) :]
+        sizes = {
+            letter: size for one, shape in zip(roles, tensors, strict=True) for letter, size in zip(one, shape, strict=True)
+        }
+        return 2 * math.prod(sizes.values())
+
+    return count
+
+
+aten = torch.ops.aten
+# What torch's counter takes for nothing; of vectors that no input reaches it is nothing, such as those of spectral norm.
+COUNTED = {
+    aten.mv: _products("oi", "i"), aten.addmv: _products("oi", "i"), aten.dot: _products("i", "i"),
+    aten.addbmm: _products("bni", "bio"), aten._trilinear: _products("ni", "oij", "nj"),
+}  # fmt: skip
 
 
 def locked(backend: Channel) -> dict[str, str]:
@@ -31,7 +55,9 @@ def locked(backend: Channel) -> dict[str, str]:
 
 
 @torch.no_grad()
-def kept(network: nn.Module, *inputs: Tensor, onnx: bool = False, depth: bool = False, close: float = 1e-5) -> Channel:
+def kept(
+    network: nn.Module, *inputs: Tensor, onnx: bool = False, depth: bool = False, close: float = 1e-5, counted: Any = None
+) -> Channel:
     """Masked equals compact, costs are those counted, candidates compute the same; on the fewest channels and some at random.
 
     Args:
@@ -40,6 +66,7 @@ def kept(network: nn.Module, *inputs: Tensor, onnx: bool = False, depth: bool = 
         onnx: whether a pruned network is exported, which compares the file with it.
         depth: whether branches may go.
         close: the relative difference that rounding may cause.
+        counted: operations of more products than torch counts, such as `COUNTED`.
     """
     backend = Channel(network.eval(), inputs, importance("random", network), depth=depth)
     units, fewest = (np.array([getattr(group, name) for group in backend.groups]) for name in ("units", "minimum"))
@@ -52,7 +79,7 @@ def kept(network: nn.Module, *inputs: Tensor, onnx: bool = False, depth: bool = 
         for other in (masked(network, plan), backend.candidate(some)):
             for one, two in zip(got, _outputs(other(*inputs)), strict=True):
                 assert near(one, two) < close
-        with open_attention(), FlopCounterMode(display=False) as counter:
+        with open_attention(), FlopCounterMode(display=False, custom_mapping=counted) as counter:
             compact(*(x[:1] for x in inputs))
         assert counter.get_total_flops() == 2 * costs["macs"]
         assert sum(p.numel() for p in compact.parameters()) == costs["params"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -52,8 +53,12 @@ def _one_dimensional(tracer: Labelling, matrix: Tensor, dim: int) -> Labels:
 def vector_product(tracer: Labelling, call: Call) -> list[Labels]:
     """`mv`, `addmv`, `dot` and `vdot`: a matrix or a vector times a vector."""
     a, b = call.tensors[-2:]
+    last = a.dim() - 1
+    if tracer.from_input([a, b]):  # what is computed of weights alone, as by spectral norm, is no work on an image
+        operands = [Operand(a, (*("out",) * last, "in"), tuple(range(a.dim()))), Operand(b, ("in",), (last,))]
+        tracer.count(1, [(a, d) for d in range(a.dim())], operands)
     left = all_without(tracer, [x for x in tracer.labels(a) if len(support(x)) > 1], {0}) + tracer.labels(a)
-    contract(tracer, along(left, a.dim() - 1), along(tracer.labels(b), 0))
+    contract(tracer, along(left, last), along(tracer.labels(b), 0))
     result = along(left, 0)[:1] if a.dim() > 1 else []
     if len(call.tensors) == 3:
         result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 1)
@@ -64,12 +69,16 @@ def trilinear(tracer: Labelling, call: Call) -> list[Labels]:
     """What `nn.Bilinear` runs: three tensors, with dimensions put in, are multiplied and summed up along some dimensions."""
     summed: set[int] = set(call["sumdim"])
     operands: list[tuple[list[int], Labels]] = []
+    own: list[list[int | None]] = []  # for each tensor which of its dimensions lies along each of all
     for x, put_in in zip(call.tensors, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
         shape, layers = list(x.shape), [without(tracer, y, support(y)[:-1]) for y in tracer.labels(x)]
+        own.append([*range(x.dim())])
         for d in sorted(put_in):
             shape.insert(d, 1)
+            own[-1].insert(d, None)
             layers = [y if y is None else np.expand_dims(y, d) for y in layers]
         operands.append((shape, [y for y in layers if y is not None]))
+    _count_trilinear(tracer, call, own, summed)
     for d in summed:
         sides = [along(layers, d) for shape, layers in operands if shape[d] > 1]
         contract(tracer, sides[0] if sides else [], sides[1] if len(sides) > 1 else [])
@@ -81,22 +90,47 @@ def trilinear(tracer: Labelling, call: Call) -> list[Labels]:
     return [[y.squeeze(tuple(summed)) for y in merge(tracer, left, ndim)]]
 
 
+def _count_trilinear(tracer: Labelling, call: Call, own: Sequence[Sequence[int | None]], summed: set[int]) -> None:
+    """Count one multiplication with the weight for each place of all dimensions together.
+
+    Args:
+        own: for each tensor, along all dimensions, which of its own lies there; None where one is put in.
+        summed: the dimensions that are summed up.
+    """
+    sides = list(zip(*own, strict=True))
+    roles = ["in" if d in summed else "each" if sum(x is not None for x in s) > 1 else "out" for d, s in enumerate(sides)]
+    dims = [next((x, d) for x, d in zip(call.tensors, side, strict=True) if d is not None) for side in sides]
+    operands = []
+    for x, one in zip(call.tensors, own, strict=True):
+        there = [d for d, mine in enumerate(one) if mine is not None]
+        operands.append(Operand(x, tuple([roles[d] for d in there]), tuple(there)))
+    tracer.count(1, dims, operands)
+
+
 def batched_matmul(tracer: Labelling, call: Call) -> list[Labels]:
-    """`bmm` and `baddbmm`: where the matrices themselves are labelled (heads of attention), they go as a whole."""
+    """`bmm`, `baddbmm`, and `addbmm`, which sums up the matrices that it makes.
+
+    Where the matrices themselves are labelled (heads of attention), they go as a whole.
+    """
     a, b = call.tensors[-2:]
     left = whole_heads(tracer, a, 0)
     heads = any(0 in support(x) for x in tracer.labels(b))
     right = whole_heads(tracer, b, 1 if along(left, 2) and not heads else 0)  # what is summed up, if the other side has it
+    summed = call.outputs[0].dim() == 2
+    each = "in" if summed else "each"
     operands = [
-        Operand(a, ("each", "out", "in"), (0, 1, 2), query=True),
-        Operand(b, ("each", "in", "out"), (0, 2, 3)),
+        Operand(a, (each, "out", "in"), (0, 1, 2), query=True),
+        Operand(b, (each, "in", "out"), (0, 2, 3)),
     ]
     tracer.count(1, [(a, 0), (a, 1), (a, 2), (b, 2)], operands)
     contract(tracer, along(left, 2), along(right, 1))
     contract(tracer, along(left, 0), along(right, 0))
     result = [x for x in left if support(x) in ((0,), (1,))] + [x for x in right if support(x) == (2,)]
+    if summed:
+        result = [x.squeeze(0) for x in result if support(x) != (0,)]
     if len(call.tensors) == 3:
-        result = merge(tracer, [(call.outputs[0].shape, result), (call.first.shape, tracer.labels(call.first))], 3)
+        shape = call.outputs[0].shape
+        result = merge(tracer, [(shape, result), (call.first.shape, tracer.labels(call.first))], len(shape))
     return [result]
 
 

@@ -66,5 +66,8 @@ class Labelling(Protocol):
     def fresh(self, count: int) -> Layer:
         """Nodes for coordinates that the operator itself makes, such as padding."""
 
+    def from_input(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether one of these tensors depends on the network's input, where that is followed."""
+
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
         """Multiplications: `constant` times the size of each given dimension of each given tensor."""

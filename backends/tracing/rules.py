@@ -101,7 +101,6 @@ class Trait(enum.Flag):
     SCALES: the first operand (of "mul" any one) is multiplied or divided entry by entry: a zero stays a zero.
     COMMUTES: the labels of the result depend, dimension by dimension, on those of the operands alone, not on what is kept.
     SILENT: a copy that torch makes or leaves out depending on strides and sizes: it is labelled, but not recorded in the trace.
-    WEIGHS: it multiplies with weights, which its rule does not count.
     FILLS: the result is alike along dimensions that no operand has: it gets labels also where no operand has any.
     """
 
@@ -111,11 +110,10 @@ class Trait(enum.Flag):
     COMMUTES = enum.auto()
     SILENT = enum.auto()
     FILLS = enum.auto()
-    WEIGHS = enum.auto()
 
 
 NONE, MOVES, SCALES, COMMUTES = Trait.NONE, Trait.MOVES, Trait.SCALES, Trait.COMMUTES
-SILENT, FILLS, WEIGHS = Trait.SILENT, Trait.FILLS, Trait.WEIGHS
+SILENT, FILLS = Trait.SILENT, Trait.FILLS
 
 
 @dataclass(frozen=True)
@@ -192,9 +190,9 @@ TABLE: list[tuple[Rule, Trait, str]] = [
     # products
     (convolution, COMMUTES, "convolution"),
     (matmul, COMMUTES, "mm addmm"),
-    (batched_matmul, NONE, "bmm baddbmm"),
-    (vector_product, COMMUTES | WEIGHS, "mv addmv dot vdot"),
-    (trilinear, COMMUTES | WEIGHS, "_trilinear"),
+    (batched_matmul, NONE, "bmm baddbmm addbmm"),
+    (vector_product, COMMUTES, "mv addmv dot vdot"),
+    (trilinear, COMMUTES, "_trilinear"),
     (grouped_matmul, NONE, "_grouped_mm"),
     (distances, NONE, "_cdist_forward _euclidean_dist"),
     # norms

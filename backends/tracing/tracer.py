@@ -36,7 +36,7 @@ from .operator import Call, Operand, UnknownOperator, numbers
 from .origins import Origins
 from .picks import PICKED, Picks
 from .record import Op, Product
-from .rules import FILLS, KINDS, SILENT, WEIGHS, entrywise, has, places, rule_for, why
+from .rules import FILLS, KINDS, SILENT, entrywise, has, places, rule_for, why
 from .scale import OwnScale
 from .unread import dropped
 
@@ -180,7 +180,7 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._before(name)
         call = Call(name, func, args, kwargs, tensors, [])
         given = (*numbers(func, args, kwargs), *places(self, call), *self.constants.beside_others(func, tensors))
-        from_input = self.origins is not None and self.origins.from_input(tensors)
+        from_input = self.from_input(tensors)
         op = Op(name, *self._code(), inputs, [], self._fresh, plain, given, from_input)
         self.at(op, why(func))
         decided = decides(func) and from_input and not fits_any_mask(call)
@@ -212,8 +212,6 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
             for layer in stay:
                 self.freeze(layer)
             self.at(op, why(call.func))
-        if has(call.func, WEIGHS):
-            self._count_unknown(call)
         try:
             if any(labels for _, labels in op.inputs) or has(call.func, FILLS):
                 return rule_for(call)(self, call)
@@ -227,6 +225,9 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._count_unknown(call)
         return [[] for _ in call.outputs]
 
+    def from_input(self, tensors: Sequence[Tensor]) -> bool:
+        return self.origins is not None and self.origins.from_input(tensors)
+
     def count(self, constant: int, dims: Sequence[tuple[Tensor, int]], operands: Sequence[Operand] = ()) -> None:
         """Record multiplications: `constant` times the size of each given dimension of each given tensor."""
         if self.trace.further or self.origins is None:
@@ -239,7 +240,7 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.products.append(Product(constant, tuple(ids), self.origins.weight(operands), self._running))
 
     def _count_unknown(self, call: Call) -> None:
-        """Record the weights of a product without a rule, such as a bilinear one, which torch counts as nothing."""
+        """Record the weights of a product without a rule, whose multiplications are not known."""
         if self.origins is None or self.trace.further or not self.origins.moves(call):
             return
         for tensor in call.tensors:

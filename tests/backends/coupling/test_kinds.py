@@ -271,10 +271,35 @@ def test_both_inputs_of_a_bilinear_layer_go():
     torch.manual_seed(0)
     network = Pairs().eval()
     x = torch.randn(2, 6), torch.randn(2, 5)
-    backend = promises.kept(network, *x)
+    backend = promises.kept(network, *x, counted=promises.COUNTED)
     assert promises.widths(backend) == {"a": 8, "b": 10, "both": 12}
-    both = apply(network, backend.plan(torch.tensor([3, 4, 5]).numpy())).both
-    assert (both.in1_features, both.in2_features, both.out_features) == (3, 4, 5)
+    kept = torch.tensor([3, 4, 5]).numpy()
+    compact = apply(network, backend.plan(kept))
+    assert (compact.both.in1_features, compact.both.in2_features, compact.both.out_features) == (3, 4, 5)
+    assert backend.costs(kept[None])["nonzero"] == sum(p.numel() for p in compact.parameters() if p.dim() > 1)
+
+
+class Pooled(nn.Module):
+    """Attention over positions by one vector; then a sum over heads, each with a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.each = 4, 6
+        self.a, self.b, self.last = nn.Linear(5, 16), nn.Linear(16, 24), nn.Linear(10, 3)
+        self.which, self.out = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(4, 6, 10))
+        self.shift = nn.Parameter(torch.randn(10))
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        y = ((y @ self.which).softmax(1)[..., None] * y).sum(1)
+        heads = self.b(y).view(-1, self.heads, self.each).transpose(0, 1)
+        return self.last(torch.addbmm(self.shift, heads, self.out).relu())
+
+
+def test_products_with_a_vector_and_sums_of_products_are_followed():
+    torch.manual_seed(0)
+    backend = promises.kept(Pooled().eval(), torch.randn(2, 7, 5), counted=promises.COUNTED)
+    assert promises.widths(backend) == {"a": 16, "b": 4, "shift": 10}
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
