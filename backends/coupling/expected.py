@@ -55,11 +55,12 @@ class Expected:
     def matches(self, got: Labels, single: set[int]) -> bool:
         """Whether a tensor with these labels, and a single coordinate of these nodes, is what is left of the dense one."""
         found = _live(self._dense, got)
-        return single == self.single and (_agree(self.live, found) or _agree(_collapsed(self.live), _collapsed(found)))
+        both = [(self.live, found), (_collapsed(self.live), _collapsed(found))]
+        return single == self.single and any(_agree(self._dense, *labels) for labels in both)
 
     def may_match(self, got: Labels, single: set[int]) -> bool:
         """Whether nothing that is known of a tensor speaks against it, where an operand was `narrow`."""
-        return single <= self.single and _agree(self.live, _live(self._dense, got), narrow=True)
+        return single <= self.single and _agree(self._dense, self.live, _live(self._dense, got), narrow=True)
 
 
 def _live(dense: Trace, labels: Labels) -> Labels:
@@ -72,11 +73,11 @@ def single_nodes(dense: Trace, labels: Labels) -> set[int]:
     return {int(layer.flat[0]) for layer in labels if layer.size > 0 and alike(layer) and not dense.is_frozen(layer)}
 
 
-def _agree(expected: Labels, got: Labels, *, narrow: bool = False) -> bool:
+def _agree(dense: Trace, expected: Labels, got: Labels, *, narrow: bool = False) -> bool:
     """Whether labels are the same.
 
-    After a dimension of size 1 (`narrow`) layers may be missing and ids unknown (0): one coordinate cannot be misplaced. What
-    is known must still agree.
+    What is frozen may come without its ids (0), as a constant that is joined to channels does. After a dimension of size 1
+    (`narrow`) layers may be missing and any ids unknown: one coordinate cannot be misplaced. What is known must still agree.
     """
     if not narrow and len(expected) != len(got):
         return False
@@ -89,7 +90,7 @@ def _agree(expected: Labels, got: Labels, *, narrow: bool = False) -> bool:
         if other is None:
             if not narrow:
                 return False
-        elif not ((layer == other) | (narrow & (layer == FROZEN))).all():
+        elif not ((layer == other) | ((layer == FROZEN) & (narrow | (dense.roots[other] == FROZEN)))).all():
             return False
     return True
 

@@ -422,3 +422,28 @@ def test_an_odd_number_of_heads_runs_where_tokens_are_padded(kind):
         encoder = next(module for module in compact.modules() if isinstance(module, nn.TransformerEncoder))
         assert encoder.layers[0].self_attn.num_heads == 3
         assert compact(ids).isfinite().all()
+
+
+class Begun(nn.Module):
+    """A state that begins as a constant and is joined to features in every turn (RAFT)."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.begin = begin
+        self.features, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 2, 3, padding=1)
+        self.hidden = nn.Conv2d(16 + 2, 16, 3, padding=1)
+
+    def forward(self, x):
+        features = self.features(x).relu()
+        n, _, h, w = features.shape
+        flow = self.begin(n, 2, h, w, device=x.device)
+        for _ in range(2):
+            flow = flow + self.head(self.hidden(torch.cat([features, flow], 1)).relu())
+        return flow
+
+
+@pytest.mark.parametrize("begin", [torch.zeros, torch.ones])
+def test_a_constant_joined_to_channels_does_not_lock_them(begin):
+    torch.manual_seed(0)
+    backend = promises.kept(Begun(begin).eval(), torch.randn(2, 3, 8, 8))
+    assert promises.widths(backend) == {"features": 16, "hidden": 16}
