@@ -82,6 +82,16 @@ class Coupling:
                 result.append((leaf.name, leaf.dim, same.setdefault(position.tobytes(), position)))
         return result
 
+    @cached_property
+    def per_class(self) -> list[dict[tuple[str, int], int]]:
+        """For each group how many coordinates of each tensor dimension go with one of its classes."""
+        found: list[dict[tuple[str, int], int]] = [{} for _ in self.groups]
+        for leaf in self.trace.leaves:
+            _, each = self.counts(np.arange(leaf.start, leaf.start + leaf.size))
+            for index in np.flatnonzero(each):
+                found[index][leaf.name, leaf.dim] = int(each[index])
+        return found
+
     def kept_indices(self, kept_classes: NDArray[np.bool_]) -> dict[str, dict[int, Layer]]:
         """The coordinates that stay, for each tensor dimension that loses some. Dimensions that go together share the array."""
         extended = np.append(kept_classes, True)

@@ -50,8 +50,9 @@ class Channel:
         importance: orders the channels within a group.
         max_rate: at most this fraction of a group's units is removed; at least one unit stays.
         round_to: the number of channels in a unit; a width that is no multiple loses the remainder first. `8`, or
-            `conv=8,linear=4` by the kind of layer that makes the channels. `auto`: widths that runtimes are fast at,
-            which is what a run asks for unless it is told something else.
+            `conv=8,linear=4` by the kind of layer that makes the channels. Of what goes several channels at a time, as heads
+            do, a unit is as few as make a multiple. `auto`: widths that runtimes are fast at, which is what a run asks for
+            unless it is told something else.
         min_width: the fewest channels that stay of a group, if it has as many.
         depth: whether residual branches may go as a whole. Each is one more group, after those of channels, of a single unit
             that is there or not.
@@ -98,7 +99,7 @@ class Channel:
         self._owners = shared_tensors(self._traced)
         self.branches = able(found, self._narrow_without)
         self.options["min_width"].check(min_width)
-        steps = unit_widths(self.coupling.groups, dict(self._traced.named_parameters()), round_to, span)
+        steps = unit_widths(self.coupling, dict(self._traced.named_parameters()), round_to, span, weights)
         self._steps = np.array([*steps, *(1 for _ in self.branches)], np.int64)
         self._widths = np.array([*np.diff(self.coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
@@ -106,8 +107,8 @@ class Channel:
         self.groups = self._sized(max_rate, min_width)
         if not any(group.units > group.minimum for group in self.groups):
             whole = any(1 < group.units == minimum_units(group.units, max_rate) for group in self.groups)
-            given = {"round_to": round_to, "min_width": min_width}
-            raise FreePruneError(nothing_to_prune(self.coupling.trace, self._widths, given, max_rate if whole else None))
+            given = {"round_to": 1 if str(round_to) == str(span) else round_to, "min_width": min_width}
+            raise FreePruneError(nothing_to_prune(self.coupling.trace, self._widths, given, max_rate if whole else None, span))
         least = np.maximum([group.minimum for group in self.groups], 1)
         single = (self.channels(least)[:, : self.split] == 1).any()
         if single and not self._runs(least):  # with a single channel other operators may run
@@ -243,9 +244,10 @@ class Channel:
         return of
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
-        """The width of a channel group on these dimensions that `span` does not divide; None if there is none."""
-        parts = [g.roots.size for g in self.coupling.groups if any((name, dim) in g.members for dim in dims)]
-        return next((size for size in parts if size % span), None)
+        """The channels of a group on these dimensions that `span` does not divide; None if there is none."""
+        groups = zip(self.coupling.groups, self.coupling.per_class, self._steps, strict=False)
+        parts = [(each[name, dim], g.roots.size, step) for g, each, step in groups for dim in dims if (name, dim) in each]
+        return next((count * size for count, size, step in parts if count * size % span or count * int(step) % span), None)
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
         """The indices that stay, for each tensor dimension that shrinks, also of tensors whose branch is gone."""
@@ -339,12 +341,15 @@ def _group(group: ClassGroup, step: int, max_rate: float, min_width: int) -> Gro
     return Group(group.name, units, fewest, tuple(f"{name}[{dim}]" for name, dim in group.members))
 
 
-def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], options: Mapping[str, int | str], max_rate: float | None) -> str:
+def nothing_to_prune(
+    dense: Trace, widths: NDArray[np.int64], options: Mapping[str, int | str], max_rate: float | None, span: int = 1
+) -> str:
     """The error for a network without a channel to remove, by what is locked, or by the options that keep groups whole.
 
     Args:
         options: the steps and the fewest channels that were asked for.
         max_rate: where it keeps a group whole; else None.
+        span: what masks need the width of a layer to be a multiple of.
     """
     if not any(product.weight for product in dense.products):
         return "the network has nothing to prune: no convolution or linear layer was found; give a network that has some"
@@ -354,6 +359,6 @@ def nothing_to_prune(dense: Trace, widths: NDArray[np.int64], options: Mapping[s
     lower = [f"lower `{name}={value}`" for name, value in options.items() if value not in (1, "auto")]
     if max_rate is not None:
         lower.append(f"raise `max_rate={max_rate:g}`")
-    if lower and widths.size:
-        where = f"the widest of {widths.size} groups has {widths.max()}"
+    if (lower or span > 1) and widths.size:
+        where = f"the widest of {widths.size} groups has {widths.max()}" + f", and masks need multiples of {span}" * (span > 1)
     return f"the network has no channel that may be removed ({where}); {' or '.join(['use `granularity=weight`', *lower])}"

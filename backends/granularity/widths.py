@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 
 from torch import Tensor
 
 from ...errors import FreePruneError
-from ..coupling.classes import ClassGroup
+from ..coupling.classes import ClassGroup, Coupling
 
 # The channels in a unit by the width of a group: from so many channels on, this many. Runtimes for CPUs keep channels in
 # blocks of 16 (of 8 without AVX-512): a layer with 20 outputs takes what one with 32 does. Where there are few blocks, steps
@@ -17,14 +17,31 @@ from ..coupling.classes import ClassGroup
 AUTO = ((64, 16), (32, 8), (16, 4))
 
 
-def unit_widths(groups: Iterable[ClassGroup], parameters: Mapping[str, Tensor], round_to: int | str, span: int) -> list[int]:
-    """The number of channels in a unit of each group; what `auto` finds is a multiple of `span`.
+def unit_widths(
+    coupling: Coupling, parameters: Mapping[str, Tensor], round_to: int | str, span: int, weights: Container[str]
+) -> list[int]:
+    """The number of classes in a unit of each group.
+
+    A class that takes several channels along, as a head does, counts as so many.
+
+    Args:
+        span: what is left of a dimension of these `weights` is a multiple of it, where the dense width is one.
 
     Raises:
         FreePruneError: `round_to` is no number of channels.
     """
-    steps = steps_of(round_to)
-    return [steps[_kind(group, parameters)] or _fast(group, parameters, span) for group in groups]
+    steps, found = steps_of(round_to), []
+    for group, each in zip(coupling.groups, coupling.per_class, strict=True):
+        whole = [_share(span, count) for (name, _), count in each.items() if name in weights]
+        asked = steps[_kind(group, parameters)]
+        step = _fast(group, parameters) if asked is None else _share(asked, each[_made(group, parameters)])
+        found.append(math.lcm(step, *whole))
+    return found
+
+
+def _share(step: int, count: int) -> int:
+    """How many classes of so many channels each make a multiple of a step."""
+    return step // math.gcd(step, count)
 
 
 def steps_of(round_to: int | str) -> dict[str, int | None]:
@@ -42,15 +59,20 @@ def steps_of(round_to: int | str) -> dict[str, int | None]:
     return steps
 
 
+def _made(group: ClassGroup, parameters: Mapping[str, Tensor]) -> tuple[str, int]:
+    """The dimension that a layer makes a group's channels along; else the first one of a parameter."""
+    known = [(name, dim) for name, dim in group.members if name in parameters]  # a buffer may come first
+    return next(((name, dim) for name, dim in known if dim == 0 and parameters[name].dim() > 1), known[0])
+
+
 def _kind(group: ClassGroup, parameters: Mapping[str, Tensor]) -> str:
     """The kind of layer that makes a group's channels: "conv" or "linear"."""
-    made = (parameters[name].dim() for name, dim in group.members if dim == 0 and name in parameters)
-    return "linear" if next((dims for dims in made if dims > 1), 0) == 2 else "conv"
+    name, dim = _made(group, parameters)
+    return "linear" if (dim, parameters[name].dim()) == (0, 2) else "conv"
 
 
-def _fast(group: ClassGroup, parameters: Mapping[str, Tensor], span: int) -> int:
-    """The number of channels in a unit by `AUTO`; fewer where one takes several coordinates along, as a head does."""
-    # a group has one parameter at least, though a buffer may come first
+def _fast(group: ClassGroup, parameters: Mapping[str, Tensor]) -> int:
+    """The number of classes in a unit by `AUTO`; fewer where one takes several channels along."""
     channels = next(parameters[name].shape[dim] for name, dim in group.members if name in parameters)
     step = next((step for least, step in AUTO if channels >= least), 1)
-    return math.lcm(span, max(1, step * group.roots.size // channels))
+    return max(1, step * group.roots.size // channels)
