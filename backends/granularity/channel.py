@@ -38,7 +38,7 @@ from ..tracing.passes import trace, trace_example
 from ..tracing.reasons import Reasons
 from ..tracing.record import OUTPUT, Trace
 from .sizes import Sizes
-from .widths import unit_widths
+from .widths import in_each_part, unit_widths
 
 
 class Channel:
@@ -93,13 +93,15 @@ class Channel:
     ) -> None:
         self._network = network
         self._traced, self._inputs, dense = trace_example(network, inputs)
-        weights = {name for product in dense.products if (w := product.weight) is not None for name in (w.name, *w.others)}
-        found = branches(network, inputs, weights) if depth else ()
+        weights = [product.weight for product in dense.products if product.weight is not None]
+        self._parts = {name: 1 for weight in weights for name in (weight.name, *weight.others)}
+        self._parts |= {weight.name: weight.segments for weight in weights if weight.segments > 1}
+        found = branches(network, inputs, set(self._parts)) if depth else ()
         self.coupling, self._repairs = couple(self._traced, self._inputs, dense, repair=repair)
         self._owners = shared_tensors(self._traced)
         self.branches = able(found, self._narrow_without)
         self.options["min_width"].check(min_width)
-        steps = unit_widths(self.coupling, dict(self._traced.named_parameters()), round_to, span, weights)
+        steps = unit_widths(self.coupling, dict(self._traced.named_parameters()), round_to, span, self._parts)
         self._steps = np.array([*steps, *(1 for _ in self.branches)], np.int64)
         self._widths = np.array([*np.diff(self.coupling.offsets), *(1 for _ in self.branches)], np.int64)
         self._together: list[NDArray[np.float64] | None] | None = None  # asked for once, since it may be dear
@@ -245,9 +247,12 @@ class Channel:
 
     def ragged(self, name: str, dims: Sequence[int], span: int) -> int | None:
         """The channels of a group on these dimensions that `span` does not divide; None if there is none."""
-        groups = zip(self.coupling.groups, self.coupling.per_class, self._steps, strict=False)
-        parts = [(each[name, dim], g.roots.size, step) for g, each, step in groups for dim in dims if (name, dim) in each]
-        return next((count * size for count, size, step in parts if count * size % span or count * int(step) % span), None)
+        for group, each, step in zip(self.coupling.groups, self.coupling.per_class, self._steps.tolist(), strict=False):
+            for dim in dims:
+                count = in_each_part(each.get((name, dim), 0), self._parts[name])
+                if count * group.roots.size % span or count * step % span:
+                    return count * group.roots.size
+        return None
 
     def kept_indices(self, kept: Counts) -> dict[str, dict[int, NDArray[np.int64]]]:
         """The indices that stay, for each tensor dimension that shrinks, also of tensors whose branch is gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -18,25 +18,31 @@ AUTO = ((64, 16), (32, 8), (16, 4))
 
 
 def unit_widths(
-    coupling: Coupling, parameters: Mapping[str, Tensor], round_to: int | str, span: int, weights: Container[str]
+    coupling: Coupling, parameters: Mapping[str, Tensor], round_to: int | str, span: int, weights: Mapping[str, int]
 ) -> list[int]:
     """The number of classes in a unit of each group.
 
     A class that takes several channels along, as a head does, counts as so many.
 
     Args:
-        span: what is left of a dimension of these `weights` is a multiple of it, where the dense width is one.
+        span: what is left of a dimension of these weights is a multiple of it, where the dense width is one.
+        weights: by name in how many parts their inputs are summed up separately.
 
     Raises:
         FreePruneError: `round_to` is no number of channels.
     """
     steps, found = steps_of(round_to), []
     for group, each in zip(coupling.groups, coupling.per_class, strict=True):
-        whole = [_share(span, count) for (name, _), count in each.items() if name in weights]
+        whole = [_share(span, in_each_part(n, weights[name])) for (name, _), n in each.items() if name in weights]
         asked = steps[_kind(group, parameters)]
         step = _fast(group, parameters) if asked is None else _share(asked, each[_made(group, parameters)])
         found.append(math.lcm(step, *whole))
     return found
+
+
+def in_each_part(count: int, parts: int) -> int:
+    """How many channels of a class lie in each of the parts that a sum is divided into, if they lie in all; else fewer."""
+    return max(min(count, 1), count // parts)
 
 
 def _share(step: int, count: int) -> int:

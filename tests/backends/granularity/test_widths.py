@@ -76,3 +76,15 @@ def test_a_layer_too_narrow_for_masks_is_told_as_such():
     network = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(FreePruneError, match=r"the widest of 1 groups has 4, and masks need multiples of 4.; use .[^ ]*$"):
         backend_for("channel+nm", network, torch.ones(2, 8))
+
+
+def test_masks_fit_a_transposed_convolution_in_groups_that_lose_a_channel_each():
+    network = nn.Sequential(
+        nn.Conv1d(6, 16, 1), nn.ReLU(), nn.ConvTranspose1d(16, 16, 3, groups=2), nn.Flatten(), nn.Linear(112, 3)
+    )
+    backend = backend_for("channel+nm", network, torch.ones(2, 6, 5))
+    assert "2.weight" in backend.mask.layouts
+    for kept in ([group.minimum for group in backend.groups], [group.units for group in backend.groups]):
+        plan = backend.plan(np.array(kept))
+        x = torch.randn(2, 6, 5)
+        torch.testing.assert_close(masked(network, plan)(x), apply(network, plan)(x))
