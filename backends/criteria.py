@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common import Batch, needs_labels
 from ..copies import is_large, replaced
-from ..errors import FreePruneError, backward_pass
+from ..errors import FreePruneError, backward_pass, with_article
 from ..registry import find
 from .recovery.order import Slices, Values, eliminated
+
+Together = Callable[[Slices, NDArray[np.int64]], list[Values | None]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Importance:
     elements: Mapping[str, Values]
     total: Callable[[Values], Values] = field(default=lambda sums: sums)
     slices: Callable[[Values], Values] | None = None
-    together: Callable[[Slices, NDArray[np.int64]], list[Values | None]] | None = None
+    together: Together | None = None
 
     @property
     def whole(self) -> bool:
@@ -147,7 +150,7 @@ def obs(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
     """
     if batch is None:
         raise FreePruneError("criterion 'obs' needs calibration images; give a batch or use `criterion='l2'`")
-    return replace(l2(network, batch, seed), together=functools.partial(eliminated, network, batch.inputs, seed))
+    return replace(l2(network, batch, seed), together=partial(eliminated, network, batch.inputs, seed))
 
 
 def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
@@ -253,7 +256,103 @@ CRITERIA: dict[str, Criterion] = {
 def importance(criterion: str, network: nn.Module, batch: Batch | None = None, seed: int = 0) -> Importance:
     """The importance of every element of the parameters by a criterion. The network is left as it is.
 
+    What the criterion says of a parameter is checked when it is read, so that large networks are not valued twice.
+
     Raises:
-        FreePruneError: there is no such criterion, it needs labels that are missing, or the network lacks what it reads.
+        FreePruneError: there is no such criterion, it needs labels that are missing, the network lacks what it reads, or it
+            returned something else than the importance of this network's parameters.
     """
-    return find(CRITERIA, criterion, "criterion")(network, batch, seed)
+    found: Any = find(CRITERIA, criterion, "criterion")(network, batch, seed)
+    if not isinstance(found, Importance) or not isinstance(found.elements, Mapping):
+        returned = found.elements if isinstance(found, Importance) else found
+        raise FreePruneError(
+            f"criterion {criterion!r} returned {with_article(type(returned).__name__)}, where an `Importance` with a "
+            "dictionary of arrays by the names of parameters was expected; mend it"
+        )
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters(remove_duplicate=False)}
+    known = any(name in shapes for name in found.elements) or found.together is not None
+    if not known and any(len(shape) > 1 for shape in shapes.values()):
+        named = ", ".join(map(repr, [*found.elements][:3])) or "nothing"
+        raise FreePruneError(
+            f"criterion {criterion!r} values no parameter of the network, but {named}; "
+            "let it name parameters as `named_parameters` does"
+        )
+    return replace(
+        found,
+        elements=_Checked(criterion, found.elements, shapes),
+        total=partial(_checked_total, criterion, found.total),
+        slices=None if found.slices is None else partial(_checked_slices, criterion, found.slices),
+        together=None if found.together is None else partial(_checked_together, criterion, found.together),
+    )
+
+
+class _Checked(Mapping[str, Values]):
+    """What a criterion says of each parameter, checked when it is first read."""
+
+    def __init__(self, criterion: str, elements: Mapping[str, Values], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._criterion, self._elements, self._shapes = criterion, elements, shapes
+        self._sound: set[str] = set()
+
+    def __getitem__(self, name: str) -> Values:
+        if name not in self._elements:
+            raise FreePruneError(
+                f"criterion {self._criterion!r} leaves out {name!r}, whose entries are to be ordered; let it value every "
+                "parameter of two or more dimensions"
+            )
+        values = self._elements[name]
+        if name not in self._sound and name in self._shapes:
+            _check_values(f"what criterion {self._criterion!r} gives for {name!r}", values, self._shapes[name])
+            self._sound.add(name)
+        return values
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._elements
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._elements)
+
+    def __len__(self) -> int:
+        return len(self._elements)
+
+
+def _checked_total(criterion: str, total: Callable[[Values], Values], sums: Values) -> Values:
+    return _check_values(f"what `total` of criterion {criterion!r} gives", total(sums), sums.shape)
+
+
+def _checked_slices(criterion: str, slices: Callable[[Values], Values], rows: Values) -> Values:
+    return _check_values(f"what `slices` of criterion {criterion!r} gives", slices(rows), rows.shape[:1])
+
+
+def _checked_together(
+    criterion: str,
+    together: Together,
+    slices: Slices,
+    offsets: NDArray[np.int64],
+) -> list[Values | None]:
+    what, found = f"what `together` of criterion {criterion!r} gives", together(slices, offsets)
+    widths = np.diff(offsets)
+    if not isinstance(found, Sequence) or len(found) != len(widths):
+        told = f"{len(found)} of them" if isinstance(found, Sequence) else with_article(type(found).__name__)
+        raise FreePruneError(f"{what} is {told}, where an array or None for each of {len(widths)} groups was expected; mend it")
+    return [
+        None if values is None else _check_values(f"{what} for a group", values, (int(width),))
+        for values, width in zip(found, widths, strict=True)
+    ]
+
+
+def _check_values(what: str, values: Any, shape: tuple[int, ...]) -> Values:
+    """The values, if they are finite numbers of this shape."""
+    if not isinstance(values, np.ndarray):
+        told = f"is {with_article(type(values).__name__)}"
+    elif values.dtype.kind not in "fiub":
+        told = f"is of type {values.dtype}"
+    elif values.shape != shape:
+        told = f"has the shape {values.shape}"
+    elif not np.isfinite(values).all():
+        told = "has NaN or infinite numbers"
+    else:
+        return values
+    raise FreePruneError(
+        f"{what} {told}, where a NumPy array of finite numbers of shape {shape} was expected; mend it or "
+        "use another `criterion`"
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import FreePruneError, with_article
 from .space import Space
 
 
@@ -48,3 +49,26 @@ class Strategy(Protocol):
             rates: `(m, size)`, what `ask` returned, or points from elsewhere (warm starts).
             scores: `(m,)`, larger is better; NaN and infinities mean that a network has no score, and never win.
         """
+
+
+def proposed(strategy: Strategy, n: int, size: int) -> NDArray[np.float64]:
+    """The next proposals of a strategy for a space of this size.
+
+    Raises:
+        FreePruneError: they are not what `Strategy.ask` is to return.
+    """
+    points: Any = strategy.ask(n)
+    if not isinstance(points, np.ndarray):
+        told = with_article(type(points).__name__)
+    elif points.dtype.kind not in "fiu":
+        told = f"an array of type {points.dtype}"
+    elif points.ndim != 2 or not 1 <= len(points) <= n or points.shape[1] != size:
+        told = f"an array of shape {points.shape}"
+    elif not ((points >= 0) & (points <= 1)).all():
+        told = "NaN" if np.isnan(points).any() else f"numbers from {points.min():g} to {points.max():g}"
+    else:
+        return points
+    raise FreePruneError(
+        f"strategy {type(strategy).__name__} returned {told} when it was asked for {n}, where a NumPy array of shape "
+        f"(1 to {n}, {size}) with numbers from 0 to 1 was expected; mend its `ask`"
+    )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..common import Profile
 from ..errors import FreePruneError, nearest
-from .base import Strategy
+from .base import Strategy, proposed
 from .depth import Depth
 from .knapsack import Knapsack, Sensitivity
 from .points import POINTS
@@ -77,7 +77,7 @@ class WarmStarted:
             else:
                 self._left, self._probes = part
         if self._started:
-            return self._strategy.ask(n)
+            return proposed(self._strategy, n, self._space.size)
         rates, self._left = self._left[:n], self._left[n:]
         return rates.copy()
 

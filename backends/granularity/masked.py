@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...common import Candidate, Inputs, Profile, Skeleton
-from ...errors import FreePruneError
+from ...errors import FreePruneError, with_article
 from ...options import Option
 from ..base import Counts, Group, erdos_renyi_kernel
 from ..criteria import Importance
@@ -103,7 +103,10 @@ class Masked:
             told = told or "no convolution or linear layer was found"
             raise FreePruneError(f"the network has nothing to prune: {told}; give another network or `granularity`")
         self._weights = {name: parameters[name] for name in self.layouts}
-        places = self.ranks({name: importance.elements[name] for name in self.layouts}, importance)
+        scores = {name: importance.elements[name] for name in self.layouts}
+        places = self.ranks(scores, importance)
+        self._check_ranks(places, scores)
+        self._check_gaps(places)
         device = next(iter(self._weights.values())).device
         self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in places.items()}
         self._kept_weights = [_kept_weights(ranks) for ranks in places.values()]
@@ -150,6 +153,7 @@ class Masked:
         """
         matrices = {name: self.layouts[name].matrices(values) for name, values in scores.items()}
         found = self.order(matrices, importance)
+        self._check_ranks(found, matrices)
         return {name: self.layouts[name].restored(found[name], values.shape) for name, values in scores.items()}
 
     def order(self, matrices: Mapping[str, Scores], importance: Importance) -> dict[str, Ranks]:
@@ -158,6 +162,35 @@ class Masked:
         Override this to define units; here every weight is one.
         """
         return {name: ranked(importance.total(values)) for name, values in matrices.items()}
+
+    def _check_ranks(self, found: Any, scores: Mapping[str, Scores]) -> None:
+        """Refuse an order of one's own that does not rank each of these scores."""
+        if not isinstance(found, Mapping):
+            raise FreePruneError(
+                f"granularity {self.name!r} orders weights by {with_article(type(found).__name__)}, where a dictionary of "
+                "ranks by the names of the weights was expected; mend its `order`"
+            )
+        for name, values in scores.items():
+            ranks = found.get(name)
+            if not isinstance(ranks, np.ndarray):
+                self._refuse(name, "nothing" if ranks is None else with_article(type(ranks).__name__), values.shape)
+            elif ranks.dtype.kind not in "iu":
+                self._refuse(name, f"numbers of type {ranks.dtype}", values.shape)
+            elif ranks.shape != values.shape:
+                self._refuse(name, f"an array of shape {ranks.shape}", values.shape)
+
+    def _check_gaps(self, places: Mapping[str, Ranks]) -> None:
+        """Refuse ranks that are not 0, 1, ... up to the largest, each of a weight."""
+        for name, ranks in places.items():
+            low, high = int(ranks.min()), int(ranks.max())
+            if low != 0 or high >= ranks.size or not np.bincount(ranks.ravel()).all():
+                self._refuse(name, f"numbers from {low} to {high}{' with gaps' if low == 0 else ''}", ranks.shape)
+
+    def _refuse(self, name: str, given: str, shape: tuple[int, ...]) -> NoReturn:
+        raise FreePruneError(
+            f"granularity {self.name!r} orders {name!r} by {given}, where a NumPy array of shape {shape} with the rank of each "
+            "entry's unit, 0 and on without gaps, was expected; mend its `order`"
+        )
 
     def costs(self, kept: Counts) -> dict[str, NDArray[np.float64]]:
         macs, weights = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import FreePruneError
 from ...search import Space
-from ...search.base import Strategy
+from ...search.base import Strategy, proposed
 from ..asked.settings import BATCH
 from ..store.ledger import Ledger, Trial
 
@@ -73,7 +73,8 @@ def search(
         progress: called after each trial with the trials done, their total and the best score.
 
     Raises:
-        FreePruneError: the ledger holds other proposals than this strategy makes, or no network could be scored.
+        FreePruneError: the ledger holds other proposals than this strategy makes, the strategy proposes what is no point of the
+            space, or no network could be scored.
     """
     clock = _Clock(ledger)
     scored = _Scored(score_all, clock)
@@ -84,7 +85,7 @@ def search(
     limit = math.inf if time_limit is None else time_limit
     while done < trials and (done < len(ledger.trials) or clock.seconds < limit):
         end = next(end for end in (*ends, trials) if end > done)
-        proposals = strategy.ask(min(batch, end - done))
+        proposals = proposed(strategy, min(batch, end - done), space.size)
         probing = bool(getattr(strategy, "probing", False))
         kept = space.round(proposals) if probing else space.project(proposals)
         costs = space.costs(kept)

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import networks
 import numpy as np
@@ -8,6 +9,7 @@ from torch import nn
 
 from freeprune import copies
 from freeprune.backends import BACKENDS, CRITERIA, importance
+from freeprune.backends.criteria import Importance
 from freeprune.common import Batch
 from freeprune.errors import FreePruneError
 
@@ -155,3 +157,57 @@ def test_biases_and_norm_scales_do_not_order_channels():
     backend = BACKENDS["channel"](network, inputs, importance("l2", network))
     kept = np.array([2 if group.name == "0" else group.units for group in backend.groups])
     assert backend.kept_indices(kept)["0.weight"][0].tolist() == [2, 3]
+
+
+def weights_of(network):
+    return {name: p.detach().double().numpy() for name, p in network.named_parameters() if p.dim() > 1}
+
+
+def answers(value):
+    """A criterion that values each weight by this function."""
+    return lambda network: Importance({name: value(weight) for name, weight in weights_of(network).items()})
+
+
+def with_more(**functions):
+    """A criterion that gives these functions as well."""
+    return lambda network: Importance(weights_of(network), **functions)
+
+
+WRONG = {
+    "no importance": (weights_of, "returned a dict, where an `Importance` with"),
+    "no dictionary": (lambda network: Importance([1.0]), "returned a list, where an `Importance` with"),
+    "other names": (lambda network: Importance({"a": np.ones(2)}), "values no parameter of the network, but 'a'; let it name"),
+    "NaN": (answers(lambda weight: weight * np.nan), "gives for '0.weight' has NaN or infinite numbers, where"),
+    "a shape": (answers(lambda weight: weight.sum(1)), "gives for '0.weight' has the shape (8,), where"),
+    "tensors": (answers(torch.from_numpy), "gives for '0.weight' is a Tensor, where"),
+    "texts": (answers(lambda weight: weight.astype(str)), "gives for '0.weight' is of type <U32, where"),
+    "a total": (with_more(total=np.max), "is a float64, where"),
+    "NaN in total": (with_more(total=lambda sums: sums * np.nan), "gives has NaN or infinite numbers, where"),
+    "slices": (with_more(slices=lambda rows: rows), "gives has the shape (8, 4), where"),
+    "no list": (with_more(together=lambda slices, offsets: 3), "gives is an int, where"),
+    "too many": (with_more(together=lambda slices, offsets: [None] * 2), "gives is 2 of them, where"),
+    "together": (with_more(together=lambda slices, offsets: [np.ones(3)]), "for a group has the shape (3,), where"),
+}
+OF_CHANNELS = ("slices", "no list", "too many", "together")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_importance_is_refused_in_a_sentence(wrong, granularity, monkeypatch):
+    answer, message = WRONG[wrong]
+    if granularity == "weight" and wrong in OF_CHANNELS:
+        message = "orders whole channels only"
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    monkeypatch.setitem(CRITERIA, "own", lambda network, batch, seed: answer(network))
+    with pytest.raises(FreePruneError, match=re.escape(message)):
+        BACKENDS[granularity](network, (torch.zeros(1, 4),), importance("own", network))
+
+
+def test_a_weight_without_a_value_is_needed_by_masks_alone(monkeypatch):
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    some = Importance({"2.weight": weights_of(network)["2.weight"]})
+    monkeypatch.setitem(CRITERIA, "own", lambda network, batch, seed: some)
+    BACKENDS["channel"](network, (torch.zeros(1, 4),), importance("own", network))
+    with pytest.raises(FreePruneError, match=r"criterion 'own' leaves out '0\.weight', whose entries are to be ordered"):
+        BACKENDS["weight"](network, (torch.zeros(1, 4),), importance("own", network))

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from freeprune.backends import BACKENDS, apply, find_backend, importance, masked
+from freeprune.backends.mask import Masked
 from freeprune.backends.onnx.export import export_onnx
 from freeprune.errors import FreePruneError
 
@@ -227,3 +228,48 @@ def test_kernels_that_lie_elsewhere_stay_dense_rather_than_torn(kind, granularit
     _, backend = backend_for(granularity, kind(), nn.Conv2d(4, 4, 1))
     assert list(backend.dense) == ["0.weight"]
     assert "its kernels" in backend.dense["0.weight"]
+
+
+def ranks_of(values):
+    return np.arange(values.size).reshape(values.shape)
+
+
+@pytest.mark.parametrize("where", ["order", "ranks"])
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (lambda values: values, "numbers of type float64"),
+        (lambda values: ranks_of(values).ravel(), r"an array of shape \(12,\)"),
+        (lambda values: ranks_of(values).tolist(), "a list"),
+        (lambda values: ranks_of(values) + 1, "numbers from 1 to 12"),
+        (lambda values: ranks_of(values) * 2, "numbers from 0 to 22 with gaps"),
+        (lambda values: ranks_of(values) // 2 * 2, "numbers from 0 to 10 with gaps"),
+        (lambda values: ranks_of(values) - 1, "numbers from -1 to 10"),
+        (None, "nothing"),
+    ],
+)
+def test_what_is_no_order_of_the_weights_is_refused_in_a_sentence(where, order, message):
+    class Own(Masked):
+        name = "own"
+
+        def _ordered(self, scores, importance):
+            return {name: order(values) for name, values in scores.items() if order is not None}
+
+    setattr(Own, where, Own._ordered)
+    network = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(
+        FreePruneError, match=f"granularity 'own' orders '0.weight' by {message}, where .* expected; mend its `order`"
+    ):
+        Own(network, (torch.zeros(1, 4),), importance("l2", network))
+
+
+def test_an_order_is_a_dictionary():
+    class Own(Masked):
+        name = "own"
+
+        def order(self, matrices, importance):
+            return None
+
+    network = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(FreePruneError, match="granularity 'own' orders weights by a NoneType, where a dictionary of ranks"):
+        Own(network, (torch.zeros(1, 4),), importance("l2", network))

@@ -13,6 +13,7 @@ from freeprune.engine.store import records
 from freeprune.engine.store.ledger import Ledger
 from freeprune.errors import FreePruneError
 from freeprune.search import STRATEGIES, Space
+from freeprune.search.warm_starts import WarmStarted
 
 UNITS = np.array([10, 20, 30, 40])
 
@@ -237,3 +238,40 @@ def test_a_full_disk_stops_the_search_with_everything_readable(tmp_path, monkeyp
     assert len(Ledger(path).trials) >= 6
     expected = found_by(tmp_path / "whole.jsonl", 20)
     assert np.array_equal(found_by(path, 20).kept, expected.kept)
+
+
+class Answers:
+    """A strategy that gives the same answer whenever it is asked."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def ask(self, n):
+        return self._answer
+
+    def tell(self, rates, scores):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros((0, 4)), r"an array of shape \(0, 4\)"),
+        (np.zeros((3, 4)), r"an array of shape \(3, 4\)"),  # more than are asked for
+        (np.zeros((2, 3)), r"an array of shape \(2, 3\)"),
+        (np.zeros(4), r"an array of shape \(4,\)"),
+        (np.full((1, 4), np.nan), "NaN"),
+        (np.full((1, 4), 1.5), "numbers from 1.5 to 1.5"),
+        ([[0.0] * 4], "a list"),
+        (np.full((1, 4), "a"), "an array of type <U1"),
+    ],
+)
+@pytest.mark.parametrize("warm", [False, True])
+def test_what_is_no_proposal_is_refused_in_a_sentence(answer, message, warm, tmp_path):
+    def made(space, seed, trials):
+        return Answers(answer)
+
+    strategy = WarmStarted(made, np.zeros((1, 4)), (), space(), 0, 3) if warm else made(space(), 0, 3)
+    expected = f"strategy Answers returned {message} when it was asked for 2, where .* expected; mend its `ask`"
+    with pytest.raises(FreePruneError, match=expected):
+        search(space(), strategy, in_turn(score), Ledger(tmp_path / "trials.jsonl"), 5, batch=2)
