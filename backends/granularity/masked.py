@@ -1,7 +1,8 @@
 """The base class of granularities that set weights to zero: layers, ranks, masks, cost.
 
 A granularity divides the weights of every layer into units and ranks them. The mask for k kept units is `rank < k`, so only
-the ranks are stored.
+the ranks are stored. Entries that are zero already, as in a network that was pruned before, belong to no unit: they have the
+rank behind the last one, so that no mask keeps them and no cost counts them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..plan import Plan, structure_of
 from ..tracing.passes import trace_example
 from ..tracing.record import IN
 from ..tracing.weights import Layout, layer_of, weights_of
+from .zeros import zeros_of
 
 Scores = NDArray[np.float64]
 Ranks = NDArray[np.int64]
@@ -57,7 +59,8 @@ class Masked:
         inputs: example inputs; the batch may be of any size.
         importance: orders the units within a layer.
         max_rate: at most this fraction of a layer's weights is removed; at least one unit stays.
-        leave: a further reason why a weight must stay dense, beside `refusal`; None if there is none.
+        leave: where channels are removed as well, a further reason why a weight must stay dense, beside `refusal`; None if
+            there is none. Units are then formed again on the kept channels, and zeros that are there count as weights.
 
     Attributes:
         layouts: the layout of the weight of each pruned layer, by the parameter's name.
@@ -84,7 +87,7 @@ class Masked:
         importance: Importance,
         *,
         max_rate: float = 0.99,
-        leave: Callable[[Layout], str | None] = lambda layout: None,
+        leave: Callable[[Layout], str | None] | None = None,
     ) -> None:
         if importance.whole:
             raise FreePruneError("this criterion orders whole channels only; use `criterion='l2'` or `granularity='channel'`")
@@ -93,7 +96,7 @@ class Masked:
         self._skeleton = Skeleton(network)
         parameters = dict(self._skeleton.network.named_parameters())
         found, dense = weights_of(products, {name: tuple(p.shape) for name, p in parameters.items()})
-        reasons = {name: leave(layout) or self.refusal(layout) for name, layout in found.items()}
+        reasons = {name: (leave and leave(layout)) or self.refusal(layout) for name, layout in found.items()}
         self.layouts = {name: layout for name, layout in found.items() if reasons[name] is None}
         why = {name: weight.reason for name, weight in dense.items()}
         why |= {name: reason for name, reason in reasons.items() if reason is not None}
@@ -103,22 +106,31 @@ class Masked:
             told = told or "no convolution or linear layer was found"
             raise FreePruneError(f"the network has nothing to prune: {told}; give another network or `granularity`")
         self._weights = {name: parameters[name] for name in self.layouts}
-        scores = {name: importance.elements[name] for name in self.layouts}
+        self._zeros = zeros_of(self._weights) if leave is None else {}
+        scores = {name: self._scores(name, importance) for name in self.layouts}
         places = self.ranks(scores, importance)
         self._check_ranks(places, scores)
         self._check_gaps(places)
+        places |= {name: _without(places[name], zero) for name, zero in self._zeros.items()}
         device = next(iter(self._weights.values())).device
         self._ranks = {name: torch.from_numpy(ranks.astype(np.int32)).to(device) for name, ranks in places.items()}
-        self._kept_weights = [_kept_weights(ranks) for ranks in places.values()]
+        there = {name: ~self._zeros[name] if name in self._zeros else np.True_ for name in places}
+        self._kept_weights = [_kept_weights(ranks, there[name]) for name, ranks in places.items()]
         self.groups = tuple(
             Group(layer_of(name), len(kept) - 1, _fewest(kept, max_rate), (name,))
             for name, kept in zip(places, self._kept_weights, strict=True)
         )
         times = {name: layout.times for name, layout in self.layouts.items()}
-        self._kept_macs = [_kept_weights(ranks, times[name]) for name, ranks in places.items()]
-        self._other_macs = float(sum(product.size for product in products) - sum(kept[-1] for kept in self._kept_macs))
+        self._kept_macs = [_kept_weights(ranks, there[name], times[name]) for name, ranks in places.items()]
+        own = sum(int(np.broadcast_to(times[name], ranks.shape).sum()) for name, ranks in places.items())
+        self._other_macs = float(sum(product.size for product in products) - own)
         left = sum(weight.entries for weight in dense.values())
         self._other_weights = float(left + sum(parameters[n].numel() for n, reason in reasons.items() if reason is not None))
+
+    def _scores(self, name: str, importance: Importance) -> Scores:
+        """The importance of each entry of a weight; none for what is zero already, whatever the criterion says."""
+        elements, zero = importance.elements[name], self._zeros.get(name)
+        return elements if zero is None else np.where(zero, 0.0, elements)
 
     @classmethod
     def is_masked(cls, group: str) -> bool:
@@ -226,9 +238,9 @@ class Masked:
         )
 
     def _masks(self, kept: Counts) -> dict[str, Tensor]:
-        """The mask of each weight that loses elements; True stays."""
+        """The mask of each weight that loses elements, or has lost some before; True stays."""
         layers = zip(self._ranks.items(), self.groups, kept, strict=True)
-        return {name: ranks < int(k) for (name, ranks), group, k in layers if k < group.units}
+        return {name: ranks < int(k) for (name, ranks), group, k in layers if k < group.units or name in self._zeros}
 
     def candidate(self, kept: Counts) -> Candidate:
         return Candidate(self._skeleton, {name: self._weights[name] * mask for name, mask in self._masks(kept).items()})
@@ -244,13 +256,13 @@ class Masked:
     def profile(self, importance: Importance) -> Profile:
         """The importance of units from that of their weights, and the ERK density of each layer."""
 
-        def units(name: str) -> NDArray[np.float64]:
-            places, elements = self._ranks[name].cpu().numpy().ravel(), importance.elements[name].ravel()
-            sums: NDArray[np.float64] = np.bincount(places, weights=elements).astype(np.float64)
+        def units(name: str, group: Group) -> NDArray[np.float64]:
+            places, elements = self._ranks[name].cpu().numpy().ravel(), self._scores(name, importance).ravel()
+            sums: NDArray[np.float64] = np.bincount(places, weights=elements)[: group.units].astype(np.float64)
             return -np.sort(-importance.total(sums))  # N:M and patterns do not rank by importance alone
 
         return Profile(
-            tuple(units(name) for name in self._ranks),
+            tuple(units(name, group) for name, group in zip(self._ranks, self.groups, strict=True)),
             np.array([erdos_renyi_kernel(tuple(weight.shape)) for weight in self._weights.values()]),
             np.zeros(len(self._weights), np.bool_),
         )
@@ -264,10 +276,18 @@ def ranked(scores: Scores) -> Ranks:
     return ranks.reshape(scores.shape)
 
 
-def _kept_weights(ranks: Ranks, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
-    """`(units + 1,)`: the number of weights kept with 0, 1, ... all units; with `times`, of their multiplications."""
-    each = np.broadcast_to(times, ranks.shape).ravel()
-    return np.concatenate([[0], np.cumsum(np.bincount(ranks.ravel(), weights=each).astype(np.int64))])
+def _without(ranks: Ranks, zero: NDArray[np.bool_]) -> Ranks:
+    """Ranks of the units that are more than zeros, in the same order, and the rank behind them for every zero."""
+    living = np.bincount(ranks[~zero], minlength=int(ranks.max()) + 1) > 0
+    left: Ranks = np.where(zero, living.sum(), (np.cumsum(living) - 1)[ranks])
+    return left
+
+
+def _kept_weights(ranks: Ranks, there: NDArray[np.bool_] | np.bool_, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
+    """`(units + 1,)`: the weights kept with 0, 1, ... all units, of those `there`; with `times`, their multiplications."""
+    there = np.broadcast_to(there, ranks.shape)
+    each = np.broadcast_to(times, ranks.shape)[there]
+    return np.concatenate([[0], np.cumsum(np.bincount(ranks[there], weights=each).astype(np.int64))])
 
 
 def _fewest(kept: NDArray[np.int64], max_rate: float) -> int:

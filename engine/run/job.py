@@ -17,6 +17,7 @@ from torch import nn
 from ...backends import Backend, find_backend, importance
 from ...backends.base import check_options, dense_units
 from ...backends.criteria import CRITERIA, Importance
+from ...backends.granularity.zeros import share_of_zeros
 from ...backends.onnx import Runtime, find_runtime
 from ...backends.onnx.export import check_opset
 from ...backends.recovery.candidates import Recovery
@@ -213,6 +214,7 @@ def prepare(
     order = importance(settings.criterion, judged, images, settings.seed)
     backend: Backend = backend_class(judged, images.inputs, order, **layout_of(backend_class, settings))
     seconds = time.perf_counter() - start
+    _tell_zeros(backend, judged)
     with telling_pass(judged, images.inputs):
         dense = reference(judged, images)
     doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, len(data.classes))
@@ -247,6 +249,18 @@ def _check_labels(settings: Settings, metric: Metric, batch: Batch, choice: Choi
         check_labels(f"the metric {metric_name(settings.metric)!r}", "`metric='freeprune'`", batch, choice)
     if getattr(find(CRITERIA, settings.criterion, "criterion"), "needs_labels", False):
         check_labels(f"the criterion {settings.criterion!r}", "`criterion='l2'`", batch, choice)
+
+
+def _tell_zeros(backend: Backend, network: nn.Module) -> None:
+    """Warn of zeros that a network has already, where the granularity takes them for weights."""
+    if not backend.shrinks:
+        return
+    share = share_of_zeros({name: p for name, p in network.named_parameters() if p.dim() > 1})
+    if share:
+        warn(
+            f"{share:.0%} of the network's weights are zero already, and granularity {backend.name} counts them as weights and "
+            "lets training fill them; remove channels before single weights, or use `granularity='weight'`, which keeps zeros"
+        )
 
 
 def _check_file(settings: Settings, runtime: Runtime) -> None:

@@ -91,6 +91,28 @@ def test_single_weights_are_counted_exactly_and_stay_zero(tmp_path):
         assert not dict(result.network.named_parameters())[name][~mask].any()
 
 
+def test_a_second_round_keeps_the_zeros_of_the_first(tmp_path):
+    few = {"trials": 1, "compaction": False, "finetune": freeprune.Recipe(epochs=1, batch_size=64)}
+    first = prune(tmp_path / "first", "weight", **few)
+    second = prune(tmp_path / "second", "weight", model=first.network, target={"nonzero": 0.5}, **few)
+    there, left = (sum(int(p.count_nonzero()) for p in r.network.parameters() if p.dim() > 1) for r in (first, second))
+    cost = second.summary["cost"]["nonzero"]
+    assert (cost["dense"], cost["pruned"]) == (there, there // 2)
+    assert left <= there // 2
+    for old, new in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert old.dim() < 2 or not new[old == 0].any()
+
+
+@pytest.mark.filterwarnings("ignore:the dense network has")
+def test_zeros_that_channels_do_not_keep_are_told_before_the_search(tmp_path):
+    sparse = network()
+    with torch.no_grad():
+        sparse[3].weight[:, :4] = 0  # 432 of 972 weights in all
+    message = "44% of the network's weights are zero already, and granularity channel counts them as weights"
+    with pytest.warns(freeprune.FreePruneWarning, match=message):
+        prune(tmp_path / "out", model=sparse, trials=0, finetune=None)
+
+
 def test_a_compressed_file_is_smaller_and_computes_the_same(tmp_path):
     options = {"target": {"nonzero": 0.1}, "trials": 0, "finetune": None, "compaction": False}
     plain, small = (prune(tmp_path / str(c), "weight", compress=c, **options) for c in (False, True))

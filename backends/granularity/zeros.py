@@ -1,0 +1,28 @@
+"""Zeros that a network has before it is pruned, as from an earlier round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+FEW, SHARE = 32, 0.05  # fewer zeros than either may be chance
+
+
+def zeros_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.bool_]]:
+    """Which entries are zero, of each weight that has some; empty where all weights together have few.
+
+    A weight of nothing but zeros is left out: networks begin with such layers, and training fills them.
+    """
+    found = {name: (weight == 0).cpu().numpy() for name, weight in weights.items() if not weight.is_meta}
+    zeros = {name: zero for name, zero in found.items() if zero.any() and not zero.all()}
+    count = sum(int(zero.sum()) for zero in zeros.values())
+    return zeros if count >= max(FEW, SHARE * sum(zero.size for zero in found.values())) else {}
+
+
+def share_of_zeros(weights: Mapping[str, Tensor]) -> float:
+    """The share of the entries of all weights that `zeros_of` finds."""
+    entries = sum(weight.numel() for weight in weights.values())
+    return sum(int(zero.sum()) for zero in zeros_of(weights).values()) / max(entries, 1)
