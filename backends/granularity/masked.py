@@ -29,6 +29,8 @@ from ..tracing.record import IN
 from ..tracing.weights import Layout, layer_of, weights_of
 from .zeros import zeros_of
 
+BUFFER = "it is a buffer, and only parameters are pruned"
+
 Scores = NDArray[np.float64]
 Ranks = NDArray[np.int64]
 
@@ -92,7 +94,8 @@ class Masked:
         if importance.whole:
             raise FreePruneError("this criterion orders whole channels only; use `criterion='l2'` or `granularity='channel'`")
         self._network = network
-        products = trace_example(network, inputs)[2].products
+        traced = trace_example(network, inputs)[2]
+        products = traced.products
         self._skeleton = Skeleton(network)
         parameters = dict(self._skeleton.network.named_parameters())
         found, dense = weights_of(products, {name: tuple(p.shape) for name, p in parameters.items()})
@@ -100,7 +103,7 @@ class Masked:
         self.layouts = {name: layout for name, layout in found.items() if reasons[name] is None}
         why = {name: weight.reason for name, weight in dense.items()}
         why |= {name: reason for name, reason in reasons.items() if reason is not None}
-        self.dense = {name: why[name] for name in parameters if name in why}
+        self.dense = {name: why[name] for name in parameters if name in why} | dict.fromkeys(traced.constants, BUFFER)
         if not self.layouts:
             told = "; ".join(f"{layer_of(name)}: {reason}" for name, reason in self.dense.items())
             told = told or "no convolution or linear layer was found"

@@ -48,11 +48,16 @@ class Origins:
         parameters: by name.
         inputs: what the network is called with.
         store: makes a dictionary with tensors as keys.
+
+    Attributes:
+        constants: the memory of what products multiply the network's input with that no parameter is part of, such as buffers.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Iterable[Tensor], store: Any) -> None:
         self._known = store()  # an Origin, or True for what depends on the network's input; a constant is not there
         self._factors: set[str] = set()
+        self._made_of = store()  # the memory of the constants that a constant was computed from
+        self.constants: set[int] = set()
         self._shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         for name, parameter in parameters.items():
             places = [on_dim(np.arange(size), d, parameter.dim()) for d, size in enumerate(parameter.shape)]
@@ -63,7 +68,7 @@ class Origins:
     def copy(self) -> Origins:
         """A copy, which can follow something else from here on."""
         other = copy(self)
-        other._known, other._factors = self._known.copy(), set(self._factors)
+        other._known, other._factors, other._made_of = self._known.copy(), set(self._factors), self._made_of.copy()
         return other
 
     def follow(self, call: Call) -> None:
@@ -78,11 +83,20 @@ class Origins:
         before = [self._known.get(t) for t in call.outputs]
         for tensor in call.outputs:
             self._known[tensor] = made
-        if made is not None and made is not True:
+        if made is None:
+            parts = frozenset().union(*map(self._constants, call.tensors))
+            for tensor in call.outputs:
+                self._made_of[tensor] = parts
+        elif made is not True:
             self._carry(call, given)
         for tensor, old in zip(call.outputs, before, strict=True):
             if any(tensor is operand for operand in call.tensors) and self._known.get(tensor) is not old:
                 self._spread(tensor)
+
+    def _constants(self, tensor: Tensor) -> frozenset[int]:
+        """The memory of the constants that a constant was computed from, or its own."""
+        found: frozenset[int] | None = self._made_of.get(tensor)
+        return frozenset({storage_of(tensor)}) if found is None else found
 
     def _spread(self, written: Tensor) -> None:
         """Give other views of the memory that was written the same origin."""
@@ -116,6 +130,9 @@ class Origins:
     def weight(self, operands: Sequence[Operand]) -> Weight | None:
         """The weight among the operands of a product, the second if there are two; None if there is none."""
         known = [(operand, self._known.get(operand.tensor)) for operand in operands]
+        kernel = len(known) == 1 and operands[0].dims[0] is not None  # of a convolution, which names its input as no operand
+        if kernel or any(origin is True for _, origin in known):
+            self.constants.update(*(self._constants(operand.tensor) for operand, origin in known if origin is None))
         moved = [(operand, o.names[0], o.places) for operand, o in known if isinstance(o, Origin) and o.places is not None]
         if moved:
             self._factors.update(name for _, name, _ in moved[:-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...common import Inputs
-from ...copies import light, live, renewed
+from ...copies import light, live, plain_tensors, renewed
 from ...errors import FreePruneError, brief, cause, first_line, with_article
-from ...lending import widened
+from ...lending import storage_of, widened
 from ...reading import leaves
 from .caches import forget_results
 from .labeller import Known
@@ -178,7 +178,16 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
     if not leaves(output[0]):
         raise without_tensors(output[0])
     tracer.trace.settle_rows()
+    if tracer.origins is not None:
+        tracer.trace.constants = _named(network, tracer.origins.constants)
     return tracer.trace
+
+
+def _named(network: nn.Module, memory: Container[int]) -> list[str]:
+    """The names of the buffers and plain tensors of two or more dimensions that lie there."""
+    held = [(path, {**module._buffers, **plain_tensors(module)}) for path, module in network.named_modules()]
+    tensors = {f"{path}.{key}".lstrip("."): tensor for path, some in held for key, tensor in some.items() if tensor is not None}
+    return [name for name, tensor in tensors.items() if tensor.dim() > 1 and storage_of(tensor) in memory]
 
 
 def _conditions(ops: Sequence[Op]) -> list[bool]:

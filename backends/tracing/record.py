@@ -116,6 +116,7 @@ class Trace:
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
     dropped: Layer = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes that training alone may use, but does not run
+    constants: list[str] = field(default_factory=list)  # the buffers that products multiply the input with
     scaled: set[str] = field(default_factory=set)  # operators that scale by a number which code computes from a size
     _left: list[Layer] = field(default_factory=list)
     _right: list[Layer] = field(default_factory=list)

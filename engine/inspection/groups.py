@@ -17,6 +17,7 @@ from ...backends.base import Counts, check_options, dense_units
 from ...backends.coupling.classes import Coupling
 from ...backends.criteria import Importance
 from ...backends.granularity.masked import Masked
+from ...backends.plan import structure_of
 from ...backends.tracing.meta import on_meta
 from ...backends.tracing.passes import plain_kernels, sentence
 from ...backends.tracing.reasons import Reasons
@@ -134,8 +135,9 @@ def _layers(backend: Backend, network: nn.Module) -> tuple[LayerInfo, ...]:
 
 
 def _masked_layers(backend: Masked, network: nn.Module) -> tuple[LayerInfo, ...]:
-    """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense."""
+    """The layers of a granularity that sets weights to zero: each is a group of its own, or stays dense. Buffers come last."""
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    shapes |= {name: shape for name, shape in structure_of(network, backend.dense).items() if name in backend.dense}
     group_of = {name: group.name for group in backend.groups for name in group.tied}
     layers = []
     for name, shape in shapes.items():
