@@ -16,10 +16,13 @@ def zeros_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.bool_]]:
 
     A weight of nothing but zeros is left out: networks begin with such layers, and training fills them.
     """
-    found = {name: (weight == 0).cpu().numpy() for name, weight in weights.items() if not weight.is_meta}
-    zeros = {name: zero for name, zero in found.items() if zero.any() and not zero.all()}
-    count = sum(int(zero.sum()) for zero in zeros.values())
-    return zeros if count >= max(FEW, SHARE * sum(zero.size for zero in found.values())) else {}
+    zeros, entries = {}, 0
+    for name, weight in weights.items():
+        zero = (weight == 0).cpu().numpy() if not weight.is_meta else np.zeros(0, np.bool_)
+        entries += zero.size
+        if zero.any() and not zero.all():
+            zeros[name] = zero
+    return zeros if sum(int(zero.sum()) for zero in zeros.values()) >= max(FEW, SHARE * entries) else {}
 
 
 def share_of_zeros(weights: Mapping[str, Tensor]) -> float:
