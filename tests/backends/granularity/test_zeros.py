@@ -8,13 +8,13 @@ from torch import nn
 from freeprune.backends import BACKENDS, apply, find_backend, importance
 from freeprune.backends.granularity.zeros import share_of_zeros
 
-INPUTS = (torch.zeros(1, 8),)
+INPUTS = (torch.zeros(1, 16),)
 
 
 def pruned(granularity, rate, network=None, **options):
     """The network, or a new one, with so many of each layer's units gone."""
     torch.manual_seed(0)
-    network = network or nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    network = network or nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
     backend = find_backend(granularity)(network, INPUTS, importance("l2", network), **options)
     return apply(network, backend.plan(np.array([round(g.units * (1 - rate)) for g in backend.groups])))
 
@@ -54,8 +54,8 @@ def test_a_network_that_is_two_of_four_has_no_second_level_left():
 def test_a_rate_is_of_what_is_there():
     network = pruned("weight", 0.75)
     again = pruned("weight", 0.5, network)
-    assert left(network) == 64
-    assert left(again) == 32
+    assert left(network) == 256
+    assert left(again) == 128
     assert not any(new[old == 0].any() for new, old in zip(again.parameters(), network.parameters(), strict=True))
 
 
@@ -64,7 +64,7 @@ def zeros_in(weight, count):
         weight.view(-1)[:count] = 0
 
 
-@pytest.mark.parametrize(("count", "size"), [(31, 8), (100, 64)])  # few in all, and few of all
+@pytest.mark.parametrize(("count", "size"), [(255, 8), (300, 128)])  # few in all, and few of all
 def test_a_few_zeros_are_weights(count, size):
     network = nn.Sequential(nn.Linear(size, 64))
     zeros_in(network[0].weight, count)
@@ -75,16 +75,16 @@ def test_a_few_zeros_are_weights(count, size):
 
 
 def test_a_layer_that_begins_at_zero_is_a_layer():
-    network = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
-    zeros_in(network[1].weight, 128)
+    network = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
+    zeros_in(network[1].weight, 512)
     backend = BACKENDS["weight"](network, INPUTS, importance("l2", network))
-    assert backend.costs(np.array([[128, 128]]))["nonzero"] == 256
-    assert not backend.plan(np.array([128, 128])).masks
+    assert backend.costs(np.array([[512, 512]]))["nonzero"] == 1024
+    assert not backend.plan(np.array([512, 512])).masks
 
 
 def test_channels_first_count_zeros_as_weights():
     """Units are formed again on the channels that are left, of which nothing is known before."""
     network = pruned("weight", 0.5)
     backend = find_backend("channel+weight")(network, INPUTS, importance("l2", network))
-    assert backend.costs(np.array([[group.units for group in backend.groups]]))["nonzero"] == 256
-    assert share_of_zeros(dict(network.named_parameters())) == pytest.approx(128 / 280)
+    assert backend.costs(np.array([[group.units for group in backend.groups]]))["nonzero"] == 1024
+    assert share_of_zeros(dict(network.named_parameters())) == pytest.approx(512 / 1072)
