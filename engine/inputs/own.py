@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from ...errors import FreePruneError, brief, cause
 from ..tasks import CLASSIFICATION
@@ -22,6 +32,7 @@ from .dictionaries import by_name
 from .sources import TESTS, TRAININGS
 
 ARRAYS = (Tensor, np.ndarray)
+LISTS = (Sequence, *ARRAYS)
 AS_OBJECT = "own:"  # the source of data that were given as objects begins with it
 
 
@@ -139,17 +150,32 @@ def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
 
 
 def _drawn_from(loader: DataLoader[Any], name: str) -> Any:
-    """The items that a loader draws: those of a `SubsetRandomSampler`, by which loaders divide a data set, else all."""
-    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    """The items that a loader draws where its sampler tells them: a list, or a `SubsetRandomSampler`.
+
+    Else all of its data set, with a warning where it may draw others.
+    """
     dataset: Any = loader.dataset
-    if isinstance(sampler, SubsetRandomSampler):
-        return Subset(dataset, [int(i) for i in sampler.indices])
-    with suppress(TypeError, NotImplementedError):  # of what has no length
-        if len(sampler) < len(dataset):
-            warn(
-                f"the {name} loader draws {len(sampler)} of its {len(dataset)} items by {described(sampler)}, and all of them "
-                "are taken; if it always draws the same, give a torch.utils.data.Subset of them"
-            )
+    batches: Any = loader.batch_sampler
+    sampler = getattr(batches, "sampler", batches)
+    drawn: Any = None
+    if isinstance(batches, LISTS):
+        drawn = chain.from_iterable(batches)
+    elif isinstance(sampler, LISTS):
+        drawn = sampler
+    elif isinstance(sampler, SubsetRandomSampler):
+        drawn = sampler.indices
+    if drawn is not None:  # a data set may know its items by something else than numbers
+        return Subset(dataset, [int(i) if isinstance(i, SupportsIndex) else i for i in drawn])
+    count = None
+    if sampler is not batches:  # whose length would count batches
+        with suppress(TypeError, NotImplementedError):  # of what has no length
+            count = len(sampler)
+    if count is None or count < len(dataset) or isinstance(sampler, WeightedRandomSampler):
+        draws = f"{count} of its" if count is not None and count < len(dataset) else "an unknown part of its"
+        warn(
+            f"the {name} loader draws {draws} {len(dataset)} items by {described(sampler)}, and all of them "
+            "are taken; if it always draws the same, give a torch.utils.data.Subset of them"
+        )
     return dataset
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from freeprune.engine.inputs.batches import stack
@@ -81,6 +82,57 @@ def test_a_sampler_of_ones_own_that_draws_fewer_is_told():
     whole = own(8)
     with pytest.warns(FreePruneWarning, match="the training loader draws 2 of its 8 items by a FirstTwo, and all of them are"):
         assert load_data((DataLoader(whole, sampler=FirstTwo()), whole)).train is whole
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        {"batch_sampler": [[5, 1], [6]]},
+        {"batch_sampler": (torch.tensor([5, 1]), np.array([6]))},
+        {"sampler": [5, 1, 6]},
+        {"sampler": torch.tensor([5, 1, 6])},
+        {"batch_sampler": BatchSampler([5, 1, 6], 2, drop_last=False)},
+    ],
+)
+def test_loaders_that_list_their_items_have_these_alone(drawing):
+    whole = own(8)
+    data = load_data((DataLoader(whole, **drawing), whole))
+    assert [item[0].tolist() for item in data.train] == [whole[i][0].tolist() for i in (5, 1, 6)]
+
+
+def test_items_that_are_listed_by_names_keep_them():
+    data = load_data((DataLoader({"a": ITEM, "b": ITEM}, sampler=["b"]), own()))
+    assert (len(data.train), data.train[0]) == (1, ITEM)
+
+
+class Endless(Sampler):
+    def __iter__(self):
+        return iter([0, 1])
+
+
+class Batches(Sampler):
+    """As long as the data set, in batches."""
+
+    def __iter__(self):
+        return iter([[0, 1]] * 8)
+
+    def __len__(self):
+        return 8
+
+
+@pytest.mark.parametrize(
+    ("drawing", "name"),
+    [
+        ({"sampler": Endless()}, "an Endless"),
+        ({"batch_sampler": BatchSampler(Endless(), 2, drop_last=False)}, "an Endless"),
+        ({"batch_sampler": Batches()}, "a Batches"),
+        ({"sampler": WeightedRandomSampler([1.0] * 8, 8)}, "a WeightedRandomSampler"),
+    ],
+)
+def test_loaders_that_may_draw_other_items_than_all_are_told(drawing, name):
+    whole = own(8)
+    with pytest.warns(FreePruneWarning, match=f"draws an unknown part of its 8 items by {name}, and all of them are taken"):
+        assert load_data((DataLoader(whole, **drawing), whole)).train is whole
 
 
 ITEM = (torch.zeros(1, 2, 2), 1)
