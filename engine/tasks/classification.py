@@ -52,7 +52,7 @@ class Classification(Task):
             return None
         labels: Tensor = squeezed(given)
         if are_distributions(labels):
-            return labels.argmax(1)
+            return labels.double().argmax(1)  # some types have none
         whole = is_whole(labels) or bool((labels == labels.floor()).all())
         return labels.long() if whole and labels.ndim == 1 else None
 

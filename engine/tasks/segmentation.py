@@ -46,7 +46,7 @@ class Segmentation(Task):
         if not isinstance(given, Tensor) or given.is_complex() or given.ndim < 2:
             return None
         if given.ndim > 3 and given.shape[1] > 1 and are_zeros_and_ones(given) and bool((given.sum(1) == 1).all()):
-            return given.argmax(1)  # of a mask for each class
+            return given.float().argmax(1)  # of a mask for each class; some types have none
         if not is_whole(given) and not bool((given == given.floor()).all()):
             return None
         return (given[:, 0] if given.ndim > 3 and given.shape[1] == 1 else given).long()

@@ -66,6 +66,18 @@ def test_labels_are_taken_again_as_they_are(example):
     assert task.as_labels(torch.zeros(6, 1, 2, 3, 4, 5, dtype=torch.complex64)) is None
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.float16, torch.bfloat16]
+)
+def test_zeros_and_ones_are_taken_in_any_type(dtype):
+    rows = torch.eye(3)[[0, 2, 1]]
+    masks = rows[:, :, None, None].expand(3, 3, 2, 2)
+    forms = [("classification", rows), ("multilabel", rows), ("regression", rows), ("segmentation", masks)]
+    forms += [("segmentation", masks[:, 0]), ("binary", rows[:, 0]), ("classification", rows[:, 0])]
+    for name, given in forms:
+        assert torch.equal(TASKS[name].as_labels(given.to(dtype)), TASKS[name].as_labels(given.long()))
+
+
 def test_labels_and_measure_have_names(example):
     task, _, _ = example
     assert all(isinstance(name, str) and name for name in (task.label, task.batch_of_labels, task.measure))
