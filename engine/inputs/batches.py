@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from ...errors import FreePruneError, cause
 from ...reading import leaves
 from ..tasks import CLASSIFICATION, Task
-from ..tasks.base import are_texts, described
+from ..tasks.base import are_texts, described, is_whole
 from ..user_code import UserError, place_of
 from .encoded import Files
 from .image_files import Crop
@@ -35,7 +35,8 @@ class Data:
         train: map-style dataset with a length; items are (image float32 `(C, H, W)`, normalised; label int), or the image alone
             where there are no labels.
         test: the same; used only to report.
-        classes: their names, or "0", "1", ...; empty when the user's own datasets do not tell (no `classes`, no `targets`).
+        classes: their names, or "0", "1", ...; empty when the user's own datasets do not tell (no `classes`, no `targets`). The
+            labels of the user's own datasets may be of other classes, as after a `target_transform`.
         mean: per channel, on the scale where images span 0 to 1; empty when the user's own datasets came normalised.
         std: as `mean`.
         source: the spec, for the record of a run.
@@ -134,6 +135,16 @@ def inner(dataset: Any) -> tuple[Any, list[int] | None]:
         numbers = list(dataset.indices) if numbers is None else [dataset.indices[i] for i in numbers]
         dataset = dataset.dataset
     return dataset, numbers
+
+
+def classes_held(data: Data) -> int:
+    """How many classes there are by the training labels, where these are a tensor in memory; 0 where that is not known."""
+    whole, numbers = inner(data.train)
+    labels = whole.labels if isinstance(whole, Images) else whole.tensors[-1] if type(whole) is TensorDataset else None
+    if data.collate is not None or not data.labelled or labels is None:  # a `collate_fn` may give others
+        return 0
+    labels = labels if numbers is None else labels[numbers]
+    return int(labels.long().max()) + 1 if labels.ndim == 1 and is_whole(labels) else 0
 
 
 def pieces(dataset: Any, size: int) -> Iterator[tuple[int, list[Tensor]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -26,7 +26,7 @@ from ...errors import FreePruneError, brief, cause
 from ..tasks import CLASSIFICATION
 from ..tasks.base import described
 from ..user_code import warn
-from .batches import Data, parted, stack
+from .batches import Data, inner, parted, stack
 from .collating import ByName, Collate
 from .dictionaries import by_name
 from .sources import TESTS, TRAININGS
@@ -236,11 +236,19 @@ def _own(read: _Read, train: Any, test: Any) -> Data:
 
 
 def _classes(dataset: Any) -> tuple[str, ...]:
-    """The class names that a dataset knows, by torchvision's conventions; empty if none: reading all items is not worth it."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    if names is not None:
+    """The class names that a dataset knows, by torchvision's conventions; empty if none: reading all items is not worth it.
+
+    Its `targets` are those before any `target_transform`. What has these names and is no list of names or numbers is ignored.
+    """
+    whole, numbers = inner(dataset)
+    names = getattr(whole, "classes", None)
+    names = names.tolist() if isinstance(names, ARRAYS) else names
+    if isinstance(names, Collection) and not isinstance(names, str | bytes):
         return tuple(str(name) for name in names)
-    targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", ())
-    return CLASSIFICATION.classes(np.asarray(targets))
+    targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else getattr(whole, "targets", ())
+    try:
+        labels = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
+        labels = labels if numbers is None else labels[numbers]
+    except (IndexError, RuntimeError, TypeError, ValueError):  # of rows of several lengths, or a type that NumPy does not know
+        return ()
+    return CLASSIFICATION.classes(labels)

@@ -36,7 +36,7 @@ from ..asked.selection import fewest_units
 from ..asked.settings import FEWEST_TRIALS, PLANNED, Settings
 from ..asked.targets import Target, resolve
 from ..inputs.adoption import in_float32
-from ..inputs.batches import Data, split
+from ..inputs.batches import Data, classes_held, split
 from ..inputs.calibration import calibration, further
 from ..inputs.collating import working
 from ..inputs.data import load_data
@@ -217,7 +217,7 @@ def prepare(
     _tell_zeros(backend, judged)
     with telling_pass(judged, images.inputs):
         dense = reference(judged, images)
-    doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, len(data.classes))
+    doubt = doubt_of(choice.task, dense.given, batch.labels, images.labels, classes_held(data))
     choice = replace(choice, doubt=doubt)
     if doubt is not None:
         warn(doubt)

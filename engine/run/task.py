@@ -21,7 +21,7 @@ from ..inputs.named import load_object
 from ..inputs.tokens import check_embeddings
 from ..randomness import seeded
 from ..tasks import TASKS, Case, Task, own_task
-from ..tasks.base import described
+from ..tasks.base import described, is_whole
 from ..tasks.choice import AUTO, Choice, chosen
 from ..user_code import check_takes, shown_name
 
@@ -210,7 +210,7 @@ def check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:
 
 def _check_which(given: Any, read: Any, classes: int) -> None:
     """Refuse to take an output for the logits where another one has the size of the classes, and this one has not."""
-    if not classes or not isinstance(read, Tensor) or read.ndim != 2 or read.shape[1] == classes:
+    if not isinstance(read, Tensor) or read.ndim != 2 or read.shape[1] == classes:
         return
     if any(x.ndim == 2 and x.shape[1] == classes for x in rows(given)):
         raise FreePruneError(
@@ -226,7 +226,7 @@ def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> 
         given: its outputs on the calibration batch.
         labels: of the batch, as the task takes them.
         scored: the same on the device of the outputs; None where the task cannot take them by row.
-        classes: of the data.
+        classes: of the data, at least; 0 where these labels alone are known.
 
     Raises:
         FreePruneError: outputs and labels do not fit the task.
@@ -235,5 +235,6 @@ def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> 
         return None
     read = given if scored is None else task.output(given, scored, training=False)
     task.check(read, labels, classes)
-    _check_which(given, read, classes)
+    if isinstance(labels, Tensor) and labels.ndim == 1 and is_whole(labels):
+        _check_which(given, read, max(classes, int(labels.max()) + 1))
     return None if scored is None else task.doubt(read, scored)

@@ -184,7 +184,7 @@ class Task(Reading, ABC):
         Args:
             output: of the dense network on the calibration images.
             labels: of these images; None where the data has none.
-            classes: how many the data names; 0 where it names none.
+            classes: how many the data have by all of their labels; 0 where that is not known.
 
         Raises:
             FreePruneError: it does not fit.

@@ -95,7 +95,7 @@ class Classification(Task):
 
     def classes(self, labels: npt.NDArray[Any]) -> tuple[str, ...]:
         """ "0", "1", ... up to the largest label; none for numbers that are no classes."""
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.max() >= MOST_CLASSES:
+        if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu" or labels.max() >= MOST_CLASSES:
             return ()
         return tuple(str(label) for label in range(int(labels.max()) + 1))
 
