@@ -25,6 +25,7 @@ from .image_files import Crop
 WHITES = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value, by type of pixels; fractions span 0 to 1
 IN_CACHE = 2**18  # pixels that are normalised at once
 VALIDATION = 0.1  # of the training images
+FEWEST = 10  # training images, so that there is one for validation
 
 
 @dataclass(frozen=True)
@@ -174,12 +175,12 @@ def split(data: Data, seed: int) -> tuple[Subset[Any], Subset[Any]]:
     """Training images in random order, divided by the seed into training and a tenth for validation.
 
     Raises:
-        FreePruneError: fewer than 10 training images.
+        FreePruneError: fewer than `FEWEST` training images.
     """
     count = len(data.train)  # type: ignore[arg-type]  # load_data has seen its length
-    if count < 10:
+    if count < FEWEST:
         found = "is 1 training image" if count == 1 else f"are {count} training images"
-        raise FreePruneError(f"there {found}; expected at least 10, to set some aside for validation")
+        raise FreePruneError(f"there {found}; expected at least {FEWEST}, to set some aside for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     aside = round(count * VALIDATION)
     return Subset(data.train, order[aside:]), Subset(data.train, order[:aside])

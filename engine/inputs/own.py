@@ -26,7 +26,7 @@ from ...errors import FreePruneError, brief, cause
 from ..tasks import CLASSIFICATION
 from ..tasks.base import described
 from ..user_code import warn
-from .batches import Data, inner, parted, stack
+from .batches import FEWEST, Data, inner, parted, stack
 from .collating import ByName, Collate
 from .dictionaries import by_name
 from .sources import TESTS, TRAININGS
@@ -54,7 +54,9 @@ def own_data(source: object, network: nn.Module | None, others: Sequence[str]) -
     if isinstance(source, Tensor | np.ndarray | Dataset | DataLoader):
         return _single(_read("training", source, network))
     pair = _pair(source, others)
-    train, test = (_read(name, given, network) for name, given in zip(("training", "test"), pair, strict=True))
+    few = isinstance(pair[0], tuple) and len(pair[0]) < FEWEST  # as items they would be refused
+    train = _read("training", pair[0], network, alike=few)
+    test = _read("test", pair[1], network, alike=train.labels is not None)
     _check_alike(train, test, pair)
     return _own(train, train.dataset, test.dataset)
 
@@ -122,9 +124,9 @@ class _Read:
     labels: Any
 
 
-def _read(name: str, given: Any, network: nn.Module | None) -> _Read:
-    """A data set of the user's; the first item is read, to see that it will do."""
-    if _is_columns(given):
+def _read(name: str, given: Any, network: nn.Module | None, *, alike: bool = False) -> _Read:
+    """A data set of the user's; the first item is read, to see that it will do. `alike` is as for `_is_columns`."""
+    if _is_columns(given, alike):
         lengths = [len(column) for column in given]
         if len(set(lengths)) > 1:
             raise FreePruneError(f"the arrays of the {name} data have {lengths} rows; expected one label for each input")
@@ -193,21 +195,31 @@ def _column(given: Any) -> Tensor:
         raise FreePruneError(f"an array of the data is {described(given)} ({cause(error)}); expected numbers") from error
 
 
-def _is_columns(given: object) -> bool:
-    """Whether this is inputs and labels side by side, rather than items: arrays of one length and different shapes.
+def _is_columns(given: object, alike: bool) -> bool:
+    """Whether this is inputs and labels side by side, rather than items: arrays of one length, some of which may be lists.
 
-    Some of them may be lists of labels.
+    Args:
+        alike: whether it is so where all have one shape, as items have.
     """
     if not isinstance(given, tuple | list) or not any(isinstance(x, ARRAYS) for x in given):
         return False
-    shapes = [x.shape if isinstance(x, ARRAYS) else (len(x),) if _is_row(x) else () for x in given]
+    shapes = [_shape(x) for x in given]
+    if len(set(shapes)) == 1:
+        return alike and isinstance(given, tuple) and len(given) > 1 and len(shapes[0]) > 0
     even = isinstance(given, tuple) or len({shape[:1] for shape in shapes}) == 1  # items in a list may differ in size
-    return all(shapes) and even and len(set(shapes)) > 1
+    return all(shapes) and even
 
 
-def _is_row(given: object) -> bool:
-    """Whether this is a list of single things, as labels may be."""
-    return isinstance(given, tuple | list) and len(given) > 0 and np.ndim(given[0]) == 0
+def _shape(given: object) -> tuple[int, ...]:
+    """The sizes of an array, or of a list of single things or of lists of one length, as labels may be; () of anything else."""
+    if isinstance(given, ARRAYS):
+        return tuple(given.shape)
+    if not isinstance(given, tuple | list) or not given:
+        return ()
+    if not isinstance(given[0], tuple | list):
+        return (len(given),) if np.ndim(given[0]) == 0 else ()
+    row, *others = {_shape(x) for x in given}
+    return (len(given), *row) if row and not others else ()
 
 
 def _single(read: _Read) -> Data:

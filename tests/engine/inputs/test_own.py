@@ -292,3 +292,31 @@ def test_loaders_whose_batches_are_made_by_one_line_of_code_are_one_pair():
     assert load_data((loader(2), loader(2))).collate is not None
     with raises("different collate_fn"):
         load_data((loader(2), loader(3)))
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+@pytest.mark.parametrize("shape", [(3, 2, 2), (8,), ()])
+def test_inputs_and_labels_of_one_shape_are_side_by_side(kind, shape):
+    x = np.random.default_rng(0).normal(size=(12, *shape)).astype(np.float32)
+    pair = ((x, x + 1), (x[:4], x[:4] + 1))
+    data = load_data(dict(zip(("train", "test"), pair, strict=True)) if kind is dict else pair)
+    assert (len(data.train), len(data.test), data.labelled) == (12, 4, True)
+    np.testing.assert_array_equal(data.test[1][1], x[1] + 1)
+    tests = load_data((TensorDataset(*map(torch.tensor, pair[0])), pair[1])).test
+    assert len(tests) == 4
+
+
+def test_tuples_and_lists_of_items_of_one_shape_stay_items():
+    images = tuple(torch.randn(12, 3, 2, 2))
+    for train, test in ((images, images[:3]), (list(images), images[:3]), (list(images), list(images[:2]))):
+        data = load_data((train, test))
+        assert (len(data.train), len(data.test), data.labelled) == (12, len(test), False)
+
+
+def test_labels_beside_an_array_may_be_lists_of_lists():
+    x = np.zeros((12, 3, 2, 2), np.float32)
+    for labels in ([[0, 1]] * 12, [(0.5, 1.0)] * 12, [[[0, 1], [1, 0]]] * 12):
+        data = load_data(((x, labels), (x, labels)))
+        assert torch.equal(data.train.tensors[1], torch.tensor(labels))
+    with raises("the arrays of the training data have .12, 11. rows"):
+        load_data(((x, [[0, 1]] * 11), (x, [[0, 1]] * 11)))
