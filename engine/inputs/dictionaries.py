@@ -27,7 +27,7 @@ from .collating import (
     by_fields,
     stacked,
 )  # fmt: skip
-from .together import accepts, check_takes_tensors, keys_read
+from .together import accepts, check_takes_tensors, gives_loss, keys_read
 
 GIVEN = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -75,6 +75,13 @@ def by_name(
         warn(
             f"the items hold {', '.join(left)} beside the inputs, none of which is taken for the label by its name, so that "
             f"networks are held against the dense one; name the label {', '.join(LABELS[:3])} or {LABELS[3]}"
+        )
+    optional = [name for name, one in (arguments_of(network) or {}).items() if one.default is not one.empty]
+    doubtful = [name for name in found.inputs if name in LABELS and name in optional]
+    if found.label is None and doubtful:
+        warn(
+            f"the items hold {doubtful[0]}, which the network takes as an input, and no label, so that networks are held "
+            "against the dense one; if it is the label, give items (inputs, label)"
         )
     return found
 
@@ -126,7 +133,7 @@ def in_one_tuple(
 
 
 def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[list[Any]], Any], what: str) -> ByName:
-    """Which values of a dictionary go to which arguments of a network.
+    """Which values of a dictionary go to which arguments of a network; one with which it returns a loss is the label.
 
     Args:
         make: makes such dictionaries of lists of items.
@@ -139,6 +146,9 @@ def named(batch: Mapping[str, Any], network: nn.Module | None, make: Callable[[l
     arguments = arguments_of(network)
     taken = [name for name in arguments or () if name not in ALWAYS]
     label = next((name for name in LABELS if name in batch and name not in taken), None)
+    if label is None and network is not None and arguments is not None:
+        known = {name: batch[name] for name in arguments if name in keys}
+        label = next((name for name in LABELS if name in known and gives_loss(network, known, name)), None)
     arguments = None if arguments is None else {name: one for name, one in arguments.items() if name != label}
     values = [name for name in keys if name != label]
     if not values:

@@ -58,15 +58,32 @@ def accepts(network: nn.Module, *arguments: Any) -> bool:
     return _error(network, *arguments) is None
 
 
+def gives_loss(network: nn.Module, given: Mapping[str, Tensor], label: str) -> bool:
+    """Whether a network runs without one of its arguments, and returns a single number more with it: the loss of a label."""
+    numbers = []
+    for some in ({name: x for name, x in given.items() if name != label}, given):
+        try:
+            found = leaves(_returned(network, **dict(zip(some, in_float32(tuple(some.values())), strict=True))))
+        except Exception:  # from the network, which needs it, or takes other labels
+            return False
+        numbers.append(sum(x.ndim == 0 for x in found))
+    return numbers[1] > numbers[0]
+
+
 def _error(network: nn.Module, *arguments: Any) -> Exception | None:
     """What a network, left as it is, raises for its arguments; None if it makes tensors of them."""
-    twin = light(adopted(network)).cpu().eval()
     try:
-        with torch.no_grad(), seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what it was not written for
-            return None if leaves(twin(*in_float32(arguments))) else TypeError("it returns no tensor")
+        return None if leaves(_returned(network, *in_float32(arguments))) else TypeError("it returns no tensor")
     except Exception as error:  # from the network, which expects something else
         return error
+
+
+def _returned(network: nn.Module, *arguments: Any, **named: Any) -> Any:
+    """What a network, left as it is, returns in eval mode."""
+    twin = light(adopted(network)).cpu().eval()
+    with torch.no_grad(), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what it was not written for
+        return twin(*arguments, **named)
 
 
 class _Watched(Values):

@@ -310,3 +310,44 @@ def test_fewer_inputs_than_the_network_needs_are_a_sentence(tmp_path):
     made = [(torch.zeros(3), i % 2) for i in range(30)]
     with pytest.raises(FreePruneError, match=r"the items hold 1 input .* a label.* needs \(a, b, c\)"):
         freeprune.prune(Three(), (made, made), target={"macs": 0.6}, out=tmp_path / "r")
+
+
+class WithLoss(Net):
+    """As many language models are: with targets it returns a loss beside the logits."""
+
+    def forward(self, pixels, target=None):
+        logits = self.body(pixels)
+        return (logits, None) if target is None else (logits, nn.functional.cross_entropy(logits, target))
+
+
+class LossAlone(Net):
+    def forward(self, pixels, y=None, mask=None):
+        return self.body(pixels) if y is None else {"loss": (self.body(pixels)[:, 0] - y).square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("network", "items", "label"),
+    [
+        (WithLoss(), Items("pixels", label="target"), "target"),
+        (LossAlone(), Items("pixels", label="y"), "y"),
+        (LossAlone(), Items("pixels", "mask", label="y"), "y"),
+    ],
+)
+def test_what_the_network_makes_a_loss_of_is_the_label(network, items, label):
+    data = load_data((items, items), network=network)
+    assert (data.collate.label, data.labelled) == (label, True)
+    assert label not in data.collate.inputs
+    assert stack(data.train, [0, 1], data.collate)[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["mask", "y"])
+def test_what_may_be_a_label_and_is_taken_for_an_input_is_told(name):
+    class Conditioned(Net):
+        def forward(self, pixels, y=None, mask=None):
+            return self.body(pixels if y is None else pixels + y)
+
+    items = Items("pixels", name, label=None)
+    with pytest.warns(freeprune.FreePruneWarning, match=f"the items hold {name}, which the network takes as an input, and no"):
+        data = load_data((items, items), network=Conditioned())
+    assert data.collate.inputs == ("pixels", name)
+    assert not data.labelled
