@@ -89,10 +89,26 @@ def keep(batch: Batch, data: Data, folder: Path) -> None:
     path = folder / CALIBRATION
     if isinstance(data.train, Images) or path.exists():
         return
+    tensors = _tensors(batch)
+    write_atomically(path, save(tensors, {"sha256": digest_of(tensors)}))
+
+
+def known_of(data: Data, batch: Batch) -> dict[str, Any]:
+    """By what a resumed run knows its data: how many there are, and a hash of the calibration batch, or None.
+
+    None where the batch is kept in the run folder, or decoded from image files, which versions of a decoder do differently.
+    """
+    fixed = isinstance(data.train, Images) and isinstance(data.train.pixels, Tensor)
+    counts = {"training": len(data.train), "test": len(data.test)}  # type: ignore[arg-type]
+    return {**counts, "calibration": digest_of(_tensors(batch)) if fixed else None}
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """The inputs and, if they are a tensor, the labels of a batch, by name."""
     tensors = {f"input{i}": x.contiguous() for i, x in enumerate(batch.inputs)}
     if isinstance(batch.labels, Tensor):
         tensors[LABELS] = batch.labels.contiguous()
-    write_atomically(path, save(tensors, {"sha256": digest_of(tensors)}))
+    return tensors
 
 
 def _read(path: Path, example: tuple[Tensor, ...], label: Any, count: int, padded: bool) -> Batch:

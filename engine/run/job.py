@@ -223,7 +223,7 @@ def prepare(
         warn(doubt)
     finetune = guided(finetune, choice)
     space = _space(backend, settings, timed)
-    config = record(model, given, data, settings, choice, backend, finetune)
+    config = record(model, given, data, settings, choice, backend, finetune, drawn)
     config |= {"metric": metric_name(settings.metric), **earlier.to_json()}
     return Job(
         given=given, network=network, data=data, batch=batch, settings=settings, finetune=finetune, backend=backend,

@@ -13,12 +13,19 @@ from .places import FOLDER, are_one
 from .shapes import ADDED
 
 PLANS = frozenset({"planned", "ends"})  # in `config.json`, of how a search was planned; nobody gives them
-PARAMETERS = "parameters"  # in `config.json`, a hash of the network's; configs of earlier versions have none
+PARAMETERS, BUFFERS, ITEMS = "parameters", "buffers", "items"
+# In `config.json`, what is known of the network's values and of the data, and how a sentence says that it differs; configs of
+# earlier versions have none.
+KNOWN = {
+    PARAMETERS: "weights of other values",
+    BUFFERS: "other values in the network's buffers, such as the statistics of batch norms",
+    ITEMS: "other images, in number or values",
+}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
-    known = {name: value for name, value in now.items() if name != FOLDER and (name != PARAMETERS or name in before)}
+    known = {name: value for name, value in now.items() if name != FOLDER and (name not in KNOWN or name in before)}
     pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
     return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked and not are_one(name, before, now)}
 
@@ -48,7 +55,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     for name, pair in options.items():
         was, asked = _parts(*pair)
         equal = f"{name} = {brief(repr(was))}, not {brief(repr(asked))}"
-        told.append("weights of other values" if name == PARAMETERS else equal)
+        told.append(KNOWN.get(name, equal))
     if told:
         raise FreePruneError(
             f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same, or start the run again "

@@ -30,7 +30,7 @@ from ..prune import finished_run
 from ..run.job import Job, strategy_of
 from ..run.task import STANDARD, Finetune
 from ..store import run_folder as files
-from ..store.config import PARAMETERS
+from ..store.config import BUFFERS, PARAMETERS
 from ..store.ledger import Trial
 from ..store.places import found_again
 from ..store.shapes import ADDED, sound_asked
@@ -105,7 +105,7 @@ def pick(
             weights, weights_key = config["weights"], weights_key or config["weights_key"]
         model, data = config["model"] if model is None else model, _data_of(config) if data is None else data
         job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune, timed=True)
-        if config.get(PARAMETERS, job.config[PARAMETERS]) != job.config[PARAMETERS]:
+        if any(config.get(name, job.config[name]) != job.config[name] for name in (PARAMETERS, BUFFERS)):
             raise FreePruneError(
                 "the sweep was made with a network of other weights; give that one, as `model`, or as `model` and `weights`"
             )

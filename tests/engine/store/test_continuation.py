@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -135,6 +136,43 @@ def test_a_network_that_was_trained_since_is_another(tmp_path):
     del record["parameters"]  # as earlier versions wrote it
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert prune(tmp_path, 4, trained, resume=True).summary == result.summary
+
+
+def test_other_buffers_are_another_network(tmp_path):
+    result = prune(tmp_path, 2)
+    other = toys.network()
+    next(x for x in other.buffers() if x.is_floating_point()).add_(3)
+    with pytest.raises(FreePruneError, match="other values in the network's buffers, such as the statistics of"):
+        prune(tmp_path, 2, other, resume=True)
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["buffers"]  # as earlier versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert prune(tmp_path, 2, other, resume=True).summary == result.summary
+
+
+@pytest.mark.parametrize("change", [lambda x, y: (x[:30], y[:30]), lambda x, y: (x + 1, y), lambda x, y: (x, (y + 1) % 3)])
+def test_a_run_does_not_go_on_with_other_data_in_the_same_file(tmp_path, change):
+    def write(x, y):
+        np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:12], y_test=y[:12])
+
+    def run(trials, **more):
+        options = {"finetune": None, "rehearsal": False, "calibration_images": 12, "progress": False, **more}
+        source = f"npz:{tmp_path / 'data.npz'}"
+        return freeprune.prune(
+            toys.network(), source, target={"macs": 0.6}, trials=trials, round_to=1, out=tmp_path / "run", **options
+        )
+
+    x, y = (part.numpy() for part in data()[0].tensors)
+    write(x, y)
+    result = run(2)
+    assert run(2, resume=True).summary == result.summary
+    write(*change(x, y))
+    with pytest.raises(FreePruneError, match="was started with other images, in number or values;"):
+        run(2, resume=True)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    del record["items"]  # as earlier versions wrote it
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    assert run(2, resume=True).summary.trials == 2
 
 
 def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
