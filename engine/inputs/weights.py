@@ -23,7 +23,8 @@ USUAL = {
 # Parts of a name that come from wrapping a part of the network. "module" is last, since it may be a part of the network itself.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 AVERAGES = {"ema", "swa", "averaged", "shadow"}  # in the name of weights averaged over training
-OTHERS = re.compile(r"optim|grad|moment|exp_avg")  # in the name of tensors by the names of weights that are none
+# A part of the name of tensors by the names of weights that are none: of an optimizer's state, not of an "optimized_model".
+OTHERS = re.compile(r"(.*_)?(optim(izers?)?|grad(ient)?s?|moment(um|s)?\d*|exp_avg)(_.*)?")
 COUNTED = "num_batches_tracked"  # of batch norms, read in training alone
 COUNTER = "n_averaged"  # that `AveragedModel` adds
 PART = re.compile(r"-\d+-of-\d+$")  # in the name of one of several files
@@ -152,7 +153,7 @@ def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             prefix = ".".join(parts[:i])
             if usual or (parts[i] in first and name.removeprefix(f"{prefix}.") in expected):
                 found[prefix] = None
-    return [prefix for prefix in found if not OTHERS.search(prefix)]
+    return [prefix for prefix in found if not any(map(OTHERS.fullmatch, prefix.split(".")))]
 
 
 def _held(prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fit:

@@ -234,6 +234,15 @@ def test_prefixes_in_any_order(tmp_path, words):
 def test_a_prefix_of_ones_own(tmp_path):
     arrives(tmp_path, lambda state: {"state_dict": under("student.", state)})
     arrives(tmp_path, lambda state: under("lit.backbone.", state))
+    for word in ("optimized_model", "best_optimised", "gradcam", "momentary"):
+        arrives(tmp_path, lambda state, word=word: {"state_dict": under(f"{word}.", state)})
+
+
+@pytest.mark.parametrize(
+    "word", ["optimizer", "my_optimizer_state", "optim.exp_avg", "exp_avg_sq", "grads", "momentum_buffer", "moment1"]
+)
+def test_moments_by_the_names_of_weights_are_no_weights(tmp_path, word):
+    arrives(tmp_path, lambda state: {**under("net.", state), word: {name: 0 * x for name, x in state.items()}})
 
 
 @pytest.mark.parametrize("part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
