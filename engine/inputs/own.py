@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, SupportsIndex
 
@@ -99,13 +100,25 @@ def _check_alike(train: _Read, test: _Read, given: Sequence[Any]) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two functions that make batches do the same: lambdas of one line of code do."""
+    """Whether two functions that make batches do the same: lambdas of one line do, and objects of one class and state."""
     if isinstance(one, Collate) and type(one) is type(other):
         return _same(one.collate, other.collate) and replace(one, collate=other.collate) == other
+    if isinstance(one, partial) and isinstance(other, partial):
+        return _equal(*({"": x.func, **dict(enumerate(x.args)), **x.keywords} for x in (one, other)))
     code = getattr(one, "__code__", None)
-    if code is None or code != getattr(other, "__code__", None):
-        return bool(one == other)
-    return _bound(one) == _bound(other)
+    if code is not None and code == getattr(other, "__code__", None):
+        return _bound(one) == _bound(other)
+    if code is None and type(one) is type(other) and type(one).__eq__ is object.__eq__ and hasattr(one, "__dict__"):
+        return _equal(vars(one), vars(other))
+    return bool(one == other)
+
+
+def _equal(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    """Whether such functions hold the same values by the same names."""
+    try:
+        return one.keys() == other.keys() and all(x is other[name] or _same(x, other[name]) for name, x in one.items())
+    except (RuntimeError, TypeError, ValueError):  # of arrays, and of objects that hold each other
+        return False
 
 
 def _bound(function: Any) -> list[int]:

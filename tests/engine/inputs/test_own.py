@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -320,3 +322,25 @@ def test_labels_beside_an_array_may_be_lists_of_lists():
         assert torch.equal(data.train.tensors[1], torch.tensor(labels))
     with raises("the arrays of the training data have .12, 11. rows"):
         load_data(((x, [[0, 1]] * 11), (x, [[0, 1]] * 11)))
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, items):
+        return scaled(items, self.scale)
+
+
+def scaled(items, scale):
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+@pytest.mark.parametrize("kind", [Scaled, lambda scale: partial(scaled, scale=scale), lambda scale: partial(Scaled(scale))])
+def test_collators_of_one_class_and_state_are_one(kind):
+    shared = torch.ones(2)
+    for one, other in ((2, 2), (shared, shared), (Scaled(1), Scaled(1))):
+        load_data((DataLoader(own(), collate_fn=kind(one)), DataLoader(own(), collate_fn=kind(other))))
+    for one, other in ((2, 3), (torch.ones(2), torch.zeros(2)), (Scaled(1), Scaled(2))):
+        with raises("different collate_fn"):
+            load_data((DataLoader(own(), collate_fn=kind(one)), DataLoader(own(), collate_fn=kind(other))))
