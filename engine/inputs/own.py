@@ -34,6 +34,7 @@ from .sources import TESTS, TRAININGS
 
 ARRAYS = (Tensor, np.ndarray)
 LISTS = (Sequence, *ARRAYS)
+BY_IDENTITY: Any = object.__eq__  # of objects without an equality of their own
 AS_OBJECT = "own:"  # the source of data that were given as objects begins with it
 
 
@@ -108,7 +109,7 @@ def _same(one: Any, other: Any) -> bool:
     code = getattr(one, "__code__", None)
     if code is not None and code == getattr(other, "__code__", None):
         return _bound(one) == _bound(other)
-    if code is None and type(one) is type(other) and type(one).__eq__ is object.__eq__ and hasattr(one, "__dict__"):
+    if code is None and type(one) is type(other) and type(one).__eq__ is BY_IDENTITY and hasattr(one, "__dict__"):
         return _equal(vars(one), vars(other))
     return bool(one == other)
 
