@@ -8,7 +8,7 @@ are made from these declarations.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum, auto
 from numbers import Integral, Number, Real
 from os import PathLike
@@ -188,6 +188,8 @@ def as_path(given: Any, name: str) -> Path:
 def check_all(given: Any) -> None:
     """Check the value of every option in an instance of a dataclass, and make numbers of NumPy Python's own.
 
+    None is the default.
+
     Raises:
         FreePruneError: a value is of another type, or not allowed.
     """
@@ -195,6 +197,7 @@ def check_all(given: Any) -> None:
         made = _option_of(one)
         if made is not None:
             value = plain(getattr(given, one.name))
+            value = one.default if value is None and one.default is not MISSING else value
             made.but(name=made.name or one.name).check(value)
             object.__setattr__(given, one.name, value)  # it may be frozen, and is being made
 

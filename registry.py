@@ -32,6 +32,8 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     Raises:
         FreePruneError: there is no such entry; the error suggests close names.
     """
+    if not isinstance(name, str):
+        raise FreePruneError(f"the {kind} is {name!r}; give its name, such as {next(iter(table))!r}")
     if name in table:
         return table[name]
     foreign = plugins(kind)

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..options import as_path
+from .asked.commands import FOLDER
 from .asked.declaration import Hardware
 from .asked.recipe import Recipe
 from .asked.settings import Settings
@@ -92,6 +93,8 @@ def opened(
     out: str | Path, placement: Placement, hardware: Hardware, resume: bool, force: bool, progress: Shown
 ) -> Iterator[Opening]:
     """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder."""
+    for name, given in (("resume", resume), ("force", force)):
+        FOLDER[name].check(given)
     folder = as_path(out, "out")
     with files.errors_kept(folder, resume), reported(progress) as tell:
         yield Opening(folder, placement, hardware, resume, force, tell)

@@ -479,6 +479,9 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
     ("options", "message"),
     [
         ({"granularity": "channel", "strategy": "evolutoin"}, "there is no strategy 'evolutoin'; did you mean 'evolution'"),
+        ({"granularity": "channel", "strategy": None}, "the strategy is None; give its name, such as 'random'"),
+        ({"force": "no"}, "`force` is 'no'; give True or False"),
+        ({"resume": 1}, "`resume` is 1; give True or False"),
         ({"metric": "freprune"}, "there is no metric 'freprune'; did you mean 'freeprune'"),
         ({"criterion": "l3"}, "there is no criterion 'l3'"),
         ({"warm_starts": ("deep",), "weights": "missing.safetensors"}, "there is no warm start 'deep'"),

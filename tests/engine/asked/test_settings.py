@@ -63,3 +63,7 @@ def test_the_help_names_all_warm_starts_and_those_of_each_granularity():
     option = SETTINGS["warm_starts"]
     assert f"any of {','.join(WARM_STARTS)};" in option.help
     assert all(",".join(backend.warm_starts) in option.default_text for backend in BACKENDS.values())
+
+
+def test_none_is_the_default_of_an_option():
+    assert Recipe(epochs=2, optimizer=None, batch_size=None) == Recipe(epochs=2)
