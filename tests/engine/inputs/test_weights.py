@@ -242,7 +242,7 @@ def test_a_prefix_of_ones_own(tmp_path):
     "word", ["optimizer", "my_optimizer_state", "optim.exp_avg", "exp_avg_sq", "grads", "momentum_buffer", "moment1"]
 )
 def test_moments_by_the_names_of_weights_are_no_weights(tmp_path, word):
-    arrives(tmp_path, lambda state: {**under("net.", state), word: {name: 0 * x for name, x in state.items()}})
+    arrives(tmp_path, lambda state: {**under("my_net.", state), word: {name: 0 * x for name, x in state.items()}})
 
 
 @pytest.mark.parametrize("part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
