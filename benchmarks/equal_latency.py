@@ -296,6 +296,14 @@ class Found:
         return Found(Cell(told["network"], told["share"], told["method"]), told["seed"], Plan.load(folder), told["about"])
 
 
+def known(bench: Bench, name: str) -> Found:
+    """A network of the results, from its widths."""
+    told = json.loads((RESULTS / f"{name}.json").read_text())
+    cell, job = Cell(told["network"], told["share"], told["method"]), bench.job(told["network"], told["seed"])
+    plan = job.backend.plan(np.array([told["kept"][group.name] for group in job.backend.groups]))
+    return Found(cell, told["seed"], plan, {"latency_share": told["latency_share"]})
+
+
 def find(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
     """For each seed, from an own search or from one bisection for all where the seed does not change the line."""
     if cell.method in SEARCHED:

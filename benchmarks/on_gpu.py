@@ -10,7 +10,7 @@ script works; its figures mean nothing. `--device cpu` does without the card.
 
 - `device`: scores on the card against those on the processor, what a trial costs beside a forward pass, a search of 300 trials.
 - `latency`: trains what `equal_latency.py --find DIR` has found, where latency was measured; `--found` is that folder.
-- `long`: every method at one budget of MACs, or of those in `--found` at one latency, after long fine-tuning.
+- `long`: every method at one budget of MACs, and the networks of `results/latency/` at one latency, after long fine-tuning.
 - `study`: fine-tunes one candidate of a study for long; `correlate --resume` scores them, wherever that is.
 """
 
@@ -49,7 +49,7 @@ LONG = (
 )  # fmt: skip
 RIVALS = 7  # the first ones, with all seeds; the others with one
 LONG_ROWS = (("resnet20", 0.45), ("resnet20", 0.30))
-LONG_FOUND = ("resnet56", 0.65)  # network and share of the latency
+LONG_LATENCY = "resnet56-65"  # network and share of the dense latency
 EPOCHS = {"resnet20": 20, "resnet56": 8}
 FROM_SCRATCH = 0.1  # the peak learning rate of networks with new weights
 DEVICE = {  # networks, the side of their images, and how many are scored
@@ -71,8 +71,7 @@ def tasks(found: Path | None, patterns: list[str], quick: bool) -> list[tuple[st
 
 
 def all_tasks(found: Path | None) -> Iterator[tuple[str, str]]:
-    folders = [path.parent.name for path in found.glob("*/found.json")] if found else []
-    there = sorted(folders, key=lambda name: (name.rsplit("-", 1)[-1], name))  # one seed after the other
+    there = by_seed([path.parent.name for path in found.glob("*/found.json")] if found else [])
     yield from (("device", name) for name in DEVICE)
     rivals, others = [
         [("long", f"{network}/{share}/{m}/{seed}") for seed in range(n) for network, share in LONG_ROWS for m in methods]
@@ -81,13 +80,17 @@ def all_tasks(found: Path | None) -> Iterator[tuple[str, str]]:
     # Long training waits for the card, short training for the processor: in turn.
     for both in zip_longest(rivals, [("latency", name) for name in there]):
         yield from filter(None, both)
-    network, share = LONG_FOUND
-    yield from (("long", f"found/{name}") for name in there if name.startswith(f"{network}-{round(100 * share)}-"))
+    known = [path.stem for path in (HERE / "results" / "latency").glob(f"{LONG_LATENCY}-*.json")]
+    yield from (("long", f"latency/{name}") for name in by_seed(known))
     yield from others
     for name in STUDIES:
         yield from (("study", f"{name}/{candidate}/0") for candidate in range(CANDIDATES))
     for name in STUDIES:
         yield from (("study", f"{name}/{candidate}/1") for candidate in range(0, CANDIDATES, AGAIN))
+
+
+def by_seed(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name.rsplit("-", 1)[-1], name))
 
 
 def begin(data: Path, weights: Path, found: Path | None, device: str, quick: bool) -> None:
@@ -237,8 +240,8 @@ def long(name: str) -> dict[str, str]:
     from freeprune.engine.training.measuring import accuracy
 
     start = time.perf_counter()
-    if name.startswith("found/"):
-        found = equal_latency.Found.load(made["found"] / name.removeprefix("found/"))
+    if name.startswith("latency/"):
+        found = equal_latency.known(bench(), name.removeprefix("latency/"))
         network, seed, method = found.cell.network, found.seed, found.cell.method
         what, plan = f"latency{round(100 * found.cell.share)}", found.plan
         job = bench().job(network, seed)
