@@ -16,10 +16,10 @@ from .segmentation import Segmentation
 TASKS: dict[str, Task] = {
     "binary": Binary(),
     "classification": Classification(),
-    "multilabel": Multilabel(),
     "language": Language(),
     "tokens": Tokens(),
     "segmentation": Segmentation(),
+    "multilabel": Multilabel(),  # also of masks, where they are not of one class for each position
     "regression": Regression(),
     "agreement": Agreement(),
     "embedding": Embedding(),

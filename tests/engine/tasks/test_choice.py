@@ -49,6 +49,11 @@ TOLD = [
     ("regression", numbers(4).softmax(1), numbers(4).softmax(1)),
     ("multilabel", whole().unsqueeze(1).eq(torch.arange(4)).long(), numbers(4)),
     ("segmentation", whole(8, 8).unsqueeze(1).eq(torch.arange(3).view(1, 3, 1, 1)).float(), numbers(3, 8, 8)),
+    ("multilabel", whole(3, 8, 8, most=2).float(), numbers(3, 8, 8)),  # masks of classes that overlap, and of no class
+    ("multilabel", whole(3, 8, 8, most=2).bool(), numbers(3, 8, 8)),
+    ("multilabel", whole(8, 8, most=2), numbers(8, 8)),
+    ("multilabel", whole(5, 3, most=2), numbers(5, 3)),
+    ("regression", whole(3, 8, 8).float(), numbers(3, 8, 8)),
     ("language", TOKENS.where(TOKENS < 5, -100), numbers(5, 7)),
     ("tokens", whole(5), numbers(5, 3)),
     ("agreement", None, numbers(4)),

@@ -265,6 +265,11 @@ def test_several_labels_by_hand():
     right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
     assert task.loss(output, labels).item() == pytest.approx((4 * right + 2 * wrong) / 6)
     assert task.as_labels(torch.tensor([[0.5, 1]])) is None
+    # The same, as masks of one image of 3 positions with two classes.
+    masks, logits = (x.view(1, 2, 3) for x in (labels, output))
+    assert torch.equal(task.as_labels(masks.long()), masks)
+    assert task.tally(logits, masks).tolist() == [2, 1, 1]
+    assert task.loss(logits, masks).item() == pytest.approx((4 * right + 2 * wrong) / 6)
 
 
 def test_regression_by_hand():
