@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from ..backends import Plan
@@ -15,7 +17,7 @@ from ..metrics import Metric
 from ..search import Strategy
 from .asked.recipe import Recipe
 from .asked.settings import RunOptions, Settings, hardware_of, placed, settings
-from .asked.targets import on_latency
+from .asked.targets import on_latency, used
 from .delivery.export import exported_again
 from .delivery.finish import Result, finish
 from .delivery.rehearsal import Rehearsed, rehearse
@@ -41,7 +43,10 @@ from .store.summary import Summary
 from .training.checkpoint import Saving
 from .training.finetuning import assist, dismiss
 from .training.processes import check_hardware, is_first
+from .user_code import warn
 from .workers.pool import pool
+
+WELL_USED = 0.9  # share of a target, below which smaller steps are worth a word
 
 MakeStrategy = Callable[[Job], Strategy]
 
@@ -152,6 +157,7 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
             job = replace(job, space=latency.space(timed.limit_ms))
             best = best if held is best.found else checked(job, held, best.refused)
     best.plan.save(folder)
+    _tell_steps(job, best.found.kept)
     return finish(job, Outcome(best, ledger.trials, timed), rehearsed, folder, progress)
 
 
@@ -199,6 +205,16 @@ def _searched(job: Job, strategy: Strategy, score_all: ScoreAll, ledger: Ledger,
         job.space, strategy, score_all, ledger, 0 if asked.even else asked.trials, even=asked.even, batch=asked.proposals,
         ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
     )  # fmt: skip
+
+
+def _tell_steps(job: Job, kept: NDArray[np.int64]) -> None:
+    """Warn where channels leave so many at a time that much of the target is left over."""
+    share, asked = used(job.space, kept), job.settings
+    if share < WELL_USED and not asked.even and "round_to" in job.backend.options and str(asked.layout.get("round_to")) != "1":
+        warn(
+            f"the network takes {share:.0%} of what {' and '.join(map(str, asked.target))} allows: channels leave several at a "
+            "time and its layers have few; smaller steps come nearer, such as `round_to=1`"
+        )
 
 
 def _tell_dense(job: Job, progress: Progress) -> None:

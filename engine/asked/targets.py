@@ -246,6 +246,12 @@ def binding(space: Space, kept: NDArray[np.int64]) -> frozenset[str]:
     return frozenset(name for name, target in space.targets.items() if limits(costs[name] > target))
 
 
+def used(space: Space, kept: NDArray[np.int64]) -> float:
+    """How much of its targets a network `(L,)` takes, 0 to 1: of the one that it comes nearest to."""
+    costs = space.costs(kept[None])
+    return max((float(costs[name][0]) / target for name, target in space.targets.items() if target), default=1.0)
+
+
 LABELS = {"macs": "MACs", "params": "parameters", "nonzero": "non-zero weights", LATENCY: "predicted latency, ms"}
 
 

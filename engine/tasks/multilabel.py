@@ -69,7 +69,7 @@ class Multilabel(Task):
         return torch.stack([(told & true).sum(), (told & ~true).sum(), (~told & true).sum()]).double()
 
     def measured(self, tally: Tensor) -> float:
-        """F1 over all images, classes and positions: twice the labels found, over those given and those that are true; 1 if none are."""
+        """F1 over all labels: twice those found, over those given and those that are true; 1 if none are."""
         found, wrong, missed = tally.tolist()
         total = 2 * found + wrong + missed
         return 2 * found / total if total else 1.0

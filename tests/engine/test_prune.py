@@ -113,6 +113,18 @@ def test_zeros_that_channels_do_not_keep_are_told_before_the_search(tmp_path):
         prune(tmp_path / "out", model=sparse, trials=0, finetune=None)
 
 
+@pytest.mark.filterwarnings("ignore:the dense network has")
+def test_steps_that_leave_much_of_the_target_over_are_told(tmp_path, recwarn):
+    wide = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 3))
+    options = {"model": wide, "target": {"macs": 0.49}, "trials": 1, "finetune": None}
+    with pytest.warns(freeprune.FreePruneWarning, match="takes 51% of what macs=49% allows: channels leave several at a time"):
+        found = prune(tmp_path / "steps", **options)  # 15 channels would do, 8 are left
+    assert found.summary["cost"]["macs"].pruned * 4 == found.summary["cost"]["macs"].dense
+    recwarn.clear()
+    prune(tmp_path / "single", round_to=1, **options)
+    assert not any("several at a time" in str(warning.message) for warning in recwarn)
+
+
 def test_a_compressed_file_is_smaller_and_computes_the_same(tmp_path):
     options = {"target": {"nonzero": 0.1}, "trials": 0, "finetune": None, "compaction": False}
     plain, small = (prune(tmp_path / str(c), "weight", compress=c, **options) for c in (False, True))
