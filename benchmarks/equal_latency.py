@@ -121,7 +121,7 @@ class Bench:
         self.weights = weights.resolve()
         self.recipe = freeprune.Recipe(images=images, precision=precision)
         self._data: dict[str, Data] = {}
-        self._jobs: dict[tuple[str, int, int], Job] = {}
+        self._jobs: dict[tuple[str, int, int | str], Job] = {}
         self._clocks: dict[str, Clock] = {}
 
     def data(self, name: str) -> Data:
@@ -137,7 +137,7 @@ class Bench:
         spec, file = GIVEN[name]
         return load_weights(load_model(spec), self.weights / file).eval()
 
-    def job(self, name: str, seed: int, round_to: int = 1) -> Job:
+    def job(self, name: str, seed: int, round_to: int | str = 1) -> Job:
         """The groups at widths in these steps, branches included, as a search of the package sees them."""
         key = name, seed, round_to
         if key not in self._jobs:
@@ -297,11 +297,14 @@ class Found:
 
 
 def known(bench: Bench, name: str) -> Found:
-    """A network of the results, from its widths."""
+    """A network of the results, once more: a searched one from its widths, others from their place on the line."""
     told = json.loads((RESULTS / f"{name}.json").read_text())
-    cell, job = Cell(told["network"], told["share"], told["method"]), bench.job(told["network"], told["seed"])
-    plan = job.backend.plan(np.array([told["kept"][group.name] for group in job.backend.groups]))
-    return Found(cell, told["seed"], plan, {"latency_share": told["latency_share"]})
+    cell, seed = Cell(told["network"], told["share"], told["method"]), told["seed"]
+    if cell.method not in SEARCHED:
+        return at_latency(bench, cell, (seed,))[0]
+    job = bench.job(cell.network, seed, "auto")
+    kept = [told["kept"].get(group.name, group.units) for group in job.backend.groups]
+    return Found(cell, seed, job.backend.plan(np.array(kept)), {"latency_share": told["latency_share"]})
 
 
 def find(bench: Bench, cell: Cell, seeds: tuple[int, ...]) -> list[Found]:
