@@ -12,6 +12,7 @@ from .algebra import all_without, contract, freeze_all
 from .labelling import Labelling
 from .labels import Labels, along, on_dim, support
 from .operator import Call, Operand
+from .record import Rows
 
 
 def convolution(tracer: Labelling, call: Call) -> list[Labels]:
@@ -60,7 +61,7 @@ def convolution(tracer: Labelling, call: Call) -> list[Labels]:
     elif transposed:
         rows = _grouped_transposed(tracer, channels, columns, rows, groups, out.shape[1])
     else:
-        rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1], out.shape[1])
+        rows = _grouped(tracer, channels, rows, columns, groups, x.shape[1])
     if bias is not None:
         contract(tracer, rows[:1], [layer.ravel() for layer in tracer.labels(bias)])
     beside = [y for y in layers if {1, *covered}.isdisjoint(support(y))]
@@ -92,26 +93,20 @@ def _at(given: Any, position: int) -> Any:
     return given[position] if isinstance(given, tuple | list) else given
 
 
-def _grouped(
-    tracer: Labelling, channels: Labels, rows: Labels, columns: Labels, groups: int, width_in: int, width_out: int
-) -> Labels:
+def _grouped(tracer: Labelling, channels: Labels, rows: Labels, columns: Labels, groups: int, width_in: int) -> Labels:
     """The output channels of a convolution in groups, whose weight holds the inputs of one group only."""
     if not channels:
         freeze_all(tracer, [*rows, *columns])
         return []
-    whole = width_in == groups or _whole(tracer, channels, groups)
-    for channel in channels:
-        by_group = channel.reshape(groups, width_in // groups)
-        if whole:
-            contract(tracer, [by_group[:, :1]], [row.reshape(groups, width_out // groups) for row in rows])
-        else:
-            contract(tracer, [by_group], [column[None, :] for column in columns])
-    if width_in != groups and whole:
-        freeze_all(tracer, columns)
-    elif width_in != groups:
-        for row in rows:
-            positions = row.reshape(groups, width_out // groups)
-            tracer.unite(positions, positions[:1])
+    read, made = ([layer.reshape(groups, -1) for layer in layers] for layers in (channels, rows))
+    if width_in == groups:
+        contract(tracer, [layer[:, :1] for layer in read], made)
+    elif made and (columns or _whole(tracer, channels, groups)):
+        tracer.in_rows(Rows(read, columns, made))
+    else:
+        freeze_all(tracer, [*read, *columns])
+        for layer in made:
+            tracer.unite(layer, layer[:1])
     return rows
 
 

@@ -15,7 +15,7 @@ from ...lending import origin, storage_of
 from .calls import Held
 from .labels import Labels, Layer, alike_in_rows, on_dim, support
 from .names import Names
-from .record import Leaf, Op, Trace
+from .record import Leaf, Op, Rows, Trace
 
 Known = Mapping[tuple[str, int], tuple[NDArray[np.bool_], str]]
 """For dimensions of parameters and buffers the coordinates that stay anyway, and why."""
@@ -138,8 +138,10 @@ class Labeller:
     def together(self, rows: Layer) -> bool:
         return alike_in_rows(self.classes[rows])
 
-    def in_rows(self, rows: Layer) -> None:
-        self.trace.rows.append(rows)
+    def in_rows(self, rows: Rows) -> None:
+        self.trace.rows.append((rows, str(self._where)))
+        for one, other in rows.ties(True) if rows.whole(self.classes) else []:
+            self.unite(one, other)
 
     def box(self, layer: Layer) -> None:
         self.trace.boxes.append(layer)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .labels import Labels, Layer
 from .operator import Operand
+from .record import Rows
 
 
 class Labelling(Protocol):
@@ -45,8 +46,8 @@ class Labelling(Protocol):
     def together(self, rows: Layer) -> bool:
         """Whether the nodes of each row go together anyway."""
 
-    def in_rows(self, rows: Layer) -> None:
-        """The same places go from every row, or whole rows if in the end the nodes of each go together anyway."""
+    def in_rows(self, rows: Rows) -> None:
+        """The same places go from every group, or whole groups if in the end the channels of each go together anyway."""
 
     def box(self, layer: Layer) -> None:
         """What is kept of a layer that varies along several dimensions must be a box."""

@@ -10,6 +10,7 @@ from .algebra import all_without, merge, others_empty
 from .labelling import Labelling
 from .labels import Labels, along, support
 from .operator import Call
+from .record import Rows
 
 
 def batch_norm(tracer: Labelling, call: Call) -> list[Labels]:
@@ -51,7 +52,7 @@ def group_norm(tracer: Labelling, call: Call) -> list[Labels]:
     x, groups = call["input"], call["group"]
     channels = tracer.relabel(x, all_without(tracer, tracer.labels(x), {*range(x.dim())} - {1}))
     for layer in channels if groups > 1 else []:
-        tracer.in_rows(layer.reshape(groups, -1))
+        tracer.in_rows(Rows([layer.reshape(groups, -1)]))
     return others_empty(call, merge(tracer, _with_channel_vectors(tracer, call, "weight", "bias"), x.dim()))
 
 

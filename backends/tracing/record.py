@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import Labels, Layer, Shape, alike_in_rows, collapse, support
+from .labels import Labels, Layer, Shape, alike, alike_in_rows, collapse, support
 
 OUTPUT = "the network's output"  # the reason why its channels stay
 
@@ -28,6 +28,37 @@ class Leaf:
     dim: int
     start: int
     size: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Channels in groups, of which the same places go from every group, or whole groups where those of each go together anyway.
+
+    Attributes:
+        read: the channels, `(groups, channels)` each.
+        columns: of a convolution the dimension of its weight that holds the inputs of one group, `(channels,)` each.
+        made: of a convolution what it makes of each group, `(groups, channels)` each.
+    """
+
+    read: Labels
+    columns: Labels = field(default_factory=list)
+    made: Labels = field(default_factory=list)
+
+    def whole(self, classes: NDArray[Any]) -> bool:
+        """Whether the channels of each group go together anyway, and not those of all groups.
+
+        Args:
+            classes: `(nodes,)`: the same for nodes that go together.
+        """
+        rows = [classes[layer] for layer in self.read]
+        return any(map(alike_in_rows, rows)) and not any(alike(x[:, 0]) for x in rows)
+
+    def ties(self, whole: bool) -> list[tuple[Layer, Layer]]:
+        """What goes together; where whole groups go, `columns` stay."""
+        if whole:
+            return [(made, read[:, :1]) for made in self.made for read in self.read]
+        places = [(read[:1], column[None, :]) for read in self.read for column in self.columns]
+        return [*[(layer, layer[:1]) for layer in (*self.read, *self.made)], *places]
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,7 @@ class Trace:
     nodes: int = 1
     further: list[str] = field(default_factory=list)  # the kinds of the passes after the first one
     boxes: list[Layer] = field(default_factory=list)
-    rows: list[Layer] = field(default_factory=list)  # `(groups, channels)`, of which places go from all, or whole ones
+    rows: list[tuple[Rows, str]] = field(default_factory=list)  # channels in groups, and where they are so
     tensors: dict[str, tuple[Shape, Labels]] = field(default_factory=dict)  # the parameters and buffers, as they were labelled
     weak: list[tuple[int, int]] = field(default_factory=list)  # ranges of nodes that belong to no parameter
     choices: list[tuple[Layer, int, int]] = field(default_factory=list)  # nodes preferred to others, and the unions made for it
@@ -177,10 +208,13 @@ class Trace:
         return ~gone[roots]
 
     def settle_rows(self) -> None:
-        """Tie the same places of all rows, where the nodes of each row do not go together anyway."""
-        for rows in self.rows:
-            if not alike_in_rows(self.roots[rows]):
-                self.unite(rows, rows[:1])
+        """Tie the same places of all groups, where those of each group do not go together anyway."""
+        for rows, why in self.rows:
+            whole = rows.whole(self.roots)
+            for one, other in rows.ties(whole):
+                self.unite(one, other)
+            for column in rows.columns if whole else []:
+                self.freeze(column, why)
 
     def settle_boxes(self) -> None:
         """If a layer can still shrink along several dimensions, tie all but one, so that what is left is a box.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .labels import Layer, alike
+from .record import Rows
 from .tracer import Tracer
 
 
@@ -22,6 +23,6 @@ class Retracer(Tracer):  # type: ignore[no-untyped-call]
         """What was to stay was tied to all else that stays."""
         return not (alike(self.classes[first]) and not alike(self.classes[other]))
 
-    def in_rows(self, rows: Layer) -> None:
-        if not self.together(rows):
-            self.unite(rows, rows[:1])
+    def in_rows(self, rows: Rows) -> None:
+        for one, other in rows.ties(rows.whole(self.classes)):
+            self.unite(one, other)

@@ -170,6 +170,33 @@ def test_whole_groups_go_where_the_inputs_of_each_go_together(kind):
     assert (smaller.gather.in_channels, smaller.gather.out_channels, smaller.gather.groups) == (20, 5, 5)
 
 
+class MultiScale(nn.Module):
+    """Linear attention whose heads are mixed by a convolution in groups before code takes them for heads (EfficientViT)."""
+
+    def __init__(self, heads=5, each=4):
+        super().__init__()
+        width, self.each = heads * each, each
+        self.first, self.qkv, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3 * width, 1), nn.Conv2d(2 * width, 5, 1)
+        self.mixed = nn.Conv2d(3 * width, 3 * width, 1, groups=3 * heads)
+
+    def forward(self, x):
+        qkv = self.qkv(self.first(x).relu())
+        heads = torch.cat([qkv, self.mixed(qkv)], 1).flatten(2).unflatten(1, (-1, 3 * self.each))
+        q, k, v = heads.split(self.each, 2)
+        v = F.pad(v, (0, 0, 0, 1), value=1.0)
+        y = v @ k.relu().transpose(-1, -2) @ q.relu()
+        y = y[:, :, :-1] / (y[:, :, -1:] + 1e-3)
+        return self.last(y.reshape(x.shape[0], -1, *x.shape[2:]))
+
+
+def test_whole_groups_go_where_heads_do_behind_the_convolution():
+    torch.manual_seed(0)
+    backend = promises.kept(MultiScale(), torch.randn(2, 3, 6, 6), onnx=True)
+    assert promises.widths(backend) == {"first": 6, "qkv": 5}
+    smaller = apply(MultiScale(), backend.plan(np.array([6, 2])))
+    assert (smaller.mixed.in_channels, smaller.mixed.out_channels, smaller.mixed.groups) == (24, 24, 6)
+
+
 @pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_groups_follow_where_the_weight_of_a_convolution_is_computed(change):
     torch.manual_seed(0)
