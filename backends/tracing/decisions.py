@@ -49,11 +49,17 @@ def reads_condition(func: Any, args: Any) -> bool:
     return bool(name_of(func) == "_local_scalar_dense" and args[0].dtype == torch.bool)
 
 
-def assumed(func: Any, args: Any, holds: bool) -> Any:
-    """The operands as if every condition on the input held, for all rows; or as if those failed that code reads."""
+def assumed(func: Any, args: Any, holds: bool, some: bool = False) -> Any:
+    """The operands as if every condition on the input held, for all rows; or as if those failed that code reads.
+
+    Args:
+        some: whether counts of zero that code reads are taken for one, as of the rows that a router sends to an expert.
+    """
     name = name_of(func)
     if reads_condition(func, args):
         return (torch.full_like(args[0], holds),)
+    if holds and some and name == "_local_scalar_dense" and not (args[0].is_floating_point() or args[0].is_complex()):
+        return (torch.where(args[0] == 0, 1, args[0]),)
     if holds and name == "nonzero":
         return (torch.ones_like(args[0]), *args[1:])
     if holds and takes_indices(func):

@@ -155,7 +155,8 @@ def _pass(network: nn.Module, inputs: Inputs, stays: Known) -> Trace:
             for kind, other in ((HOLDS, False), (FAILS, True)):
                 if any(value is other for value in decided) or (decided and tracer.unused(leaves(output))[0]):
                     start = len(tracer.trace.ops)
-                    output += _further_pass(network, inputs, tracer, kind, [not other])
+                    some = _further_pass(network, inputs, tracer, kind, [True], some=True) if kind == HOLDS else []
+                    output += some or _further_pass(network, inputs, tracer, kind, [not other])
                     runs.append(_conditions(tracer.trace.ops[start:]))
             while len(runs) < MOST_RUNS and (conditions := _other_end(runs)):
                 start = len(tracer.trace.ops)
@@ -213,16 +214,19 @@ def _other_end(runs: Sequence[Sequence[bool]]) -> list[bool] | None:
     return None
 
 
-def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str, conditions: Sequence[bool] = ()) -> list[Any]:
+def _further_pass(
+    network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str, conditions: Sequence[bool] = (), *, some: bool = False
+) -> list[Any]:
     """What the network gives in a further pass, which is traced too; nothing where it fails.
 
     Args:
         conditions: what conditions on the input are taken for, in their order, the last for all further ones.
+        some: whether counts of zero that code reads are taken for one.
     """
     go_back = tracer.bookmark()
     tracer.most_assumed = LONGER * sum(bool(op.decided) for op in tracer.trace.ops)
     tracer.trace.further.append(kind)
-    tracer.assumed = conditions
+    tracer.assumed, tracer.assumes_some = conditions, some
     try:
         with undisturbed(network), further(network, kind), tracer:
             return [network(*inputs)]
@@ -230,7 +234,7 @@ def _further_pass(network: nn.Module, inputs: Inputs, tracer: Tracer, kind: str,
         go_back()
         return []
     finally:
-        tracer.assumed = ()
+        tracer.assumed, tracer.assumes_some = (), False
 
 
 def further(network: nn.Module, kind: str) -> AbstractContextManager[None]:

@@ -59,6 +59,7 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
         TorchDispatchMode.__init__(self)  # type: ignore[no-untyped-call]
         self._modules: list[str] = []
         self.assumed: Sequence[bool] = ()  # what the conditions on the input are taken for, the last for all further ones
+        self.assumes_some = False  # whether counts of zero that code reads are taken for one as well
         self.most_assumed = 0  # conditions more than which are a loop without an end
         self._alone = self._store()  # tensors with labels of single coordinates, and what made them
         self.constants = Constants(self._store)
@@ -275,7 +276,7 @@ class Tracer(Labeller, TorchDispatchMode):  # type: ignore[no-untyped-call]
         holds, *others = self.assumed
         if others and reads_condition(func, args):
             self.assumed = others
-        return assumed(func, args, holds)
+        return assumed(func, args, holds, self.assumes_some)
 
     def _run(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator."""

@@ -50,8 +50,16 @@ def by_index(out, x, expert, chosen, weights):
         out.index_put_((rows,), expert(x[rows]) * (weights * chosen).sum(-1)[rows, None], accumulate=True)
 
 
+def by_count(out, x, expert, chosen, weights):
+    [count] = chosen.sum()[None].tolist()
+    if count == 0:
+        return
+    rows, place = torch.where(chosen)
+    out[rows] += expert(x[rows]) * weights[rows, place, None]
+
+
 @pytest.mark.parametrize("experts", [4, 12])  # of twelve the example does not reach all
-@pytest.mark.parametrize("sends", [by_rows, by_mask, by_index])
+@pytest.mark.parametrize("sends", [by_rows, by_mask, by_index, by_count])
 def test_experts_in_a_loop_shrink_wherever_rows_are_sent(sends, experts):
     torch.manual_seed(0)
     network, x = Experts(sends, experts).eval(), torch.randn(3, 4, 6)
