@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -18,6 +19,7 @@ from .operator import Call
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 UNWRITTEN = ("empty_like", "new_empty", "new_empty_strided")  # make memory of any content, which is no number of the code
+COUNTS = (torch.int32, torch.int64)
 CPU = torch.device("cpu")
 
 
@@ -25,7 +27,8 @@ class Seen(TorchFunctionMode):
     """Has code make its tensors of numbers, and read numbers of tensors, where an operator shows them.
 
     Tensors are made on the CPU where they are wanted on the meta device, and ahead of indexing where a list is the index. All
-    numbers of a tensor, as a list, are read one by one: torch reads them at once without an operator.
+    numbers of a tensor, as a list, are read one by one: torch reads them at once without an operator. So are whole numbers that
+    an array is made of, as of the rows of each expert.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -41,6 +44,8 @@ class Seen(TorchFunctionMode):
             args = (args[0], index, *args[2:])
         elif func is Tensor.tolist:
             return _listed(args[0])
+        elif func is Tensor.numpy and args[0].dim() == 1 and args[0].dtype in COUNTS:
+            return np.array(_listed(args[0]), func(args[0].new_empty(0, device=CPU)).dtype)
         return func(*args, **kwargs)
 
 
