@@ -15,6 +15,7 @@ from ...errors import FreePruneError
 from ..surgery.trial import Key, Repair
 from ..tracing.labels import Labels, Layer, collapse, support
 from ..tracing.record import Op, Trace
+from ..tracing.rules import takes_part
 from .certificate import Mismatch
 from .code import integers
 from .hypotheses import explains_scale, hypotheses, outwards
@@ -22,6 +23,7 @@ from .ties import Ties
 
 MAX_HYPOTHESES = 64  # assignments of sizes to attributes tried at one place of the code
 MAX_TAKEN_BACK = 24  # times that the hypothesis at one place is replaced for a mismatch at another
+PART = 3  # the first number of the key of a size that is a part of another, behind those of `_sizes`
 
 Place = tuple[str, str]
 
@@ -110,7 +112,8 @@ class Fixes:
     def _explanations(self, place: Place, kept: NDArray[np.bool_]) -> Iterator[tuple[Repair, ...]]:
         """Hypotheses about the attributes of the module that ran, then of each that it lies in.
 
-        If there is none, all sizes that changed inside of these count, which a module may check before it hands them on.
+        If there is none, all sizes that changed inside of these count, which a module may check before it hands them on. In the
+        end parts of the sizes count that the module takes elsewhere, as states are of what Mamba splits off with its heads.
         """
         sizes, none = self._sizes(place, kept), True
         for module in outwards(place[0]):
@@ -119,6 +122,11 @@ class Fixes:
                 yield found
         for module in outwards(place[0]) if none else ():
             yield from hypotheses(self._network, module, place[1], self._sizes((module, place[1]), kept, inside=True), kept)
+        parts = self._parts(place, sizes, kept)
+        for module in outwards(place[0]) if parts else ():
+            for found in hypotheses(self._network, module, place[1], {**sizes, **parts}, kept):
+                if any(repair.key in parts for repair in found):
+                    yield found
 
     def _next(self, place: Place, kept: NDArray[np.bool_]) -> bool:
         """Accept the next hypothesis at a place, and the like in other modules at its line; False if there is none."""
@@ -137,7 +145,10 @@ class Fixes:
                 continue  # it has another explanation
             if type(self._network.get_submodule(module)) is kind:
                 self._leaders[sister] = place
-                likewise = self._likewise(found, place[0], module, self._sizes(sister, kept))
+                sizes = self._sizes(sister, kept)
+                if any(repair.key[0] == PART for repair in found):
+                    sizes |= self._parts(sister, sizes, kept)
+                likewise = self._likewise(found, place[0], module, sizes)
                 self._accepted[sister] = tuple(r for r in likewise if r.place not in decided)
         return True
 
@@ -205,6 +216,19 @@ class Fixes:
             heads = _heads(nodes)
             if heads is not None:
                 found[*key, 1] = heads
+        return found
+
+    def _parts(self, place: Place, sizes: dict[Key, Layer], kept: NDArray[np.bool_]) -> dict[Key, Layer]:
+        """The nodes of the pieces of these sizes that the module at a place takes at other lines."""
+        found: dict[Key, Layer] = {}
+        ops = [op for op in self._trace.ops if op.module == place[0] and takes_part(op.name)]
+        for number, op in enumerate(ops):
+            for position, (_, layers) in enumerate(op.outputs):
+                for index, layer in enumerate(layers):
+                    nodes = collapse(self._trace.roots[layer]).ravel()
+                    inside = any(nodes.size < whole.size and np.isin(nodes, whole).all() for whole in sizes.values())
+                    if inside and len(support(layer)) == 1 and not kept[layer].all():
+                        found[PART, number, position, index] = nodes
         return found
 
     def _likewise(self, repairs: Sequence[Repair], first: str, module: str, sizes: dict[Key, Layer]) -> tuple[Repair, ...]:

@@ -481,3 +481,36 @@ def test_channels_go_rather_than_the_few_graphs_that_each_has(order):
     backend = promises.kept(Graphs(order), torch.randn(2, 5, 4), onnx=True)
     assert promises.widths(backend) == {"first": 10, "apart": 8}
     assert not promises.locked(backend)
+
+
+class Scanned(nn.Module):
+    """A state of heads, widths and states, with a piece of the first split whose size is a sum of two attributes (Mamba 2)."""
+
+    def __init__(self, width=12, heads=4, each=6, states=5):
+        super().__init__()
+        self.heads, self.inner, self.states = heads, heads * each, states
+        self.norm, self.split = nn.LayerNorm(width), nn.Linear(width, 2 * self.inner + 2 * states + heads)
+        self.filter = nn.Conv1d(self.inner + 2 * states, self.inner + 2 * states, 3, 1, 1, groups=self.inner + 2 * states)
+        self.decay, self.last = nn.Parameter(torch.zeros(heads)), nn.Linear(self.inner, width)
+
+    def forward(self, x):
+        sizes = [self.inner, self.inner + 2 * self.states, self.heads]
+        gate, rest, step = self.split(self.norm(x)).split(sizes, -1)
+        rest = F.silu(self.filter(rest.mT).mT)
+        values, keys, queries = rest.split([self.inner, self.states, self.states], -1)
+        values, step = values.unflatten(-1, (self.heads, -1)), F.softplus(step)
+        state, made = 0, []
+        for t in range(x.shape[1]):
+            new = torch.einsum("bh,bn,bhp->bhpn", step[:, t], keys[:, t], values[:, t])
+            state = state * torch.exp(-step[:, t] * self.decay.exp())[..., None, None] + new
+            made.append(torch.einsum("bhpn,bn->bhp", state, queries[:, t]))
+        return x + self.last(torch.stack(made, 1).flatten(2) * F.silu(gate))
+
+
+def test_a_piece_whose_size_is_a_sum_of_two_attributes_lets_both_shrink():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 12), Scanned(), Scanned(), nn.Linear(12, 3))
+    backend = promises.kept(network, torch.randn(2, 4, 6))
+    assert promises.widths(backend) == {"0": 12, "1.split": 4, "1.split#2": 5, "2.split": 4, "2.split#2": 5}
+    smaller = apply(network, backend.plan(np.array([7, 3, 2, 2, 4])))
+    assert [(one.heads, one.inner, one.states) for one in smaller[1:3]] == [(3, 18, 2), (2, 12, 4)]
