@@ -128,7 +128,8 @@ def _check_repeatable(job: Job, images: Inputs) -> None:
     if not difference < SAME_DIFFERENCE:
         raise FreePruneError(
             f"the network in eval mode gives different outputs for the same images (difference {difference:.1e}), so it "
-            "cannot be scored; let it draw no random numbers in eval mode, as F.dropout without training=self.training does"
+            "cannot be scored; let it draw no random numbers in eval mode, as F.dropout without training=self.training does, "
+            "and keep nothing from one call to the next"
         )
 
 

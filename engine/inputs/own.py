@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, SupportsIndex
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 import torch
@@ -180,6 +181,8 @@ def _drawn_from(loader: DataLoader[Any], name: str) -> Any:
         drawn = sampler
     elif isinstance(sampler, SubsetRandomSampler):
         drawn = sampler.indices
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return dataset  # which is refused as it is
     if drawn is not None:  # a data set may know its items by something else than numbers
         return Subset(dataset, [int(i) if isinstance(i, SupportsIndex) else i for i in drawn])
     count = None
@@ -204,7 +207,9 @@ def _column(given: Any) -> Tensor:
     try:
         if isinstance(given, np.ndarray):  # in the byte order and the direction that tensors have
             given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))
-        return torch.as_tensor(given)
+        with catch_warnings():
+            filterwarnings("ignore", "The given NumPy array is not writable")  # as of a file in memory: it is only read
+            return torch.as_tensor(given)
     except (TypeError, ValueError) as error:
         raise FreePruneError(f"an array of the data is {described(given)} ({cause(error)}); expected numbers") from error
 

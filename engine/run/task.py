@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import iscoroutinefunction, isgeneratorfunction
 from typing import Any
 
 import torch
@@ -192,12 +193,17 @@ def guided(finetune: Recipe | Finetune | None, choice: Choice) -> Recipe | Finet
 
 def check_finetune(finetune: Any) -> None:
     """Raises FreePruneError if this is no way to fine-tune."""
-    if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)):
+    if not (finetune is None or isinstance(finetune, Recipe) or callable(finetune)) or isinstance(finetune, type):
         raise FreePruneError(
             f"`finetune` is {finetune!r}; give a Recipe, a function from (network, data) to the trained network, or None"
         )
     if finetune is not None and not isinstance(finetune, Recipe):
         check_takes(f"the fine-tuning function {shown_name(finetune)!r}", finetune, "network, data")
+        if iscoroutinefunction(finetune) or isgeneratorfunction(finetune):
+            raise FreePruneError(
+                f"the fine-tuning function {shown_name(finetune)!r} is asynchronous or yields; expected one that returns the "
+                "trained network"
+            )
 
 
 def check_labels(what: str, instead: str, batch: Batch, choice: Choice) -> None:

@@ -12,6 +12,8 @@ from ...errors import FreePruneError
 from .base import Case, Task, described, one_output
 from .classification import relative_error
 
+LIKE_LABELS = (-1, 0, 1, 255)  # zeros and ones as images store them, with what stands for labels that do not count
+
 
 class Regression(Task):
     """Numbers for each image: labels of any shape `(N, ...)`, outputs of the same, sizes of 1 past the first aside.
@@ -42,6 +44,16 @@ class Regression(Task):
         """Numbers, and outputs of the same shape."""
         labels = self.as_labels(case.labels)
         return labels is not None and case.output is not None and _sizes(case.output) == _sizes(labels)
+
+    def note(self, case: Case) -> str:
+        """Several classes for each image or position may be meant."""
+        found = sorted({*case.labels.float().unique().tolist()} if case.labels.ndim > 1 and case.labels.shape[1] > 1 else ())
+        if not 0 < len(found) <= len(LIKE_LABELS) or not {*found} <= {*LIKE_LABELS}:
+            return ""
+        return (
+            f"; they are {', '.join(f'{x:g}' for x in found)} alone: for several classes at once give zeros and ones, and a "
+            "task of your own where some do not count"
+        )
 
     def as_labels(self, given: Any) -> Tensor | None:
         """float32, of the same shape."""

@@ -54,6 +54,7 @@ class Segmentation(Task):
     def output(self, given: Any, labels: Tensor, *, training: bool) -> Tensor:
         """The logits `(N, classes, H, W)`."""
         logits = one_output(given, self.outputs)
+        _check_masks(logits, labels)
         wanted = f"({len(labels)}, classes, {', '.join(map(str, labels.shape[1:]))})"
         if logits.ndim < 3 or (len(logits), *logits.shape[2:]) != tuple(labels.shape):
             raise FreePruneError(
@@ -64,7 +65,8 @@ class Segmentation(Task):
         return logits
 
     def check_labels(self, output: Tensor, labels: Tensor) -> None:
-        """Refuse labels that count and that the network has no output for."""
+        """Refuse labels that count and that the network has no output for, and masks of classes that overlap."""
+        _check_masks(output, labels)
         counted = labels[self._counts(output, labels)]
         if counted.numel():
             check_classes(counted, max(output.shape[1], 2))
@@ -125,3 +127,12 @@ class Segmentation(Task):
         union = told + true - both
         there = union > 0
         return float((both[there] / union[there]).mean()) if there.any() else 1.0
+
+
+def _check_masks(output: Tensor, labels: Tensor) -> None:
+    """Refuse a mask for each class that did not become one class for every position."""
+    if labels.ndim > 3 and labels.shape[1:] == output.shape[1:]:
+        raise FreePruneError(
+            f"there are masks of {labels.shape[1]} classes of which a position has several or none; use `task='multilabel'`, "
+            "or let every position have exactly one class"
+        )

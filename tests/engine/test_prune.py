@@ -520,6 +520,8 @@ def test_distillation_needs_no_teacher_from_the_user(tmp_path):
             {"finetune": lambda network: network},
             r"the fine-tuning function .* takes \(network\); give a function of \(network, data\)",
         ),
+        ({"finetune": freeprune.Recipe}, "`finetune` is <class '.*Recipe'>; give a Recipe, a function"),
+        ({"finetune": lambda network, data: (yield network)}, "is asynchronous or yields; expected one that returns"),
         ({"target": {"macs": 45}}, "'macs=45' is a number of MACs, of which .*; write a share as 'macs=60%' or 0.6"),
         ({"weights": "missing.safetensors"}, "missing.safetensors"),
     ],

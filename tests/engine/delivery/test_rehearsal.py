@@ -56,6 +56,37 @@ class Single(Changed):
         return super().forward(x[None])
 
 
+class Remembering(Changed):
+    """A network that keeps its last output."""
+
+    def __init__(self):
+        super().__init__(self.with_last)
+        self.last = 0
+
+    def with_last(self, output, training):
+        last, self.last = self.last, output.detach().mean()
+        return output + last
+
+
+class Pair(nn.Conv2d):
+    """Two classes for every position."""
+
+    def __init__(self):
+        super().__init__(1, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.head(super().forward(x).relu())
+
+
+def masks(odd):
+    """Masks of two classes, of which each position has one; the odd item, not among the calibration images, has both."""
+    images = data()[0].tensors[0]
+    made = torch.stack([images[:, 0] > 0, images[:, 0] <= 0], 1).long()
+    made[[57] * odd] = 1
+    return TensorDataset(images, made)
+
+
 class Beside(nn.Module):
     """An image network with a number for each image, which an embedding may look up."""
 
@@ -94,6 +125,7 @@ class BrokenTest(Dataset):
 REFUSED = {
     "dropout in eval mode": ({"model": Changed(lambda y, _: F.dropout(y, 0.5))}, "gives different outputs for the same images"),
     "noise": ({"model": Changed(lambda y, _: y + torch.randn(()))}, "gives different outputs .*no random numbers"),
+    "what it kept": ({"model": Remembering()}, "gives different outputs .* keep nothing from one call to the next"),
     "frozen": ({"model": network().requires_grad_(False)}, "no parameter of the network requires a gradient"),
     "no gradient": ({"model": Changed(lambda y, _: y.detach())}, "backward pass failed"),
     "side output first": ({"model": Changed(lambda y, t: (y[:, 0], y) if t else y)}, "expected logits, one tensor"),
@@ -133,6 +165,10 @@ REFUSED = {
     "late label of two": (
         {"model": Changed(lambda y, _: y[:, 0]), "data": (data(change=lambda y: y % 2)[0], with_odd(1, 3, 2))},
         "the labels of the test data are .*; expected zeros and ones",
+    ),
+    "late masks that overlap": (
+        {"model": Pair(), "data": (masks(0), masks(1)), "finetune": None},
+        "of the test data, there are masks of 2 classes of which a position has several or none; use `task='multilabel'`",
     ),
     "test labels": ({"data": (data()[0], data(change=lambda y: y + 9)[0]), "finetune": None}, "there is a label"),
     "opset": ({"opset": 5, "finetune": None}, "`opset` is 5, which the exporter does not write; give a number from 18 to"),

@@ -34,6 +34,17 @@ class Stream(IterableDataset):
         return 1
 
 
+class Flow(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(1), 0
+
+
+class Sizeless(Dataset):
+    def __getitem__(self, index):
+        return torch.zeros(1), 0
+
+
 def doubled(items):
     return torch.stack([image for image, _ in items]) * 2, torch.tensor([label for _, label in items])
 
@@ -176,6 +187,8 @@ def test_classes_are_those_that_a_dataset_tells(dataset, classes):
         ((own(),), "the data are a tuple of 1; expected a pair"),
         ((Stream(), own()), "the training data are a Stream, which cannot be indexed"),
         ((own(), DataLoader(Stream())), "the test data are a Stream, which cannot be indexed"),
+        ((DataLoader(Flow()), own()), "the training data are a Flow, which cannot be indexed"),
+        ((DataLoader(Sizeless(), sampler=[0]), own()), "the training data are a Sizeless, which cannot be indexed"),
         ((own(), 3), "the test data are an int, which cannot be indexed"),
         ((own(), Plain([])), "the test dataset is empty"),
         ((DataLoader(own(), batch_size=None), own()), "the training loader has batch_size=None"),
@@ -268,7 +281,9 @@ def test_columns_and_parts_by_name_are_data():
 
 def test_arrays_are_taken_in_any_byte_order_and_direction():
     x = np.arange(60, dtype=np.float32).reshape(15, 2, 2)
-    for given in (x.astype(">f4"), x[::-1], x[:, :, ::-1]):
+    locked = x.copy()
+    locked.setflags(write=False)  # as the array of a file that is mapped into memory
+    for given in (x.astype(">f4"), x[::-1], x[:, :, ::-1], locked):
         data = load_data(((given, np.arange(15)), (given, np.arange(15))))
         np.testing.assert_array_equal(data.train.tensors[0], given)
         assert torch.equal(load_data(given).train.dataset.tensors[0], data.train.tensors[0])

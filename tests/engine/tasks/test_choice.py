@@ -76,6 +76,16 @@ def test_labels_and_outputs_tell_the_task(name, labels, output):
         assert (type(asked.task), asked.told) == (type(task), None)
 
 
+@pytest.mark.parametrize(("doubtful", "named"), [(255, "0, 255"), (-1, "-1, 0, 1")])
+def test_numbers_that_may_be_several_classes_are_told(doubtful, named):
+    labels = whole(3, 8, 8, most=2)
+    labels = labels * 255 if doubtful == 255 else labels.where(labels.cumsum(1) != 1, doubtful)
+    found = chosen(AUTO, Case(labels, numbers(3, 8, 8), ()))
+    assert found.name == "regression"
+    assert f"; they are {named} alone: for several classes at once give zeros and ones" in found.told
+    assert "alone" not in chosen(AUTO, Case(numbers(3), numbers(3), ())).told
+
+
 def test_labels_that_tell_nothing_are_told():
     found = chosen(AUTO, Case(whole(4, 4), numbers(3, 8, 8), ()))
     assert "the labels, int64 (N, 4, 4), and the output, float32 (N, 3, 8, 8), fit no task of the table" in found.told
