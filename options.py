@@ -7,6 +7,7 @@ are made from these declarations.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum, auto
@@ -173,7 +174,7 @@ def plain(value: Any) -> Any:
 
 
 def as_path(given: Any, name: str) -> Path:
-    """A path that was given for the argument of this name.
+    """A path that was given for the argument of this name; `~` is the home folder, which a shell leaves within a word.
 
     Raises:
         FreePruneError: it is something else.
@@ -182,7 +183,7 @@ def as_path(given: Any, name: str) -> Path:
         raise FreePruneError(f"`{name}` is {with_article(type(given).__name__)}; give a path")
     if not str(given):
         raise FreePruneError(f"`{name}` is an empty text; give a path")
-    return Path(given)
+    return Path(os.path.expanduser(given))
 
 
 def check_all(given: Any) -> None:

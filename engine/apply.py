@@ -98,9 +98,10 @@ def applied(
     calibration_images, seed = plain(calibration_images), plain(seed)
     for name, value in (("calibration_images", calibration_images), ("seed", seed)):
         SETTINGS[name].check(value)
-    if out is not None:
-        files.check_folder(as_path(out, "out"), resume=False, force=force)
-        if weights_at(Path(out) / files.WEIGHTS) and not force:
+    folder = None if out is None else as_path(out, "out")
+    if folder is not None:
+        files.check_folder(folder, resume=False, force=force)
+        if weights_at(folder / files.WEIGHTS) and not force:
             raise FreePruneError(f"{out} already holds a pruned network; give another `out`, or replace it with `force=True`")
     removed = plan if isinstance(plan, Plan) else read_plan(plan)
     dense = model.network(seed)
@@ -109,10 +110,10 @@ def applied(
         whole = on_cpu(dense)
         data = load_data(recover, stated=model.stated(whole), network=in_float32(whole))
         smaller, recovery = _recovered(whole, on_cpu(smaller), removed, data, calibration_images, seed)
-    if out is not None:
-        files.make_folder(Path(out))
-        removed.save(Path(out))
-        save_weights(smaller, Path(out) / files.WEIGHTS)
+    if folder is not None:
+        files.make_folder(folder)
+        removed.save(folder)
+        save_weights(smaller, folder / files.WEIGHTS)
     return Applied(dense, smaller, removed, recovery)
 
 

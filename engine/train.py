@@ -96,6 +96,7 @@ def train(
     """
     seed = plain(seed)
     check_names(options, TrainOptions.__optional_keys__, "recipe")
+    out = None if out is None else as_path(out, "out")
     _check(recipe, seed, out, replaced=resume or force)
     machine, data = hardware_of(options), asked_data(data, options)
     check_hardware(machine)
@@ -108,7 +109,7 @@ def train(
             f"the data {images.source} have no labels to train on; give data with labels, or prune a network that is trained"
         )
     if out is not None and is_first():
-        files.make_folder(Path(out).parent)
+        files.make_folder(out.parent)
     dense = working(network, images.collate)
     choice = task_of(task, dense, draw(images.train, images, FIRST, seed, None))
     trained_by(choice, recipe)
@@ -124,27 +125,27 @@ def train(
     judged = working(trained, images.collate)
     accuracy = measured(judged, images.test, choice.task, collate=images.collate, dense=dense, hardware=machine)
     if out is not None:
-        save_weights(trained, Path(out), sys.maxsize)
+        save_weights(trained, out, sys.maxsize)
     if saving is not None:
         saving.path.unlink(missing_ok=True)
-    return Trained(trained, accuracy, recipe, seed, None if out is None else Path(out), choice.task.judge)
+    return Trained(trained, accuracy, recipe, seed, out, choice.task.judge)
 
 
-def _check(recipe: Any, seed: int, out: str | Path | None, *, replaced: bool) -> None:
-    if out is not None and as_path(out, "out").suffix != SUFFIX:
+def _check(recipe: Any, seed: int, out: Path | None, *, replaced: bool) -> None:
+    if out is not None and out.suffix != SUFFIX:
         raise FreePruneError(f"`out` is {str(out)!r}; give a file that ends in {SUFFIX}")
     if out is not None:
-        if Path(out).is_dir():
+        if out.is_dir():
             raise FreePruneError(f"`out` is {str(out)!r}, which is a folder; give a file that ends in {SUFFIX}")
-        files.check_writable(Path(out).parent)
-        if is_first() and Path(out).exists() and not replaced:
+        files.check_writable(out.parent)
+        if is_first() and out.exists() and not replaced:
             raise FreePruneError(f"{out} exists already; give another `out`, or replace it with `force=True`")
     SETTINGS["seed"].check(seed)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
 
 
-def _saving(out: str | Path | None, resume: bool) -> Saving | None:
+def _saving(out: Path | None, resume: bool) -> Saving | None:
     """Where the training is saved as it runs: beside `out`.
 
     Raises:
@@ -154,7 +155,7 @@ def _saving(out: str | Path | None, resume: bool) -> Saving | None:
         if resume:
             raise FreePruneError("`resume=True` was given without `out`, beside which the checkpoint lies; give both")
         return None
-    path = Path(out).with_suffix(f".{files.TRAINING}")
+    path = out.with_suffix(f".{files.TRAINING}")
     if is_first() and resume and not path.exists():
         raise FreePruneError(f"there is no interrupted training in {path}; leave out `resume=True` to start one")
     if is_first() and path.exists() and not resume:

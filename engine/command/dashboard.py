@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from ...disk import DAMAGE
 from ...errors import FreePruneError, brief
+from ...options import as_path
 from ..store import run_folder as files
 from ..store.ledger import Ledger, Trial
 
@@ -27,7 +28,7 @@ def show(folder: str | Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     Raises:
         FreePruneError: the folder holds no trials, optuna-dashboard is not installed, or nothing can be served there.
     """
-    storage = studies(Path(folder))
+    storage = studies(as_path(folder, "folder"))
     try:
         from optuna_dashboard import run_server
     except ImportError:

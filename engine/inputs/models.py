@@ -9,7 +9,7 @@ from torch import nn
 from ...errors import FreePruneError, nearest
 from .checkpoints import kind
 from .libraries import LIBRARIES, from_library
-from .named import call
+from .named import call, load_object
 from .networks import NETWORKS
 
 
@@ -42,7 +42,10 @@ def load_model(spec: str, *, pretrained: bool = False) -> nn.Module:
             f"timm:NAME, hf:NAME or a built-in one; {nearest(spec, sorted(NETWORKS))}"
         )
     else:
-        network = call(spec, [*sorted(NETWORKS), *(f"{library}:NAME" for library in LIBRARIES)])
+        others = [*sorted(NETWORKS), *(f"{library}:NAME" for library in LIBRARIES)]
+        if isinstance(load_object(spec, others), nn.Module):
+            raise FreePruneError(f"{spec!r} is a network already; name the class or function that makes it, without arguments")
+        network = call(spec, others)
     if not isinstance(network, nn.Module):
         raise FreePruneError(f"{spec!r} returned {kind(network)}; expected a torch.nn.Module")
     return network

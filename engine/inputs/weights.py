@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...copies import copied
 from ...errors import FreePruneError, brief, nearest, with_article
+from ...options import as_path
 from .checkpoints import Checkpoint, needs_code, read_checkpoint
 from .values import tensors as tensors_of
 
@@ -87,7 +88,7 @@ def load_weights(network: nn.Module, path: str | Path, key: str | None = None) -
             "and leave it out"
         )
     expected = tensors_of(network)
-    checkpoint = read_checkpoint(Path(path))
+    checkpoint = read_checkpoint(as_path(path, "weights"))
     tensors = checkpoint.tensors if key is None else _under(checkpoint, key)
     if not tensors:
         raise _without_tensors(checkpoint)

@@ -24,6 +24,7 @@ from ...backends.tracing.reasons import Reasons
 from ...backends.tracing.record import IN, OUT, Leaf, Weight
 from ...backends.tracing.weights import layer_of
 from ...common import Inputs
+from ...options import as_path
 from ..asked.commands import SETTINGS
 from ..asked.declaration import Settings
 from ..asked.layout import completed
@@ -69,7 +70,8 @@ def inspect(
     backend_class = find_backend(granularity)
     check_options(granularity, {"max_rate": SETTINGS["max_rate"], **backend_class.options}, options)
     if graph is not None:
-        check_path(Path(graph))
+        graph = as_path(graph, "graph")
+        check_path(graph)
     given = GivenModel(model, weights, weights_key)
     dense = given.network(seed=0)
     inputs, collate = example_of(example, given.stated(dense), in_float32(dense))
@@ -91,7 +93,7 @@ def inspect(
         masking=None if backend.mask is None else backend.mask.name,
     )
     if graph is not None:
-        save(found, Path(graph))
+        save(found, graph)
     return found
 
 

@@ -641,13 +641,26 @@ def test_load_refuses_what_is_not_the_run(finished, tmp_path):
         lambda: freeprune.apply(network(), {"kept": {}}),
         lambda: freeprune.train(network(), pair(), out=3),
         lambda: freeprune.report(None),
+        lambda: freeprune.inspect(network(), "1x8x8", graph=3),
     ],
 )
 def test_what_is_no_path_is_a_sentence(call):
     with pytest.raises(
-        freeprune.FreePruneError, match=r"^`(out|folder|plan)` is an? (NoneType|Sequential|dict|int); give a path$"
+        freeprune.FreePruneError, match=r"^`(out|folder|plan|graph)` is an? (NoneType|Sequential|dict|int); give a path$"
     ):
         call()
+
+
+def test_a_home_folder_is_found_where_no_shell_looked_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prune("~/run", trials=0, finetune=None)
+    freeprune.train(network(), pair(), recipe=freeprune.Recipe(images=32, batch_size=32), out="~/dense.safetensors")
+    smaller = freeprune.apply(network(), "~/run", weights="~/dense.safetensors", out="~/again")
+    again = freeprune.load("~/again", network())
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in smaller.state_dict().items())
+    freeprune.inspect(network(), "1x8x8", graph="~/coupling.svg")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "dense.safetensors", "again", "coupling.svg"}
 
 
 def normed(layer):

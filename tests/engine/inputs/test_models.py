@@ -122,6 +122,7 @@ def test_a_file_that_takes_its_folder_off_the_path(write):
         ("from freeprune.errors import FreePruneError\nraise FreePruneError('mine')", "^mine$"),
         ("from freeprune.errors import FreePruneError\ndef make(): raise FreePruneError('mine')", "^mine$"),
         ("def make(width): return width", r"needs arguments \(width\)"),
+        ("from torch import nn\nmake = nn.Linear(2, 2)", "is a network already; name the class or function that makes it"),
         ("def make(): pass", "returned nothing; expected a torch.nn.Module"),
         ("def makes(): pass", "no callable 'make'; did you mean 'makes'"),
         ("from math import ceil, fabs\ndef data(): pass\nclass Net: pass", "no callable 'make'; it has data, Net$"),
