@@ -258,7 +258,8 @@ def check_structure(network: nn.Module, plan: Plan) -> None:
     for name, shape in plan.structure.items():
         if name not in actual:
             raise FreePruneError(
-                f"the plan was made for another network: this one has no {brief(name)!r}; give the dense network"
+                f"the plan was made for another network: this one has no {brief(name)!r}; give the dense network, "
+                "called once if its forward pass is what makes that tensor"
             )
         if actual[name] != shape:
             raise FreePruneError(

@@ -13,7 +13,9 @@ from ...backends.base import dense_units
 from ...backends.granularity.channel import Channel
 from ...backends.onnx import Runtime
 from ...backends.onnx.runtime import first_rows
+from ...backends.tracing.passes import sentence
 from ...copies import light
+from ...errors import FreePruneError
 from ..progress import Progress
 from ..run.job import Job
 from .layers import Call, Layer, calls
@@ -43,7 +45,13 @@ def wanted_layers(
     batch, known = job.settings.latency_batch, channel.shapes(dense_units(channel.groups)[None])
     network = light(job.network).cpu().eval()
     # Layers whose weights the backend does not know count as other multiplications.
-    found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
+    try:
+        found = tuple(call for call in calls(network, first_rows(job.batch.inputs, batch)) if call.weight in known)
+    except Exception as error:  # which as many images as the calibration batch has did not raise
+        raise FreePruneError(
+            f"the network rejects {batch} inputs at a time, which are to be timed: {sentence(error)}; give a number that it "
+            "takes as `latency_batch`"
+        ) from error
     grids = grids_of(found, channel, job.space.minimum[: len(channel.groups)], job.runtime, levels)
     return Wanted(found, grids, fitted, checked, batch)
 

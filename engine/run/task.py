@@ -239,8 +239,14 @@ def doubt_of(task: Task, given: Any, labels: Any, scored: Any, classes: int) -> 
     """
     if not task.labelled:
         return None
-    read = given if scored is None else task.output(given, scored, training=False)
+    each = isinstance(labels, Tensor) and labels.ndim == 1 and is_whole(labels)
+    count = max(classes, int(labels.max()) + 1) if each else 0
+    try:
+        read = given if scored is None else task.output(given, scored, training=False)
+    except FreePruneError:
+        _check_which(given, main_output(given), count)
+        raise
     task.check(read, labels, classes)
-    if isinstance(labels, Tensor) and labels.ndim == 1 and is_whole(labels):
-        _check_which(given, read, max(classes, int(labels.max()) + 1))
+    if each:
+        _check_which(given, read, count)
     return None if scored is None else task.doubt(read, scored)

@@ -87,3 +87,27 @@ def test_one_that_stands_for_one_of_the_class_is_kept(called):
     if called:
         network(x)
     assert promises.widths(promises.kept(network, x, onnx=True)) == {"first": 8}
+
+
+class Late(Positions):
+    """The table is made by the first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = None
+
+    def forward(self, x):
+        if self.positions is None:
+            self.positions = torch.linspace(0, 1, self.embed.out_features).expand(4, -1)
+        return super().forward(x)
+
+
+def test_what_the_first_pass_makes_is_there_after_a_pass():
+    network, x = Late(), torch.randn(3, 4, 5)
+    network(x)
+    plan = half(promises.kept(network, x))
+    with pytest.raises(FreePruneError, match="has no 'positions'; give the dense network, called once if its forward pass"):
+        apply(Late(), plan)
+    fresh = Late()
+    fresh(x)
+    assert apply(fresh, plan).positions.shape == (4, 6)

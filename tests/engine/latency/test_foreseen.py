@@ -5,7 +5,8 @@ from functools import partial
 import networks
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
 from toys import milliseconds, wide_network
 
 import freeprune
@@ -39,6 +40,28 @@ def clock():
 def prune(out, model=None, source=None, **options):
     asked = {"target": {"macs": 0.5}, "trials": 3, "calibration_images": 80, "finetune": None, **options}
     return freeprune.prune(model or wide_network(), source or data(), out=out, **asked)
+
+
+class AtMost16(nn.Module):
+    """A network that takes no more images at a time than the calibration batch has here, and fewer than are timed."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = wide_network()
+
+    def forward(self, x):
+        if len(x) > 16:
+            raise ValueError("too many at a time")
+        return self.inner(x)
+
+
+def test_a_network_that_takes_fewer_images_than_are_timed(tmp_path):
+    train, test = data()
+    few = {"model": AtMost16(), "source": (train, Subset(test, range(16))), "calibration_images": 16}
+    assert prune(tmp_path / "counted", **few).summary.foreseen is None
+    told = "rejects 32 inputs at a time, which are to be timed: too many at a time.*; give a number .* as `latency_batch`"
+    with pytest.raises(FreePruneError, match=told):
+        prune(tmp_path / "timed", **few, target={"latency": 0.7})
 
 
 @pytest.fixture(scope="module")

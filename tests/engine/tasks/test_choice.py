@@ -188,3 +188,5 @@ def test_an_output_of_another_size_than_the_classes_is_not_taken_where_one_fits(
     with pytest.raises(FreePruneError, match="logits has 24 columns, and another one 3, as many as the data have classes"):
         doubt_of(task, (numbers(24), numbers(3)), labels, labels, 3)
     doubt_of(task, (numbers(5), numbers(4)), labels, labels, 3)
+    with pytest.raises(FreePruneError, match="logits has 2 columns, and another one 3"):  # and not that 2 is no label
+        doubt_of(task, (numbers(2), numbers(3)), labels, labels, 3)
