@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -239,8 +240,16 @@ def _checked(settings: Settings) -> tuple[type[Backend], Metric]:
     find(CRITERIA, settings.criterion, "criterion")
     check_warm_starts(settings.warm_starts or ())
     _check_file(settings, find_runtime(settings.runtime))
+    _tell_threads(settings.latency_threads)
     check_options(settings.granularity, backend.options, settings.layout)
     return backend, metric
+
+
+def _tell_threads(threads: int) -> None:
+    """Warn of more threads than run at once, with which a latency says little and takes long to measure."""
+    cores = os.cpu_count() or threads
+    if threads > cores:
+        warn(f"latency is measured with {threads} threads, of which this machine runs {cores} at once; lower `latency_threads`")
 
 
 def _check_labels(settings: Settings, metric: Metric, batch: Batch, choice: Choice) -> None:

@@ -10,14 +10,14 @@ from toys import network
 from freeprune.engine.asked.settings import settings
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.run.job import prepare
-from freeprune.errors import FreePruneError
+from freeprune.errors import FreePruneError, FreePruneWarning
 
 IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 6
 
 
-def prepared(dataset, model=None):
-    asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0}, trials=2)
+def prepared(dataset, model=None, **options):
+    asked = settings({"macs": 0.7}, {"calibration_images": 20, "seed": 0, **options}, trials=2)
     return prepare(GivenModel(model or network()), (dataset, dataset), asked, None)
 
 
@@ -63,3 +63,13 @@ class FeaturesFirst(nn.Module):
 def test_features_are_not_taken_for_the_logits_beside_them(kind):
     with pytest.raises(FreePruneError, match="taken for the logits has 12 columns, and another one 3, as many as the data"):
         prepared(kind(LABELS // 2), FeaturesFirst())
+
+
+@pytest.mark.filterwarnings("ignore:the dense network has")
+def test_more_threads_than_the_machine_runs_at_once_are_told(monkeypatch, recwarn):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    data = TensorDataset(IMAGES, LABELS % 3)
+    prepared(data, latency_threads=4)
+    assert not any("threads" in str(warning.message) for warning in recwarn)
+    with pytest.warns(FreePruneWarning, match="latency is measured with 5 threads, of which this machine runs 4 at once"):
+        prepared(data, latency_threads=5)
