@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from .inputs.weights import load_weights
 from .modes import in_usual_modes
 from .run.job import metric_of
 from .run.task import read_by, task_of
-from .user_code import scored
+from .user_code import comparable, scored
 
 Calibration = Batch | Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -71,7 +70,7 @@ def score(
         raise FreePruneError(
             f"the network cannot be run on these calibration images ({first_line(error)}); give images that it takes"
         ) from None
-    return -math.inf if math.isnan(found) else found
+    return comparable(found)
 
 
 def score_of_plan(

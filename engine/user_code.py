@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 import sysconfig
@@ -115,6 +116,11 @@ def scored(metric: Metric, candidate: Candidate, dense: Reference, batch: Batch)
             f"the metric {shown_name(metric)!r} returned {with_article(type(found).__name__)}, where one number was expected; "
             "mend it"
         ) from None
+
+
+def comparable(score: float) -> float:
+    """A score by which networks are ordered: what is not finite never wins."""
+    return score if math.isfinite(score) else -math.inf
 
 
 def shown_name(function: Any) -> str:

@@ -107,12 +107,20 @@ class Options(SearchOptions, total=False):
     seed: int
 
 
-def settings(target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, **more: Any) -> Settings:
+def settings(
+    target: Mapping[str, float | str] | Iterable[str], options: SpaceOptions, taken: Any = None, **more: Any
+) -> Settings:
     """The settings of a run from the arguments given. What no declaration knows belongs to the granularity.
 
+    Args:
+        taken: a dictionary type with the options that the call takes, besides those of granularities; None for all of them.
+        more: further settings, which the call has as arguments.
+
     Raises:
-        FreePruneError: no granularity has such an option, or a target is malformed.
+        FreePruneError: the call has no such option, nor has a granularity, or a target is malformed.
     """
+    if taken is not None:
+        check_names({name: value for name, value in options.items() if name in SETTINGS}, taken.__optional_keys__, "finetune")
     asked: dict[str, Any] = {name: plain(value) for name, value in {**options, **more}.items()}
     given = {name: _several(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
     for name, value in given.items():

@@ -74,7 +74,7 @@ def held_out(
     if len(indices) < 2:
         return None
     with seeded(seed):
-        return Batch(*stack(images, indices.tolist(), data.collate, task), task or PLAIN)
+        return Batch(*stack(images, indices.tolist(), data.collate, task), task)
 
 
 def further(images: Dataset[object], data: Data, batch: Batch, seed: int, task: Task = CLASSIFICATION) -> Batch | None:

@@ -66,9 +66,9 @@ def calls(network: nn.Module, inputs: Inputs) -> list[Call]:
     """
     found: list[Call] = []
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def note(module: Any, given: tuple[Any, ...], output: Tensor) -> None:
-            found.append(_call(name, module, given[0], output))
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def note(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            found.append(_call(name, module, next(iter((*given, *named.values()))), output))
 
         return note
 
@@ -76,7 +76,7 @@ def calls(network: nn.Module, inputs: Inputs) -> list[Call]:
     try:
         for name, module in network.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-                handles.append(module.register_forward_hook(hook(f"{name}.weight" if name else "weight")))
+                handles.append(module.register_forward_hook(hook(f"{name}.weight" if name else "weight"), with_kwargs=True))
         with torch.no_grad():
             network(*inputs)
     finally:

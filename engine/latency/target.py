@@ -21,6 +21,7 @@ from ..run.job import Job
 from ..run.loop import Found, ScoreAll
 from ..store.deployed import LatencyMs, LatencyTable, TimedTarget
 from ..store.ledger import Trial
+from ..user_code import comparable
 from .measurements import Measurements, Setting, Wanted
 from .measuring import measure, network_times, wanted_for
 from .model import LatencyModel
@@ -242,7 +243,7 @@ def with_delivered(before: TimedTarget, target: Target, ms: LatencyMs, *, same: 
 def _scored(kept: NDArray[np.int64], before: Found, score_all: ScoreAll) -> Found:
     """What was found before, with another network and its score."""
     ((_, (score, _)),) = score_all([kept])
-    return replace(before, kept=kept, score=-math.inf if math.isnan(score) else score)
+    return replace(before, kept=kept, score=comparable(score))
 
 
 def searched_again(space: Space, before: Found, trials: Sequence[Trial], score_all: ScoreAll, seed: int) -> Found:
@@ -262,7 +263,7 @@ def searched_again(space: Space, before: Found, trials: Sequence[Trial], score_a
         new = {row.tobytes(): row for row in rows if row.tobytes() not in found}
         keys = list(new)
         for position, (score, _) in score_all(list(new.values())):
-            found[keys[position]] = -math.inf if math.isnan(score) else score
+            found[keys[position]] = comparable(score)
         strategy.tell(proposals, np.array([found[row.tobytes()] for row in rows]))
         if not left:
             break

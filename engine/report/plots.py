@@ -145,10 +145,13 @@ def save_sweep(sweep: Sweep, trials: Sequence[tuple[float, float]], folder: Path
     equal = [(100 * one.costs[cost] / whole, one.uniform) for one in sweep.budgets if one.uniform is not None]
     if equal:
         axis.plot(*zip(*equal, strict=True), color="grey", linestyle="--", linewidth=1, label="equal rates")
-    axis.scatter([100], [dense.score], marker="*", s=90, color="#c05621", zorder=3, label="dense network")
     best = [score for _, score in front]
-    spread = max(dense.score - min(best), 1e-9)
-    axis.set_ylim(min(best) - 0.5 * spread, dense.score + 0.1 * spread)  # poor trials may be far below
+    low, high = min(best), max(best)
+    if dense.score is not None:
+        axis.scatter([100], [dense.score], marker="*", s=90, color="#c05621", zorder=3, label="dense network")
+        high = max(high, dense.score)
+    spread = max(high - low, 1e-9)
+    axis.set_ylim(low - 0.5 * spread, high + 0.1 * spread)  # poor trials may be far below
     axis.set_xlabel(f"{cost} that remain, % of the dense network")
     axis.set_ylabel(f"{sweep.config['metric']} score")
     axis.legend(frameon=False)

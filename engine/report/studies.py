@@ -114,8 +114,9 @@ def _front(trials: Sequence[Trial], config: Mapping[str, Any], found: Sweep | No
         Series(
             "front", *_columns(front), "line", "front", [f"{x:.1f}% of the dense {called}, score {y:.4f}" for x, y in front]
         ),
-        Series("dense network", [100.0], [dense], style="dense"),
     ]
+    if dense is not None:
+        series.append(Series("dense network", [100.0], [dense], style="dense"))
     description = f"Score against {called} of all trials and of the front"
     return chart(description, series, Axis(f"{called}, % of the dense network"), Axis("score", cut=cut))
 

@@ -16,6 +16,7 @@ from ...search import Space
 from ...search.base import Strategy, proposed
 from ..asked.settings import BATCH
 from ..store.ledger import Ledger, Trial
+from ..user_code import comparable
 
 Kept = NDArray[np.int64]
 
@@ -142,7 +143,7 @@ class _Clock:
         return self.seconds - self._waited
 
     def waiting(self, results: Iterator[tuple[int, tuple[float, float]]]) -> Iterator[tuple[int, tuple[float, float]]]:
-        """Yields the results and counts the time waited for them; what is not finite never wins, and becomes `-inf`."""
+        """Yields the results and counts the time waited for them."""
         while True:
             start = time.perf_counter()
             try:
@@ -151,7 +152,7 @@ class _Clock:
                 return
             finally:
                 self._waited += time.perf_counter() - start
-            yield position, (score if math.isfinite(score) else -math.inf, seconds)
+            yield position, (comparable(score), seconds)
 
 
 class _Scored:

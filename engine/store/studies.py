@@ -155,9 +155,9 @@ class Comparison(Showable, Document):
 
 @dataclass(frozen=True)
 class Dense(Document):
-    """The dense network: its score and its costs by name."""
+    """The dense network: its score, None if not finite, and its costs by name."""
 
-    score: float
+    score: float | None
     costs: Mapping[str, Positive]
 
 

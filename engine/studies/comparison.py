@@ -88,7 +88,9 @@ def compare(
     with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
         trials = trials if trials is not None else 300 if time_limit is None else WITHOUT_END
         warm_starts = options.get("warm_starts") or ()
-        asked = settings(target, options, strategy=names[0], trials=trials, time_limit=time_limit, warm_starts=warm_starts)
+        asked = settings(
+            target, options, SearchedOptions, strategy=names[0], trials=trials, time_limit=time_limit, warm_starts=warm_starts
+        )
         job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
         config = {**job.config, "strategies": list(names), "seeds": seeds}
         del config["strategy"]

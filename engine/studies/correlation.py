@@ -45,7 +45,7 @@ from ..store.records import Records
 from ..store.studies import Candidate, Correlated, GroupSize, NoiseFound, Study, StudyImages
 from ..training.finetuning import finetuned
 from ..training.measuring import measured_for
-from ..user_code import scored
+from ..user_code import comparable, scored
 from ..workers.pool import pool
 from .candidates import draw_candidates
 
@@ -113,7 +113,7 @@ def correlate(
     check_all(plan)
     data = asked_data(data, options)
     with opened(out, placed(workers, options), hardware_of(options), resume or rescore, force, progress) as opening:
-        asked = settings(target, options, strategy="random", warm_starts=())
+        asked = settings(target, options, StudyOptions, strategy="random", warm_starts=())
         job = opening.job(GivenModel(model, weights, weights_key), data, asked, finetune)
         config = {name: value for name, value in job.config.items() if name not in NOT_ASKED}
         structure = {"structure": fingerprint(structure_of(job.network))}
@@ -263,7 +263,7 @@ def _score(metric: Metric, candidate: Pruned, dense: Reference, batch: Batch) ->
         score = scored(metric, candidate, dense, batch)
     except MetricError as reason:
         score, error = math.nan, str(reason)
-    return _Scored(-math.inf if math.isnan(score) else score, 1000 * (time.perf_counter() - start), error)
+    return _Scored(comparable(score), 1000 * (time.perf_counter() - start), error)
 
 
 def _correlated(runs: list[list[float]], scores: Mapping[str, list[_Scored]], seed: int) -> dict[str, Correlated]:

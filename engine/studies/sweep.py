@@ -83,7 +83,7 @@ def sweep(
         raise FreePruneError(f"{cost} is the cost of the budgets, so it cannot be a fixed `target` as well; leave it out")
     data = asked_data(data, options)
     with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
-        asked = settings([str(rungs[0])], options, strategy=strategy, trials=trials)
+        asked = settings([str(rungs[0])], options, Options, strategy=strategy, trials=trials)
         asked = replace(asked, target=(*fixed, rungs[0]))
         with _of_budgets(bool(fixed)):
             job = opening.job(GivenModel(model, weights, weights_key), data, asked, None)
@@ -132,7 +132,7 @@ def _swept(job: Job, jobs: Mapping[Target, Job], config: Mapping[str, Any], open
         freeprune_sweep=FORMAT,
         config=config,
         versions=files.versions(),
-        dense=Dense(score, job.dense_costs()),
+        dense=Dense(finite(score), job.dense_costs()),
         budgets=tuple(found),
         front=tuple(Point(one.costs, one.score, tuple(one.kept.tolist())) for one in front),
     )

@@ -3,7 +3,7 @@ import pytest
 
 from freeprune.backends import BACKENDS
 from freeprune.engine.asked.recipe import Recipe
-from freeprune.engine.asked.settings import SETTINGS, settings
+from freeprune.engine.asked.settings import SETTINGS, Options, StudyOptions, settings
 from freeprune.errors import FreePruneError
 from freeprune.search import WARM_STARTS
 
@@ -14,6 +14,13 @@ def test_a_misspelt_option_is_named_with_the_nearest_one(value):
         settings({"macs": 0.5}, {}, epochs=3)
     with pytest.raises(FreePruneError, match="there is no option 'trails'; did you mean 'trials'"):
         settings({"macs": 0.5}, {}, trails=value)
+
+
+@pytest.mark.parametrize("option", [{"time_limit": 60}, {"quantize": "int8"}, {"even": True}])
+def test_options_of_a_run_are_refused_where_there_is_none(option):
+    for taken in (Options, StudyOptions):
+        with pytest.raises(FreePruneError, match=f"there is no option '{next(iter(option))}'"):
+            settings({"macs": 0.5}, option, taken)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,16 @@ def test_every_kind_of_layer_is_found_and_runs_alone():
         assert Layer.from_json(json.loads(json.dumps(call.layer.to_json()))) == call.layer
 
 
+class Named(nn.Sequential):
+    def forward(self, x):
+        return self[1](input=self[0](input=x).mean((2, 3)))
+
+
+def test_layers_that_are_called_by_name_are_found():
+    found = calls(Named(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), (torch.randn(2, 3, 6, 6),))
+    assert [(call.layer.op, call.layer.size) for call in found] == [("Conv", (2, 6, 6)), ("MatMul", (2,))]
+
+
 class Padding(nn.Conv2d):
     """Pads by itself, as ports of TensorFlow's networks do."""
 

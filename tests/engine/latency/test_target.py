@@ -1,5 +1,6 @@
 """Targets on latency, with a clock that follows a law instead of the time of day."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -175,6 +176,11 @@ def test_under_another_limit_the_search_goes_on_from_what_is_known():
     assert found.kept.sum() == 240
     assert found.score == -float(sensitivity @ (1 - found.kept / 40) ** 2)
     assert found.score > 0.8 * projected  # scores are negative: a fifth of the loss is gone at least
+
+    def beyond(rows):
+        return ((i, (math.inf if i else score, 0.0)) for i, (score, _) in score_all(rows))
+
+    assert -math.inf < searched_again(narrow, found, trials, beyond, 0).score < 0
 
 
 def test_after_three_times_a_target_is_missed(clock, tmp_path):

@@ -15,6 +15,7 @@ from freeprune import FreePruneError, OwnTask, inspect, pick, sweep
 from freeprune.engine.command.cli import main
 from freeprune.engine.inputs.networks import NETWORKS
 from freeprune.engine.studies.sweep import trials_of
+from freeprune.metrics import METRICS
 
 ASKED = {"budgets": [0.3, "70%", 0.5], "trials": 20, "calibration_images": 32}
 
@@ -170,6 +171,18 @@ def test_a_network_of_other_weights_is_not_picked_for(finished, tmp_path):
 def test_an_option_that_there_is_not_is_a_sentence(finished, tmp_path):
     with pytest.raises(FreePruneError, match=r"`epochs` is an option of the training; give `finetune=freeprune.Recipe\(ep"):
         pick(finished[0], target="macs=50%", out=tmp_path / "run", epochs=2)
+
+
+def test_a_dense_network_whose_score_is_not_finite_is_left_out_of_the_picture(tmp_path):
+    def nearness(candidate, reference, batch):
+        divergence = -METRICS["calibratedkl"](candidate, reference, batch)
+        return -math.log(divergence) if divergence > 0 else math.inf
+
+    with pictures():
+        found = swept(tmp_path, metric=nearness, trials=1, strategy="random", warm_starts=())
+    assert found.dense.score is None
+    assert json.loads((tmp_path / "sweep.json").read_text())["dense"]["score"] is None
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
 def test_trials_without_a_score_are_a_sentence(tmp_path):
