@@ -27,6 +27,7 @@ from .modes import in_usual_modes
 from .run.recovery import joined, not_fitted, recovered
 from .run.task import task_of
 from .store import run_folder as files
+from .store.lock import leave, occupy
 from .store.summary import Recovery
 from .tasks import AGREEMENT
 from .user_code import warn
@@ -111,10 +112,21 @@ def applied(
         data = load_data(recover, stated=model.stated(whole), network=in_float32(whole))
         smaller, recovery = _recovered(whole, on_cpu(smaller), removed, data, calibration_images, seed)
     if folder is not None:
-        files.make_folder(folder)
-        removed.save(folder)
-        save_weights(smaller, folder / files.WEIGHTS)
+        _written(smaller, removed, folder, force)
     return Applied(dense, smaller, removed, recovery)
+
+
+def _written(network: nn.Module, plan: Plan, folder: Path, force: bool) -> None:
+    """Write a pruned network to a folder, in place of the run that is there where `force` is given."""
+    files.make_folder(folder)
+    occupy(folder)
+    try:
+        if force:
+            files.remove_run(folder)  # with a second plan, say, the weights would be taken for those of another network
+        plan.save(folder)
+        save_weights(network, folder / files.WEIGHTS)
+    finally:
+        leave(folder)
 
 
 def _recovered(

@@ -136,7 +136,7 @@ def open_folder(folder: Path, config: dict[str, Any], resume: bool, force: bool,
         return
     if keep:
         _set_aside(folder)
-    _remove_run(folder)
+    remove_run(folder)
     write_json(folder / CONFIG, config)
 
 
@@ -155,7 +155,7 @@ def withdraw(folder: Path) -> None:
     """
     if (folder / LEDGER).exists():
         return
-    _remove_run(folder)
+    remove_run(folder)
     if (folder / REPLACED).is_dir():
         for path in (folder / REPLACED).iterdir():
             path.replace(folder / path.name)
@@ -188,7 +188,8 @@ def remove_checkpoint(folder: Path) -> None:
     (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _remove_run(folder: Path) -> None:
+def remove_run(folder: Path) -> None:
+    """Delete the files of whatever run, comparison, sweep or study a folder holds; all others stay."""
     for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
         path.unlink(missing_ok=True)
     remove_weights(folder / WEIGHTS)

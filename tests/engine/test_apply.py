@@ -14,6 +14,7 @@ from freeprune.engine.apply import applied
 from freeprune.engine.inputs.dense import GivenModel
 from freeprune.engine.inputs.sharded import save_weights
 from freeprune.engine.run import recovery as recovery_module
+from freeprune.engine.store import lock
 from freeprune.engine.store.tables import of_recovery
 
 
@@ -67,6 +68,26 @@ def test_weights_and_a_folder_from_which_it_is_loaded_again(run, tmp_path):
     assert Plan.load(tmp_path / "out").kept.keys() == result.plan.kept.keys()
     with pytest.raises(freeprune.FreePruneError, match=r"already holds a pruned network; .* `force=True`"):
         freeprune.apply(dense, result.plan, out=tmp_path / "out")
+
+
+def test_a_run_is_replaced_whole(run, tmp_path):
+    dense, result = run
+    folder = shutil.copytree(result.folder, tmp_path / "out")
+    shutil.copy(folder / "plan.json", folder / "compaction.json")  # as of a run that was compacted
+    (folder / "notes").touch()  # of the user's own
+    made = freeprune.apply(dense, folder, out=folder, force=True)
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "model.safetensors", "notes"}
+    again = freeprune.load(folder, network())
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in made.state_dict().items())
+
+
+def test_a_folder_that_another_run_writes_to_is_left_alone(run, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setitem(lock.held, (folder.resolve(), 0), 0)  # of another thread
+    with pytest.raises(freeprune.FreePruneError, match="another run is writing to"):
+        freeprune.apply(run[0], run[1].plan, out=folder, force=True)
+    assert not any(folder.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(run, tmp_path):
