@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -157,8 +157,7 @@ def withdraw(folder: Path) -> None:
         return
     remove_run(folder)
     if (folder / REPLACED).is_dir():
-        for path in (folder / REPLACED).iterdir():
-            path.replace(folder / path.name)
+        _move(_files_of_run(folder / REPLACED), folder / REPLACED, folder)
     settled(folder)
     leave(folder)
     with suppress(OSError):  # not empty
@@ -173,14 +172,26 @@ def settled(folder: Path) -> None:
 def _set_aside(folder: Path) -> None:
     settled(folder)
     (folder / REPLACED).mkdir()
-    for path in _files_of_run(folder):
-        path.replace(folder / REPLACED / path.name)
+    _move(_files_of_run(folder), folder, folder / REPLACED)
+
+
+def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
+    """Move files in one folder to the same places in another."""
+    for path in paths:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
 
 
 def _files_of_run(folder: Path) -> list[Path]:
     named = [path for name in FILES if (path := folder / name).exists()]
     weights = [path for path in all_weights(folder / WEIGHTS) if path not in named]
-    return [*named, *weights]
+    return [*named, *weights, *_ledgers_in(folder)]
+
+
+def _ledgers_in(folder: Path) -> list[Path]:
+    """The ledgers of a comparison or a sweep."""
+    return [*(folder / LEDGERS).glob("*.jsonl")]
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -190,7 +201,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the files of whatever run, comparison, sweep or study a folder holds; all others stay."""
-    for path in [*(folder / name for name in FILES), *(folder / LEDGERS).glob("*.jsonl")]:
+    for path in [*(folder / name for name in FILES), *_ledgers_in(folder)]:
         path.unlink(missing_ok=True)
     remove_weights(folder / WEIGHTS)
     _remove_parts(folder)

@@ -283,6 +283,17 @@ def test_a_run_is_replaced_only_once_the_target_can_be_met(clock, tmp_path):
     assert (tmp_path / "out" / "config.json").read_bytes() != before["config.json"]
 
 
+def test_a_comparison_that_is_not_replaced_after_all_keeps_its_searches(clock, tmp_path):
+    out = tmp_path / "out"
+    options = {"trials": 4, "calibration_images": 80, "round_to": 4, "seeds": 1, "out": out}
+    freeprune.compare(wide_network(), pair(), target={"macs": 0.5}, strategies=["random"], **options)
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert any(path.parts[0] == "ledgers" for path in before)
+    with pytest.raises(FreePruneError, match=r"target latency=5% .* cannot be met"):
+        prune(out, "latency=5%", force=True, rehearsal=False)
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 class Unexportable(nn.Module):
     def __init__(self):
         super().__init__()
