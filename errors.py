@@ -39,6 +39,14 @@ def brief(text: object) -> str:
     return whole if len(whole) <= 200 else f"{whole[:200]}..."
 
 
+def unlike(was: object, now: object) -> str:
+    """Two values as a sentence sets them against each other: "1, not 2"; of two dictionaries what differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        was, now = ({name: one.get(name) for name in names} for one in (was, now))
+    return f"{brief(repr(was))}, not {brief(repr(now))}"
+
+
 def with_article(name: str) -> str:
     """The name of a type as a sentence has it: "a list", "an int64 tensor"."""
     return f"{'an' if name[:1] in 'aeioAEIO' else 'a'} {name}"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...errors import FreePruneError, brief
+from ...errors import FreePruneError, unlike
 from ..asked.targets import parse_target
 from .places import FOLDER, are_one
 from .shapes import ADDED
@@ -53,19 +53,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     options = {name: pair for name, pair in others.items() if name not in PLANS} or others
     told = []
     for name, pair in options.items():
-        was, asked = _parts(*pair)
-        equal = f"{name} = {brief(repr(was))}, not {brief(repr(asked))}"
-        told.append(KNOWN.get(name, equal))
+        told.append(KNOWN.get(name, f"{name} = {unlike(*pair)}"))
     if told:
         raise FreePruneError(
             f"the run in {folder} was started with {'; with '.join(told)}; resume it with the same, or start the run again "
             "with `force=True`"
         )
-
-
-def _parts(was: Any, asked: Any) -> tuple[Any, Any]:
-    """Both values; of two dictionaries what differs."""
-    if not (isinstance(was, dict) and isinstance(asked, dict)):
-        return was, asked
-    names = [name for name in {**was, **asked} if was.get(name) != asked.get(name)]
-    return {name: was.get(name) for name in names}, {name: asked.get(name) for name in names}

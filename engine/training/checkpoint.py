@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...disk import DAMAGE, parse_json
-from ...errors import FreePruneError, brief, cause
+from ...errors import FreePruneError, brief, cause, unlike
 from ..inputs.digest import digest_of
 
 EVERY = 300.0  # seconds between two checkpoints
@@ -112,8 +112,8 @@ def load(path: Path, of: Mapping[str, Any]) -> Checkpoint:
     for name in of:
         if found.of.get(name) != of[name]:
             raise FreePruneError(
-                f"{path} is of a training with {name} = {brief(repr(found.of.get(name)))}, not {brief(repr(of[name]))}; "
-                "train as before, or delete it to train from the beginning"
+                f"{path} is of a training with {name} = {unlike(found.of.get(name), of[name])}; train as before, or delete it "
+                "to train from the beginning"
             )
     return found
 

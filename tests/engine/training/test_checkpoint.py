@@ -107,6 +107,7 @@ def test_another_training_does_not_go_on(path):
         trained(RECIPES["sgd"], path, 2)
     for recipe, more, sentence in (
         (RECIPES["adamw"], {}, "is of a training with recipe = "),
+        (Recipe(**RECIPE, clip=1.0), {}, r"with recipe = \{'clip': None\}, not \{'clip': 1\.0\}; train as before"),
         (RECIPES["sgd"], {"seed": 2}, "is of a training with seed = 1, not 2; train as before, or delete it"),
         (RECIPES["sgd"], {"dataset": Noisy(23)}, "with images = 22, not 23"),
         (RECIPES["sgd"], {"masks": {}}, "with masks = "),
