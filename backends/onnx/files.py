@@ -31,6 +31,13 @@ def bytes_of(path: Path) -> int:
     return sum(one.stat().st_size for one in (path, data_of(path)) if one.exists())
 
 
+def is_whole(path: Path) -> bool:
+    """Whether there is an ONNX file, and beside it its second one where it names one."""
+    if not path.exists() or data_of(path).exists():
+        return path.exists()
+    return data_of(path).name.encode() not in path.read_bytes()
+
+
 class Model(ABC):
     """A model that can be run and written.
 

@@ -16,7 +16,7 @@ from torch import nn
 from ...backends import Plan
 from ...backends.difference import relative_difference
 from ...backends.onnx.export import Exported, export_onnx
-from ...backends.onnx.files import bytes_of, data_of
+from ...backends.onnx.files import bytes_of, data_of, is_whole
 from ...backends.onnx.runtime import Subject, first_rows
 from ...backends.onnx.sparse import Compressed, compress_onnx
 from ...errors import FreePruneError
@@ -87,7 +87,7 @@ def exported_again(job: Job, delivered: nn.Module, folder: Path, finished: Summa
         FreePruneError: the network cannot be exported here.
     """
     onnx = finished.exported
-    if onnx is None or all((folder / name).exists() for name in (files.ONNX, *([files.INT8] if onnx.int8 else []))):
+    if onnx is None or (is_whole(folder / files.ONNX) and (not onnx.int8 or (folder / files.INT8).exists())):
         return
     second = Plan.load(folder, files.COMPACTION) if (folder / files.COMPACTION).exists() else None
     given = Exporting(job.working(delivered), Plan.load(folder), second, finished.score.best)

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from toys import network
 
 import freeprune
+from freeprune.backends.onnx import export as export_module
 from freeprune.backends.onnx.onnx_runtime import ONNX_RUNTIME, OnnxRuntime
 from freeprune.engine import prune as run_module
 from freeprune.engine.inputs.networks import NETWORKS
@@ -355,6 +356,15 @@ def test_the_onnx_file_of_a_finished_run_is_written_again(granularity, tmp_path,
     monkeypatch.setattr(run_module, "search", None)
     assert prune(tmp_path / "out", granularity, **asked, resume=True).summary == first.summary
     assert (tmp_path / "out" / "model.onnx").read_bytes() == content
+
+
+def test_the_second_file_of_a_large_network_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "LARGEST_FILE", 1)
+    first = prune(tmp_path / "out", finetune=None)
+    content = (tmp_path / "out" / "model.onnx.data").read_bytes()
+    (tmp_path / "out" / "model.onnx.data").unlink()
+    assert prune(tmp_path / "out", finetune=None, resume=True).summary == first.summary
+    assert (tmp_path / "out" / "model.onnx.data").read_bytes() == content
 
 
 def test_a_finished_run_is_only_read_again(finished, monkeypatch):
