@@ -1,4 +1,4 @@
-"""The measurements for a target on latency: those wanted and those made, which are written to the run folder at once."""
+"""The measurements for a target on latency: those wanted and those made, each written to the run folder at once."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ class Measurements:
             self._add(dict(vars(setting)))
 
     def add_pass(self, layer: Layer, ms: Mapping[Point, float], seconds: float) -> None:
-        """Add a pass over the points of a layer; on disk when this returns."""
+        """Add a pass over the points of a layer; written as `Records.add` says."""
         points = [[rows, columns, value] for (rows, columns), value in ms.items()]
         self._add({"layer": layer.to_json(), "points": points, "seconds": seconds})
 
     def add_network(self, kept: NDArray[np.int64], timed: Timed) -> None:
-        """Add the times of a network given by its kept units `(L,)`; on disk when this returns."""
+        """Add the times of a network given by its kept units `(L,)`; written as `Records.add` says."""
         times = {"pruned_ms": timed.pruned, "dense_ms": timed.dense, "seconds": timed.seconds}
         self._add({"kept": list(map(int, kept)), **times})
 
