@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...backends import Backend
 from ...errors import FreePruneError, nearest
+from ...options import in_words
 from ...search import Space
 
 LATENCY = "latency"  # measured; the others are counted
@@ -40,10 +41,11 @@ class Target:
 
     @property
     def amount(self) -> str:
-        """What may remain, as a text that can be read again: 50%, 60M, 5ms."""
+        """What may remain, as a text from which the same value is read again: 50%, 0.3333333333333333, 60M, 5ms."""
         if self.relative:
-            return f"{self.value * 100:g}%"
-        return f"{self.value:g}ms" if self.cost == LATENCY else _amount(self.value)
+            percent = f"{self.value * 100:g}"
+            return f"{percent}%" if float(percent) / 100 == self.value else repr(self.value)
+        return f"{in_words(self.value)}ms" if self.cost == LATENCY else _amount(self.value)
 
     @property
     def named(self) -> str:
@@ -146,7 +148,10 @@ def _number(cost: str, value: object, *, budget: bool = False) -> Target:
     if isinstance(value, bool) or not isinstance(value, Real):
         given = f"`budgets` has {value!r}" if budget else f"`target` {cost!r} is {value!r}"
         raise FreePruneError(f"{given}; give a number, or a text such as '50%'")
-    amount = float(value)
+    try:
+        amount = float(value)
+    except OverflowError:
+        amount = -math.inf if value < 0 else math.inf
     return _target(cost, amount, amount <= 1, f"{amount:g}" if budget else f"{cost}={amount:g}", budget)
 
 

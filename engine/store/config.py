@@ -26,17 +26,23 @@ KNOWN = {
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was asked for when a run was started, and what is asked for now, by the name of each option that differs."""
     known = {name: value for name, value in now.items() if name != FOLDER and (name not in KNOWN or name in before)}
-    pairs = {name: (_as_now(name, before.get(name, ADDED.get(name))), value) for name, value in known.items()}
+    pairs = {name: (_as_now(name, before.get(name, ADDED.get(name)), value), value) for name, value in known.items()}
     return {name: (was, asked) for name, (was, asked) in pairs.items() if was != asked and not are_one(name, before, now)}
 
 
-def _as_now(name: str, was: Any) -> Any:
-    """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M."""
-    if name != "target" or not isinstance(was, list) or not all(isinstance(one, str) for one in was):
+def _as_now(name: str, was: Any, asked: Any) -> Any:
+    """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M, and 33.3333% for a third."""
+    if name not in ("target", "budgets") or not _texts(was) or not _texts(asked):
         return was
     with suppress(FreePruneError):
-        return [str(parse_target(one)) for one in was]
+        found, now = ([parse_target(one) for one in texts] for texts in (was, asked))
+        rounded = [parse_target(f"{one.cost}={one.value * 100:g}%") if one.relative else one for one in now]
+        return asked if found == rounded else [str(one) for one in found]
     return was
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

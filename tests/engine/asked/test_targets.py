@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -32,12 +34,36 @@ def test_an_amount_is_written_as_it_can_be_read_again(text):
     assert str(parse_target(text)) == text
 
 
+@pytest.mark.parametrize("cost", ["macs", "latency"])
+@pytest.mark.parametrize("value", [1 / 3, 2 / 3, 0.1 + 0.2, 0.29, 0.123456789, 1e-7, math.nextafter(1, 0), 5.123456789])
+def test_every_value_is_read_again_as_it_was(cost, value):
+    (target,) = parse_targets({cost: value})
+    assert parse_target(str(target)) == target
+
+
+def test_a_value_is_written_with_few_digits_where_these_are_enough():
+    texts = [str(parse_targets({"macs": value})[0]) for value in (0.5, 0.29, 0.07, 0.125, 1 / 3)]
+    assert texts == ["macs=50%", "macs=29%", "macs=7%", "macs=12.5%", "macs=0.3333333333333333"]
+
+
 def test_sentences_about_a_budget_name_budgets():
     for budget, message in (("120%", "`budgets` '120%' is more"), (0, "`budgets` '0' leaves"), ("0%", "`budgets` '0%' leaves")):
         with pytest.raises(FreePruneError, match=message):
             parse_budget("macs", budget)
     with pytest.raises(FreePruneError, match=r"`cost` is .latency., which is measured, .*; known: macs, params, nonzero"):
         parse_budget("latency", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(10**400, "more than the dense network has"), (-(10**400), "leaves nothing")],
+    ids=["large", "negative"],
+)
+def test_a_number_beyond_all_bounds_is_a_sentence(value, message):
+    with pytest.raises(FreePruneError, match=message):
+        parse_targets({"macs": value})
+    with pytest.raises(FreePruneError, match=message):
+        parse_budget("macs", value)
 
 
 def test_a_mapping_is_taken_too():

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune import Recipe
+from freeprune.engine.store.config import differing
 from freeprune.engine.store.continuation import FIRST, Earlier, earlier_of, goes_on
 from freeprune.engine.store.run_folder import check_folder
 from freeprune.errors import FreePruneError
@@ -196,6 +197,18 @@ def test_a_run_of_equal_rates_becomes_a_search(tmp_path):
 )  # fmt: skip
 def test_what_a_run_may_be_asked_for_when_it_goes_on(changes, expected):
     assert goes_on(CONFIG, {**CONFIG, **changes}) is expected
+
+
+@pytest.mark.parametrize("name", ["target", "budgets"])
+def test_targets_that_an_earlier_version_wrote_with_six_digits_are_the_same(name):
+    for was, now, same in (
+        ("macs=33.3333%", "macs=0.3333333333333333", True),
+        ("macs=6e+07", "macs=60M", True),
+        ("macs=0.3333333333333333", "macs=33.3333%", False),
+        ("macs=33.3333%", "macs=33.4%", False),
+        ("macs=50%", "params=50%", False),
+    ):
+        assert (not differing({name: [was]}, {name: [now]})) is same
 
 
 @pytest.mark.parametrize(
