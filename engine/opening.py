@@ -64,7 +64,8 @@ class Opening:
         check(self.placement)
         return prepare(
             model, data, asked, finetune, folder=self.folder if self.resume else None, timed=timed,
-            earlier=earlier_of(self.folder, asked.trials) if extends and self.resume else FIRST, hardware=self.hardware,
+            earlier=earlier_of(self.folder, asked.trials, asked.time_limit) if extends and self.resume else FIRST,
+            hardware=self.hardware,
         )  # fmt: skip
 
     def begin(self, job: Job, config: Mapping[str, Any], tested: Dataset[object] | None, *, finished: bool) -> None:

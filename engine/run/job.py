@@ -68,7 +68,7 @@ class Job:
         dense: the reference pass of the dense network.
         config: the content of `config.json`.
         trace_seconds: how long it took to find the groups.
-        earlier: how the search was planned, where the run goes on with more trials.
+        earlier: how the search was planned, where the run goes on with more trials or without its time limit.
         choice: what the network is trained for; the calibration batches are read by it.
         hardware: what networks run on, and who loads their data.
     """
@@ -286,7 +286,7 @@ def _with_warm_starts(settings: Settings, backend: type[Backend], earlier: Earli
     """The settings with the granularity's own warm starts, if none were asked for and there are trials for them."""
     if settings.warm_starts is not None:
         return settings
-    few = (settings.trials if earlier.planned is None else earlier.planned) < FEWEST_TRIALS
+    few = (earlier.ends[0] if earlier.ends else settings.trials) < FEWEST_TRIALS  # of those asked for at first
     return replace(settings, warm_starts=() if few else backend.warm_starts)
 
 

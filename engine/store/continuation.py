@@ -33,7 +33,7 @@ SHAPE = {"trials": int, "planned": (int, None), "ends": [int], "time_limit": (fl
 
 @dataclass(frozen=True)
 class Earlier:
-    """How the search of a run was planned before it went on.
+    """How the search of a run was planned before it went on with more trials, or without its time limit.
 
     The trials that are there are repeated from the ledger, so the strategy must propose them again: it plans for as many as at
     first, and is asked for them in the same portions.
@@ -54,11 +54,11 @@ class Earlier:
 FIRST = Earlier()  # of a run that has not gone on
 
 
-def earlier_of(folder: Path, trials: int) -> Earlier:
+def earlier_of(folder: Path, trials: int, time_limit: float | None) -> Earlier:
     """How the search in the folder of a run to resume was planned.
 
     Args:
-        trials: that are asked for now.
+        trials, time_limit: that are asked for now.
 
     Raises:
         FreePruneError: they are fewer than the run was asked for.
@@ -67,7 +67,8 @@ def earlier_of(folder: Path, trials: int) -> Earlier:
     if not fits(config, SHAPE) or any(one >= config["trials"] for one in config["ends"]):
         raise FreePruneError(f"{folder / CONFIG} is damaged; start the run again with `force=True`")
     before, planned, ends = config["trials"], config["planned"], config["ends"]
-    if trials == before:
+    timed = config["time_limit"] is not None
+    if trials == before and timed == (time_limit is not None):
         return Earlier(planned, tuple(ends))
     done = len(Ledger(folder / LEDGER, mend=False).trials)
     if trials < before:
@@ -77,7 +78,7 @@ def earlier_of(folder: Path, trials: int) -> Earlier:
         )
     if not done:
         return FIRST
-    return Earlier(planned or (before if config["time_limit"] is None else PLANNED), (*ends, before))
+    return Earlier(planned or (PLANNED if timed else before), (*ends, before) if trials > before else tuple(ends))
 
 
 def goes_on(before: Mapping[str, Any], now: Mapping[str, Any], *, trained: bool = True) -> bool:

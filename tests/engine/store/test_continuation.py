@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune import Recipe
+from freeprune.engine.asked.settings import PLANNED
 from freeprune.engine.store.config import differing
 from freeprune.engine.store.continuation import FIRST, Earlier, earlier_of, goes_on
 from freeprune.engine.store.run_folder import check_folder
@@ -237,14 +238,43 @@ def test_more_of_one_thing(before, now, expected):
 def test_a_record_that_is_damaged(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
     with pytest.raises(FreePruneError, match=r"config.json is damaged; start the run again"):
-        earlier_of(tmp_path, 30)
+        earlier_of(tmp_path, 30, None)
 
 
 def test_the_plan_of_a_search_that_a_time_limit_ended(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "time_limit": 5.0}))
-    assert earlier_of(tmp_path, 30) == FIRST  # there are no trials yet
-    assert earlier_of(tmp_path, 20) == FIRST
+    for trials, limit in ((30, 5.0), (20, 5.0), (30, None), (20, None)):
+        assert earlier_of(tmp_path, trials, limit) == FIRST  # there are no trials yet
     assert Earlier(20, (20,)).to_json() == {"planned": 20, "ends": [20]}
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "evolution-generational"])
+def test_a_search_whose_time_limit_is_taken_away_repeats_its_trials(tmp_path, strategy):
+    first = prune(tmp_path, 16, strategy=strategy, time_limit=600)
+    before = trials_of(tmp_path)
+    again = prune(tmp_path, 16, strategy=strategy, resume=True)
+    assert trials_of(tmp_path) == before
+    assert again.summary.score == first.summary.score
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["time_limit"], config["planned"], config["ends"]) == (None, PLANNED, [])
+    assert prune(tmp_path, 20, strategy=strategy, resume=True).summary.trials == 20
+    assert trials_of(tmp_path)[:16] == before
+    assert json.loads((tmp_path / "config.json").read_text())["ends"] == [16]
+
+
+def test_few_trials_that_a_time_limit_ended_go_on_without_warm_starts(tmp_path):
+    prune(tmp_path, 4, time_limit=600)
+    before = trials_of(tmp_path)
+    prune(tmp_path, 4, resume=True)
+    prune(tmp_path, 12, resume=True)
+    assert trials_of(tmp_path)[:4] == before
+
+
+def test_few_trials_under_a_time_limit_become_more(tmp_path):
+    prune(tmp_path, 4, time_limit=600)
+    before = trials_of(tmp_path)
+    prune(tmp_path, 12, time_limit=600, resume=True)
+    assert trials_of(tmp_path)[:4] == before
 
 
 def test_a_folder_that_cannot_be_made_is_known_before_anything_else(tmp_path):
