@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -38,7 +39,6 @@ from .run.task import STANDARD, Finetune
 from .store import run_folder as files
 from .store.continuation import goes_on, reopened
 from .store.ledger import Ledger
-from .store.lock import occupy
 from .store.summary import Summary
 from .training.checkpoint import Saving
 from .training.finetuning import assist, dismiss
@@ -137,8 +137,8 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
         strategy: makes the strategy for the job's space.
     """
     folder, progress = opening.folder, opening.progress
-    rehearsed = _opened(job, strategy, opening)
-    finished = read_finished(folder, Summary)
+    rehearsed, more = _opened(job, strategy, opening)
+    finished = None if more else read_finished(folder, Summary)
     if finished is not None:
         files.remove_checkpoint(folder)
         dismiss(job)
@@ -150,8 +150,9 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
         job = replace(job, space=latency.space(latency.limit))
     files.settled(folder)
     ledger, timed = Ledger(folder / files.LEDGER), None
+    repeated = partial(_reopened, folder, job.config, more)
     with pool(job.scorer(), opening.placement) as workers:
-        best = winner(job, _searched(job, strategy(job), workers.each, ledger, progress), ledger.trials)
+        best = winner(job, _searched(job, strategy(job), workers.each, ledger, repeated, progress), ledger.trials)
         if latency is not None:
             held, timed = latency.hold(best.found, ledger.trials, workers.each)
             job = replace(job, space=latency.space(timed.limit_ms))
@@ -161,26 +162,34 @@ def finished_run(job: Job, strategy: MakeStrategy, opening: Opening) -> Result:
     return finish(job, Outcome(best, ledger.trials, timed), rehearsed, folder, progress)
 
 
-def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> Rehearsed:
-    """Rehearse what is left to do, and open the folder."""
+def _opened(job: Job, strategy: MakeStrategy, opening: Opening) -> tuple[Rehearsed, bool]:
+    """Rehearse what is left to do, and open the folder.
+
+    Returns:
+        What was rehearsed, and whether the run is asked for more than before. The folder is then as it was, until `_reopened`.
+    """
     folder, rehearsed = opening.folder, Rehearsed()
     trained = any((folder / name).exists() for name in (files.SUMMARY, files.TRAINING))
-    more = opening.resume and goes_on(files.read_config(folder), job.config, trained=trained)
+    before = files.read_config(folder) if opening.resume else {}
+    more = opening.resume and goes_on(before, job.config, trained=trained)
     finished = opening.has_finished(files.SUMMARY)
     cut = finished and not files.holds_network(folder)
     if more or cut or not finished:
         strategy(job)  # what it refuses, such as a warm start that there is not, is refused before anything is written
         _tell_dense(job, opening.progress)
         rehearsed = rehearse(job, job.data.test, exports=True, progress=opening.progress)
-    if more:
-        occupy(folder)
-        reopened(folder)
-        files.write_json(folder / files.CONFIG, job.config)
-    files.open_folder(folder, job.config, opening.resume, opening.force, keep=True)
-    if cut:
+    files.open_folder(folder, before if more else job.config, opening.resume, opening.force, keep=True)
+    if cut and not more:
         reopened(folder)
     keep(job.batch, job.data, folder)
-    return rehearsed
+    return rehearsed, more
+
+
+def _reopened(folder: Path, config: dict[str, Any], more: bool) -> None:
+    """Have a run that is asked for more go on as it is asked for now: what the steps after the search made is deleted."""
+    if more:
+        reopened(folder)
+        files.write_json(folder / files.CONFIG, config)
 
 
 def _latency(job: Job, opening: Opening) -> Latency | None:
@@ -194,7 +203,9 @@ def _latency(job: Job, opening: Opening) -> Latency | None:
         raise
 
 
-def _searched(job: Job, strategy: Strategy, score_all: ScoreAll, ledger: Ledger, progress: Progress) -> Found:
+def _searched(
+    job: Job, strategy: Strategy, score_all: ScoreAll, ledger: Ledger, repeated: Callable[[], None], progress: Progress
+) -> Found:
     """The result of the search that the settings ask for."""
     asked = job.settings
 
@@ -203,7 +214,7 @@ def _searched(job: Job, strategy: Strategy, score_all: ScoreAll, ledger: Ledger,
 
     return search(
         job.space, strategy, score_all, ledger, 0 if asked.even else asked.trials, even=asked.even, batch=asked.proposals,
-        ends=job.earlier.ends, time_limit=asked.time_limit, progress=tell,
+        ends=job.earlier.ends, time_limit=asked.time_limit, repeated=repeated, progress=tell,
     )  # fmt: skip
 
 

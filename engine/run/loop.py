@@ -58,6 +58,7 @@ def search(
     ends: Sequence[int] = (),
     time_limit: float | None = None,
     even: bool = False,
+    repeated: Callable[[], None] = lambda: None,
     progress: Callable[[int, int, float], None] = lambda done, total, best: None,
 ) -> Found:
     """Score `trials` proposals of a strategy; scores that the ledger already holds are reused.
@@ -71,6 +72,7 @@ def search(
         ends: the numbers of trials, ascending and below `trials`, at which the search had ended before it went on.
         time_limit: seconds after which no further batch is started.
         even: whether equal rates are those of `Space.even`.
+        repeated: called once, when all trials of the ledger were proposed again and before one is added.
         progress: called after each trial with the trials done, their total and the best score.
 
     Raises:
@@ -82,7 +84,7 @@ def search(
     uniform = space.even() if even else space.uniform()
     ((uniform_score, _),) = scored.each(uniform[None])
     best_kept, best = uniform, uniform_score
-    done = 0
+    done, waits = 0, True
     limit = math.inf if time_limit is None else time_limit
     while done < trials and (done < len(ledger.trials) or clock.seconds < limit):
         end = next(end for end in (*ends, trials) if end > done)
@@ -91,6 +93,9 @@ def search(
         kept = space.round(proposals) if probing else space.project(proposals)
         costs = space.costs(kept)
         recorded = _recorded(ledger, done, proposals, kept)
+        if waits and done + len(kept) >= len(ledger.trials):
+            waits = False
+            repeated()
         scored.remember(recorded)
         scores = [trial.score for trial in recorded]
         for i, (score, seconds) in enumerate(scored.each(kept[len(recorded) :]), start=len(recorded)):
@@ -107,6 +112,8 @@ def search(
         strategy.tell(proposals, np.array(scores))
     if best == -math.inf:
         raise FreePruneError("every pruned network gave numbers that are not finite; raise the target or use another `metric`")
+    if waits:
+        repeated()
     return Found(best_kept, best, uniform_score, done, clock.seconds, clock.overhead, list(getattr(strategy, "log", [])))
 
 

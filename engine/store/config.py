@@ -32,7 +32,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 
 def _as_now(name: str, was: Any, asked: Any) -> Any:
     """A recorded value as it is written now: targets of earlier versions may say 6e+07 for 60M, and 33.3333% for a third."""
-    if name not in ("target", "budgets") or not _texts(was) or not _texts(asked):
+    if was == asked or name not in ("target", "budgets") or not _texts(was) or not _texts(asked):
         return was
     with suppress(FreePruneError):
         found, now = ([parse_target(one) for one in texts] for texts in (was, asked))

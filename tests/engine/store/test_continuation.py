@@ -28,8 +28,9 @@ def data():
 
 def prune(out, trials, network=None, **options):
     options = {"finetune": None, "rehearsal": False, "calibration_images": 12, "proposals": 4, "round_to": 1, **options}
+    options = {"progress": False, **options}
     network = toys.network() if network is None else network
-    return freeprune.prune(network, data(), target={"macs": 0.6}, trials=trials, out=out, progress=False, **options)
+    return freeprune.prune(network, data(), target={"macs": 0.6}, trials=trials, out=out, **options)
 
 
 def trials_of(out):
@@ -85,6 +86,46 @@ def test_one_that_is_killed_while_it_goes_on(tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
     assert prune(tmp_path / "run", 14, resume=True).summary.score == expected
     assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("more", [{"trials": 14}, {"trials": 6, "finetune": Recipe(epochs=1, batch_size=8)}])
+def test_a_finished_run_stays_whole_where_its_trials_are_not_proposed_again(tmp_path, more):
+    prune(tmp_path, 6)
+    ledger = tmp_path / "trials.jsonl"
+    *lines, last = ledger.read_text().splitlines()
+    trial = json.loads(last)
+    trial["proposal"][0] /= 2
+    ledger.write_text("\n".join([*lines, json.dumps(trial)]) + "\n")  # as another version may have proposed
+    before = files_in(tmp_path)
+    with pytest.raises(FreePruneError, match=r"trial 5 in .* is not what this search proposes"):
+        prune(tmp_path, resume=True, **more)
+    assert files_in(tmp_path) == before
+
+
+def test_a_finished_run_stays_whole_until_its_trials_are_repeated(tmp_path):
+    result = prune(tmp_path, 6)
+    before = files_in(tmp_path)
+
+    def killed(step, done, total, note):
+        if step == "search":
+            assert (done, total) == (4, 14)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, 14, resume=True, progress=killed)
+    assert files_in(tmp_path) == before
+    assert prune(tmp_path, 6, resume=True).summary == result.summary
+    assert prune(tmp_path, 14, resume=True).summary.trials == 14
+
+
+def test_equal_rates_are_trained_afterwards(tmp_path):
+    prune(tmp_path, 0)
+    assert prune(tmp_path, 0, finetune=Recipe(epochs=1, batch_size=8), resume=True).summary.trials == 0
+    assert json.loads((tmp_path / "config.json").read_text())["finetune"]["epochs"] == 1
 
 
 def test_more_training_starts_from_the_pruned_network(tmp_path):
