@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..backends import Plan
 from ..common import Batch, Candidate, Skeleton
-from ..errors import FreePruneError, first_line
+from ..errors import FreePruneError, first_line, is_out_of_memory, out_of_memory
 from ..metrics import METRICS, Metric, reference
 from .apply import apply, read_plan
 from .inputs import adoption, batches
@@ -66,7 +66,10 @@ def score(
         known = reference(dense, images)
         builtin = function in METRICS.values()
         found = float(function(candidate, known, images)) if builtin else scored(function, candidate, known, images)
-    except RuntimeError as error:  # from torch, for a batch that does not fit
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, "give fewer calibration images") from error
+        # From torch, for a batch that does not fit.
         raise FreePruneError(
             f"the network cannot be run on these calibration images ({first_line(error)}); give images that it takes"
         ) from None

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common import Batch, Candidate
-from ..errors import FreePruneError, FreePruneWarning, cause, with_article
+from ..errors import FreePruneError, FreePruneWarning, cause, is_out_of_memory, with_article
 from ..metrics import Metric, Reference
 
 FROM_FILE = "freeprune_file_"  # begins the name of a module that is a file given by its path
@@ -48,13 +48,15 @@ def telling(what: str) -> Iterator[None]:
         what: the code that failed, such as "the fine-tuning function 'my:tune'".
 
     Raises:
-        UserError: in place of any error but a FreePruneError.
+        UserError: in place of any error but a FreePruneError and a lack of memory.
     """
     try:
         yield
     except FreePruneError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         trace = "".join(traceback.format_exception(error))
         raise UserError(f"{what} failed ({cause(error)}{place_of(error)}); mend it", trace) from error
 

@@ -13,7 +13,7 @@ from ...backends import Plan, apply
 from ...backends.difference import MAX_DIFFERENCE, relative_difference
 from ...common import Inputs
 from ...copies import copied, emptied, is_large, light
-from ...errors import FreePruneError
+from ...errors import FreePruneError, is_out_of_memory, out_of_memory
 from ...lending import widened
 from ..asked.recipe import Recipe
 from ..inputs.adoption import bare, in_float32
@@ -22,7 +22,8 @@ from ..progress import Progress, silent
 from ..randomness import seeded
 from ..run.job import Job
 from ..run.outputs import outputs
-from ..user_code import called
+from ..run.task import Finetune
+from ..user_code import called, shown_name
 from .checkpoint import Saving
 from .fabric import shared
 from .learner import Diverged
@@ -77,7 +78,7 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
     if not isinstance(job.finetune, Recipe):
         given = copied(in_types_of_given(compact, job, plan))
         images = tuple(x[:IMAGES] for x in job.batch.inputs)
-        return _zeroed(_returned(compact, called("the fine-tuning function", job.finetune, given, job.data), images, job), plan)
+        return _zeroed(_returned(compact, _by_function(job.finetune, given, job), images, job), plan)
 
     def tell(step: int, steps: int, loss: float) -> None:
         progress("fine-tune", step, steps, f"loss {loss:.3f}")
@@ -85,6 +86,17 @@ def _tuned(compact: nn.Module, plan: Plan, job: Job, seed: int, progress: Progre
     if by_torchrun():
         shared(plan, job.hardware)  # the other processes wait for it, see `assist`
     return _trained(compact, plan, job, job.finetune, seed, saving, tell)
+
+
+def _by_function(function: Finetune, given: nn.Module, job: Job) -> Any:
+    """What the user's function makes of the network; how much memory it takes is up to it."""
+    try:
+        return called("the fine-tuning function", function, given, job.data)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        way_out = f"let the fine-tuning function {shown_name(function)!r} take smaller batches, and go on with `resume=True`"
+        raise out_of_memory(error, way_out) from error
 
 
 def _trained(

@@ -474,6 +474,22 @@ def test_the_users_own_metric_decides_and_is_recorded(tmp_path):
     assert prune(tmp_path / "b", metric=f"{file}:one", finetune=None).summary["score"]["best"] == 1.0
 
 
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_a_metric_that_finds_no_memory_is_no_mistake_of_its_author(tmp_path):
+    sentence = r"^the device is out of memory \(CUDA .*\); lower `calibration_images` .*, and go on with `resume=True`$"
+    with pytest.raises(freeprune.FreePruneError, match=sentence):
+        prune(tmp_path / "out", metric=full, finetune=None)
+
+
+def test_fine_tuning_of_ones_own_that_finds_no_memory_is_to_take_less(tmp_path):
+    sentence = r"^the device is out .*\); let the fine-tuning function '.*:full' take smaller batches, and go on with `resume"
+    with pytest.raises(freeprune.FreePruneError, match=sentence):
+        prune(tmp_path / "out", trials=2, finetune=full)
+
+
 def test_the_users_own_fine_tuning_is_taken_and_held_to_the_masks(tmp_path):
     def ruin(smaller, data):
         with torch.no_grad():

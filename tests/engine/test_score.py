@@ -87,6 +87,16 @@ def test_a_metric_may_be_a_function_or_the_place_of_one(tmp_path):
         freeprune.score(smaller, network, IMAGES, f"{file}:six")
 
 
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 8 GiB"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_metric_that_finds_no_memory_is_to_be_given_fewer_images(error):
+    def full(candidate, dense, batch):
+        raise error
+
+    network = networks.build("resnet_a")
+    with pytest.raises(FreePruneError, match=rf"is out of memory \({error}\); give fewer calibration images"):
+        freeprune.score(network, network, IMAGES, full)
+
+
 @pytest.mark.parametrize(
     ("batch", "metric", "sentence"),
     [
