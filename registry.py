@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .errors import FreePruneError, nearest
+from .errors import FreePruneError, cause, nearest
 
 Entry = TypeVar("Entry")
 
@@ -30,7 +30,7 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
         kind: what the table holds, in the singular ("metric"); its entry points are in the group `PLURALS` names.
 
     Raises:
-        FreePruneError: there is no such entry; the error suggests close names.
+        FreePruneError: there is no such entry, and close names are suggested; or its package cannot be imported.
     """
     if not isinstance(name, str):
         raise FreePruneError(f"the {kind} is {name!r}; give its name, such as {next(iter(table))!r}")
@@ -38,17 +38,32 @@ def find(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
         return table[name]
     foreign = plugins(kind)
     if name in foreign:
-        loaded: Entry = foreign[name].load()
-        return loaded
+        found: Entry = loaded(foreign[name], kind)
+        return found
     known = sorted({*table, *foreign})
     raise FreePruneError(f"there is no {kind} {name!r}; {nearest(name, known)}")
 
 
 def entries(table: Mapping[str, Entry], kind: str) -> dict[str, Entry]:
-    """A table together with the entries of other packages, which are imported."""
-    return {**{name: point.load() for name, point in plugins(kind).items()}, **table}
+    """A table together with the entries of other packages, which are imported. Raises as `loaded`."""
+    return {**{name: loaded(point, kind) for name, point in plugins(kind).items()}, **table}
 
 
 def plugins(kind: str) -> dict[str, EntryPoint]:
     """The entry points of other packages, by name, not yet imported."""
     return {point.name: point for point in entry_points(group=f"freeprune.{PLURALS[kind]}")}
+
+
+def loaded(point: EntryPoint, kind: str) -> Any:
+    """The entry of another package, which is imported.
+
+    Raises:
+        FreePruneError: it cannot be imported.
+    """
+    try:
+        return point.load()
+    except Exception as error:
+        package = point.module if point.dist is None else point.dist.name
+        raise FreePruneError(
+            f"the {kind} {point.name!r} of the package {package} cannot be imported ({cause(error)}); mend or uninstall it"
+        ) from error

@@ -121,6 +121,25 @@ def test_its_options_hold_for_a_sweep_and_what_is_picked_from_it(tmp_path):
         freeprune.pick(tmp_path / "sweep", target={"nonzero": 0.6}, out=tmp_path / "again", finetune=None)
 
 
+@pytest.mark.usefixtures("installed")
+def test_one_that_cannot_be_imported_is_told_where_it_is_asked_for(tmp_path):
+    (tmp_path / "site" / "tiny_rows.py").write_text("import numppy\n")
+    told = "of the package tiny-rows cannot be imported (ModuleNotFoundError: No module named 'numppy'); mend or uninstall it"
+    for what, entry in (("metrics", "metric 'first'"), ("granularities", "granularity 'rows'")):
+        listed = CliRunner().invoke(main, ["list", what])
+        assert listed.exit_code == 2
+        assert listed.stderr == f"freeprune: error: the {entry} {told}\n"
+    asked = {"target": {"nonzero": 0.5}, "calibration_images": 64, "out": tmp_path / "out"}
+    for call in (
+        lambda: freeprune.correlate("digits:cnn", "digits", **asked),  # with all metrics that there are
+        lambda: freeprune.prune("digits:cnn", "digits", metric="first", **asked),
+    ):
+        with pytest.raises(freeprune.FreePruneError, match=re.escape(f"the metric 'first' {told}")):
+            call()
+    result = freeprune.prune("digits:cnn", "digits", trials=0, finetune=None, rehearsal=False, **asked)  # others go on
+    assert result.summary.met
+
+
 def test_without_it_the_name_is_unknown(tmp_path):
     with pytest.raises(freeprune.FreePruneError, match="there is no granularity 'rows'"):
         freeprune.prune(NETWORKS["digits:cnn"](), "digits", target={"macs": 0.5}, granularity="rows", out=tmp_path / "out")

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 from ...errors import FreePruneError, first_line, nearest
-from ...registry import plugins
+from ...registry import loaded, plugins
 
 ROOT = Path(__file__).parents[2]
 # For each list: the file with the table, the name of the table, and the kind of entry that plug-ins add.
@@ -23,12 +23,12 @@ def listed(what: str) -> dict[str, str]:
     """The first docstring line of each entry, by name; entries of other packages come first.
 
     Raises:
-        FreePruneError: there is no such list.
+        FreePruneError: there is no such list, or another package cannot be imported.
     """
     if what not in TABLES:
         raise FreePruneError(f"there is no list of {what!r}; {nearest(what, sorted(TABLES))}")
     file, table, kind = TABLES[what]
-    foreign = {name: first_line(point.load().__doc__ or "") for name, point in plugins(kind).items()}
+    foreign = {name: first_line(loaded(point, kind).__doc__ or "") for name, point in plugins(kind).items()}
     return {**foreign, **_built_in(ROOT / file, table)}
 
 
