@@ -12,8 +12,7 @@ from ..backends import Plan
 from ..backends import apply as pruned
 from ..errors import FreePruneError
 from ..options import as_path, plain
-from .asked.commands import SETTINGS
-from .asked.settings import Settings
+from .asked.settings import Settings, check_values
 from .inputs.adoption import in_float32
 from .inputs.batches import Data, split
 from .inputs.calibration import draw, further
@@ -97,8 +96,7 @@ def applied(
 ) -> Applied:  # fmt: skip
     """As `apply`, with what became of recovery."""
     calibration_images, seed = plain(calibration_images), plain(seed)
-    for name, value in (("calibration_images", calibration_images), ("seed", seed)):
-        SETTINGS[name].check(value)
+    check_values(calibration_images=calibration_images, seed=seed)
     folder = None if out is None else as_path(out, "out")
     if folder is not None:
         files.check_folder(folder, resume=False, force=force)

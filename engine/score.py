@@ -15,6 +15,7 @@ from ..common import Batch, Candidate, Skeleton
 from ..errors import FreePruneError, first_line, is_out_of_memory, out_of_memory
 from ..metrics import METRICS, Metric, reference
 from .apply import apply, read_plan
+from .asked.settings import check_values
 from .inputs import adoption, batches
 from .inputs.calibration import draw
 from .inputs.collating import working
@@ -87,8 +88,9 @@ def score_of_plan(
         images: how many training images are drawn.
 
     Raises:
-        FreePruneError: as `score`; or a file or the data cannot be read.
+        FreePruneError: as `score`; or a file or the data cannot be read, or there is no such seed.
     """
+    check_values(calibration_images=images, seed=seed)
     removed = read_plan(plan)
     network = model.network(seed)
     smaller = apply(network, removed)

@@ -11,9 +11,8 @@ from torch import nn
 
 from ..errors import FreePruneError
 from ..options import as_path, plain
-from .asked.commands import SETTINGS
 from .asked.recipe import Recipe
-from .asked.settings import Settings, TrainOptions, check_names, hardware_of
+from .asked.settings import Settings, TrainOptions, check_names, check_values, hardware_of
 from .inputs.adoption import in_float32
 from .inputs.calibration import draw
 from .inputs.collating import working
@@ -140,7 +139,7 @@ def _check(recipe: Any, seed: int, out: Path | None, *, replaced: bool) -> None:
         files.check_writable(out.parent)
         if is_first() and out.exists() and not replaced:
             raise FreePruneError(f"{out} exists already; give another `out`, or replace it with `force=True`")
-    SETTINGS["seed"].check(seed)
+    check_values(seed=seed)
     if not isinstance(recipe, Recipe):
         raise FreePruneError(f"`recipe` is {recipe!r}; give a freeprune.Recipe")
 

@@ -123,8 +123,7 @@ def settings(
         check_names({name: value for name, value in options.items() if name in SETTINGS}, taken.__optional_keys__, "finetune")
     asked: dict[str, Any] = {name: plain(value) for name, value in {**options, **more}.items()}
     given = {name: _several(value, SETTINGS[name]) for name, value in asked.items() if name in SETTINGS and value is not None}
-    for name, value in given.items():
-        SETTINGS[name].check(value)
+    check_values(**given)
     layout = {name: value for name, value in asked.items() if name not in SETTINGS and name not in NO_SETTINGS}
     backends = [*BACKENDS.values(), find_backend(given.get("granularity", Settings.granularity))]
     known = {*SETTINGS, *(name for backend in backends for name in backend.options)}
@@ -135,6 +134,12 @@ def settings(
     if made.even and made.trials not in (0, Settings.trials):
         raise FreePruneError(f"`trials` is {made.trials} beside `even=True`, which makes no search; leave out one of the two")
     return made
+
+
+def check_values(**given: Any) -> None:
+    """Refuse values that settings of these names cannot have; None, where nothing was given, passes."""
+    for name, value in given.items():
+        SETTINGS[name].check(value)
 
 
 def check_names(options: Mapping[str, Any], known: Iterable[str], recipe: str) -> None:

@@ -17,7 +17,7 @@ from ...options import as_path
 from ..asked.declaration import Settings
 from ..asked.layout import completed
 from ..asked.recipe import Recipe
-from ..asked.settings import SETTINGS, HardwareOptions, check_names, hardware_of, recorded
+from ..asked.settings import HardwareOptions, check_names, check_values, hardware_of, recorded
 from ..asked.targets import Target, parse_target, parse_targets
 from ..delivery.finish import Result
 from ..inputs.data import Asked
@@ -89,8 +89,7 @@ def pick(
     with opened(out, Placement(), machine, resume, force, progress) as opening:
         folder = as_path(folder, "folder")
         config = _asked_of(folder)
-        for name, value in (("quantize", quantize), ("opset", opset)):
-            SETTINGS[name].check(value)
+        check_values(quantize=quantize, opset=opset)
         before = recorded(config, _with_fixed(parse_targets(target), config))
         as_swept = completed(find_backend(before.granularity), before.layout, depth=False)  # whatever the target is now
         asked = replace(

@@ -130,9 +130,13 @@ def test_the_command_scores_a_plan(tmp_path):
     assert "no --weights were given, so digits:cnn was scored as its code makes it" in shown
     tuned = call(*asked, "--pruned", tmp_path / "model.safetensors", "--json")
     assert tuned.exit_code == 0, tuned.stderr
-    refused = call(*asked, "--metric", "nothing")
-    assert refused.exit_code == 2
-    assert "there is no metric 'nothing'" in refused.stderr
+    for option, value, sentence in (
+        ("--metric", "nothing", "there is no metric 'nothing'"),
+        ("--seed", -1, "--seed is -1; give a whole number from 0"),
+    ):
+        refused = call(*asked, option, value)
+        assert refused.exit_code == 2
+        assert sentence in refused.stderr
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
