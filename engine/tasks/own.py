@@ -163,14 +163,12 @@ def own_task(given: Any, name: str = "the task") -> Task:
     """A task as the user gave it: a task, or anything that has functions `loss`, `measure` or `outputs`.
 
     Raises:
-        FreePruneError: it is neither.
+        FreePruneError: it is neither, or a class that no object can be made of.
     """
-    if isinstance(given, type) and issubclass(given, Task):
-        return given()
-    if isinstance(given, Task):
-        return given
     if isinstance(given, type):
         given = _instance(given, name)
+    if isinstance(given, Task):
+        return given
     if isinstance(given, Mapping):
         held = dict(given)
         unknown = [str(key) for key in held if key not in (*PARTS, *MORE)]

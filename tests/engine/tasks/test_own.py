@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import freeprune
 from freeprune.engine.command.cli import main
-from freeprune.engine.tasks import AGREEMENT, TASKS, OwnTask, own_task
+from freeprune.engine.tasks import AGREEMENT, TASKS, OwnTask, Task, own_task
 from freeprune.errors import FreePruneError
 
 
@@ -382,6 +382,13 @@ def test_a_class_with_methods_is_a_task():
 
     with pytest.raises(FreePruneError, match=r"making an object of the task failed \(TypeError: .*'weight'"):
         own_task(Needs)
+
+    class Half(Task):
+        def loss(self, output, labels):
+            return output.mean()
+
+    with pytest.raises(FreePruneError, match=r"making an object of the task failed \(TypeError: .*abstract class"):
+        own_task(Half)
 
 
 def test_a_loss_without_a_gradient_is_told():
