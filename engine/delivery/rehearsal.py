@@ -34,7 +34,7 @@ from ..training.measuring import measured_for
 from ..training.trainer import train
 
 IMAGES = 2  # per forward pass
-TRAINED = 8  # per training step; batch norm needs more than one
+TRAINED = 8  # at most, per training step
 SAME_DIFFERENCE = 1e-5  # relative: above the rounding of two passes, below the effect of random draws
 PIECE = 2**24  # numbers of the data that are looked at at a time
 
@@ -176,7 +176,7 @@ def _train(job: Job, recipe: Recipe) -> None:
     train(
         job.network,
         few,
-        replace(recipe_of(job, recipe), images=1, batch_size=TRAINED),
+        replace(recipe_of(job, recipe), images=1),
         seed=job.settings.seed,
         teacher=job.network,
         collate=job.data.collate,

@@ -128,7 +128,8 @@ def train(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(error, f"lower `batch_size` (now {recipe.batch_size}), and go on with `resume=True`") from error
+        then = "" if saving is None else ", and go on with `resume=True`"
+        raise out_of_memory(error, f"lower `batch_size` (now {recipe.batch_size}){then}") from error
     trained = trained.to(home).eval()
     check_still_finite(network, trained)
     return trained

@@ -17,6 +17,7 @@ from freeprune.engine import prune as run_module
 from freeprune.engine.command.cli import main
 from freeprune.engine.delivery import export as export_module
 from freeprune.engine.delivery import rehearsal
+from freeprune.engine.training import trainer
 
 TRAINED = Recipe(images=20, batch_size=10)
 
@@ -253,6 +254,30 @@ def test_the_dense_network_is_exported_once_and_nothing_else_changes(tmp_path, m
     assert summaries[0] == summaries[1]
     for name in ("plan.json", "model.safetensors", "model.onnx"):
         assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
+
+
+def test_training_that_finds_no_memory_is_to_take_fewer_images_than_it_was_asked_to(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "trained_here", full)
+    with pytest.raises(FreePruneError, match=r"lower `batch_size` \(now 10\)$"):  # nothing is there to go on with
+        prune(tmp_path / "out", finetune=TRAINED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_images_are_tried_than_are_trained_on_at_a_time(tmp_path):
+    """Which may be as many as there is memory for."""
+    seen = []
+
+    def noted(y, training):
+        if training:
+            seen.append(len(y))
+        return y
+
+    prune(tmp_path / "out", model=Changed(noted), finetune=Recipe(images=0, batch_size=4), trials=0)
+    prune(tmp_path / "other", model=Changed(noted), finetune=Recipe(images=0, batch_size=10), trials=0)
+    assert seen == [4, 8]
 
 
 NOISY, FROZEN = Changed(lambda y, _: F.dropout(y, 0.5)), network().requires_grad_(False)
