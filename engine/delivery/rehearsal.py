@@ -31,6 +31,8 @@ from ..run.outputs import outputs
 from ..tasks.base import described
 from ..training.finetuning import recipe_of
 from ..training.measuring import measured_for
+from ..training.optimizer import schedule
+from ..training.processes import check_batch, world_of
 from ..training.trainer import train
 
 IMAGES = 2  # per forward pass
@@ -68,8 +70,10 @@ def rehearse(job: Job, tested: Dataset[object] | None, *, exports: bool, progres
         progress: is called with the progress.
 
     Raises:
-        FreePruneError: a step fails; nothing was written.
+        FreePruneError: a step fails, or a batch cannot be divided among the devices; nothing was written.
     """
+    if isinstance(job.finetune, Recipe):  # in a rehearsal one device trains
+        check_batch(schedule(recipe_of(job, job.finetune), len(job.train))[0], world_of(job.hardware))
     if not job.settings.rehearsal:
         return Rehearsed()
     images = tuple(x[:IMAGES] for x in job.batch.inputs)

@@ -280,6 +280,18 @@ def test_no_more_images_are_tried_than_are_trained_on_at_a_time(tmp_path):
     assert seen == [4, 8]
 
 
+@pytest.mark.parametrize("rehearsed", [True, False])
+def test_a_batch_that_cannot_be_divided_is_refused_before_the_search(rehearsed, tmp_path):
+    sentence = "`batch_size` is 8 for 8 processes that train together; give at least 16, or fewer `devices`"
+    eight = {"device": "cpu", "devices": 8, "rehearsal": rehearsed}
+    with pytest.raises(FreePruneError, match=sentence):
+        prune(tmp_path / "out", finetune=Recipe(batch_size=8), **eight)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FreePruneError, match="`batch_size` is 54 for 30 processes"):  # of 60 images, six are for validation
+        prune(tmp_path / "out", finetune=Recipe(batch_size=128), **{**eight, "devices": 30})
+    assert not (tmp_path / "out").exists()
+
+
 NOISY, FROZEN = Changed(lambda y, _: F.dropout(y, 0.5)), network().requires_grad_(False)
 ENTRIES = {
     "compare": lambda net, **more: freeprune.compare(net, data(), target={"macs": 0.6}, calibration_images=20, **more),
