@@ -23,6 +23,7 @@ from .run.job import Job, prepare
 from .run.task import Finetune
 from .store import run_folder as files
 from .store.continuation import FIRST, earlier_of
+from .training.processes import check_hardware
 from .workers.base import Placement
 from .workers.pool import check
 
@@ -91,9 +92,18 @@ class Opening:
 
 @contextmanager
 def opened(
-    out: str | Path, placement: Placement, hardware: Hardware, resume: bool, force: bool, progress: Shown
-) -> Iterator[Opening]:
-    """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder."""
+    out: str | Path, placement: Placement, hardware: Hardware, resume: bool, force: bool, progress: Shown, *,
+    helped: bool = False,
+) -> Iterator[Opening]:  # fmt: skip
+    """Within it a run or a study goes on: its progress is shown, and what its errors leave is in its folder.
+
+    Args:
+        helped: whether other processes, of torchrun, may take part.
+
+    Raises:
+        FreePruneError: the hardware is not there, or an argument is wrong.
+    """
+    check_hardware(hardware, helped=helped)
     for name, given in (("resume", resume), ("force", force)):
         FOLDER[name].check(given)
     folder = as_path(out, "out")

@@ -42,7 +42,7 @@ from .store.ledger import Ledger
 from .store.summary import Summary
 from .training.checkpoint import Saving
 from .training.finetuning import assist, dismiss
-from .training.processes import check_hardware, is_first
+from .training.processes import is_first
 from .user_code import warn
 from .workers.pool import pool
 
@@ -113,13 +113,12 @@ def prune(
     Raises:
         FreePruneError: an argument is wrong or a target cannot be met; the sentence says what to do.
     """
-    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress) as opening:
+    with opened(out, placed(workers, options), hardware_of(options), resume, force, progress, helped=True) as opening:
         given, data = GivenModel(model, weights, weights_key), asked_data(data, options)
         asked = settings(
             target, options, granularity=granularity, strategy=strategy, metric=metric, trials=trials, time_limit=time_limit,
             seed=seed,
         )  # fmt: skip
-        check_hardware(opening.hardware)
         if not is_first():
             helper = replace(opening.hardware, device="cpu")  # the first process scores
             job = prepare(given, data, asked, finetune, timed=True, hardware=helper)

@@ -35,7 +35,6 @@ from ..store.ledger import Trial
 from ..store.places import found_again
 from ..store.shapes import ADDED, sound_asked
 from ..store.studies import Sweep
-from ..training.processes import by_torchrun, check_hardware
 from ..workers.base import Placement
 from .sweep import best_of, trials_of
 
@@ -82,11 +81,7 @@ def pick(
         FreePruneError: the folder holds no finished sweep, or an argument is wrong.
     """
     check_names(hardware, HardwareOptions.__optional_keys__, "finetune")
-    machine = hardware_of(hardware)
-    check_hardware(machine)
-    if by_torchrun():
-        raise FreePruneError("pick was started by torchrun, in several processes; start it in one, with `devices`")
-    with opened(out, Placement(), machine, resume, force, progress) as opening:
+    with opened(out, Placement(), hardware_of(hardware), resume, force, progress) as opening:
         folder = as_path(folder, "folder")
         config = _asked_of(folder)
         check_values(quantize=quantize, opset=opset)

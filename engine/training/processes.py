@@ -50,12 +50,22 @@ def world_of(hardware: Hardware) -> int:
     return hardware.devices * hardware.nodes
 
 
-def check_hardware(hardware: Hardware) -> None:
+def check_hardware(hardware: Hardware, *, helped: bool = True) -> None:
     """Refuse hardware that is not there, before anything long begins.
+
+    Args:
+        helped: whether other processes, of torchrun, may take part; there are several machines only then.
 
     Raises:
         FreePruneError: there are fewer devices, or torchrun started another number of processes.
     """
+    if not helped and by_torchrun():
+        raise FreePruneError(
+            "torchrun started this in several processes, and only prune and train take part in them; start it in one, with "
+            "`devices`"
+        )
+    if not helped and hardware.nodes > 1:
+        raise FreePruneError(f"`nodes={hardware.nodes}` was given, and only prune and train use several machines; leave it out")
     if by_torchrun():
         found, asked = int(os.environ["WORLD_SIZE"]), world_of(hardware)
         if asked != found:

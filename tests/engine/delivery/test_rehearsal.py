@@ -17,7 +17,8 @@ from freeprune.engine import prune as run_module
 from freeprune.engine.command.cli import main
 from freeprune.engine.delivery import export as export_module
 from freeprune.engine.delivery import rehearsal
-from freeprune.engine.training import trainer
+from freeprune.engine.inputs import devices
+from freeprune.engine.training import processes, trainer
 
 TRAINED = Recipe(images=20, batch_size=10)
 
@@ -307,6 +308,35 @@ def test_the_other_entries_rehearse_what_they_do(name, tmp_path):
     if name != "sweep":  # which trains nothing
         with pytest.raises(FreePruneError, match="requires a gradient"):
             ENTRIES[name](FROZEN, out=tmp_path / "out", finetune=TRAINED)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"nodes": 2}, "`nodes=2` was given, and only prune and train use several machines; leave it out"),
+        ({"device": "cuda", "devices": 8}, r"`devices` is 8, but this machine has 1 of cuda; give at most that many"),
+    ],
+)
+def test_hardware_that_is_not_there_is_refused_before_the_search(name, asked, sentence, tmp_path, monkeypatch):
+    for module in (devices, processes):
+        monkeypatch.setattr(module, "count_of", lambda kind: 1)
+    with pytest.raises(FreePruneError, match=sentence):
+        ENTRIES[name](network(), out=tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [*ENTRIES, "pick"])
+def test_what_is_done_in_one_process_is_refused_in_several(name, tmp_path, monkeypatch):
+    for variable, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(variable, value)
+
+    def pick(net, **more):
+        return freeprune.pick(tmp_path, target={"macs": 0.6}, model=net, **more)
+
+    with pytest.raises(FreePruneError, match=r"torchrun started this in several processes, .* start it in one, with `devices`"):
+        {**ENTRIES, "pick": pick}[name](network(), out=tmp_path / "out", device="cpu", devices=2)
     assert not (tmp_path / "out").exists()
 
 
