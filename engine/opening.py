@@ -18,6 +18,7 @@ from .asked.settings import Settings
 from .delivery.rehearsal import rehearse
 from .inputs.calibration import keep
 from .inputs.dense import GivenModel
+from .inputs.devices import device_of
 from .progress import Progress, Shown, reported
 from .run.job import Job, prepare
 from .run.task import Finetune
@@ -62,7 +63,7 @@ class Opening:
             FreePruneError: the workers are not available, the folder cannot be used, or an argument is wrong.
         """
         files.check_folder(self.folder, self.resume, self.force)
-        check(self.placement)
+        check(self.placement, device_of(self.hardware.device))
         return prepare(
             model, data, asked, finetune, folder=self.folder if self.resume else None, timed=timed,
             earlier=earlier_of(self.folder, asked.trials, asked.time_limit) if extends and self.resume else FIRST,

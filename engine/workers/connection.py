@@ -35,16 +35,19 @@ except Exception as error:
 CLIENT_PORT = 10001  # of ray:// if the address has none
 
 
-def check(placement: Placement) -> None:
+def check(placement: Placement, device: torch.device) -> None:
     """Refuse an address without a cluster that this process can use.
 
+    Args:
+        device: where the networks are that actors are sent.
+
     Raises:
-        FreePruneError: Ray is not installed, nothing answers, or this machine has a GPU and the actors have none.
+        FreePruneError: Ray is not installed, nothing answers, or the networks are on a GPU and the actors have none.
     """
-    if torch.cuda.is_available() and not placement.gpus:
+    if device.type == "cuda" and not placement.gpus:
         raise FreePruneError(
             "the network is on this machine's GPU and Ray actors without `ray_gpus` have none; give `ray_gpus`, such as 0.25, "
-            "or hide the GPU with CUDA_VISIBLE_DEVICES="
+            "or `device=cpu`"
         )
     assert placement.ray is not None
     if not ray_module().is_initialized():

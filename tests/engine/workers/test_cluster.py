@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from freeprune import FreePruneError, Recipe, correlate
+from freeprune import FreePruneError, Recipe, correlate, prune
 from freeprune.engine.asked.settings import Settings
 from freeprune.engine.asked.targets import parse_targets
 from freeprune.engine.inputs.dense import GivenModel
@@ -30,6 +31,7 @@ SYSTEM = {
     "health_check_period_ms": 300,
     "health_check_failure_threshold": 3,
 }
+CPU = torch.device("cpu")
 NETWORK = """
 import torch
 from helper import Twice
@@ -212,7 +214,7 @@ def test_an_unreachable_cluster_is_one_sentence(address, port, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")  # where "auto" looks first
     sentence = rf"the Ray cluster at .*:{port}\)? cannot be reached \(ConnectionRefusedError: .*; give HOST:PORT"
     with pytest.raises(FreePruneError, match=sentence):
-        check(Placement(ray=address.format(port)))
+        check(Placement(ray=address.format(port)), CPU)
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:port", "http://127.0.0.1:80"])
@@ -220,7 +222,7 @@ def test_an_address_that_is_none_is_one_sentence(address):
     with pytest.raises(
         FreePruneError, match=f"the Ray cluster at {address} cannot be used from here .ValueError: .*; give HOST"
     ) as e:
-        check(Placement(ray=address))
+        check(Placement(ray=address), CPU)
     assert "\n" not in str(e.value)
 
 
@@ -238,7 +240,7 @@ def test_what_listens_and_is_not_ray_is_one_sentence(monkeypatch):
 
         threading.Thread(target=serve, daemon=True).start()
         with pytest.raises(FreePruneError, match="Ray could not connect within 3 seconds"):
-            check(Placement(ray=f"127.0.0.1:{server.getsockname()[1]}"))
+            check(Placement(ray=f"127.0.0.1:{server.getsockname()[1]}"), CPU)
         answered.set()
 
 
@@ -273,7 +275,14 @@ def test_actors_of_a_connection_that_stays_end_with_the_pool(cluster):
         ray.shutdown()
 
 
-def test_a_gpu_on_this_side_only_is_refused(monkeypatch):
-    monkeypatch.setattr(connection.torch.cuda, "is_available", lambda: True)
-    with pytest.raises(FreePruneError, match="on this machine's GPU and Ray actors without `ray_gpus` have none"):
-        check(Placement(ray="auto"))
+def test_a_gpu_on_this_side_only_is_refused_where_it_scores(monkeypatch, tmp_path):
+    def reach(address):
+        raise FreePruneError(f"asked for {address}")
+
+    monkeypatch.setattr(connection, "_reach", reach)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = {"target": {"macs": 0.5}, "ray": "auto", "out": tmp_path / "out"}
+    with pytest.raises(FreePruneError, match=r"on this machine's GPU and Ray actors .* have none; .* or `device=cpu`"):
+        prune("digits:cnn", "digits", **asked)
+    with pytest.raises(FreePruneError, match="asked for auto"):
+        prune("digits:cnn", "digits", device="cpu", **asked)

@@ -193,6 +193,13 @@ def test_several_processes_on_a_gpu_in_use_are_refused(monkeypatch):
     assert results(str, range(2), 1) == {0: "0", 1: "1"}
 
 
+def test_several_processes_on_a_gpu_are_refused_before_it_is_in_use():
+    with pytest.raises(FreePruneError, match="`workers=2` cannot share this process's GPU"):
+        check(Placement(2), torch.device("cuda"))
+    check(Placement(2), torch.device("cpu"))
+    check(Placement(1), torch.device("cuda"))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -210,4 +217,4 @@ def test_a_placement_that_makes_no_sense_is_one_sentence(options, sentence):
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(FreePruneError, match=r"`ray` needs Ray, .*; pip install 'freeprune\[ray\]'"):
-        check(Placement(ray="auto"))
+        check(Placement(ray="auto"), torch.device("cpu"))
