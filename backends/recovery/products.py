@@ -99,7 +99,7 @@ class Call:
 
 
 class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets a visitor compute the products of a forward pass whose weights are whole parameters.
+    """Lets a visitor compute the products of a forward pass whose weights are whole parameters, of real numbers.
 
     Args:
         tensors: the parameters, by name, as the network holds them while it runs.
@@ -123,7 +123,8 @@ class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:  # fmt: skip
         super().__init__()  # type: ignore[no-untyped-call]
         self._visit, self._largest, self._ran, self._left = visit, largest, ran, left or {}
-        self._parameters = {storage_of(t): (name, t) for name, t in tensors.items()}
+        # Least squares are of real numbers, so that complex products stay as they are.
+        self._parameters = {storage_of(t): (name, t) for name, t in tensors.items() if t.is_floating_point()}
         self.ends = None if summed is None else Ends(summed, self._whole)
         self._last: tuple[str, Tensor] | None = None
         self._sites: dict[str, Site] = {}

@@ -113,6 +113,34 @@ def test_a_channel_that_another_can_stand_in_for_costs_nothing():
     assert torch.allclose(found.network[2].weight, wanted, atol=1e-3)
 
 
+class Spectrum(nn.Module):
+    """Two layers of real numbers around one that mixes the channels of a Fourier transform."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.mixed, self.head = nn.Linear(6, 8), nn.Linear(8, 8, dtype=torch.cfloat), nn.Linear(8, 3)
+
+    def forward(self, x):
+        spectrum = self.mixed(torch.fft.rfft(torch.relu(self.first(x)), dim=1).contiguous())
+        return self.head(torch.relu(torch.fft.irfft(spectrum, n=x.shape[1], dim=1).contiguous()))
+
+
+def test_complex_layers_stay_as_they_are():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, rows = Spectrum().eval(), torch.randn(50, 4, 6)
+    names = {"first.weight": {0: np.arange(6)}, "first.bias": {0: np.arange(6)}, "mixed.weight": {1: np.arange(6)}}
+    plan = Plan("channel", structure_of(network), {}, names)
+    compact = apply(network, plan)
+    found = recover(network, compact, plan, (rows,))
+    assert set(found.layers) == {"first.weight", "head.weight"}
+    for name in ("mixed.weight", "mixed.bias"):
+        assert torch.equal(found.network.get_parameter(name), compact.get_parameter(name))
+    with torch.no_grad():
+        errors = [float((each(rows) - network(rows)).norm()) for each in (compact, found.network)]
+    assert errors[1] < errors[0]
+
+
 def test_a_layer_that_runs_twice_is_fitted_to_both_its_inputs():
     class Twice(nn.Module):
         def __init__(self):
