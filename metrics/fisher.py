@@ -29,26 +29,32 @@ def fisher(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     with torch.enable_grad(), _Outputs() as layers:
         # With gradients of the weights, since tokens have none.
         loss = parameters_and_loss(candidate, replace(batch, inputs=inputs))[1] * len(inputs[0])
-        outputs = [x for x in layers.outputs if x.requires_grad]
-        found = slopes(loss, outputs)
+        outputs = [(x, last) for x, last in layers.outputs if x.requires_grad]
+        found = slopes(loss, [x for x, _ in outputs])
     total = 0.0
-    for output, gradient in zip(outputs, found, strict=True):
+    for (output, last), gradient in zip(outputs, found, strict=True):
         if gradient is not None:
             product = (output.detach() * gradient).double()
-            channels = product.flatten(2).sum(dim=2) if product.dim() > 2 else product
-            total += float(channels.square().sum()) / (2 * len(channels))
+            if product.dim() > 2:
+                product = (product.movedim(-1, 1) if last else product).flatten(2).sum(dim=2)
+            total += float(product.square().sum()) / (2 * len(product))
     return total
 
 
 class _Outputs(TorchFunctionMode):
-    """Records the outputs of layers, above autograd, so that gradients by them can be computed."""
+    """Records the outputs of layers, above autograd, so that gradients by them can be computed.
+
+    Attributes:
+        outputs: each with whether its channels are the last dimension, as of a linear layer, and not the second.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: list[Tensor] = []
+        self.outputs: list[tuple[Tensor, bool]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in LAYERS:
-            self.outputs.append(out)
+        name = getattr(func, "__name__", "")
+        if name in LAYERS:
+            self.outputs.append((out, name == "linear"))
         return out

@@ -427,6 +427,22 @@ def test_fisher_of_tokens_is_that_of_their_embeddings():
     assert scored("fisher", network, tokens) == pytest.approx(scored("fisher", layers, BATCH))
 
 
+def test_fisher_of_a_sequence_sums_over_its_positions():
+    # Two images of two positions, whose classes are summed over them. Outputs: 1, 0 and 2, 0 of the first image, 0, 3 and 0, 1
+    # of the second; logits 3, 0 and 0, 4. Gradients by both positions: -p, p with p = 1 / (1 + e^3), q, -q with 1 / (1 + e^4).
+    class Summed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum(1)
+
+    network = Summed(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.eye(2))
+    images = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 3.0], [0.0, 1.0]]])
+    p, q = 1 / (1 + np.exp(3)), 1 / (1 + np.exp(4))
+    expected = ((3 * p) ** 2 + (4 * q) ** 2) / 4
+    assert scored("fisher", network, Batch((images,), torch.tensor([0, 1]))) == pytest.approx(expected, rel=1e-4)
+
+
 def test_jacobcov_of_inputs_without_a_gradient_is_minus_infinity():
     class Rounds(nn.Linear):
         def forward(self, x):
