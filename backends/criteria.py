@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..channels_last import run_for_gradients
 from ..common import Batch, needs_labels
 from ..copies import is_large, replaced
 from ..errors import FreePruneError, backward_pass, with_article
@@ -187,7 +188,7 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
         with torch.enable_grad():
             values = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
             with replaced(network, values):
-                output = network(*labelled.inputs)
+                output = run_for_gradients(network, labelled.inputs)
             loss = labelled.reading.loss_of(output, labelled.labels)
             with backward_pass("use `criterion='l2'`"):
                 gradients = torch.autograd.grad(loss, list(values.values()), allow_unused=True)

@@ -56,3 +56,10 @@ def test_metrics_take_gradients_of_narrow_candidates_contiguous(metric):
     last.clear()
     METRICS[metric](candidate, dense, batch)
     assert last[-1] is False
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_criteria_take_gradients_contiguous(criterion):
+    network = Shortcut()
+    importance(criterion, network, Batch((IMAGES,), torch.arange(8) % 4))
+    assert network.last[-1] is False
