@@ -15,19 +15,21 @@ def reconstruction(candidate: Candidate, dense: Reference, batch: Batch) -> floa
     """Minus the mean relative squared error of the layers' outputs, each layer given the dense network's inputs.
 
     `-mean_l ||y_l' - y_l||² / ||y_l||²` over all convolutions and matrix products with a parameter; biases are left
-    out, and a removed output channel counts as zeros. At most 0. The dense network's layer inputs, for the first 32 images and
-    under batch statistics, are stored once per run; a candidate costs one pass through its layers; no labels.
+    out, and a removed output channel counts as zeros, as does a layer whose branch is gone. At most 0. The dense network's
+    layer inputs, for the first 32 images and under batch statistics, are stored once per run; a candidate costs one pass
+    through its layers; no labels.
 
     Source: layer-wise reconstruction error is minimised by OBS-like and regression pruning (He et al. 2017, arXiv:1707.06168,
     eq. 1); its use as a score of rates is defined here.
     """
-    pairs = weights(candidate)
+    there, whole = weights(candidate), weights(dense.dense)
     errors = []
     for name, call in dense.layers.items():
-        if name in pairs:
-            own, before = pairs[name]
+        if name in whole:
+            before = whole[name][1]
+            own = _full(candidate, name, there[name][0], before) if name in there else torch.zeros_like(before)
             with torch.no_grad():
-                error = call(_full(candidate, name, own, before) - before).double().square().sum()
+                error = call(own - before).double().square().sum()
                 errors.append(float(error / call(before).double().square().sum().clamp_min(1e-30)))
     return -sum(errors) / max(1, len(errors))
 

@@ -236,6 +236,20 @@ def test_missing_channels_count_as_zeros_do(metric):
     assert METRICS[metric](in_place, dense, batch) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("metric", ["reconstruction", "sensitivity", "taylor"])
+def test_branches_that_are_gone_count_as_zeros_do(metric):
+    network, batch = networks.build("resnet_b"), Batch((networks.images(16),), torch.arange(16) % 5)
+    backend = BACKENDS["channel"](network, batch.inputs, importance("l2", network), depth=True)
+    amounts = kept(backend, 1.0)
+    amounts[-1] = 0
+    dense, without = reference(network, batch), backend.candidate(amounts)
+    zeroed = {name: torch.zeros_like(p) for name, p in network.named_parameters() if name in without.gone}
+    assert len(zeroed) > 1
+    expected = METRICS[metric](Candidate(Skeleton(network), zeroed), dense, batch)
+    assert expected < -0.01
+    assert METRICS[metric](without, dense, batch) == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_image_is_too_few():
     network = networks.build("resnet_a")
     with pytest.raises(MetricError, match="1 calibration image is too few"):
