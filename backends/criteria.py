@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,14 +126,17 @@ def fpgm(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
 
 
 def bnscale(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
-    """Absolute scale of the batch norm behind a channel (Liu et al. 2017, arXiv:1708.06519). Orders whole channels only."""
+    """Absolute scale of the batch norm behind a channel (Liu et al. 2017, arXiv:1708.06519).
+
+    Orders whole channels only, and groups without a batch norm as l2 does.
+    """
     scales = {f"{path}.weight".lstrip(".") for path, m in network.named_modules() if isinstance(m, _BatchNorm)}
     elements = {name: np.abs(_numpy(p)) for name, p in network.named_parameters() if name in scales}
     if not any(values.any() for values in elements.values()):
         raise FreePruneError(
             "criterion 'bnscale' reads the scales of batch norms, and the network has none; use `criterion='l2'`"
         )
-    return Importance(elements, slices=lambda rows: rows.sum(axis=1))
+    return replace(l2(network, batch, seed), together=partial(_by_scale, Importance(elements)))
 
 
 def lamp(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
@@ -162,6 +166,17 @@ def random(network: nn.Module, batch: Batch | None, seed: int) -> Importance:
         return np.random.default_rng([seed, 2, zlib.crc32(name.encode())]).random(weight.shape)
 
     return Importance(_each(network, drawn))
+
+
+def _by_scale(scales: Importance, slices: Slices, offsets: NDArray[np.int64]) -> list[Values | None]:
+    """For each group of coupled channels the sum of their scales; None where none of them has one."""
+    total = np.zeros(int(offsets[-1]) + 1)
+    scaled = np.zeros(len(total), np.bool_)
+    for name, dim, position in slices:
+        if name in scales.elements:
+            np.add.at(total, position, scales.along(name, dim))
+            scaled[position] = True
+    return [total[start:stop] if scaled[start:stop].any() else None for start, stop in itertools.pairwise(offsets)]
 
 
 def _lamp(weight: Values) -> Values:

@@ -64,8 +64,8 @@ def test_bnscale_reads_the_norm_behind_a_channel():
     with torch.no_grad():
         network[1].weight.copy_(torch.tensor([1.0, -4.0, 1.0]))
     values = importance("bnscale", network)
-    assert np.allclose(values.along("1.weight", 0), [0.5, 2, 0.5])
-    assert list(values.elements) == ["1.weight"]
+    (found,) = values.together([("1.weight", 0, np.arange(3))], np.array([0, 3]))
+    assert np.allclose(found, [0.5, 2, 0.5])
     with pytest.raises(FreePruneError, match="the network has none"):
         importance("bnscale", two_layers())
 
@@ -86,6 +86,21 @@ def test_a_large_network_has_the_same_values_in_any_order(criterion, monkeypatch
     names = list(expected)
     for name in [*reversed(names), *names]:
         assert np.array_equal(found[name], expected[name])
+
+
+def test_bnscale_orders_groups_without_a_norm_as_l2_does():
+    convolution, hidden = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+    norm, images = nn.BatchNorm2d(4), networks.images(4)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(), nn.Linear(4, 5))
+    network = nn.Sequential(convolution, norm, nn.ReLU(), *head).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+        convolution.weight[:2], norm.weight[:2], hidden.weight[1::2] = 5.0, 0.5, 9.0
+    backend = BACKENDS["channel"](network, (images,), importance("bnscale", network))
+    plan = backend.plan(np.array([2, 2]))
+    assert plan.kept["0.weight"][0].tolist() == [2, 3]  # by scale, though their weights are the smaller ones
+    assert plan.kept["5.weight"][0].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("criterion", ["fpgm", "bnscale", "obs"])
@@ -119,15 +134,12 @@ def test_an_unknown_criterion_names_the_nearest():
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
 def test_criteria_leave_the_network_as_it_is_and_cover_what_they_read(criterion):
     network = networks.build("resnet_b").train()
-    scales = {f"{path}.weight" for path, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
     before = copy.deepcopy(network.state_dict())
     values = importance(criterion, network, Batch((networks.images(),), torch.arange(8) % 5))
     assert network.training
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert {name: array.shape for name, array in values.elements.items()} == {
-        name: tuple(parameter.shape)
-        for name, parameter in network.named_parameters()
-        if (name in scales if criterion == "bnscale" else parameter.dim() > 1)
+        name: tuple(parameter.shape) for name, parameter in network.named_parameters() if parameter.dim() > 1
     }
     assert all(parameter.grad is None for parameter in network.parameters())
 
