@@ -211,7 +211,7 @@ def _gradients(network: nn.Module, batch: Batch | None, criterion: str) -> dict[
         for module, mode in training.items():
             module.training = mode
     return {
-        name: np.zeros(tuple(p.shape)) if g is None else _numpy(g)
+        name: np.zeros(tuple(p.shape)) if g is None else _numpy(g.to_dense())
         for (name, p), g in zip(values.items(), gradients, strict=True)
     }
 

@@ -103,6 +103,17 @@ def test_bnscale_orders_groups_without_a_norm_as_l2_does():
     assert plan.kept["5.weight"][0].tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_gradients_of_an_embedding_may_be_sparse(criterion):
+    found = []
+    for sparse in (True, False):
+        table = nn.Embedding.from_pretrained(torch.eye(2), freeze=False, sparse=sparse)
+        network, batch = nn.Sequential(table, *two_layers()), Batch((torch.tensor([0, 1]),), torch.tensor([0, 1]))
+        found.append(importance(criterion, network, batch).elements["0.weight"])
+    assert found[0].any()
+    assert np.allclose(*found)
+
+
 @pytest.mark.parametrize("criterion", ["fpgm", "bnscale", "obs"])
 def test_channel_criteria_refuse_single_weights(criterion):
     network = networks.build("resnet_a")
