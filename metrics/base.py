@@ -210,6 +210,12 @@ def weights(candidate: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (own[name], candidate.dense[name]) for name in parameters}
 
 
+def is_shift(name: str) -> bool:
+    """Whether a parameter or buffer is added and does not multiply, by its name: a bias or a running mean."""
+    last = name.rpartition(".")[2]
+    return last.endswith("bias") or last.startswith("bias_") or last == "running_mean"
+
+
 def norm(tensor: Tensor) -> float:
     """The L2 norm, accumulated in double precision without copying the tensor."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import Batch, Candidate
-from .base import MetricError, Outputs, Reference, check_floating, scored_of
+from .base import MetricError, Outputs, Reference, check_floating, is_shift, scored_of
 
 
 def synflow(candidate: Candidate, dense: Reference, batch: Batch) -> float:
@@ -58,5 +58,4 @@ def _linear(candidate: Candidate, tensors: Mapping[str, Tensor], batch: Batch, d
 
 def _linearised(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The absolute values, or zeros for a shift: batch norm then is a positive factor for each channel."""
-    shift = name.rpartition(".")[2] in ("bias", "running_mean")
-    return torch.zeros_like(tensor, dtype=dtype) if shift else tensor.to(dtype).abs()
+    return torch.zeros_like(tensor, dtype=dtype) if is_shift(name) else tensor.to(dtype).abs()

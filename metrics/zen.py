@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate
-from .base import Reference, check_floating, restricted, scored_of
+from .base import Reference, check_floating, is_shift, restricted, scored_of
 
 STEP = 0.01  # size of the perturbation
 NORMS = frozenset("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_with_update".split())
@@ -58,7 +58,7 @@ def _noise(given: Tensor, generator: torch.Generator) -> Tensor:
 
 def _neutral(name: str, tensor: Tensor) -> Tensor:
     """Ones for a scale, zeros for a shift."""
-    return torch.zeros(tensor.shape) if name.endswith("bias") else torch.ones(tensor.shape)
+    return torch.zeros(tensor.shape) if is_shift(name) else torch.ones(tensor.shape)
 
 
 class _Deviations(TorchDispatchMode):

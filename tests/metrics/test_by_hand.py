@@ -398,6 +398,41 @@ def test_synflow_by_hand():
     assert score == pytest.approx(np.log(3 + 3))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, whose shifts are called `bias_ih_l0` and `bias_hh_l0`."""
+
+    def __init__(self, bias):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.GRU(2, 3, batch_first=True, bias=bias)
+        with torch.no_grad():
+            self.layer.weight_ih_l0.fill_(0.5)
+            self.layer.weight_hh_l0.fill_(0.25)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+class Projected(nn.Module):
+    """A layer whose shift is called as in `nn.MultiheadAttention`."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.ones(3, 2))
+        self.in_proj_bias = nn.Parameter(torch.ones(3)) if bias else None
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Projected])
+@pytest.mark.parametrize("metric", ["synflow", "zen"])
+def test_shifts_are_left_out_whatever_they_are_called(metric, kind):
+    batch = Batch((torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0)),))
+    assert scored(metric, kind(True), batch) == pytest.approx(scored(metric, kind(False), batch), rel=1e-6)
+
+
 class Twice(nn.Module):
     """Gives what a network gives, and twice that as a second output."""
 
