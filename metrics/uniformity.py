@@ -11,6 +11,7 @@ from .base import Reference, weights
 def uniformity(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """Minus the standard deviation over weight tensors of the kept fraction: a control, not a score.
 
-    Over all parameters of two or more dimensions; 0 if all keep the same fraction. Only the weights are read.
+    Over all parameters of two or more dimensions that have entries; 0 if all keep the same fraction. Only the weights are read.
     """
-    return -statistics.pstdev(int(own.count_nonzero()) / before.numel() for own, before in weights(candidate).values())
+    pairs = weights(candidate).values()
+    return -statistics.pstdev(int(own.count_nonzero()) / before.numel() for own, before in pairs if before.numel())

@@ -433,6 +433,15 @@ def test_shifts_are_left_out_whatever_they_are_called(metric, kind):
     assert scored(metric, kind(True), batch) == pytest.approx(scored(metric, kind(False), batch), rel=1e-6)
 
 
+@pytest.mark.parametrize("metric", ["logdensity", "uniformity"])
+def test_a_parameter_without_entries_does_not_count(metric):
+    network = two_layers()
+    network.nothing = nn.Parameter(torch.zeros(0, 8))
+    pruned = {"0.weight": torch.tensor([[1.0, 0.0], [0.0, 2.0]])}
+    found = METRICS[metric](Candidate(Skeleton(network), pruned), Reference(network, BATCH), BATCH)
+    assert found == pytest.approx(EXPECTED[metric])
+
+
 class Twice(nn.Module):
     """Gives what a network gives, and twice that as a second output."""
 
