@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common import Batch, Candidate
@@ -15,12 +18,24 @@ from .base import Reference
 def macs(candidate: Candidate, dense: Reference, batch: Batch) -> float:
     """Number of multiplications with non-zero weights per image: a control, not a score.
 
-    Counted over the convolutions and matrix products of one forward pass, functions as well as modules. Of the images only
-    the shapes matter.
+    Counted over the convolutions and matrix products of one forward pass, functions as well as modules, those of attention
+    among them. Of the images only the shapes matter.
     """
-    with torch.no_grad(), _Count() as count:  # type: ignore[no-untyped-call]
+    with torch.no_grad(), _plain_attention(), _Count() as count:  # type: ignore[no-untyped-call]
         candidate.run(candidate.tensors, *(x[:1] for x in batch.inputs))
     return float(count.macs)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Makes attention run as matrix products, and not in kernels that hide them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -433,6 +433,30 @@ def test_shifts_are_left_out_whatever_they_are_called(metric, kind):
     assert scored(metric, kind(True), batch) == pytest.approx(scored(metric, kind(False), batch), rel=1e-6)
 
 
+def test_macs_count_the_products_of_attention():
+    class Attention(nn.Linear):
+        def forward(self, x):
+            x = super().forward(x)
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    network, tokens = Attention(4, 4), torch.ones(2, 1, 3, 4)  # one head of four numbers for three tokens
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    assert scored("macs", network, Batch((tokens,))) == 3 * 4 * 4 + 2 * 3 * 3 * 4
+
+
+def test_macs_see_through_the_fast_path_of_an_attention_layer():
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x, x, x)[0]
+
+    network, tokens = Attention(4, 2, batch_first=True).eval(), torch.randn(2, 3, 4)
+    with torch.no_grad():
+        network.in_proj_bias.fill_(0.1)
+    assert scored("macs", network, Batch((tokens,))) == 3 * 4 * (3 * 4 + 4) + 2 * 3 * 3 * 4
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("metric", ["logdensity", "uniformity"])
 def test_a_parameter_without_entries_does_not_count(metric):
     network = two_layers()
