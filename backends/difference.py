@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +37,14 @@ def relative_difference(a: Any, b: Any) -> float:
     return worst
 
 
-def _as_outputs(outputs: Any) -> list[NDArray[np.float64]]:
-    many = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return [np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64) for x in many]
+def _as_outputs(outputs: Any) -> list[NDArray[Any]]:
+    return [_wide(x) for x in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
+
+
+def _wide(output: Any) -> NDArray[Any]:
+    """An array in double precision, complex if the output is."""
+    if isinstance(output, Tensor):
+        wide = torch.complex128 if output.is_complex() else torch.float64
+        return output.detach().cpu().to(wide).numpy(force=True)
+    array = np.asarray(output)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

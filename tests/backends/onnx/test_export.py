@@ -301,6 +301,16 @@ def test_relative_difference_by_hand():
         assert relative_difference(broken, torch.ones(2)) == math.inf
 
 
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])
+def test_relative_difference_of_complex_outputs_counts_both_parts(form):
+    a, b = torch.tensor([3 + 4j]), torch.tensor([3 - 1j])
+    assert relative_difference(form(a), form(a)) == 0
+    assert relative_difference(form(a), form(b)) == 1
+    assert relative_difference(form(a), form(a.real)) == pytest.approx(0.8)  # 4 of 5
+    assert relative_difference(a.conj(), a) == pytest.approx(1.6)
+    assert relative_difference(form(a), form(torch.tensor([complex(3, math.nan)]))) == math.inf
+
+
 class Tokens(nn.Module):
     """Reads sequences of any length, or of one, and gives what goes into no file beside its logits."""
 
