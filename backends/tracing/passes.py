@@ -83,7 +83,7 @@ class _SameDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _same_numbers() -> Iterator[None]:
+def same_numbers() -> Iterator[None]:
     """The generators of Python and NumPy begin at the same seed, and go on afterwards where they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(0)
@@ -105,7 +105,7 @@ def training_branches(network: nn.Module) -> Iterator[None]:
     try:
         for module in containers:
             module.training = True
-        with torch.random.fork_rng(devices=[]), _SameDraws(), _same_numbers():  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=[]), _SameDraws(), same_numbers():  # type: ignore[no-untyped-call]
             yield
     finally:
         for module in containers:

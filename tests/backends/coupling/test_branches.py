@@ -1,6 +1,7 @@
 """Residual branches: which are found, and that a network without some of them is what the dense one is with them at zero."""
 
 import copy
+import random
 
 import networks
 import numpy as np
@@ -166,6 +167,26 @@ def test_a_branch_goes_only_where_training_runs_without_it():
     assert torch.equal(torch.get_rng_state(), before)
     smaller = without(network, branch.removed).train()
     assert torch.equal(smaller(given), network.head(network.stem(given).mean((2, 3))))
+
+
+class Leaving(nn.Module):
+    """In training it leaves its branch out at random, by the generators of Python and NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if not self.training or min(random.random(), np.random.random()) < 0.8:  # noqa: NPY002
+            x = x + self.branch(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_generators_of_python_and_numpy_go_on_where_they_were():
+    before = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
+    assert len(found(Leaving())) == 1
+    assert (random.getstate(), np.random.get_state()[2]) == before  # noqa: NPY002
 
 
 NETWORKS = {
