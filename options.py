@@ -23,7 +23,7 @@ class Kind(Enum):
     """The type of an option's value, and so how it is written on the command line."""
 
     TEXT = auto()
-    OBJECT = auto()  # text on the command line, anything in Python
+    OBJECT = auto()  # text on the command line; in Python also a function or another object
     WHOLE = auto()  # an integer
     NUMBER = auto()
     SECONDS = auto()  # 60s, 5m, 1h on the command line
@@ -46,7 +46,7 @@ def _numbers(value: Any) -> bool:
 
 # For each kind: whether a Python value is of it, and what to give instead.
 VALUES: dict[Kind, tuple[Callable[[Any], bool], str]] = {
-    Kind.TEXT: (lambda value: isinstance(value, str) or callable(value), "a text"),  # some options also take a function
+    Kind.TEXT: (lambda value: isinstance(value, str), "a text"),
     Kind.OBJECT: (lambda value: True, "anything"),
     Kind.WHOLE: (lambda value: isinstance(value, Integral), "a whole number"),
     Kind.NUMBER: (lambda value: isinstance(value, Real), "a number"),

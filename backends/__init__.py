@@ -34,9 +34,9 @@ def find_backend(granularity: str) -> type[Backend]:
     Raises:
         FreePruneError: there is no such granularity, or the two cannot be composed.
     """
-    first, plus, second = granularity.partition("+")
-    if not plus:
+    if not isinstance(granularity, str) or "+" not in granularity:
         return find(BACKENDS, granularity, "granularity")
+    first, _, second = granularity.partition("+")
     channel, mask = find(BACKENDS, first, "granularity"), find(BACKENDS, second, "granularity")
     if channel is not Channel or not issubclass(mask, Masked):
         masking = ", ".join(name for name, backend in BACKENDS.items() if issubclass(backend, Masked))

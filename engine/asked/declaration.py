@@ -89,6 +89,9 @@ class Settings:
         "freeprune",
         "How candidates are scored: calibratedkl where nothing will be trained; see freeprune list metrics, or give "
         "path/to/file.py:callable.",
+        kind=Kind.OBJECT,
+        holds=lambda value: isinstance(value, str) or callable(value),
+        expected="a name, or a function of (candidate, dense, batch)",
     )
     criterion: str = option("l2", "Importance that orders the units of a layer; see freeprune list criteria.")
     trials: int = option(300, "Number of rate vectors to score; 0 prunes every group at the same rate.", least=0)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from freeprune.backends import BACKENDS
+from freeprune.backends import BACKENDS, find_backend
+from freeprune.backends.base import check_options
 from freeprune.engine.asked.recipe import Recipe
 from freeprune.engine.asked.settings import SETTINGS, Options, StudyOptions, settings
 from freeprune.errors import FreePruneError
@@ -30,6 +31,9 @@ def test_options_of_a_run_are_refused_where_there_is_none(option):
         ({"trials": 2.5}, "`trials` is 2.5; give a whole number"),
         ({"max_rate": "half"}, "`max_rate` is 'half'; give a number"),
         ({"granularity": 3}, "`granularity` is 3; give a text"),
+        ({"granularity": print}, "`granularity` is <built-in function print>; give a text"),
+        ({"criterion": print}, "`criterion` is <built-in function print>; give a text"),
+        ({"metric": 3}, r"`metric` is 3; give a name, or a function of \(candidate, dense, batch\)"),
         ({"only": [3]}, r"`only` is \(3,\); give texts in a list"),
         ({"compress": 1}, "`compress` is 1; give True or False"),
         ({"time_limit": -1}, "`time_limit` is -1; give a number of seconds above 0"),
@@ -38,6 +42,18 @@ def test_options_of_a_run_are_refused_where_there_is_none(option):
 def test_a_value_of_another_type_is_a_sentence(wrong, sentence):
     with pytest.raises(FreePruneError, match=sentence):
         settings({"macs": 0.5}, wrong)
+
+
+@pytest.mark.parametrize("name", ["nm", "block"])
+def test_a_function_is_no_value_of_an_option_of_a_granularity(name):
+    with pytest.raises(FreePruneError, match=f"^`{name}` is <built-in function print>; give a text"):
+        check_options(name, BACKENDS[name].options, {name: print})
+
+
+def test_a_function_is_no_name_of_a_granularity_but_may_be_a_metric():
+    with pytest.raises(FreePruneError, match=r"^the granularity is <built-in function print>; give its name"):
+        find_backend(print)
+    assert settings({"macs": 0.5}, {}, metric=print).metric is print
 
 
 def test_a_single_text_stands_for_a_list_of_one_and_none_for_nothing_given():
