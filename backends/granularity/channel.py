@@ -324,18 +324,20 @@ class Channel:
         """The importance of units, and a density for each group. A branch has the mean density, and an importance of 1.
 
         A group's density is the square root of the mean ERK density of the layers that make its channels, since removing
-        channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes.
+        channels shrinks a weight twice, by outputs and by inputs. It is 1 for a group that no layer makes, and for branches if
+        there is no group of channels.
         """
         shapes = {name: tuple(p.shape) for name, p in self._traced.named_parameters()}
         densities = []
         for group in self.coupling.groups:
             layers = [erdos_renyi_kernel(shapes[n]) for n, dim in group.members if dim == 0 and len(shapes.get(n, ())) > 1]
             densities.append(math.sqrt(np.mean(layers)) if layers else 1.0)
+        mean = float(np.mean(densities)) if densities else 1.0
         units = zip(self._totals(importance), self._steps, strict=False)
         channels = [np.add.reduceat(-np.sort(-total), np.arange(0, len(total), step)) for total, step in units]
         return Profile(
             (*channels, *(np.ones(1) for _ in self.branches)),
-            np.array([*densities, *(np.mean(densities) for _ in self.branches)]),
+            np.array([*densities, *(mean for _ in self.branches)]),
             np.array([*self.streams, *(True for _ in self.branches)], np.bool_),
         )
 

@@ -401,5 +401,27 @@ class Sharpened(nn.Module):
         return x + self.tail(h + F.relu(self.body(h)))
 
 
+class Branches(nn.Module):
+    """Three branches on its input, and no channel that may go."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+def test_a_network_of_branches_alone_has_a_profile():
+    network = Branches().eval()
+    order = importance("l2", network)
+    backend = BACKENDS["channel"](network, (torch.randn(2, 6),), order, depth=True)
+    profile = backend.profile(order)
+    assert len(backend.groups) == len(backend.branches) == 3
+    assert profile.erk.tolist() == [1, 1, 1]
+
+
 def test_a_network_that_is_one_branch_as_a_whole_stays():
     assert [branch.name for branch in found(Sharpened())] == ["body branch"]
