@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ NOTHING: Mapping[int, Tensor] = {}
 def copied(network: Network, instead: Mapping[int, Tensor] = NOTHING) -> Network:
     """A deep copy of a network, faster than `copy.deepcopy`. Shared tensors stay shared.
 
-    Hooks and other closures that modules hold refer to modules and containers of the copy where they refer to the network's.
+    Hooks and other functions that modules hold, also in containers, refer to modules and containers of the copy where their
+    closures or default arguments refer to the network's.
 
     Tensors that are not leaves are detached; `deepcopy` refuses them. The weights of `torch.nn.utils.weight_norm` and
     `torch.nn.utils.prune` are such tensors.
@@ -167,28 +168,67 @@ def _twin(network: Network, memo: Memo) -> Network:
     for module in reversed(plain):  # children first: a parent with its own `__setstate__` may look into them
         memo[id(module)].__dict__.update({name: _copied(value, memo) for name, value in vars(module).items()})
     twin = copy.deepcopy(network, memo)
+    made = {id(value) for value in memo.values()}
     for module in twin.modules():
-        for held in (vars(module), *[value for value in vars(module).values() if type(value) in (dict, OrderedDict)]):
-            held.update(
-                {name: _rebound(f, memo) for name, f in held.items() if type(f) is types.FunctionType and f.__closure__}
-            )
+        vars(module).update({name: _rebound(value, memo, made) for name, value in vars(module).items()})
     return twin
 
 
-def _rebound(function: Any, memo: Memo) -> Any:
-    """A closure that refers to copies of what it referred to; itself if nothing of that was copied."""
+def _rebound(value: Any, memo: Memo, made: set[int]) -> Any:
+    """What stands in a copy for a value, with functions in it that refer to copies; itself if nothing of that was copied.
+
+    Lists and dictionaries that were copied are changed in place; those that no module holds stay shared.
+
+    Args:
+        made: the `id` of all copies; those of lists and dictionaries are taken out as they are changed, once each.
+    """
+    if type(value) is types.FunctionType:
+        return _rebound_function(value, memo, made)
+    value = memo.get(id(value), value)
+    kind = type(value)
+    if kind in (list, dict, OrderedDict) and id(value) in made:
+        made.remove(id(value))
+        for place, entry in list(enumerate(value) if kind is list else value.items()):
+            value[place] = _rebound(entry, memo, made)
+    elif kind is tuple:
+        entries = tuple(_rebound(entry, memo, made) for entry in value)
+        return entries if _differ(value, entries) else value
+    elif kind is functools.partial:
+        before = (value.func, *value.args, *value.keywords.values())
+        function, *after = (_rebound(entry, memo, made) for entry in before)
+        if _differ(before, (function, *after)):
+            count = len(value.args)
+            twin = functools.partial(function, *after[:count], **dict(zip(value.keywords, after[count:], strict=True)))
+            vars(twin).update(vars(value))
+            return twin
+    elif kind is types.MethodType and id(value.__self__) in memo:
+        return types.MethodType(value.__func__, memo[id(value.__self__)])
+    return value
+
+
+def _rebound_function(function: Any, memo: Memo, made: set[int]) -> Any:
+    """A function whose closure and defaults refer to copies of what they referred to; itself if nothing of that was copied."""
     if id(function) in memo:
         return memo[id(function)]
     memo[id(function)] = function  # it may refer to itself
-    before = [cell.cell_contents if _is_full(cell) else None for cell in function.__closure__]
-    after = [_rebound(x, memo) if type(x) is types.FunctionType and x.__closure__ else memo.get(id(x), x) for x in before]
-    if any(one is not other for one, other in zip(before, after, strict=True)):
-        cells = tuple(map(types.CellType, after))
-        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
-        twin.__qualname__, twin.__kwdefaults__ = function.__qualname__, function.__kwdefaults__
+    cells, defaults, named = function.__closure__ or (), function.__defaults__, function.__kwdefaults__ or {}
+    before = (*(cell.cell_contents if _is_full(cell) else None for cell in cells), defaults, *named.values())
+    after = [_rebound(value, memo, made) for value in before]
+    if _differ(before, after):
+        own = tuple(map(types.CellType, after[: len(cells)]))
+        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, after[len(cells)], own or None)
+        twin.__qualname__ = function.__qualname__
+        twin.__kwdefaults__ = dict(zip(named, after[len(cells) + 1 :], strict=True)) or None
         vars(twin).update(vars(function))
+        for cell in own:
+            if cell.cell_contents is function:
+                cell.cell_contents = twin
         memo[id(function)] = twin
     return memo[id(function)]
+
+
+def _differ(before: Iterable[Any], after: Iterable[Any]) -> bool:
+    return any(one is not other for one, other in zip(before, after, strict=True))
 
 
 def _is_full(cell: types.CellType) -> bool:

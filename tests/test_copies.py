@@ -1,9 +1,11 @@
 import copy
+import functools
 import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from freeprune import copies
@@ -144,6 +146,82 @@ def test_hooks_of_a_copy_know_the_copy():
     assert torch.equal(dense.features[0], before)
     assert len(outside) == 2  # what belongs to no module is known to both
     assert all(torch.equal(tensor, dense.state_dict()[name]) for name, tensor in expected.items())
+
+
+def recursive(layer):
+    def apply(x, times=2):
+        return apply(layer(x), times - 1) if times else x
+
+    return apply
+
+
+FORMS = {
+    "closure": lambda layer: lambda x: layer(x),
+    "list": lambda layer: [lambda x: layer(x)],
+    "tuple": lambda layer: (lambda x: layer(x),),
+    "nested": lambda layer: {"x": {"y": [(lambda x: layer(x),)]}},
+    "partial": lambda layer: functools.partial(lambda scale, x: scale * layer(x), 2),
+    "partials_argument": lambda layer: functools.partial(lambda x, f: f(x), f=lambda x: layer(x)),
+    "default": lambda layer: lambda x, a=layer: a(x),
+    "keyword": lambda layer: lambda x, *, a=layer: a(x),
+    "method": lambda layer: lambda x, a=layer.forward: a(x),
+    "tuple_in_a_default": lambda layer: lambda x, pair=(1, lambda x: layer(x)): pair[1](x),
+    "recursive": recursive,
+}
+
+
+class Holding(nn.Module):
+    """Runs its layer by a function that it holds in some form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.held = FORMS[form](self.layer)
+
+    def forward(self, x):
+        function = self.held
+        while not callable(function):
+            (function,) = function.values() if isinstance(function, dict) else function
+        return function(x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_functions_of_a_copy_run_its_own_weights(form):
+    dense, x = Holding(form), torch.ones(1, 3)
+    found, before = copied(dense), dense(x)
+    assert torch.equal(found(x), before)
+    with torch.no_grad():
+        found.layer.weight.zero_()
+        found.layer.bias.zero_()
+    assert not found(x).any()
+    assert torch.equal(dense(x), before)
+    with torch.no_grad():
+        dense.layer.weight.add_(1)
+    assert not found(x).any()
+    assert not copied(found)(x).any()
+
+
+def test_what_refers_to_no_copy_and_what_a_module_shares_stays_itself():
+    class Sharing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.shared = [lambda x: self.layer(x)]
+
+        def __deepcopy__(self, memo):
+            twin = Sharing()
+            memo[id(self)] = twin
+            twin.layer, twin.shared = copy.deepcopy(self.layer, memo), self.shared
+            return twin
+
+    dense = nn.Sequential(Sharing())
+    dense.activation, dense.several, (function,) = F.relu, (F.relu, {"gelu": F.gelu}), dense[0].shared
+    dense.itself = [F.relu]
+    dense.itself.append(dense.itself)
+    found = copied(dense)
+    assert (found.activation, found.several) == (F.relu, (F.relu, {"gelu": F.gelu}))
+    assert found.itself[1] is found.itself is not dense.itself
+    assert dense[0].shared == [function]
 
 
 def test_what_cannot_be_copied_is_an_error():
