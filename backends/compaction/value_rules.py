@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..tracing.arithmetic import elementwise
+from ..tracing.arithmetic import elementwise, reduced
 from ..tracing.labels import reshaped, support
 from ..tracing.operator import Call, UnknownOperator, base_name
 from ..tracing.rules import rule_for
@@ -131,7 +131,8 @@ def _spatial(tracer: Values, call: Call) -> list[Value]:
 
 def _mean(tracer: Values, call: Call) -> list[Value]:
     x = call.first
-    dims = sorted(d % x.dim() for d in call["dim"]) if call["dim"] else list(range(x.dim()))
+    dims = sorted(reduced(call)) if x.dim() else []
+    tracer.hold(y for y in tracer.labels(x) if not set(dims).isdisjoint(support(y)))  # without a channel it is another one
     value = _uniform(tracer.core(x), dims)
     return [value if call["keepdim"] else value.squeeze(dims)]
 

@@ -596,3 +596,33 @@ def test_channels_that_stand_between_others_stay():
     network = seeded(Neighbours())
     zero(network.first, 1, 2)
     assert not agreeing(network).plan.kept
+
+
+class Scaled(nn.Module):
+    """Scales its output by what a function makes of all channels."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.first, self.last, self.scale = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), scale
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x) * self.scale(x)
+
+
+@pytest.mark.parametrize(
+    ("scale", "width"),
+    [
+        (lambda x: x.mean(), 8),
+        (lambda x: x.mean((1, 2, 3), keepdim=True), 8),
+        (lambda x: x.amax((1, 2, 3), keepdim=True), 8),
+        (lambda x: x.mean((2, 3), keepdim=True)[:, :1], 6),
+        (lambda x: x.sum().mean(0), 8),  # the mean of a tensor without dimensions
+    ],
+    ids=["all", "channels", "largest", "space", "scalar"],
+)
+def test_a_mean_over_channels_keeps_them(scale, width):
+    network = seeded(Scaled(scale))
+    zero(network.first, 1, 2)
+    unread(network.last, 1, 2)
+    assert compact(network, (networks.images(2),)).network.first.out_channels == width
