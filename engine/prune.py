@@ -46,7 +46,7 @@ from .training.processes import is_first
 from .user_code import warn
 from .workers.pool import pool
 
-WELL_USED = 0.9  # share of a target, below which smaller steps are worth a word
+WELL_USED = 0.75  # share of a target, below which smaller steps are worth a word
 
 MakeStrategy = Callable[[Job], Strategy]
 

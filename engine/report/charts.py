@@ -48,13 +48,14 @@ class Axis:
     Attributes:
         label: what is measured, with its unit.
         form: how a tick is written.
-        low: what is always shown.
+        low, high: the range that is always shown.
         cut: the lowest value that is shown; lower ones are drawn at the edge.
     """
 
     label: str
     form: Callable[[float], str] = "{:g}".format
     low: float = math.inf
+    high: float = -math.inf
     cut: float = -math.inf
 
 
@@ -118,9 +119,9 @@ def _thinned(one: Series) -> Series:
 
 
 def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Scale:
-    low, high = max(min([axis.low, *values]), axis.cut), max(values)
+    low, high = max(min([axis.low, *values]), axis.cut), max([axis.high, *values])
     room = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
-    return _Scale(low if low == axis.low else low - room, high + room, start, end)
+    return _Scale(low if low == axis.low else low - room, high if high == axis.high else high + room, start, end)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
