@@ -43,8 +43,9 @@ class Target:
     def amount(self) -> str:
         """What may remain, as a text from which the same value is read again: 50%, 0.3333333333333333, 60M, 5ms."""
         if self.relative:
-            percent = f"{self.value * 100:g}"
-            return f"{percent}%" if float(percent) / 100 == self.value else repr(self.value)
+            percents = (f"{self.value * 100:.{digits}g}" for digits in range(6, 18))
+            exact = (f"{percent}%" for percent in percents if float(percent) / 100 == self.value)
+            return next(exact, repr(self.value))
         return f"{in_words(self.value)}ms" if self.cost == LATENCY else _amount(self.value)
 
     @property

@@ -44,6 +44,7 @@ def test_every_value_is_read_again_as_it_was(cost, value):
 def test_a_value_is_written_with_few_digits_where_these_are_enough():
     texts = [str(parse_targets({"macs": value})[0]) for value in (0.5, 0.29, 0.07, 0.125, 1 / 3)]
     assert texts == ["macs=50%", "macs=29%", "macs=7%", "macs=12.5%", "macs=0.3333333333333333"]
+    assert str(parse_target("macs=33.33333333%")) == "macs=33.33333333%"
 
 
 def test_sentences_about_a_budget_name_budgets():
